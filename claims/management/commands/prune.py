@@ -1,0 +1,44 @@
+"""``manage.py prune``: delete what is past its retention."""
+
+import signal
+import threading
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandParser
+
+from claims import retention
+from claims.management.commands.expire_claims import positive_int
+
+
+class Command(BaseCommand):
+    """Delete ended claims, past wakes and the events of ended entities after their retention."""
+
+    help = (
+        "Delete ended claims, past wakes, and the events of stopped and killed entities that are "
+        "older than PULLWAKE_RETENTION_DAYS. Servers do this hourly by themselves."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """The options."""
+        parser.add_argument(
+            "--batch", type=positive_int, default=retention.BATCH, help="rows in a transaction"
+        )
+        parser.add_argument("--dry-run", action="store_true", help="count, and delete nothing")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Delete in batches; SIGTERM finishes the batch."""
+        stopped = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stopped.set())
+        for name, rows in retention.prunable().items():
+            if options["dry_run"]:
+                self.stdout.write(f"would delete {rows.count()} {name}")
+                continue
+            deleted = 0
+            for count in retention.batches(rows, options["batch"]):
+                deleted += count
+                if stopped.is_set():
+                    break
+            self.stdout.write(f"deleted {deleted} {name}")
+            if stopped.is_set():
+                return

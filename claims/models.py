@@ -1,0 +1,235 @@
+"""Consumer claims. `claims.lifecycle` is their only writer, and its docstring the state table."""
+
+from datetime import datetime
+
+from django.db import models
+from django.db.models import Case, F, Q, Value, When
+from django.db.models.functions import Greatest, Now
+
+from dispatch.models import Entity
+from runners.models import Runner
+
+
+class OrphanReason(models.TextChoices):
+    """Why nobody can be at work on an active claim; the first that holds is the one that is told.
+
+    A dead runner's lease lapses, too, so what is wrong with the runner comes first.
+    """
+
+    RUNNER_GONE = "runner_gone", "its runner is gone"
+    RUNNER_DISABLED = "runner_disabled", "its runner is disabled"
+    RUNNER_NEVER_SEEN = "runner_never_seen", "its runner was never seen"
+    RUNNER_EXPIRED = "runner_expired", "its runner's heartbeat lease expired"
+    LEASE_LAPSED = "lease_lapsed", "its lease has lapsed"
+
+
+class ClaimQuerySet(models.QuerySet["ConsumerClaim"]):
+    """Claims, by what the API, the admin, metrics and commands ask of them."""
+
+    def active(self) -> "ClaimQuerySet":
+        """Holding their entity."""
+        return self.filter(status=ConsumerClaim.Status.ACTIVE)
+
+    def lapsed(self) -> "ClaimQuerySet":
+        """Active, with a lease that is over."""
+        return self.active().filter(lease_expires_at__lte=Now())
+
+    def orphaned(self) -> "ClaimQuerySet":
+        """Active, but lapsed, or of a runner that is expired, disabled, never seen or gone."""
+        return self.active().filter(
+            Q(lease_expires_at__lte=Now()) | Q(runner=None) | Q(runner__in=Runner.objects.unable())
+        )
+
+    def with_orphan_reason(self) -> "ClaimQuerySet":
+        """With ``orphan_reason``, one of `OrphanReason` or "", and ``orphaned_since``.
+
+        The reason is "" for exactly those that `orphaned` leaves out. When a runner was disabled
+        is not kept: its last change, then, is since when, or the claim if that came later.
+        """
+        seen_until = "runner__liveness__lease_expires_at"
+        known: list[tuple[Q, OrphanReason, str]] = [
+            (Q(runner=None), OrphanReason.RUNNER_GONE, "claimed_at"),
+            (
+                Q(runner__admin_status=Runner.AdminStatus.DISABLED),
+                OrphanReason.RUNNER_DISABLED,
+                "runner__updated_at",
+            ),
+            (Q(**{seen_until: None}), OrphanReason.RUNNER_NEVER_SEEN, "runner__created_at"),
+            (Q(**{f"{seen_until}__lte": Now()}), OrphanReason.RUNNER_EXPIRED, seen_until),
+            (Q(lease_expires_at__lte=Now()), OrphanReason.LEASE_LAPSED, "lease_expires_at"),
+        ]
+        ended = ~Q(status=ConsumerClaim.Status.ACTIVE)
+        return self.annotate(
+            orphan_reason=Case(
+                When(ended, then=Value("")),
+                *(When(condition, then=Value(reason.value)) for condition, reason, _ in known),
+                default=Value(""),
+                output_field=models.CharField(),
+            ),
+            orphaned_since=Case(
+                When(ended, then=None),
+                *(
+                    When(condition, then=Greatest("claimed_at", since))
+                    for condition, _, since in known
+                ),
+                default=None,
+                output_field=models.DateTimeField(),
+            ),
+        )
+
+    def opened_by(self, token_hash: str) -> "ClaimQuerySet":
+        """Active, and whose claim or write token has this hash."""
+        return self.active().filter(Q(claim_token_hash=token_hash) | Q(write_token_hash=token_hash))
+
+    def writable_by(self, token_hash: str) -> "ClaimQuerySet":
+        """Active, and whose write token has this hash."""
+        return self.active().filter(write_token_hash=token_hash)
+
+    def expire(self) -> int:
+        """Expire those active; the caller holds their dispatch states. See `claims.lifecycle`."""
+        from claims import lifecycle  # the verbs are built on these models
+
+        return lifecycle.end(self, ConsumerClaim.Status.EXPIRED)
+
+    def fence(self) -> int:
+        """Fence those active; the caller holds their dispatch states. See `claims.lifecycle`."""
+        from claims import lifecycle  # the verbs are built on these models
+
+        return lifecycle.fence(self)
+
+
+class ConsumerClaim(models.Model):
+    """A runner's hold on an entity: leased, and fenced by (consumer_id, epoch)."""
+
+    class Status(models.TextChoices):
+        """Active ends in one of the others, and none of those is left again."""
+
+        ACTIVE = "active"
+        RELEASED = "released"
+        FAILED = "failed"
+        EXPIRED = "expired"
+        FENCED = "fenced"
+
+    consumer_id = models.CharField(max_length=26)
+    epoch = models.PositiveBigIntegerField(help_text="generation of the wake")
+    # A claim outlives its entity and its runner, so that a late callback is told that it ended.
+    entity = models.ForeignKey(Entity, null=True, on_delete=models.SET_NULL, related_name="claims")
+    entity_url = models.CharField(max_length=258)
+    runner = models.ForeignKey(
+        Runner, null=True, on_delete=models.SET_NULL, related_name="claims", db_index=False
+    )
+    runner_name = models.CharField(
+        max_length=128, help_text="the runner's id, also when it is gone"
+    )
+    status = models.CharField(max_length=8, choices=Status.choices, default=Status.ACTIVE)
+    claimed_at = models.DateTimeField(db_default=Now())
+    last_heartbeat_at = models.DateTimeField(null=True)
+    lease = models.DurationField(help_text="that a renewal gives")
+    lease_expires_at = models.DateTimeField(null=True)
+    ended_at = models.DateTimeField(null=True)
+    delivered_offset = models.PositiveBigIntegerField(help_text="the tail when it was claimed")
+    acked_streams = models.JSONField(default=list)
+    error = models.TextField(blank=True)
+    claim_token_hash = models.CharField(max_length=64)
+    write_token_hash = models.CharField(max_length=64, blank=True)
+
+    objects = ClaimQuerySet.as_manager()
+
+    now: datetime  # of `config.orm.with_now`
+
+    class Meta:
+        verbose_name = "claim"
+        default_permissions = ("view",)
+        permissions = [("expire_consumerclaim", "Can expire claims")]
+        indexes = [
+            # Small however many claims there were; no index on what a heartbeat writes.
+            models.Index(fields=["runner"], name="claim_active", condition=Q(status="active")),
+            models.Index(
+                fields=["write_token_hash"], name="claim_write_token", condition=Q(status="active")
+            ),
+            models.Index(fields=["runner", "-id"], name="claim_runner_newest"),
+            models.Index(fields=["status", "ended_at"], name="claim_ended"),
+            models.Index(fields=["claimed_at"], name="claim_claimed"),
+        ]
+        constraints = [
+            models.UniqueConstraint(fields=["consumer_id", "epoch"], name="claim_identity"),
+            models.UniqueConstraint(
+                fields=["entity"], name="claim_one_active", condition=Q(status="active")
+            ),
+            models.CheckConstraint(condition=Q(epoch__gte=1), name="claim_epoch_from_1"),
+            models.CheckConstraint(
+                condition=~Q(status="active") | Q(lease_expires_at__isnull=False),
+                name="claim_active_has_lease",
+            ),
+            models.CheckConstraint(
+                condition=Q(status="active", ended_at=None)
+                | (~Q(status="active") & Q(ended_at__isnull=False)),
+                name="claim_ended_iff_terminal",
+            ),
+            models.CheckConstraint(
+                condition=Q(ended_at=None) | Q(ended_at__gte=F("claimed_at")),
+                name="claim_ends_after_it_began",
+            ),
+            models.CheckConstraint(
+                condition=Q(status="active") | Q(write_token_hash=""),
+                name="claim_write_token_dies",
+            ),
+            models.CheckConstraint(
+                condition=~Q(status="active") | Q(entity__isnull=False),
+                name="claim_active_has_entity",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.consumer_id} epoch {self.epoch}"
+
+    def take_back(self) -> bool:
+        """Whether this expired it, whatever its lease. See `claims.lifecycle`."""
+        from claims import lifecycle  # the verbs are built on these models
+
+        return lifecycle.take_back(self) is not None
+
+
+class ServerPulse(models.Model):
+    """When any server last lived and last came back, and what the reaper last did: one row.
+
+    Written by `claims.reaper` alone. Without it, a reaper that starts after an outage would blame
+    runners for not renewing what nobody could have renewed.
+    """
+
+    id = models.PositiveSmallIntegerField(primary_key=True, default=1)
+    seen_at = models.DateTimeField(help_text="a server was up")
+    resumed_at = models.DateTimeField(help_text="a server came up after none was")
+    reaped_at = models.DateTimeField(null=True)
+    expired = models.PositiveIntegerField(default=0, help_text="claims, in the last round")
+    reemitted = models.PositiveIntegerField(default=0, help_text="wakes, in the last round")
+    retried = models.PositiveIntegerField(default=0, help_text="entities, in the last round")
+
+    now: datetime  # of `config.orm.with_now`
+
+    class Meta:
+        default_permissions = ()
+        constraints = [models.CheckConstraint(condition=Q(id=1), name="server_pulse_one_row")]
+
+    def __str__(self) -> str:
+        return f"servers seen at {self.seen_at}"
+
+
+class ClaimTally(models.Model):
+    """How many claims began and ended in five minutes, so that no chart counts claims.
+
+    Written by `claims.tallies` alone.
+    """
+
+    since = models.DateTimeField(primary_key=True)
+    acquired = models.PositiveIntegerField(default=0)
+    released = models.PositiveIntegerField(default=0)
+    failed = models.PositiveIntegerField(default=0)
+    expired = models.PositiveIntegerField(default=0)
+    fenced = models.PositiveIntegerField(default=0)
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return f"claims since {self.since}"

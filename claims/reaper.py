@@ -1,0 +1,137 @@
+"""The reaper: takes back lapsed claims, emits stale wakes again, wakes what waited out a delay.
+
+It runs inside every server, and as the command `expire_claims`; any number may run at once, and a
+round may be repeated at any time. Nothing depends on it for correctness: a claim that meets a
+lapsed one expires it on the spot.
+
+It distrusts itself. Servers leave a pulse; where none did for two intervals, nobody could renew, so
+no claim is blamed until it has had its own lease's length since a server came back.
+"""
+
+import logging
+import random
+import threading
+import time
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from django.conf import settings
+from django.db import OperationalError, connection
+from django.db.models import Case, F, When
+from django.db.models.functions import Now
+
+from claims import lifecycle, retention, tallies
+from claims.models import ClaimQuerySet, ConsumerClaim, ServerPulse
+from config.orm import with_now
+from dispatch import wakes
+
+logger = logging.getLogger(__name__)
+
+BATCH = 500
+"""Rows of a kind in one round, at the most."""
+
+PRUNE_EVERY_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What one round did."""
+
+    expired: int = 0
+    reemitted: int = 0
+    retried: int = 0
+
+
+def absence() -> timedelta:
+    """For how long no server may leave a pulse before all of them count as having been away."""
+    return 2 * timedelta(milliseconds=settings.PULLWAKE_REAPER_INTERVAL_MS) + timedelta(seconds=1)
+
+
+def pulse() -> None:
+    """Note that a server lives, and, if none did for `absence`, that one came back."""
+    seen = ServerPulse.objects.filter(pk=1).update(
+        resumed_at=Case(When(seen_at__lt=Now() - absence(), then=Now()), default=F("resumed_at")),
+        seen_at=Now(),
+    )
+    if not seen:
+        ServerPulse.objects.bulk_create(
+            [ServerPulse(pk=1, seen_at=Now(), resumed_at=Now())], ignore_conflicts=True
+        )
+
+
+def servers_away_since() -> datetime | None:
+    """Since when every server has been away, or None if one is there or none ever was."""
+    away = ServerPulse.objects.filter(seen_at__lt=Now() - absence())
+    return away.values_list("seen_at", flat=True).first()
+
+
+def expirable() -> ClaimQuerySet:
+    """The lapsed claims that could have been renewed, longest lapsed first."""
+    lapsed = ConsumerClaim.objects.lapsed().order_by("lease_expires_at", "pk")
+    servers = with_now(ServerPulse.objects.all()).first()
+    if servers is None:
+        return lapsed
+    if servers_away_since() is not None:
+        return lapsed.none()
+    return lapsed.filter(lease__lte=servers.now - servers.resumed_at)
+
+
+def reap(*, limit: int = BATCH) -> Round:
+    """One round over at most ``limit`` rows of each kind."""
+    done = Round(
+        expired=sum(map(_expire, expirable()[:limit])),
+        reemitted=wakes.reemit_stale(limit=limit),
+        retried=wakes.retry_due(limit=limit),
+    )
+    ServerPulse.objects.filter(pk=1).update(
+        reaped_at=Now(), expired=done.expired, reemitted=done.reemitted, retried=done.retried
+    )
+    if done != Round():
+        logger.info(
+            "reaped %d claims, emitted %d wakes again, retried %d entities",
+            done.expired,
+            done.reemitted,
+            done.retried,
+        )
+    return done
+
+
+def _expire(claim: ConsumerClaim) -> bool:
+    try:
+        return lifecycle.expire(claim) is not None
+    except OperationalError:
+        raise  # the database is away, for this claim as for all
+    except Exception:
+        # One claim that cannot be expired must not keep the others from it.
+        logger.exception("claim %s could not be expired", claim)
+        return False
+
+
+class Housekeeper(threading.Thread):
+    """The thread of a server that leaves its pulse, reaps, and now and then prunes."""
+
+    def __init__(self) -> None:
+        super().__init__(name="pullwake-housekeeper", daemon=True)
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Begin no further round."""
+        self._stopped.set()
+
+    def run(self) -> None:
+        """Work until stopped; trouble with the database is logged, and tried again."""
+        interval = settings.PULLWAKE_REAPER_INTERVAL_MS / 1000
+        prune_at = time.monotonic() + PRUNE_EVERY_S * random.random()  # noqa: S311
+        while not self._stopped.is_set():
+            try:
+                pulse()
+                reap()
+                tallies.catch_up()
+                if time.monotonic() > prune_at:
+                    prune_at = time.monotonic() + PRUNE_EVERY_S
+                    retention.prune()
+            except Exception:
+                logger.exception("housekeeping failed, and is tried again in %.1f s", interval)
+            connection.close()
+            # Servers that started together need not reap together.
+            self._stopped.wait(interval * random.uniform(0.8, 1.0))  # noqa: S311

@@ -1,0 +1,43 @@
+"""What is kept for how long: rows that no longer matter go after PULLWAKE_RETENTION_DAYS."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+from django.conf import settings
+from django.db.models import QuerySet
+from django.db.models.functions import Now
+
+from claims.models import ConsumerClaim
+from dispatch.models import StreamEvent, Wake
+
+BATCH = 1000
+"""Rows deleted in one transaction."""
+
+
+def prunable() -> dict[str, "QuerySet[Any]"]:
+    """What may go, by name: ended claims, past wakes, and the events of ended entities."""
+    before = Now() - timedelta(days=settings.PULLWAKE_RETENTION_DAYS)
+    return {
+        "claims": ConsumerClaim.objects.filter(ended_at__lt=before),
+        "wakes": Wake.objects.exclude(status=Wake.Status.OUTSTANDING).filter(emitted_at__lt=before),
+        # A living entity's stream is its memory.
+        "events": StreamEvent.objects.filter(created_at__lt=before).exclude(
+            entity__dispatch_state__ended=""
+        ),
+    }
+
+
+def batches(rows: "QuerySet[Any]", size: int = BATCH) -> Iterator[int]:
+    """Delete rows a batch at a time, oldest first; yields how many went."""
+    while True:
+        oldest = list(rows.order_by("pk").values_list("pk", flat=True)[:size])
+        if not oldest:
+            return
+        rows.model._default_manager.filter(pk__in=oldest).delete()
+        yield len(oldest)
+
+
+def prune() -> dict[str, int]:
+    """Delete all that may go: how many rows of each."""
+    return {name: sum(batches(rows)) for name, rows in prunable().items()}

@@ -1,0 +1,62 @@
+"""Who acts: a principal ``kind:id``, whose canonical URL is ``/principal/`` + its encoded key."""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
+from urllib.parse import quote, unquote
+
+_KEY = re.compile(r"(user|agent|service|system):([^/\x00-\x1f\x7f]+)")
+_PREFIX = "/principal/"
+# What encodeURIComponent leaves alone, so that both ends write the same URL.
+_UNENCODED = "!'()*"
+MAX_URL_LENGTH = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """A user, agent, service or system account; equal when their keys are."""
+
+    kind: str
+    id: str
+
+    KINDS: ClassVar = ("user", "agent", "service", "system")
+
+    # Django REST framework's idea of a user, which this stands in for.
+    is_authenticated: ClassVar = True
+
+    @property
+    def key(self) -> str:
+        """``kind:id``."""
+        return f"{self.kind}:{self.id}"
+
+    @property
+    def url(self) -> str:
+        """The canonical URL, the only form that is stored or compared."""
+        return _PREFIX + quote(self.key, safe=_UNENCODED)
+
+    @classmethod
+    def parse(cls, text: str) -> "Principal":
+        """The principal that a key, a canonical URL, or a URL with its segment unencoded names.
+
+        Raises ValueError for anything else.
+        """
+        return _parse(text)
+
+
+@lru_cache(maxsize=4096)
+def _parse(text: str) -> Principal:
+    key = text
+    if text.startswith(_PREFIX):
+        key = unquote(text.removeprefix(_PREFIX), errors="strict")
+    match = _KEY.fullmatch(key)
+    if match is None:
+        raise ValueError("expected kind:id with kind one of user, agent, service, system")
+    principal = Principal(match[1], match[2])
+    if len(principal.url) > MAX_URL_LENGTH:
+        raise ValueError(f"longer than {MAX_URL_LENGTH} characters as a URL")
+    return principal
+
+
+DEVELOPER = Principal("system", "dev-local")
+"""Who calls without any credential, in development mode alone."""

@@ -1,0 +1,240 @@
+"""Every setting of Pullwake, all by environment; the README's table says what each does."""
+
+import ipaddress
+import os
+import tempfile
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import environ
+import structlog
+from django.core.exceptions import ImproperlyConfigured
+
+from config import theme
+
+env = environ.Env()
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+VAR_DIR = BASE_DIR / "var"
+
+# --- Mode and secrets -------------------------------------------------------------------------
+
+PULLWAKE_MODE = env.str("PULLWAKE_MODE", "production")
+if PULLWAKE_MODE not in ("production", "development"):
+    raise ImproperlyConfigured(
+        f"PULLWAKE_MODE is {PULLWAKE_MODE!r}; it must be 'production' or 'development'."
+    )
+DEVELOPMENT = PULLWAKE_MODE == "development"
+
+# Never on: a technical error page would break the one error shape that runners are promised.
+DEBUG = False
+
+SECRET_KEY = env.str("SECRET_KEY", "")
+if not SECRET_KEY:
+    if not DEVELOPMENT:
+        raise ImproperlyConfigured(
+            "SECRET_KEY is not set. Production mode needs one that is long, random and the same on "
+            "every server, for instance from: "
+            "python3 -c 'import secrets; print(secrets.token_urlsafe(50))'. "
+            "For a trial on your own machine set PULLWAKE_MODE=development instead."
+        )
+    SECRET_KEY = "development-only-and-public-so-never-in-production-mode-0123456789"  # noqa: S105
+
+PULLWAKE_PUBLIC_URL = env.str("PULLWAKE_PUBLIC_URL", "").rstrip("/")
+_public = urlsplit(PULLWAKE_PUBLIC_URL)
+if PULLWAKE_PUBLIC_URL and (_public.scheme not in ("http", "https") or not _public.hostname):
+    raise ImproperlyConfigured(
+        f"PULLWAKE_PUBLIC_URL is {PULLWAKE_PUBLIC_URL!r}; it must look like https://wake.example.com."
+    )
+ALLOWED_HOSTS = env.list(
+    "ALLOWED_HOSTS",
+    default=["localhost", "127.0.0.1", "[::1]", *([_public.hostname] if _public.hostname else [])],
+)
+
+# --- What Pullwake does -----------------------------------------------------------------------
+
+
+def _number(name: str, default: int, low: int, high: int) -> int:
+    text = env.str(name, str(default))
+    if not text.isdecimal() or not low <= int(text) <= high:
+        raise ImproperlyConfigured(f"{name} is {text!r}; it must be a number, {low} to {high}.")
+    return int(text)
+
+
+def _networks(name: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    try:
+        return [ipaddress.ip_network(each, strict=False) for each in env.list(name, default=[])]
+    except ValueError as exc:
+        raise ImproperlyConfigured(f"{name} must be addresses or networks: {exc}.") from None
+
+
+HOST = env.str("HOST", "127.0.0.1")
+PORT = _number("PORT", 8000, 1, 65_535)
+PULLWAKE_LISTEN_URL = env.str("PULLWAKE_LISTEN_URL", "")
+PULLWAKE_TRUSTED_PROXIES = _networks("PULLWAKE_TRUSTED_PROXIES")
+PULLWAKE_LONG_POLL_MS = _number("PULLWAKE_LONG_POLL_MS", 30_000, 100, 600_000)
+PULLWAKE_CLAIM_LEASE_MS = _number("PULLWAKE_CLAIM_LEASE_MS", 30_000, 1_000, 600_000)
+PULLWAKE_WAKE_REEMIT_MS = _number("PULLWAKE_WAKE_REEMIT_MS", 60_000, 100, 86_400_000)
+PULLWAKE_REAPER_INTERVAL_MS = _number("PULLWAKE_REAPER_INTERVAL_MS", 5_000, 50, 3_600_000)
+PULLWAKE_MAX_BODY_BYTES = _number("PULLWAKE_MAX_BODY_BYTES", 1024 * 1024, 1, 2**31 - 1)
+PULLWAKE_RETENTION_DAYS = _number("PULLWAKE_RETENTION_DAYS", 30, 1, 36_500)
+
+# --- Database ---------------------------------------------------------------------------------
+
+if not env.str("DATABASE_URL", ""):
+    VAR_DIR.mkdir(exist_ok=True)
+    DATABASES = {"default": env.db_url_config(f"sqlite:///{VAR_DIR / 'pullwake.sqlite3'}")}
+else:
+    DATABASES = {"default": env.db_url("DATABASE_URL")}
+_database = DATABASES["default"]
+SQLITE = _database["ENGINE"].endswith("sqlite3")
+if SQLITE:
+    _database["OPTIONS"] = {
+        # IMMEDIATE takes the write lock at BEGIN: no transaction fails half way for want of it.
+        "transaction_mode": "IMMEDIATE",
+        "timeout": 10,
+        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
+    }
+    # In memory, two threads would be two databases.
+    _database["TEST"] = {
+        "NAME": str(Path(tempfile.gettempdir()) / f"pullwake-test-{os.getpid()}.sqlite3")
+    }
+else:
+    _database["OPTIONS"] = {
+        **_database.get("OPTIONS", {}),
+        "pool": {
+            "min_size": 1,
+            "max_size": env.int("PULLWAKE_DB_POOL", 16),
+            # A pool that is dry for this long is answered with 503 and Retry-After.
+            "timeout": 5,
+            # Left alone its pauses grow to minutes, which a database that is back would wait for.
+            "reconnect_timeout": 2,
+        },
+    }
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+# --- Django -----------------------------------------------------------------------------------
+
+INSTALLED_APPS = [
+    "unfold",
+    "unfold.contrib.filters",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+    "runners",
+    "dispatch",
+    "claims",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "config.middleware.WhiteNoiseMiddleware",
+    "config.middleware.SessionMiddleware",
+    "config.middleware.CommonMiddleware",
+    "config.middleware.CsrfViewMiddleware",
+    "config.middleware.AuthenticationMiddleware",
+    "config.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+ROOT_URLCONF = "config.urls"
+WSGI_APPLICATION = "config.wsgi.application"
+APPEND_SLASH = True
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+            "libraries": {"pullwake": "config.tags"},
+        },
+    },
+]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in (
+        "UserAttributeSimilarityValidator",
+        "MinimumLengthValidator",
+        "CommonPasswordValidator",
+        "NumericPasswordValidator",
+    )
+]
+LANGUAGE_CODE = "en-us"
+TIME_ZONE = "UTC"
+USE_TZ = True
+USE_I18N = False
+STATIC_URL = "static/"
+STATICFILES_DIRS = [BASE_DIR / "config" / "static"]
+# Static files are served straight from the packages that bring them: nothing to collect first.
+WHITENOISE_USE_FINDERS = True
+DATA_UPLOAD_MAX_MEMORY_SIZE = PULLWAKE_MAX_BODY_BYTES
+
+# Cookies are for TLS only, unless the operator has said that the public address is plain HTTP.
+_https = not DEVELOPMENT and _public.scheme != "http"
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = _https
+SECURE_HSTS_SECONDS = 31_536_000 if _https else 0
+if _public.scheme == "https":
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+    CSRF_TRUSTED_ORIGINS = [PULLWAKE_PUBLIC_URL]
+SILENCED_SYSTEM_CHECKS = [
+    "security.W003",  # CSRF protection is on, for the pages: config.middleware.
+    "security.W005",  # HSTS for subdomains is a promise about the operator's other hosts.
+    "security.W008",  # TLS ends at the proxy, and runners inside the network may speak plain HTTP.
+    "security.W021",  # HSTS preload is the operator's to ask for.
+]
+
+REST_FRAMEWORK = {
+    "EXCEPTION_HANDLER": "config.errors.exception_handler",
+    "DEFAULT_AUTHENTICATION_CLASSES": ["runners.authentication.PrincipalAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": [],
+    "DEFAULT_SCHEMA_CLASS": "config.openapi.Schema",
+    "UNAUTHENTICATED_USER": None,
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "Pullwake",
+    "DESCRIPTION": "The control plane for pull-wake agent runners.",
+    "VERSION": "0.1.0",
+    "OAS_VERSION": "3.1.0",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SERVE_PERMISSIONS": [],
+    "SERVE_AUTHENTICATION": [],
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "POSTPROCESSING_HOOKS": ["config.openapi.add_components"],
+}
+UNFOLD = theme.UNFOLD
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "lines": {
+            "()": "structlog.stdlib.ProcessorFormatter",
+            "processors": [
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.dev.ConsoleRenderer()
+                if DEVELOPMENT
+                else structlog.processors.JSONRenderer(),
+            ],
+            "foreign_pre_chain": [
+                structlog.stdlib.add_log_level,
+                structlog.stdlib.add_logger_name,
+                structlog.processors.TimeStamper(fmt="iso"),
+                structlog.stdlib.ExtraAdder(),
+                structlog.processors.format_exc_info,
+            ],
+        }
+    },
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines"}},
+    # The caller is told of every 4xx; a log line for each would be the caller's to write.
+    "loggers": {"django.request": {"level": "ERROR"}},
+    "root": {"handlers": ["stderr"], "level": env.str("PULLWAKE_LOG_LEVEL", "INFO")},
+}

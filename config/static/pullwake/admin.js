@@ -1,0 +1,53 @@
+// Ids are copied with one click, times stay relative to now, and the overview refreshes itself
+// only while that disturbs nobody.
+(() => {
+  "use strict";
+
+  const span = (ms) => {
+    const seconds = Math.floor(Math.abs(ms) / 1000);
+    const [minutes, hours, days] = [60, 3600, 86400].map((size) => Math.floor(seconds / size));
+    if (seconds < 100) return `${seconds} s`;
+    if (minutes < 100) return `${minutes} min`;
+    if (hours < 48) return minutes % 60 ? `${hours} h ${minutes % 60} min` : `${hours} h`;
+    return hours % 24 && days < 10 ? `${days} d ${hours % 24} h` : `${days} d`;
+  };
+
+  // The server wrote what it was by the database's clock; only what has passed since is added.
+  const tick = () => {
+    document.querySelectorAll("time.pw-time").forEach((time) => {
+      const when = Date.parse(time.dateTime);
+      const left = when - Number(time.dataset.now) - (performance.now() - pageShown(time));
+      time.textContent = left <= 0 ? `${span(left)} ago` : `in ${span(left)}`;
+    });
+  };
+  const shown = new WeakMap();
+  const pageShown = (time) => {
+    if (!shown.has(time)) shown.set(time, performance.now());
+    return shown.get(time);
+  };
+  setInterval(tick, 1000);
+
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest("[data-copy]");
+    if (!button) return;
+    event.preventDefault();
+    try {
+      await navigator.clipboard.writeText(button.dataset.copy);
+    } catch {
+      // Plain HTTP has no clipboard: what is selected can be copied by hand.
+      const range = document.createRange();
+      range.selectNodeContents(button.previousElementSibling);
+      window.getSelection().removeAllRanges();
+      window.getSelection().addRange(range);
+      return;
+    }
+    button.dataset.copied = "";
+    setTimeout(() => delete button.dataset.copied, 1200);
+  });
+
+  // Whoever marks text, or has moved the keyboard's focus into the figures, is reading them.
+  window.pullwakeMayRefresh = () =>
+    document.visibilityState === "visible" &&
+    window.getSelection().isCollapsed &&
+    !document.querySelector("#overview :focus-visible");
+})();

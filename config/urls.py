@@ -1,0 +1,33 @@
+"""Every address: the API's, the pages', and those for whoever watches over the server."""
+
+from django.contrib import admin
+from django.urls import include, path
+from django.views.generic import RedirectView
+from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerView
+
+from config import health, login
+
+handler400 = "config.errors.bad_request"
+handler403 = "config.errors.permission_denied"
+handler404 = "config.errors.page_not_found"
+handler500 = "config.errors.server_error"
+
+READ_ONLY = {"http_method_names": ["get", "head"]}
+
+urlpatterns = [
+    path("livez", health.LiveView.as_view()),
+    path("readyz", health.ReadyView.as_view()),
+    path("_electric/health", health.ElectricHealthView.as_view()),
+    path("_electric/openapi.json", SpectacularJSONAPIView.as_view(**READ_ONLY), name="schema"),
+    path(
+        "_electric/docs",
+        SpectacularSwaggerView.as_view(url_name="schema", **READ_ONLY),
+        name="docs",
+    ),
+    path("", include("claims.urls")),
+    path("", include("runners.urls")),
+    path("", include("dispatch.urls")),
+    path("admin/login-once/<str:token>/", login.login_once, name="login-once"),
+    path("admin/", admin.site.urls),
+    path("", RedirectView.as_view(pattern_name="admin:index")),
+]

@@ -1,0 +1,105 @@
+"""Who may act on an entity: its creator and those who may manage its type, or its handler.
+
+A handler proves itself with the claim or write token of its entity's active claim, in
+``Electric-Claim-Token`` or ``Authorization: Bearer``.
+"""
+
+from dataclasses import dataclass
+
+from django.http import HttpRequest
+from rest_framework.authentication import BaseAuthentication
+
+from config.errors import Forbidden, NotFound, Unauthenticated
+from config.identifiers import hashed, looked_up
+from config.principals import Principal
+from dispatch import entities
+from dispatch.models import Entity
+from runners.authentication import bearer, principal_of
+
+CLAIM_TOKEN_PREFIX = "pwc_"  # noqa: S105
+WRITE_TOKEN_PREFIX = "pww_"  # noqa: S105
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who sends: the principal whose rights hold, and the URL that the message is from."""
+
+    principal: Principal
+    url: str
+
+
+def claim_token(request: HttpRequest) -> str | None:
+    """The claim or write token that the request carries, or None.
+
+    Raises Unauthenticated when two headers carry two tokens.
+    """
+    held = bearer(request)
+    header: str | None = request.META.get("HTTP_ELECTRIC_CLAIM_TOKEN")
+    if held is not None and not held.startswith((CLAIM_TOKEN_PREFIX, WRITE_TOKEN_PREFIX)):
+        if header is not None:
+            principal_of(request)  # a bad Bearer is refused whatever else is sent
+        return header
+    if held is not None and header not in (None, held):
+        raise Unauthenticated("Two different claim tokens were sent.")
+    return header or held
+
+
+class ActorAuthentication(BaseAuthentication):
+    """A principal, or a handler as its entity's creator; ``request.user`` is an `Actor`."""
+
+    def authenticate(self, request: HttpRequest) -> tuple[Actor, None]:
+        """Who acts. Raises Unauthenticated for a token that is dead or unknown."""
+        token = claim_token(request)
+        if token is None:
+            principal = principal_of(request)
+            return Actor(principal, principal.url), None
+        entity = Entity.objects.filter(
+            claims__status="active", claims__write_token_hash=hashed(token)
+        ).first()
+        if entity is None:
+            raise Unauthenticated("The write token is dead or unknown.")
+        return Actor(Principal.parse(entity.created_by), entity.url), None
+
+    def authenticate_header(self, request: HttpRequest) -> str:
+        """The challenge that goes with a 401."""
+        return "Bearer"
+
+
+def find(type_name: str, name: str) -> Entity:
+    """The entity at an address, with its dispatch state and its runner. Raises NotFound."""
+    looked_up(type_name, name)
+    entity = (
+        Entity.objects.select_related("dispatch_state__runner")
+        .filter(url=f"/{type_name}/{name}")
+        .first()
+    )
+    if entity is None:
+        raise NotFound(f"There is no entity /{type_name}/{name}.")
+    return entity
+
+
+def find_to_act(principal: Principal, type_name: str, name: str) -> Entity:
+    """The entity, for one who may do what its creator may. Raises NotFound, Forbidden."""
+    entity = find(type_name, name)
+    if not entities.may_act(entity, principal):
+        raise Forbidden("The entity is another principal's.")
+    return entity
+
+
+def find_to_read(principal: Principal, type_name: str, name: str) -> Entity:
+    """The entity, for one who may read it. Raises NotFound, Forbidden."""
+    entity = find(type_name, name)
+    if not entities.may_read(entity, principal):
+        raise Forbidden("The entity is another principal's.")
+    return entity
+
+
+def find_to_read_stream(request: HttpRequest, type_name: str, name: str) -> Entity:
+    """The entity, for one who may read its stream. Raises Unauthenticated, NotFound, Forbidden."""
+    token = claim_token(request)
+    if token is None:
+        return find_to_read(principal_of(request), type_name, name)
+    entity = find(type_name, name)
+    if not entity.claims.opened_by(hashed(token)).exists():
+        raise Unauthenticated("The token is not that of the entity's active claim.")
+    return entity

@@ -1,0 +1,9 @@
+"""The dispatch app."""
+
+from django.apps import AppConfig
+
+
+class DispatchConfig(AppConfig):
+    """Entities, their streams, and the wakes that their work makes."""
+
+    name = "dispatch"

@@ -1,0 +1,411 @@
+"""Entities, their work, and the wakes that tell runners of it.
+
+`dispatch.entities` writes entities and their types, `dispatch.wakes` writes dispatch states and
+wakes, `dispatch.streams.log` writes events. Whether an entity is running is not stored: it is
+while it has an active claim (`entity.claims.active()`).
+"""
+
+import hashlib
+from datetime import datetime
+
+from django.db import models
+from django.db.models import Count, Exists, F, OuterRef, Q, Subquery
+from django.db.models.functions import Now
+
+from runners.models import PrincipalField, Runner, canonical
+
+
+def subscription_key(url: str) -> str:
+    """The entity part of a subscription id: 16 hex digits of the SHA-256 of the entity's URL."""
+    return hashlib.sha256(url.encode()).hexdigest()[:16]
+
+
+class EntityType(models.Model):
+    """What entities of a type accept, who may make them, and where they are dispatched."""
+
+    name = models.CharField(primary_key=True, max_length=128)
+    description = models.TextField(blank=True)
+    creation_schema = models.JSONField(null=True, blank=True)
+    inbox_schemas = models.JSONField(null=True, blank=True)
+    state_schemas = models.JSONField(null=True, blank=True)
+    default_runner = models.ForeignKey(
+        Runner, null=True, blank=True, on_delete=models.SET_NULL, related_name="default_for"
+    )
+    permission_grants = models.JSONField(default=list, blank=True)
+    registered_by = PrincipalField()
+    revision = models.PositiveIntegerField(default=1)
+    created_at = models.DateTimeField(db_default=Now())
+    updated_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        default_permissions = ("view",)
+        constraints = [
+            models.CheckConstraint(condition=canonical("registered_by"), name="type_registrar_url"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class EntityQuerySet(models.QuerySet["Entity"]):
+    """Entities, with what is computed of them."""
+
+    def running(self) -> "EntityQuerySet":
+        """With an active claim, and not asked to stop."""
+        return self.filter(claims__status="active", dispatch_state__stop_requested=False)
+
+    def of(self, states: "DispatchStateQuerySet") -> "EntityQuerySet":
+        """Whose dispatch state is one of these."""
+        return self.filter(pk__in=states.values("pk"))
+
+    def with_pending_since(self) -> "EntityQuerySet":
+        """With ``pending_since``: when the oldest work past the cursor came, or None."""
+        return self.annotate(pending_since=Subquery(_oldest_work("dispatch_state__")))
+
+    def with_claimed(self) -> "EntityQuerySet":
+        """With ``claimed``: whether there is an active claim."""
+        return self.annotate(claimed=has_active_claim("pk"))  # type: ignore[no-redef]
+
+
+class Entity(models.Model):
+    """An agent, a session or a job: what messages are sent to."""
+
+    type = models.CharField(max_length=128)
+    url = models.CharField(max_length=258, unique=True)
+    subscription_key = models.CharField(max_length=16, db_index=True)
+    tags = models.JSONField(default=dict)
+    spawn_args = models.JSONField(default=dict)
+    sandbox = models.JSONField(null=True)
+    parent = models.CharField(max_length=258, blank=True)
+    created_by = PrincipalField()
+    created_at = models.DateTimeField(db_default=Now())
+    updated_at = models.DateTimeField(db_default=Now())
+
+    objects = EntityQuerySet.as_manager()
+
+    claimed: bool  # of `with_claimed`
+
+    class Meta:
+        verbose_name_plural = "entities"
+        default_permissions = ("view",)
+        permissions = [
+            ("pause_entity", "Can pause entities"),
+            ("resume_entity", "Can resume entities"),
+            ("stop_entity", "Can stop entities"),
+            ("kill_entity", "Can kill entities"),
+            ("wake_entity", "Can wake entities now"),
+            ("send_entity", "Can send messages to entities"),
+            ("move_entity", "Can move entities to another runner"),
+        ]
+        indexes = [
+            models.Index(fields=["created_by", "-id"], name="entity_creator"),
+            models.Index(fields=["type", "-id"], name="entity_type"),
+        ]
+        constraints = [
+            models.CheckConstraint(condition=canonical("created_by"), name="entity_creator_url"),
+        ]
+
+    def __str__(self) -> str:
+        return self.url
+
+    def move(self, runner_id: str) -> bool:
+        """Dispatch it to this runner: whether it moved. See `dispatch.entities`."""
+        from dispatch import entities  # the verbs are built on these models
+
+        return entities.move(self, runner_id)
+
+    @property
+    def stream_path(self) -> str:
+        """Where its main stream is read and written."""
+        return f"{self.url}/main"
+
+
+def has_active_claim(entity_id: str) -> Exists:
+    """SQL for whether the entity whose id is in this column has an active claim."""
+    return Exists(Entity.objects.filter(pk=OuterRef(entity_id), claims__status="active"))
+
+
+FAILING = 2
+"""Claims in a row without a release, from which on an entity counts as one that keeps failing."""
+
+
+def _oldest_work(state: str = "") -> "models.QuerySet[StreamEvent, datetime]":
+    """When the oldest message or unhandled signal past a dispatch state's cursor came.
+
+    ``state`` is the path from the rows asked for to their dispatch state.
+    """
+    message = Q(data__startswith='{"type":"inbox"')
+    signal = Q(data__startswith='{"type":"signal"', data__contains='"status":"unhandled"')
+    events = StreamEvent.objects.filter(
+        message | signal,
+        entity_id=OuterRef("pk"),
+        offset__gt=OuterRef(f"{state}cursor"),
+        offset__lte=OuterRef(f"{state}last_work_offset"),
+    )
+    return events.order_by("offset").values_list("created_at", flat=True)[:1]
+
+
+class DispatchStateQuerySet(models.QuerySet["DispatchState"]):
+    """Dispatch states, by what is to be done about them."""
+
+    def pending(self) -> "DispatchStateQuerySet":
+        """With work past the cursor."""
+        return self.filter(last_work_offset__gt=F("cursor"))
+
+    def failing(self) -> "DispatchStateQuerySet":
+        """Whose claims ended again and again without a release."""
+        return self.filter(failures__gte=FAILING)
+
+    def stranded(self) -> "DispatchStateQuerySet":
+        """With pending work that no runner is there for."""
+        return self.pending().awake().filter(runner=None)
+
+    def waiting(self) -> "DispatchStateQuerySet":
+        """With pending work that could be done and that nobody holds."""
+        return self.pending().awake().exclude(has_active_claim("pk"))
+
+    def with_pending_since(self) -> "DispatchStateQuerySet":
+        """With ``pending_since``: when the oldest work past the cursor came, or None."""
+        return self.annotate(pending_since=Subquery(_oldest_work()))
+
+    def with_claimed(self) -> "DispatchStateQuerySet":
+        """With ``claimed``: whether the entity has an active claim."""
+        return self.annotate(claimed=has_active_claim("pk"))
+
+    def counts(self) -> dict[str, int]:
+        """How many of these are claimed, woken, and waiting with work: one statement."""
+        counted: dict[str, int] = self.with_claimed().aggregate(
+            entities_with_active_claim=Count("pk", filter=Q(claimed=True)),
+            entities_with_outstanding_wake=Count("outstanding_wake"),
+            entities_with_pending_work=Count(
+                "pk", filter=Q(claimed=False, last_work_offset__gt=F("cursor"))
+            ),
+        )
+        return counted
+
+    def awake(self) -> "DispatchStateQuerySet":
+        """Neither paused nor at its end."""
+        return self.filter(paused=False, ended="")
+
+    def abandon(self, runner: Runner) -> None:
+        """Leave a runner that is going for good without entities, see `dispatch.wakes.abandon`."""
+        from dispatch import wakes  # the verbs are built on these models
+
+        wakes.abandon(runner)
+
+    def retry_due(self) -> "DispatchStateQuerySet":
+        """Whose delay after a failure is over."""
+        return self.filter(retry_at__lte=Now())
+
+
+class DispatchState(models.Model):
+    """Where an entity stands: the row that is locked before anything of the entity changes.
+
+    Offsets count the events of the main stream: an event's offset is the number of events up to
+    and including it.
+    """
+
+    class End(models.TextChoices):
+        """How an entity came to its end."""
+
+        STOPPED = "stopped"
+        KILLED = "killed"
+
+    entity = models.OneToOneField(
+        Entity, on_delete=models.CASCADE, primary_key=True, related_name="dispatch_state"
+    )
+    runner = models.ForeignKey(
+        Runner, null=True, on_delete=models.SET_NULL, related_name="dispatch_states"
+    )
+    generation = models.PositiveBigIntegerField(default=0, help_text="of the newest wake")
+    tail = models.PositiveBigIntegerField(default=0, help_text="offset of the newest event")
+    cursor = models.PositiveBigIntegerField(default=0, help_text="acked offset")
+    last_work_offset = models.PositiveBigIntegerField(
+        default=0, help_text="offset of the newest message or unhandled signal"
+    )
+    outstanding_wake = models.OneToOneField(
+        "dispatch.Wake", null=True, on_delete=models.SET_NULL, related_name="outstanding_for"
+    )
+    paused = models.BooleanField(default=False)
+    stop_requested = models.BooleanField(default=False)
+    ended = models.CharField(max_length=8, choices=End.choices, default="", blank=True)
+    failures = models.PositiveIntegerField(default=0, help_text="claims in a row not released")
+    retry_at = models.DateTimeField(null=True, help_text="not woken before, after a failure")
+    last_wake_at = models.DateTimeField(null=True)
+    last_claimed_at = models.DateTimeField(null=True)
+    last_released_at = models.DateTimeField(null=True)
+
+    objects = DispatchStateQuerySet.as_manager()
+
+    now: datetime  # of `config.orm.with_now`
+
+    class Meta:
+        default_permissions = ("view",)
+        indexes = [
+            models.Index(
+                fields=["runner"],
+                name="state_pending",
+                condition=Q(last_work_offset__gt=F("cursor")),
+            ),
+            models.Index(
+                fields=["retry_at"], name="state_retry", condition=Q(retry_at__isnull=False)
+            ),
+            # What operators look for is rare: each of these is small.
+            models.Index(
+                fields=["failures"], name="state_failing", condition=Q(failures__gte=FAILING)
+            ),
+            models.Index(fields=["entity"], name="state_paused", condition=Q(paused=True)),
+            models.Index(
+                fields=["entity"], name="state_stopping", condition=Q(stop_requested=True)
+            ),
+            models.Index(fields=["ended"], name="state_ended", condition=Q(ended__gt="")),
+        ]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(cursor__lte=F("tail")), name="state_cursor_within_stream"
+            ),
+            models.CheckConstraint(
+                condition=Q(last_work_offset__lte=F("tail")), name="state_work_within_stream"
+            ),
+            models.CheckConstraint(
+                condition=Q(outstanding_wake=None)
+                | Q(ended="", paused=False, runner__isnull=False),
+                name="state_wake_only_when_awake",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"dispatch state of entity {self.entity_id}"
+
+    @property
+    def pending(self) -> bool:
+        """Whether work lies past the cursor."""
+        return self.last_work_offset > self.cursor
+
+    @property
+    def failing(self) -> bool:
+        """Whether its claims ended again and again without a release."""
+        return self.failures >= FAILING
+
+    @property
+    def awake(self) -> bool:
+        """Whether it may be woken at all: neither paused nor at its end."""
+        return not (self.paused or self.stop_requested or self.ended)
+
+    def status(self, *, claimed: bool) -> str:
+        """killed, stopped, stopping, running, paused or idle; ``claimed``: has an active claim."""
+        if self.ended:
+            return self.ended
+        if claimed:
+            return "stopping" if self.stop_requested else "running"
+        return "paused" if self.paused else "idle"
+
+
+class WakeQuerySet(models.QuerySet["Wake"]):
+    """Wakes, by whether they still matter."""
+
+    def outstanding(self) -> "WakeQuerySet":
+        """Emitted, and neither claimed nor withdrawn."""
+        return self.filter(status=Wake.Status.OUTSTANDING)
+
+    def reemit(self) -> int:
+        """Emit those outstanding again, see `dispatch.wakes.reemit`."""
+        from dispatch import wakes  # the verbs are built on these models
+
+        return wakes.reemit(self)
+
+
+class Wake(models.Model):
+    """One wake of an entity; its runner's wake stream is a view of those outstanding."""
+
+    class Status(models.TextChoices):
+        """Outstanding ends in one of the others."""
+
+        OUTSTANDING = "outstanding"
+        CLAIMED = "claimed"
+        WITHDRAWN = "withdrawn"
+
+    wake_id = models.CharField(max_length=26, unique=True)
+    entity = models.ForeignKey(Entity, on_delete=models.CASCADE, related_name="wakes")
+    generation = models.PositiveBigIntegerField()
+    runner = models.ForeignKey(Runner, null=True, on_delete=models.SET_NULL, related_name="wakes")
+    status = models.CharField(max_length=12, choices=Status.choices, default=Status.OUTSTANDING)
+    offset = models.PositiveBigIntegerField(help_text="in the runner's wake stream")
+    created_at = models.DateTimeField(db_default=Now())
+    emitted_at = models.DateTimeField(db_default=Now())
+    emissions = models.PositiveIntegerField(default=1)
+
+    objects = WakeQuerySet.as_manager()
+
+    now: datetime  # of `config.orm.with_now`
+
+    class Meta:
+        default_permissions = ("view",)
+        indexes = [
+            models.Index(
+                fields=["runner", "offset"], name="wake_stream", condition=Q(status="outstanding")
+            ),
+            models.Index(
+                fields=["emitted_at"], name="wake_stale", condition=Q(status="outstanding")
+            ),
+            models.Index(fields=["-id"], name="wake_withdrawn", condition=Q(status="withdrawn")),
+        ]
+        constraints = [
+            models.UniqueConstraint(fields=["entity", "generation"], name="wake_generation_once"),
+            models.UniqueConstraint(
+                fields=["entity"], name="wake_one_outstanding", condition=Q(status="outstanding")
+            ),
+            models.CheckConstraint(condition=Q(generation__gte=1), name="wake_generation_from_1"),
+            models.CheckConstraint(
+                condition=~Q(status="outstanding") | Q(runner__isnull=False),
+                name="wake_outstanding_has_runner",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.wake_id
+
+
+class StreamEvent(models.Model):
+    """An event of an entity's main stream, as the JSON text that readers get."""
+
+    id = models.BigAutoField(primary_key=True)
+    entity = models.ForeignKey(
+        Entity, on_delete=models.CASCADE, related_name="events", db_index=False
+    )
+    offset = models.PositiveBigIntegerField()
+    message_key = models.CharField(max_length=256, null=True, help_text="of an inbox message")
+    data = models.TextField()
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(fields=["entity", "offset"], name="event_offset_once"),
+            models.UniqueConstraint(
+                fields=["entity", "message_key"],
+                name="event_message_once",
+                condition=Q(message_key__isnull=False),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"event {self.offset} of entity {self.entity_id}"
+
+
+class Producer(models.Model):
+    """How far an idempotent producer has written to an entity's main stream."""
+
+    entity = models.ForeignKey(Entity, on_delete=models.CASCADE, related_name="producers")
+    producer_id = models.CharField(max_length=256)
+    epoch = models.PositiveBigIntegerField()
+    seq = models.PositiveBigIntegerField(help_text="the newest accepted")
+
+    class Meta:
+        default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(fields=["entity", "producer_id"], name="producer_once"),
+        ]
+
+    def __str__(self) -> str:
+        return f"producer {self.producer_id} of entity {self.entity_id}"

@@ -1,0 +1,39 @@
+"""An entity's main stream: append only, its offsets handed out under the dispatch state's lock."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from config.bodies import JsonObject
+from dispatch.models import DispatchState, StreamEvent
+from dispatch.streams import offsets, waiters
+
+
+def append(state: DispatchState, events: Sequence[Any], *, message_key: str | None = None) -> None:
+    """Append events to the stream of an entity whose locked state this is; the caller saves it.
+
+    Each event whose ``headers.operation`` is a string is given ``headers.offset``, the offset just
+    after it. ``message_key`` is that of an inbox message, which then is the only event.
+    """
+    rows = []
+    for event in events:
+        state.tail += 1
+        rows.append(
+            StreamEvent(
+                entity_id=state.entity_id,
+                offset=state.tail,
+                message_key=message_key,
+                data=msgspec.json.encode(_with_offset(event, state.tail)).decode(),
+            )
+        )
+    StreamEvent.objects.bulk_create(rows)
+    waiters.announce(waiters.entity_stream_key(state.entity_id))
+
+
+def _with_offset(event: Any, offset: int) -> Any:
+    headers = event.get("headers") if isinstance(event, dict) else None
+    if not isinstance(headers, dict) or not isinstance(headers.get("operation"), str):
+        return event
+    placed: JsonObject = {**event, "headers": {**headers, "offset": offsets.encode(offset)}}
+    return placed

@@ -1,0 +1,28 @@
+"""Offsets of streams: opaque to readers, increasing, and equal to a count of events in here."""
+
+import re
+
+from config.errors import InvalidRequest
+
+START, NOW = "-1", "now"
+_FORM = re.compile(r"([0-9]{16})_([0-9]{16})")
+_MAX = 10**16
+
+
+def encode(offset: int) -> str:
+    """The wire form of an offset."""
+    return f"0000000000000000_{offset:016d}"
+
+
+def decode(text: str, path: str = "/offset") -> int:
+    """The offset that this says, -1 being the start.
+
+    Raises InvalidRequest for another form; ``path`` is the JSON pointer of the field.
+    """
+    if text == START:
+        return 0
+    match = _FORM.fullmatch(text)
+    if match is None:
+        raise InvalidRequest.field(path, "expected -1, now, or an offset that a stream gave")
+    # Another epoch of a stream than ours, the first half, is past every tail.
+    return _MAX if int(match[1]) else int(match[2])

@@ -1,0 +1,75 @@
+"""Idempotent producers: an append that is retried is appended once.
+
+The rules are the Durable Streams protocol's, as the wire contract's section on the main stream
+gives them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from config.errors import InvalidRequest, ProducerFenced, ProducerGap
+from dispatch.models import Entity, Producer
+
+_MAX = 2**53 - 1
+"""The largest integer that every client's language keeps exact."""
+
+HEADERS = ("Producer-Id", "Producer-Epoch", "Producer-Seq")
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """What an append says of itself: who writes, in which epoch, and its number therein."""
+
+    producer_id: str
+    epoch: int
+    seq: int
+
+    @classmethod
+    def parse(cls, headers: Mapping[str, str]) -> "Sequence | None":
+        """Of a request's headers, None without any. Raises InvalidRequest for some, or bad ones."""
+        given = {name: headers[name] for name in HEADERS if name in headers}
+        if not given:
+            return None
+        missing = [name for name in HEADERS if name not in given]
+        if missing:
+            raise InvalidRequest.field(f"/{missing[0]}", "producer headers come all three or not")
+        producer_id = given["Producer-Id"]
+        if not 1 <= len(producer_id) <= 256 or not producer_id.isprintable():
+            raise InvalidRequest.field("/Producer-Id", "expected 1 to 256 printable characters")
+        return cls(producer_id, *(_number(name, given[name]) for name in HEADERS[1:]))
+
+
+def advance(entity: Entity, append: Sequence) -> bool:
+    """Whether this append is new; False for a duplicate. The entity's dispatch state is locked.
+
+    Raises ProducerFenced for a lower epoch, ProducerGap for a number that is not the next, and
+    InvalidRequest for a new epoch that does not begin at 0.
+    """
+    known = Producer.objects.filter(entity=entity, producer_id=append.producer_id).first()
+    if known is not None and append.epoch < known.epoch:
+        raise ProducerFenced(headers={"Producer-Epoch": str(known.epoch)})
+    if known is not None and append.epoch > known.epoch and append.seq != 0:
+        raise InvalidRequest.field("/Producer-Seq", "a new epoch starts at 0")
+    same_epoch = known is not None and append.epoch == known.epoch
+    expected = known.seq + 1 if known is not None and same_epoch else 0
+    if append.seq < expected:
+        return False
+    if append.seq > expected:
+        raise ProducerGap(
+            headers={
+                "Producer-Expected-Seq": str(expected),
+                "Producer-Received-Seq": str(append.seq),
+            }
+        )
+    place = {"epoch": append.epoch, "seq": append.seq}
+    if known is None:
+        Producer.objects.create(entity=entity, producer_id=append.producer_id, **place)
+    else:
+        Producer.objects.filter(pk=known.pk).update(**place)
+    return True
+
+
+def _number(name: str, text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 16 and int(text) <= _MAX):
+        raise InvalidRequest.field(f"/{name}", f"expected an integer from 0 to {_MAX}")
+    return int(text)

@@ -1,0 +1,295 @@
+"""When an entity's runner is woken: the only writer of dispatch states and wakes.
+
+==================  ========================================================================
+an entity is        when
+==================  ========================================================================
+pending             a message or an unhandled signal lies past its cursor
+due                 pending, awake, with a runner, and not within its delay after a failure
+claimed             a runner holds it: nothing is emitted, the end of the claim looks again
+outstanding         its wake is emitted and unclaimed: nothing more is emitted
+==================  ========================================================================
+
+`settle` is called, under the lock of the dispatch state, at the end of whatever may have made an
+entity due. It emits a wake if, and only if, none is outstanding and no claim is active; so two
+sends that race, or a send that races a done, make one wake and never none.
+
+A wake is outstanding, and ends as claimed (`take`) or withdrawn (`withdraw`). Emitting it again
+(`reemit`) gives it a new offset and keeps its generation. Lock order: runner, dispatch state,
+claim, wake, then the tail of the runner's wake stream.
+"""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from django.conf import settings
+from django.db import connection, transaction
+from django.db.models import Count, F, Q, QuerySet, Subquery, Value
+from django.db.models.functions import Coalesce, Now
+
+from config.identifiers import new_id
+from config.orm import update_returning, with_now
+from dispatch.models import DispatchState, DispatchStateQuerySet, Entity, Wake, WakeQuerySet
+from dispatch.streams import waiters
+from runners.models import Runner, RunnerQuerySet, WakeStream
+
+FAILED_DELAY = timedelta(seconds=10)
+"""Before an entity whose claim failed is woken again; doubles with each failure in a row."""
+EXPIRED_DELAY = timedelta(seconds=1)
+"""The same after a second expiry in a row; after the first there is none."""
+MAX_DELAY = timedelta(hours=1)
+
+
+def lock(states: DispatchStateQuerySet, *, skip_locked: bool = False) -> list[DispatchState]:
+    """Lock these dispatch states, in the one order that cannot deadlock; inside a transaction.
+
+    Each gets ``now``, the database's time. ``skip_locked`` leaves out those that another holds.
+    """
+    return list(
+        with_now(states)
+        .select_related("entity")
+        .order_by("entity_id")
+        .select_for_update(of=("self",), skip_locked=skip_locked and _can_skip_locked())
+    )
+
+
+def lock_one(states: DispatchStateQuerySet) -> DispatchState | None:
+    """`lock` for what is one state at the most.
+
+    Not for the first of several: one that changed while it was waited for would stay locked while
+    the next is waited for, against the order.
+    """
+    return next(iter(lock(states)), None)
+
+
+def _can_skip_locked() -> bool:
+    return connection.features.has_select_for_update_skip_locked
+
+
+def begin(entity: Entity, runner: Runner | None) -> DispatchState:
+    """The dispatch state, locked, of an entity that has just been made."""
+    DispatchState.objects.create(entity=entity, runner=runner)
+    (state,) = lock(DispatchState.objects.filter(entity=entity))
+    return state
+
+
+def save(state: DispatchState) -> None:
+    """Write a locked dispatch state back."""
+    state.save(force_update=True)
+
+
+def due(state: DispatchState) -> bool:
+    """Whether the entity may be woken now, were it neither claimed nor woken."""
+    retry_over = state.retry_at is None or state.retry_at <= state.now
+    return state.pending and state.awake and state.runner_id is not None and retry_over
+
+
+def settle(state: DispatchState, *, claimed: bool | None = None) -> Wake | None:
+    """Do what the state of an entity asks for, and save it: the new wake, or None.
+
+    An entity without a claim that was asked to stop stops; one that is due is woken. ``claimed``
+    says whether an active claim exists; None looks.
+    """
+    wake = None
+    if state.stop_requested or (state.outstanding_wake_id is None and due(state)):
+        if claimed is None:
+            claimed = state.entity.claims.active().exists()
+        if not claimed:
+            if state.stop_requested:
+                end(state, DispatchState.End.STOPPED)
+            else:
+                wake = _emit(state)
+    save(state)
+    return wake
+
+
+def end(state: DispatchState, how: DispatchState.End) -> None:
+    """The entity stops or is killed: its wake is withdrawn, and it is never woken again."""
+    withdraw(state)
+    state.ended = how
+    state.stop_requested = state.paused = False
+    state.retry_at = None
+
+
+def withdraw(state: DispatchState) -> None:
+    """Take the outstanding wake, if there is one, off its runner's stream."""
+    if state.outstanding_wake_id is not None:
+        Wake.objects.outstanding().filter(pk=state.outstanding_wake_id).update(
+            status=Wake.Status.WITHDRAWN
+        )
+        state.outstanding_wake = None
+
+
+def redirect(state: DispatchState, runner: Runner | None) -> None:
+    """Dispatch the entity to another runner, or to none; the caller settles it.
+
+    An outstanding wake goes with it as a new generation. A claim stays where it is.
+    """
+    if state.runner_id != (runner and runner.pk):
+        withdraw(state)
+        state.runner = runner
+
+
+def backoff(state: DispatchState, first: timedelta, failures: int) -> None:
+    """Delay the next wake by ``first``, doubled with each of ``failures`` after the first."""
+    doublings = min(failures - 1, 30)
+    state.retry_at = state.now + min(first * 2**doublings, MAX_DELAY) if failures > 0 else None
+
+
+def take(state: DispatchState, runner: Runner) -> tuple[str, int] | None:
+    """Claim the outstanding wake for its runner, whose row is locked if it has a claim limit: the
+    wake's id and generation.
+
+    None when the runner holds as many claims as it may.
+    """
+    assert state.outstanding_wake_id is not None  # noqa: S101  the caller has looked
+    wakes = Wake.objects.outstanding().filter(pk=state.outstanding_wake_id)
+    if runner.max_concurrent_claims is not None:
+        wakes = wakes.alias(held=_held(runner)).filter(held__lt=runner.max_concurrent_claims)
+    taken = update_returning(wakes, ["wake_id", "generation"], status=Wake.Status.CLAIMED)
+    if not taken:
+        return None
+    state.outstanding_wake = None
+    return taken[0][0], taken[0][1]
+
+
+def reemit(wakes: WakeQuerySet) -> int:
+    """Emit outstanding wakes of one runner again, oldest first: how many. Wakes in use are left."""
+    with transaction.atomic():
+        again = list(_lock_unused(wakes.outstanding().order_by("pk")))
+        _emit_again(again)
+    return len(again)
+
+
+def _lock_unused(wakes: WakeQuerySet) -> WakeQuerySet:
+    return with_now(wakes).select_for_update(of=("self",), skip_locked=_can_skip_locked())
+
+
+def _emit_again(wakes: Sequence[Wake]) -> None:
+    """Emit these wakes of one runner, all locked, again: in the order that they were emitted in."""
+    if not wakes:
+        return
+    runner_id = wakes[0].runner_id
+    assert runner_id is not None  # noqa: S101  an outstanding wake has a runner
+    offset = _advance(runner_id, len(wakes)) - len(wakes)
+    for place, wake in enumerate(sorted(wakes, key=lambda each: each.offset), start=1):
+        wake.offset = offset + place
+        wake.emitted_at = wake.now
+        wake.emissions += 1
+    Wake.objects.bulk_update(wakes, ["offset", "emitted_at", "emissions"], batch_size=500)
+
+
+def lock_limited(runners: RunnerQuerySet) -> None:
+    """Lock those of these runners that have a claim limit, before any dispatch state: nobody counts
+    their claims while the number of them changes.
+    """
+    limited = runners.filter(max_concurrent_claims__isnull=False)
+    list(limited.order_by("pk").select_for_update(of=("self",), no_key=True))
+
+
+def reemit_oldest_if_at_limit(runner: Runner) -> None:
+    """After a claim of a runner at its limit ended: its wakes were refused, and are due again.
+
+    The places that wakes emitted again have not yet taken are taken: so when two claims end, two
+    wakes are emitted again, whether or not the first was claimed in between.
+    """
+    if runner.max_concurrent_claims is None:
+        return
+    outstanding = runner.wakes.outstanding()
+    free = Value(runner.max_concurrent_claims) - _held(runner)
+    refused = outstanding.alias(free=free, waiting=_counted(outstanding)).filter(
+        waiting__gte=F("free")
+    )
+    _emit_again(list(_lock_unused(refused.order_by("emitted_at", "pk"))[:1]))
+
+
+def reemit_stale(*, limit: int) -> int:
+    """Emit again what stayed unclaimed for PULLWAKE_WAKE_REEMIT_MS: a runner commits its offset on
+    receipt, so it may have died with the wake in its hands. How many of at most ``limit``.
+    """
+    patience = timedelta(milliseconds=settings.PULLWAKE_WAKE_REEMIT_MS)
+    stale = Wake.objects.outstanding().filter(
+        emitted_at__lte=Now() - patience, runner__admin_status=Runner.AdminStatus.ENABLED
+    )
+    oldest = stale.order_by("emitted_at").values_list("pk", "runner_id")[:limit]
+    by_runner: dict[str, list[int]] = {}
+    for pk, runner_id in oldest:
+        by_runner.setdefault(runner_id or "", []).append(pk)
+    # A transaction for each runner: two tails are never held at once.
+    return sum(reemit(stale.filter(pk__in=wakes)) for wakes in by_runner.values())
+
+
+def retry_due(*, limit: int) -> int:
+    """Wake the entities whose delay after a failure is over: how many of at most ``limit``."""
+    overdue = DispatchState.objects.retry_due()
+    woken = 0
+    for entity_id in overdue.order_by("retry_at").values_list("pk", flat=True)[:limit]:
+        with transaction.atomic():
+            for state in lock(overdue.filter(pk=entity_id), skip_locked=True):
+                wake = settle(state)
+                if wake is not None or not due(state):
+                    state.retry_at = None
+                    save(state)
+                woken += wake is not None
+    return woken
+
+
+def abandon(runner: Runner) -> None:
+    """A runner is going for good: expire its claims, and leave its entities without a runner.
+
+    Inside a transaction that has locked the runner. Their pending work is kept; an entity that was
+    meanwhile dispatched to another runner is woken there.
+    """
+    held = runner.claims.active().values("entity_id")
+    concerned = DispatchState.objects.filter(Q(runner=runner) | Q(entity_id__in=held))
+    states = lock(concerned)
+    while len(states) < concerned.count():
+        # One was claimed and dispatched elsewhere while its lock was waited for.
+        states = lock(concerned)
+    runner.claims.expire()
+    for state in states:
+        if state.runner_id == runner.pk:
+            redirect(state, None)
+    for state in sorted(states, key=lambda each: each.runner_id or ""):
+        settle(state)
+
+
+def _held(runner: Runner) -> Coalesce:
+    """SQL for how many active claims a runner holds, as of the statement that it stands in."""
+    return _counted(runner.claims.active())
+
+
+def _counted(rows: "QuerySet[Any]") -> Coalesce:
+    """SQL for how many of a runner's rows there are."""
+    counted = rows.order_by().values("runner").annotate(n=Count("pk"))
+    return Coalesce(Subquery(counted.values("n")), Value(0))
+
+
+def _emit(state: DispatchState) -> Wake:
+    assert state.runner_id is not None  # noqa: S101  only what is due is woken
+    state.generation += 1
+    wake = Wake.objects.create(
+        wake_id=new_id("w"),
+        entity_id=state.entity_id,
+        generation=state.generation,
+        runner_id=state.runner_id,
+        offset=_advance(state.runner_id, 1),
+        created_at=state.now,
+        emitted_at=state.now,
+    )
+    state.outstanding_wake = wake
+    state.retry_at = None
+    state.last_wake_at = state.now
+    return wake
+
+
+def _advance(runner_id: str, count: int) -> int:
+    """Hand out ``count`` offsets of a runner's wake stream and announce them: the new tail.
+
+    The row stays locked until the transaction ends, so that commit order is offset order.
+    """
+    (row,) = update_returning(
+        WakeStream.objects.filter(runner_id=runner_id), ["tail"], tail=F("tail") + count
+    )
+    waiters.announce(waiters.wake_stream_key(runner_id))
+    return int(row[0])

@@ -1,0 +1,62 @@
+"""``manage.py create_token``: issue an access token."""
+
+from datetime import timedelta
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.utils import timezone
+from django.utils.dateparse import parse_datetime, parse_duration
+
+from config.clock import iso
+from config.principals import Principal
+from runners import tokens
+
+MAX_LABEL = 256
+
+
+class Command(BaseCommand):
+    """Issue an access token for a principal, and show it this once."""
+
+    help = "Issue an access token. It is shown this once; only its hash is stored."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """The options."""
+        parser.add_argument("principal", help="kind:id, for instance user:alice")
+        parser.add_argument("--label", default="", help="what it is for, shown in the admin")
+        parser.add_argument(
+            "--expires", help="days (30), a duration (P30D, 12:00:00) or a time (2027-01-31T00:00Z)"
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Print the token on standard output, and all else on standard error."""
+        try:
+            principal = Principal.parse(options["principal"])
+        except ValueError as exc:
+            raise CommandError(f"{options['principal']!r} is not a principal: {exc}.") from None
+        if len(options["label"]) > MAX_LABEL:
+            raise CommandError(f"--label is longer than {MAX_LABEL} characters.")
+        expires_at = None
+        if options["expires"]:
+            expires_at = _expiry(options["expires"])
+        _, secret = tokens.issue(principal, label=options["label"], expires_at=expires_at)
+        until = f"until {iso(expires_at)}" if expires_at else "until it is revoked"
+        self.stderr.write(f"A token for {principal.key}, valid {until}; it is not shown again:")
+        self.stdout.write(secret)
+
+
+def _expiry(text: str) -> Any:
+    now = timezone.now()
+    try:
+        if text.isdecimal():
+            expires_at = now + timedelta(days=int(text))
+        elif (duration := parse_duration(text)) is not None:
+            expires_at = now + duration
+        else:
+            expires_at = parse_datetime(text) or now
+    except (ValueError, OverflowError):
+        expires_at = now
+    if timezone.is_naive(expires_at):
+        expires_at = timezone.make_aware(expires_at)
+    if expires_at <= now:
+        raise CommandError(f"--expires {text!r} is not a time to come.")
+    return expires_at

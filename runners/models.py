@@ -1,0 +1,200 @@
+"""Runners: who they are, whether they live, and the access tokens of all who call.
+
+`runners.registry` is the only writer of `Runner` and `RunnerLiveness`.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from django.core.serializers.json import DjangoJSONEncoder
+from django.db import models
+from django.db.models import F, Q
+from django.db.models.functions import Now
+
+from config.principals import MAX_URL_LENGTH, Principal
+
+
+class PrincipalField(models.CharField):  # type: ignore[type-arg]
+    """The canonical URL of a principal."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "max_length": MAX_URL_LENGTH})
+
+
+def canonical(column: str) -> Q:
+    """The condition that a column holds the canonical URL of a principal."""
+    condition = Q()
+    for kind in Principal.KINDS:
+        condition |= Q(**{f"{column}__startswith": f"/principal/{kind}%3A"})
+    return condition
+
+
+class RunnerQuerySet(models.QuerySet["Runner"]):
+    """Runners, by what a caller or an operator asks of them."""
+
+    def owned_by(self, principal: Principal) -> "RunnerQuerySet":
+        """Those that this principal owns."""
+        return self.filter(owner_principal=principal.url)
+
+    def enabled(self) -> "RunnerQuerySet":
+        """Those that may claim."""
+        return self.filter(admin_status=Runner.AdminStatus.ENABLED)
+
+    def unable(self) -> "RunnerQuerySet":
+        """Those that cannot be at work: disabled, never seen, or with a lapsed liveness lease."""
+        return self.exclude(
+            admin_status=Runner.AdminStatus.ENABLED, liveness__lease_expires_at__gt=Now()
+        )
+
+
+class Runner(models.Model):
+    """A process that claims the wakes of the entities dispatched to it."""
+
+    class Kind(models.TextChoices):
+        """Where it runs."""
+
+        LOCAL = "local"
+        CLOUD_WORKER = "cloud-worker"
+        SANDBOX = "sandbox"
+        CI = "ci"
+        SERVER = "server"
+
+    class AdminStatus(models.TextChoices):
+        """Whether its owner lets it claim."""
+
+        ENABLED = "enabled"
+        DISABLED = "disabled"
+
+    id = models.CharField(primary_key=True, max_length=128)
+    owner_principal = PrincipalField()
+    label = models.CharField(max_length=256)
+    kind = models.CharField(max_length=16, choices=Kind.choices, default=Kind.LOCAL)
+    admin_status = models.CharField(
+        max_length=16, choices=AdminStatus.choices, default=AdminStatus.ENABLED
+    )
+    sandbox_profiles = models.JSONField(default=list)
+    max_concurrent_claims = models.PositiveIntegerField(null=True, blank=True)
+    claim_lease_ms = models.PositiveIntegerField(help_text="milliseconds")
+    created_at = models.DateTimeField(db_default=Now())
+    updated_at = models.DateTimeField(db_default=Now())
+
+    objects = RunnerQuerySet.as_manager()
+
+    now: datetime  # of `config.orm.with_now`
+
+    class Meta:
+        default_permissions = ("view", "delete")
+        permissions = [
+            ("enable_runner", "Can enable runners"),
+            ("disable_runner", "Can disable runners"),
+        ]
+        indexes = [
+            models.Index(fields=["owner_principal", "-created_at"], name="runner_owner"),
+        ]
+        constraints = [
+            models.CheckConstraint(condition=canonical("owner_principal"), name="runner_owner_url"),
+            models.CheckConstraint(
+                condition=Q(max_concurrent_claims=None) | Q(max_concurrent_claims__gte=1),
+                name="runner_max_claims_positive",
+            ),
+            models.CheckConstraint(
+                condition=Q(claim_lease_ms__gte=1000), name="runner_claim_lease"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.id
+
+    @property
+    def wake_stream_path(self) -> str:
+        """Where it reads its wakes."""
+        return f"/runners/{self.id}/wake"
+
+    @property
+    def enabled(self) -> bool:
+        """Whether its owner lets it claim."""
+        return self.admin_status == self.AdminStatus.ENABLED
+
+
+class RunnerLiveness(models.Model):
+    """What a runner last said of itself.
+
+    Written every few seconds, so it is narrow, has no index on what a heartbeat writes, and its
+    pages keep room (fillfactor, migration 0002): every heartbeat is a HOT update.
+    """
+
+    runner = models.OneToOneField(
+        Runner, on_delete=models.CASCADE, primary_key=True, related_name="liveness"
+    )
+    last_seen_at = models.DateTimeField(null=True)
+    lease_expires_at = models.DateTimeField(null=True)
+    wake_stream_offset = models.CharField(max_length=64, null=True)
+    diagnostics = models.JSONField(null=True, encoder=DjangoJSONEncoder)
+
+    class Meta:
+        default_permissions = ()
+        verbose_name_plural = "runner liveness"
+
+    def __str__(self) -> str:
+        return f"liveness of {self.runner_id}"
+
+
+class WakeStream(models.Model):
+    """The tail of a runner's wake stream; the row whose lock hands out its offsets.
+
+    `dispatch.wakes` moves it. It is its own row, for it is locked last and the runner first.
+    """
+
+    runner = models.OneToOneField(
+        Runner, on_delete=models.CASCADE, primary_key=True, related_name="wake_stream"
+    )
+    tail = models.PositiveBigIntegerField(default=0)
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return f"wake stream of {self.runner_id}"
+
+
+class AccessTokenQuerySet(models.QuerySet["AccessToken"]):
+    """Access tokens by whether they open anything."""
+
+    def valid(self) -> "AccessTokenQuerySet":
+        """Those neither revoked nor expired."""
+        return self.filter(revoked_at=None).filter(Q(expires_at=None) | Q(expires_at__gt=Now()))
+
+    def expired(self) -> "AccessTokenQuerySet":
+        """Those that expired without having been revoked."""
+        return self.filter(revoked_at=None, expires_at__lte=Now())
+
+
+class AccessToken(models.Model):
+    """A bearer credential bound to one principal; only its hash is kept."""
+
+    principal = PrincipalField()
+    token_hash = models.CharField(max_length=64, unique=True)
+    label = models.CharField(max_length=256, blank=True)
+    created_at = models.DateTimeField(db_default=Now())
+    expires_at = models.DateTimeField(null=True, blank=True)
+    revoked_at = models.DateTimeField(null=True, blank=True)
+    last_used_at = models.DateTimeField(null=True, blank=True)
+
+    objects = AccessTokenQuerySet.as_manager()
+
+    class Meta:
+        default_permissions = ("view",)
+        permissions = [
+            ("issue_accesstoken", "Can issue access tokens"),
+            ("revoke_accesstoken", "Can revoke access tokens"),
+        ]
+        constraints = [
+            models.CheckConstraint(condition=canonical("principal"), name="token_principal_url"),
+            models.CheckConstraint(
+                condition=Q(expires_at=None) | Q(expires_at__gt=F("created_at")),
+                name="token_expires_later",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"access token of {self.principal}"

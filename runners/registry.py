@@ -1,0 +1,108 @@
+"""Runners: registered, seen, enabled, disabled and deleted; the only writer of their rows.
+
+Lock order: a runner is locked before any dispatch state.
+"""
+
+from datetime import datetime, timedelta
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models.functions import Now
+
+from config.bodies import JsonObject
+from config.errors import Forbidden, NotFound
+from config.principals import Principal
+from runners.models import Runner, RunnerLiveness, WakeStream
+
+HEARTBEAT_LEASE = timedelta(seconds=30)
+"""The liveness lease of a heartbeat that names none."""
+
+
+def register(owner: Principal, runner_id: str, facts: JsonObject) -> Runner:
+    """Register a runner, or update what is given of the owner's own.
+
+    ``facts`` are fields of `Runner`. Its unclaimed wakes are emitted again, so that a restarted
+    runner need not wait for them. Raises Forbidden for an id that another principal owns.
+    """
+    with transaction.atomic():
+        new = Runner(
+            id=runner_id,
+            owner_principal=owner.url,
+            **{"claim_lease_ms": settings.PULLWAKE_CLAIM_LEASE_MS, **facts},
+        )
+        runner = None
+        while runner is None:  # a deletion may come between the two
+            # Two first registrations may race: one inserts, both go on from the row.
+            Runner.objects.bulk_create([new], ignore_conflicts=True)
+            runner = _locked(runner_id)
+        if runner.owner_principal != owner.url:
+            raise Forbidden(f"The runner {runner_id} is another principal's.")
+        Runner.objects.filter(pk=runner_id).update(updated_at=Now(), **facts)
+        RunnerLiveness.objects.bulk_create([RunnerLiveness(runner=runner)], ignore_conflicts=True)
+        WakeStream.objects.bulk_create([WakeStream(runner=runner)], ignore_conflicts=True)
+        runner.wakes.reemit()
+        return get(runner_id)
+
+
+def get(runner_id: str) -> Runner:
+    """A runner with its liveness. Raises NotFound."""
+    runner = Runner.objects.select_related("liveness").filter(pk=runner_id).first()
+    if runner is None:
+        raise NotFound(f"There is no runner {runner_id}.")
+    return runner
+
+
+def lock(runner_id: str) -> Runner:
+    """A runner, locked until the transaction ends. Raises NotFound."""
+    runner = _locked(runner_id)
+    if runner is None:
+        raise NotFound(f"There is no runner {runner_id}.")
+    return runner
+
+
+def _locked(runner_id: str) -> Runner | None:
+    return Runner.objects.select_for_update(no_key=True).filter(pk=runner_id).first()
+
+
+def set_admin_status(runner_id: str, status: Runner.AdminStatus) -> Runner:
+    """Enable or disable a runner; enabling emits its unclaimed wakes again. Raises NotFound."""
+    with transaction.atomic():
+        runner = lock(runner_id)
+        Runner.objects.filter(pk=runner_id).update(admin_status=status, updated_at=Now())
+        if status == Runner.AdminStatus.ENABLED:
+            runner.wakes.reemit()
+        return get(runner_id)
+
+
+def delete(runner_id: str) -> None:
+    """Delete a runner: its claims expire and their entities are freed. Raises NotFound.
+
+    Its entities keep their pending work, and have no runner until they are given one.
+    """
+    with transaction.atomic():
+        runner = lock(runner_id)
+        runner.dispatch_states.abandon(runner)
+        runner.delete()
+
+
+def heartbeat(
+    runner: Runner,
+    *,
+    now: datetime,
+    lease_expires_at: datetime,
+    wake_stream_offset: str | None = None,
+    diagnostics: JsonObject | None = None,
+) -> None:
+    """Note that a runner lives, on it and in the database; None keeps what was there.
+
+    ``now`` is the database's time. Raises NotFound when the runner was deleted meanwhile.
+    """
+    facts: JsonObject = {"last_seen_at": now, "lease_expires_at": lease_expires_at}
+    if wake_stream_offset is not None:
+        facts["wake_stream_offset"] = wake_stream_offset
+    if diagnostics:
+        facts["diagnostics"] = diagnostics
+    if not RunnerLiveness.objects.filter(pk=runner.pk).update(**facts):
+        raise NotFound(f"There is no runner {runner.pk}.")
+    for name, value in facts.items():
+        setattr(runner.liveness, name, value)

@@ -1,0 +1,137 @@
+"""Orphaned claims and runners' health: told in SQL as they are told in words."""
+
+from datetime import timedelta
+from itertools import product
+from typing import Any
+
+import pytest
+from django.db.models import F
+from django.db.models.functions import Now
+
+from claims.models import ConsumerClaim, OrphanReason
+from config.orm import with_now
+from runners.health import health, liveness, with_health
+from runners.models import Runner, RunnerLiveness
+from tests.support import PAST, lapse
+
+LATER = Now() + timedelta(minutes=1)
+
+
+@pytest.fixture
+def claim(alice):
+    """A claim whose runner lives."""
+    alice.register()
+    alice.make_entity()
+    alice.send()
+    alice.post("/_electric/runners/r1/heartbeat", {"lease_ms": 60_000})
+    return alice.claim()
+
+
+def never_seen():
+    RunnerLiveness.objects.update(last_seen_at=None, lease_expires_at=None)
+
+
+def silent():
+    RunnerLiveness.objects.update(lease_expires_at=PAST)
+
+
+def disabled():
+    Runner.objects.update(admin_status="disabled")
+
+
+def gone():
+    ConsumerClaim.objects.update(runner=None)
+
+
+def lapsed():
+    ConsumerClaim.objects.update(lease_expires_at=PAST)
+
+
+def ended():
+    ConsumerClaim.objects.update(status="released", ended_at=F("claimed_at"))
+
+
+@pytest.mark.parametrize(
+    ("happened", "reason"),
+    [
+        ((), ""),
+        ((lapsed,), "lease_lapsed"),
+        ((silent,), "runner_expired"),
+        ((never_seen,), "runner_never_seen"),
+        ((disabled,), "runner_disabled"),
+        ((gone,), "runner_gone"),
+        ((silent, lapsed), "runner_expired"),
+        ((disabled, silent, lapsed), "runner_disabled"),
+        ((disabled, never_seen), "runner_disabled"),
+        ((gone, lapsed), "runner_gone"),
+        ((ended, silent, lapsed), ""),
+    ],
+)
+def test_it_tells_why_a_claim_is_orphaned(claim, happened, reason):
+    for change in happened:
+        change()
+    found: Any = ConsumerClaim.objects.with_orphan_reason().get()
+    assert found.orphan_reason == reason
+    assert (found.orphaned_since is not None) == bool(reason)
+    assert ConsumerClaim.objects.orphaned().exists() == bool(reason)
+
+
+def test_it_tells_since_when(claim):
+    lapse(claim)
+    lapsed_claim: Any = ConsumerClaim.objects.with_orphan_reason().get()
+    assert lapsed_claim.orphaned_since == lapsed_claim.claimed_at  # not before it began
+    ConsumerClaim.objects.update(claimed_at=PAST - timedelta(hours=1))
+    lapsed_claim = ConsumerClaim.objects.with_orphan_reason().get()
+    assert lapsed_claim.orphaned_since == lapsed_claim.lease_expires_at
+    silent()
+    claim_of_silent: Any = ConsumerClaim.objects.with_orphan_reason().get()
+    assert claim_of_silent.orphaned_since == RunnerLiveness.objects.get().lease_expires_at
+
+
+@pytest.mark.parametrize("reason", OrphanReason)
+def test_the_list_is_filtered_by_reason(claim, people, reason):
+    {
+        "runner_gone": gone,
+        "runner_disabled": disabled,
+        "runner_never_seen": never_seen,
+        "runner_expired": silent,
+        "lease_lapsed": lapsed,
+    }[reason.value]()
+    for other in ("any", *OrphanReason.values):
+        page = people["viewer"].get(f"/admin/claims/consumerclaim/?orphaned={other}")
+        assert page.content.decode().count('class="data-row') == (other in ("any", reason.value))
+
+
+DIAGNOSTICS = [
+    None,
+    {"status": "streaming"},
+    {"stream_connected": False},
+    {"stream_connected": True, "last_heartbeat_ok": False},
+    {"reconnect_count": 5},
+    {"reconnect_count": 6},
+    {"reconnect_count": 5.5, "last_error": "x"},
+]
+
+
+def test_health_in_sql_is_health_in_words(claim):
+    """Over every combination of what it is made of."""
+    for status, seen, diagnostics, limit, lease in product(
+        ("enabled", "disabled"),
+        ((None, None), (PAST, PAST), (PAST, LATER)),
+        DIAGNOSTICS,
+        (None, 1, 2),
+        (PAST, LATER),
+    ):
+        last_seen_at, lease_expires_at = seen
+        ConsumerClaim.objects.update(lease_expires_at=lease)
+        Runner.objects.update(admin_status=status, max_concurrent_claims=limit)
+        RunnerLiveness.objects.update(
+            last_seen_at=last_seen_at, lease_expires_at=lease_expires_at, diagnostics=diagnostics
+        )
+        row: Any = with_now(with_health(Runner.objects.select_related("liveness"))).get()
+        told = health(row, claims=row.held, lapsed=row.lapsed, now=row.now)
+        case = (status, seen, diagnostics, limit, lease)
+        assert (row.held, row.lapsed) == (1, lease is PAST), case
+        assert (row.health_status, row.liveness_status) == (told.status, liveness(row, row.now)), (
+            case
+        )

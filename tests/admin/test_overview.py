@@ -1,0 +1,258 @@
+"""The front page: figures that lead to the lists behind them, and what needs somebody."""
+
+import html
+import re
+from datetime import timedelta
+
+import pytest
+from django.db.models.functions import Now
+
+from claims import reaper
+from claims.models import ServerPulse
+from dispatch.models import DispatchState, Entity
+from runners.models import Runner
+from tests.admin.conftest import World
+from tests.admin.test_verbs import text
+from tests.support import age_wakes
+
+FIGURE = re.compile(r'<a href="([^"]+)"><b>(\d+)</b> <span>([^<]+)</span>')
+
+
+def figures(page):
+    """Each figure: {what it counts: (how many, the list behind it)}."""
+    return {
+        html.unescape(label): (int(number), html.unescape(url))
+        for url, number, label in FIGURE.findall(page.content.decode())
+    }
+
+
+@pytest.fixture
+def troubled(world: World) -> World:
+    """A world in which everything is wrong that can be."""
+    reaper.pulse()
+    reaper.reap()
+    failing = DispatchState.objects.filter(entity__url="/agent/e2")
+    assert failing.update(failures=3)
+    world.api.make_entity("/agent/stranded")
+    world.api.send("/agent/stranded")
+    world.api.register("r3")
+    world.api.make_entity("/agent/orphan-to-be", "r3")
+    world.api.send("/agent/orphan-to-be")
+    world.api("DELETE", "/_electric/runners/r3")
+    return world
+
+
+def test_each_figure_leads_to_as_many_rows(troubled, people):
+    found = figures(people["viewer"].get("/admin/"))
+    assert len(found) >= 12
+    for label, (number, url) in found.items():
+        rows = people["viewer"].get(url).content.decode().count('class="data-row')
+        assert rows == number, (label, url)
+
+
+def test_it_counts_what_there_is(troubled, people):
+    counted = {
+        label: number for label, (number, _) in figures(people["viewer"].get("/admin/")).items()
+    }
+    assert counted == {
+        "healthy": 0,
+        "degraded": 1,
+        "unhealthy": 1,
+        "online": 0,
+        "expired": 1,
+        "offline": 1,
+        "active": 1,
+        "orphaned: its runner's heartbeat lease expired": 1,
+        "entities with pending work": 4,
+        "of them without a runner": 1,
+        "entities that keep failing": 1,
+        "unclaimed wakes": 2,
+    }
+
+
+def test_it_names_what_is_wrong(troubled, people):
+    age_wakes()
+    said = text(people["viewer"].get("/admin/"))
+    for trouble in (
+        "1 orphaned claim: lapsed, or of a runner not at work",
+        "1 entity has work, and no runner",
+        "1 entity keeps failing",
+        "1 runner fell silent: the heartbeat lease expired",
+        "1 runner degraded",
+    ):
+        assert trouble in said
+    assert "Nothing needs you." not in said
+
+
+def test_it_says_when_nothing_is_wrong(alice, people):
+    alice.register()
+    alice.post("/_electric/runners/r1/heartbeat", {"diagnostics": {"status": "streaming"}})
+    reaper.pulse()
+    reaper.reap()
+    assert "Nothing needs you." in text(people["viewer"].get("/admin/"))
+
+
+def test_it_says_when_the_reaper_does_not_run(world, people):
+    assert "The reaper does not run" in text(people["viewer"].get("/admin/"))
+    reaper.pulse()
+    reaper.reap()
+    assert "The reaper does not run" not in text(people["viewer"].get("/admin/"))
+    ServerPulse.objects.update(reaped_at=Now() - timedelta(hours=1))
+    assert "The reaper does not run" in text(people["viewer"].get("/admin/"))
+
+
+def test_it_says_how_to_begin_while_there_is_no_runner(people):
+    said = text(people["viewer"].get("/admin/"))
+    assert "How to begin" in said
+    assert "runners.client --url http://testserver --id my-laptop" in said
+
+
+def test_it_does_not_say_how_to_begin_once_there_is_one(alice, people):
+    alice.register()
+    assert "How to begin" not in text(people["viewer"].get("/admin/"))
+
+
+@pytest.mark.parametrize("span", ["hour", "day", "week"])
+def test_the_sums_count_claims_that_began_and_ended(world, people, span):
+    page = people["viewer"].get(f"/admin/?span={span}").content.decode()
+    row = re.search(rf'<tr><th scope="row">{span}</th>(.*?)</tr>', page, re.DOTALL)
+    assert row is not None
+    sums = re.findall(r'data-label="(\w+)"><a href="([^"]+)">(\d+)', row[1])
+    assert [(outcome, int(number)) for outcome, _, number in sums] == [
+        ("Acquired", 3),
+        ("Released", 1),
+        ("Failed", 1),
+        ("Expired", 0),
+        ("Fenced", 0),
+    ]
+    for _, url, number in sums:
+        listed = people["viewer"].get(html.unescape(url)).content.decode()
+        assert listed.count('class="data-row') == int(number)
+
+
+def test_it_takes_any_span(world, people):
+    assert people["viewer"].get("/admin/?span=century").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("query", "urls"),
+    [
+        ("status=running", ["/agent/e3"]),
+        ("status=paused", ["/agent/e4"]),
+        ("status=stopped", []),
+        ("work=pending", ["/agent/e4", "/agent/e3", "/agent/e2"]),
+        ("work=waiting", ["/agent/e2"]),
+        ("work=delayed", ["/agent/e2"]),
+        ("work=woken", []),
+        ("type=agent&runner=r1", ["/agent/e4", "/agent/e3", "/agent/e2", "/agent/e1"]),
+        ("runner=r2", []),
+        ("q=/agent/e1", ["/agent/e1"]),
+        ("q=agent/e2", ["/agent/e2"]),
+        ("q=nothing", []),
+    ],
+)
+def test_entities_are_filtered(world, people, query, urls):
+    world.api.signal("/agent/e4", "SIGSTOP")
+    page = people["viewer"].get(f"/admin/dispatch/entity/?{query}").content.decode()
+    assert re.findall(r"<code>(/agent/[^<]+)</code>", page) == urls
+
+
+def test_an_entity_is_found_by_its_subscription(world, people):
+    key = Entity.objects.get(url="/agent/e1").subscription_key
+    page = people["viewer"].get(f"/admin/dispatch/entity/?q={key}").content.decode()
+    assert re.findall(r"<code>(/agent/[^<]+)</code>", page) == ["/agent/e1"]
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ("", ["bobs", "r1", "r2"]),
+        ("q=R1", ["r1"]),
+        ("q=user:bob", ["bobs"]),
+        ("owner=user:alice", ["r1", "r2"]),
+        ("owner=nobody", []),
+        ("health=unhealthy", ["r1"]),
+        ("health=degraded", ["bobs", "r2"]),
+        ("liveness=offline", ["bobs", "r2"]),
+        ("kind=ci", ["bobs"]),
+        ("admin_status=disabled", []),
+    ],
+)
+def test_runners_are_filtered(world, bob, people, query, names):
+    bob.register("bobs", kind="ci")
+    page = people["viewer"].get(f"/admin/runners/runner/?{query}").content.decode()
+    assert re.findall(r"/admin/runners/runner/([^/]+)/change/", page) == names
+
+
+@pytest.mark.parametrize(
+    ("query", "which"),
+    [
+        ("status=released", ["released"]),
+        ("runner=r1", ["orphaned", "failed", "released"]),
+        ("runner=r2", []),
+        ("entity=/agent/e2", ["failed"]),
+        ("age=hour", ["orphaned", "failed", "released"]),
+        ("age=older-hour", []),
+        ("ended=hour", ["failed", "released"]),
+        ("orphaned=any", ["orphaned"]),
+        ("q=w_", []),
+    ],
+)
+def test_claims_are_filtered(world, people, query, which):
+    page = people["viewer"].get(f"/admin/claims/consumerclaim/?{query}").content.decode()
+    shown = re.findall(r"<code>(w_[0-9a-f]+)</code>", page)
+    assert shown == [getattr(world, name).body["consumerId"] for name in which]
+
+
+def test_a_claim_is_found_by_its_consumer_id(world, people):
+    consumer_id = world.failed.body["consumerId"]
+    page = people["viewer"].get(f"/admin/claims/consumerclaim/?q={consumer_id}").content.decode()
+    assert re.findall(r"<code>(w_[0-9a-f]+)</code>", page) == [consumer_id]
+
+
+def test_a_claims_page_tells_its_story(world, people):
+    world.api.post("/_electric/runners/r1/heartbeat", {"lease_ms": 60_000})
+    claim = world.row(world.failed)
+    said = text(people["viewer"].get(f"/admin/claims/consumerclaim/{claim.pk}/change/"))
+    story = said[said.index("Its story") :]
+    steps = ["The entity was woken", "The runner claimed it", "It ended: failed", "not woken again"]
+    places = [story.index(step) for step in steps]
+    assert places == sorted(places)
+    assert "no such tool" in story
+
+
+def test_a_runners_page_shows_what_the_health_endpoint_reports(world, people):
+    report = world.api.get("/_electric/runners/r1/health").body
+    said = text(people["viewer"].get("/admin/runners/runner/r1/change/"))
+    assert report["health"]["status"] in said
+    for issue in report["health"]["issues"]:
+        assert issue.partition(" expired ")[0] in said  # how long ago differs
+    for claim in report["claims"]["active"]:
+        assert claim["consumer_id"] in said
+    assert Runner.objects.get(pk="r1").wake_stream_path in said
+
+
+def test_a_runners_page_shows_all_sixteen_diagnostics(world, people):
+    client = {
+        "status": "streaming",
+        "stream_connected": True,
+        "last_heartbeat_ok": False,
+        "last_claim_result": "no_work",
+        "last_error": "connection reset",
+        "reconnect_count": 0,
+        "claims_failed": 7,
+    }
+    world.api.post("/_electric/runners/r1/heartbeat", {"diagnostics": client})
+    said = text(people["viewer"].get("/admin/runners/runner/r1/change/"))
+    shown = said[said.index("Diagnostics") :]
+    for expected in (
+        "Status streaming",
+        "Stream connected yes",
+        "Last heartbeat ok no",
+        "Last claim result no_work",
+        "Last error connection reset",
+        "Reconnect count 0",
+        "Claims failed 7",
+        "Last dispatch at -",
+    ):
+        assert expected in shown

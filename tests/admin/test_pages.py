@@ -1,0 +1,142 @@
+"""Every page, as it is read: by whom, with how many statements, and never with a COUNT."""
+
+import html
+import re
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+
+from tests.admin.conftest import World
+
+PAGES = [
+    "overview",
+    *(
+        f"{label} list"
+        for label in (
+            "runners.runner",
+            "runners.accesstoken",
+            "claims.consumerclaim",
+            "dispatch.entity",
+            "dispatch.dispatchstate",
+            "dispatch.wake",
+            "dispatch.entitytype",
+            "admin.logentry",
+        )
+    ),
+    "runner",
+    "claim",
+    "ended claim",
+    "entity",
+    "wake",
+    "entity type",
+    "token",
+    "issue",
+]
+
+
+# Statements of each page, two for the session and the user among them.
+STATEMENTS = {
+    "overview": 17,
+    "runners.runner list": 3,
+    "runners.accesstoken list": 3,
+    "claims.consumerclaim list": 3,
+    "dispatch.entity list": 3,
+    "dispatch.dispatchstate list": 3,
+    "dispatch.wake list": 3,
+    "dispatch.entitytype list": 3,
+    "admin.logentry list": 3,
+    "runner": 8,
+    "claim": 4,
+    "ended claim": 5,
+    "entity": 7,
+    "wake": 4,
+    "entity type": 3,
+    "token": 3,
+    "issue": 2,
+}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_it_asks_so_many_statements(world: World, people, page):
+    path = world.paths()[page]
+    people["superuser"].get(path)  # content types are asked for once
+    with CaptureQueriesContext(connection) as asked:
+        assert people["superuser"].get(path).status_code == 200
+    assert len(asked) == STATEMENTS[page], [query["sql"][:150] for query in asked]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.endswith("list")])
+def test_it_counts_no_table(world: World, people, page):
+    path = world.paths()[page]
+    with CaptureQueriesContext(connection) as asked:
+        people["superuser"].get(path)
+    assert not [query for query in asked if query["sql"].startswith("SELECT COUNT")]
+
+
+def test_it_asks_as_many_statements_of_a_long_list(world: World, people):
+    for number in range(60):
+        world.api.make_entity(f"/agent/more-{number}")
+    path = world.paths()["dispatch.entity list"]
+    with CaptureQueriesContext(connection) as asked:
+        page = people["superuser"].get(path)
+    assert len(asked) == STATEMENTS["dispatch.entity list"]
+    assert page.content.decode().count('class="data-row') == 50
+
+
+def test_it_loads_nothing_large_for_a_list(world: World, people):
+    unseen = ("spawn_args", "acked_streams", "token_hash", "creation_schema", '"data"')
+    for page in PAGES:
+        if not page.endswith("list"):
+            continue
+        path = world.paths()[page]
+        with CaptureQueriesContext(connection) as asked:
+            people["superuser"].get(path)
+        selected = " ".join(query["sql"].partition(" FROM ")[0] for query in asked)
+        assert not [name for name in unseen if name in selected], page
+
+
+def test_pages_of_a_list_follow_one_another(world: World, people):
+    """Each row once, forth and back, whatever was inserted in between."""
+    for number in range(120):
+        world.api.make_entity(f"/agent/more-{number:03}")
+    viewer, path = people["viewer"], world.paths()["dispatch.entity list"]
+    pages = [shown(viewer.get(path))]
+    while link := next_of(viewer.get(path)):
+        world.api.make_entity(f"/agent/late-{len(pages)}")
+        path = world.paths()["dispatch.entity list"] + link
+        pages.append(shown(viewer.get(path)))
+    assert [len(page) for page in pages] == [50, 50, 24]
+    seen = [url for page in pages for url in page]
+    assert len(set(seen)) == len(seen) == 124
+    back = previous_of(viewer.get(path))
+    assert shown(viewer.get(world.paths()["dispatch.entity list"] + back)) == pages[1]
+
+
+def shown(response):
+    """The entities of a list's page, in its order."""
+    return re.findall(r"<code>(/agent/[^<]+)</code>", response.content.decode())
+
+
+def next_of(response):
+    return _link(response, "next")
+
+
+def previous_of(response):
+    return _link(response, "prev")
+
+
+def _link(response, rel):
+    found = re.search(rf'href="([^"]+)" rel="{rel}"', response.content.decode())
+    return html.unescape(found[1]) if found else ""
+
+
+@pytest.mark.parametrize("place", ["after=x", "before=%00", "after=9" + "9" * 30])
+def test_a_list_takes_any_place(world: World, people, place):
+    response = people["viewer"].get(f"/admin/dispatch/entity/?{place}", follow=True)
+    assert response.status_code == 200
+
+
+def test_a_row_that_is_gone_leads_back(world: World, people):
+    response = people["viewer"].get("/admin/runners/runner/nobody/change/")
+    assert (response.status_code, response.headers["Location"]) == (302, "/admin/")

@@ -1,0 +1,249 @@
+"""What operators do: said beforehand, done once, refused with the reason, and written down."""
+
+import html
+import re
+
+import pytest
+from django.contrib.admin.models import DELETION, LogEntry
+
+from claims.models import ConsumerClaim
+from dispatch.models import Entity, StreamEvent
+from runners.models import Runner
+from tests.admin.conftest import World
+from tests.support import Api
+
+CLAIMS, RUNNERS, ENTITIES = (
+    "/admin/claims/consumerclaim/",
+    "/admin/runners/runner/",
+    "/admin/dispatch/entity/",
+)
+
+
+def text(response):
+    """What a page says, without its tags."""
+    said = html.unescape(re.sub(r"<[^>]+>", " ", response.content.decode()))
+    return re.sub(r"\s+", " ", said)
+
+
+def do(browser, where, verb, *pks, **form):
+    """Confirm a verb, and what the next page says."""
+    return text(browser.post(f"{where}do/{verb}/", {"pk": pks, **form}, follow=True))
+
+
+def pk_of(url):
+    return Entity.objects.get(url=url).pk
+
+
+@pytest.fixture
+def pair(world: World):
+    """An orphaned claim, and one that was released."""
+    return world.row(world.orphaned), world.row(world.released)
+
+
+def test_the_list_asks_before_it_does_anything(world, operator, pair):
+    ticked = {"action": "expire", "_selected_action": [each.pk for each in pair], "index": "0"}
+    asked = operator.post(CLAIMS, ticked)
+    said = text(asked)
+    assert "its runner's heartbeat lease expired. /agent/e3 is freed, and woken again" in said
+    assert "It has ended meanwhile: released." in said
+    assert world.row(world.orphaned).status == "active"
+
+
+def test_it_counts_what_it_did_and_what_was_refused(world, operator, pair):
+    said = do(operator, CLAIMS, "expire", *(each.pk for each in pair))
+    assert "Expire: 1 done (1 freed and woken again)." in said
+    assert "Expire: 1 refused." in said
+    assert f"{pair[1]}: It has ended meanwhile: released." in said
+    assert world.row(world.orphaned).status == "expired"
+    assert world.row(world.released).status == "released"
+
+
+def test_it_is_refused_when_the_state_moved_on(world, operator, pair):
+    claim, _ = pair
+    assert operator.get(f"{CLAIMS}do/expire/?pk={claim.pk}").status_code == 200
+    world.orphaned.done()
+    said = do(operator, CLAIMS, "expire", claim.pk)
+    assert "It has ended meanwhile: released." in said
+    assert "1 done" not in said
+    assert not LogEntry.objects.exists()
+
+
+def test_it_says_who_did_what_to_which_and_why(world, operator, pair):
+    claim, _ = pair
+    do(operator, CLAIMS, "expire", claim.pk, reason="the machine burned down")
+    entry = LogEntry.objects.get()
+    assert (entry.user.username, entry.object_id) == ("operator", str(claim.pk))
+    assert entry.change_message == (
+        "Expire: freed and woken again. Reason: the machine burned down"
+    )
+    assert "the machine burned down" in text(operator.get("/admin/admin/logentry/"))
+    history = operator.get(f"{CLAIMS}{claim.pk}/history/")
+    assert "the machine burned down" in text(history)
+
+
+def test_rows_that_are_gone_are_counted_as_refused(world, operator, pair):
+    said = do(operator, CLAIMS, "expire", 999_999, pair[0].pk)
+    assert "1 done" in said
+    assert "1 no longer there" in said
+
+
+def test_an_order_for_nothing_is_not_found(world, operator):
+    assert operator.get(f"{CLAIMS}do/expire/").status_code == 404
+    assert operator.get(f"{CLAIMS}do/expire/?pk=x").status_code == 404
+
+
+def test_it_warns_before_a_healthy_claim_is_expired(world, operator):
+    world.api.post("/_electric/runners/r1/heartbeat", {"lease_ms": 60_000})
+    claim = world.row(world.orphaned)
+    said = text(operator.get(f"{CLAIMS}do/expire/?pk={claim.pk}"))
+    assert "Expires although nothing is wrong with it: its handler is fenced" in said
+
+
+# --- Entities -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("verb", "form", "said", "status"),
+    [
+        ("pause", {}, "paused, was idle", "paused"),
+        ("stop", {}, "stopped, was idle", "stopped"),
+        ("kill", {"reason": "amok"}, "killed, was idle", "killed"),
+        ("send", {"payload": '{"do": "it"}'}, "sent, txid", "idle"),
+        ("move", {"target": "r2"}, "moved to r2", "idle"),
+    ],
+)
+def test_it_acts_on_an_entity(world, operator, verb, form, said, status):
+    answer = do(operator, ENTITIES, verb, pk_of("/agent/e1"), **form)
+    assert f"1 done (1 {said}" in answer
+    assert world.api.status("/agent/e1") == status
+
+
+def test_it_resumes_what_is_paused(world, operator):
+    world.api.signal("/agent/e1", "SIGSTOP")
+    assert "idle, was paused" in do(operator, ENTITIES, "resume", pk_of("/agent/e1"))
+    assert "It is not paused." in text(
+        operator.get(f"{ENTITIES}do/resume/?pk={pk_of('/agent/e1')}")
+    )
+
+
+def test_it_wakes_an_entity_within_its_delay(world, operator):
+    woken = {wake["stream"]: wake["generation"] for wake in world.api.wakes()}
+    assert "agent/e2/main" not in woken  # it failed, and waits
+    assert "1 woken" in do(operator, ENTITIES, "wake", pk_of("/agent/e2"))
+    woken = {wake["stream"]: wake["generation"] for wake in world.api.wakes()}
+    assert woken["agent/e2/main"] == 2
+
+
+def test_it_emits_an_unclaimed_wake_again(world, operator):
+    tail = world.api.get("/runners/r1/wake?offset=now").headers["Stream-Next-Offset"]
+    assert "1 woken" in do(operator, ENTITIES, "wake", pk_of("/agent/e4"))
+    (wake,) = world.api.wakes(offset=tail)
+    assert (wake["stream"], wake["generation"]) == ("agent/e4/main", 1)
+
+
+@pytest.mark.parametrize(
+    ("url", "prepare", "why"),
+    [
+        ("/agent/e1", None, "Nothing lies past this entity's cursor."),
+        ("/agent/e3", None, "A live claim holds this entity."),
+        ("/agent/e4", "SIGSTOP", "The entity is paused."),
+        ("/agent/e4", "SIGTERM", "The entity is stopping, stopped or killed."),
+    ],
+)
+def test_it_does_not_wake_what_cannot_work(world, operator, url, prepare, why):
+    if prepare:
+        world.api.signal(url, prepare)
+    assert why in text(operator.get(f"{ENTITIES}do/wake/?pk={pk_of(url)}"))
+    assert f"{url}: {why}" in do(operator, ENTITIES, "wake", pk_of(url))
+
+
+def test_a_message_is_sent_in_the_operators_name(world, operator):
+    do(operator, ENTITIES, "send", pk_of("/agent/e1"), payload="no JSON, but text")
+    value = world.api.events("/agent/e1")[-1]["value"]
+    assert value["payload"] == "no JSON, but text"
+    assert value["from"] == "/principal/system%3Aoperator%3Aoperator"
+
+
+def test_a_signal_carries_the_reason_to_the_stream(world, operator):
+    do(operator, ENTITIES, "stop", pk_of("/agent/e1"), reason="retired")
+    value = world.api.events("/agent/e1")[-1]["value"]
+    assert (value["signal"], value["reason"]) == ("SIGTERM", "retired")
+
+
+def test_it_takes_no_message_that_cannot_be_stored(world, operator):
+    before = StreamEvent.objects.count()
+    said = do(operator, ENTITIES, "send", pk_of("/agent/e1"), payload='"\\u0000"')
+    assert "NUL" in said
+    assert StreamEvent.objects.count() == before
+
+
+def test_killing_needs_a_reason(world, operator):
+    said = do(operator, ENTITIES, "kill", pk_of("/agent/e1"))
+    assert "This field is required." in said
+    assert world.api.status("/agent/e1") == "idle"
+
+
+def test_an_entity_moves_with_its_wake(world, operator):
+    do(operator, ENTITIES, "move", pk_of("/agent/e4"), target="r2")
+    assert [wake["stream"] for wake in world.api.wakes("r2")] == ["agent/e4/main"]
+    assert "agent/e4/main" not in [wake["stream"] for wake in world.api.wakes("r1")]
+
+
+def test_an_entity_moves_to_another_owners_runner(world, operator):
+    Api("user:bob").register("bobs")
+    assert "moved to bobs" in do(operator, ENTITIES, "move", pk_of("/agent/e4"), target="bobs")
+
+
+def test_nothing_moves_to_a_runner_that_does_not_exist(world, operator):
+    said = do(operator, ENTITIES, "move", pk_of("/agent/e4"), target="nobody")
+    assert "There is no runner nobody." in said
+    assert Entity.objects.get(url="/agent/e4").dispatch_state.runner_id == "r1"
+
+
+def test_it_moves_nowhere_where_it_is(world, operator):
+    said = do(operator, ENTITIES, "move", pk_of("/agent/e4"), target="r1")
+    assert "It is dispatched to that runner already." in said
+
+
+# --- Runners ------------------------------------------------------------------------------------
+
+
+def test_it_disables_and_enables(world, operator):
+    assert "1 disabled" in do(operator, RUNNERS, "disable", "r1")
+    assert "It is disabled already." in do(operator, RUNNERS, "disable", "r1")
+    assert "1 enabled" in do(operator, RUNNERS, "enable", "r1")
+    assert Runner.objects.get(pk="r1").enabled
+
+
+def test_it_expires_every_claim_of_a_runner(world, operator):
+    said = do(operator, RUNNERS, "expire-claims", "r1", reason="burned down")
+    assert "1 done (1 1 expired)" in said
+    assert world.row(world.orphaned).status == "expired"
+    whole = sorted(LogEntry.objects.values_list("content_type__model", flat=True))
+    assert whole == ["consumerclaim", "runner"]
+    assert "It holds no claim any more." in do(operator, RUNNERS, "expire-claims", "r1")
+
+
+def test_it_moves_every_entity_of_a_runner(world, operator):
+    said = do(operator, RUNNERS, "move-entities", "r1", target="r2")
+    assert "4 entities moved to r2" in said
+    assert not Runner.objects.get(pk="r1").dispatch_states.exists()
+    assert "agent/e4/main" in [wake["stream"] for wake in world.api.wakes("r2")]
+    assert world.row(world.orphaned).status == "active"  # a claim stays where it is
+
+
+def test_it_deletes_a_runner_for_a_reason(world, operator):
+    assert "This field is required." in do(operator, RUNNERS, "delete", "r1")
+    said = do(operator, RUNNERS, "delete", "r1", reason="scrapped")
+    assert "1 deleted" in said
+    assert not Runner.objects.filter(pk="r1").exists()
+    assert world.row(world.orphaned).status == "expired"
+    entry = LogEntry.objects.get()
+    assert (entry.action_flag, entry.object_id) == (DELETION, "r1")
+
+
+def test_a_verb_takes_only_so_many_at_once(world, operator, monkeypatch):
+    monkeypatch.setattr("config.admin.MOST_AT_ONCE", 1)
+    pks = [str(each.pk) for each in ConsumerClaim.objects.order_by("pk")]
+    ticked = {"action": "expire", "_selected_action": pks, "index": "0"}
+    assert "2 are left out" in text(operator.post(CLAIMS, ticked))

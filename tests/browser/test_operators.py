@@ -1,0 +1,187 @@
+"""An operator at work, in a real browser, on a real server."""
+
+import re
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import PHONE, one_time_login
+from tests.support import Server
+
+FAINT = Path(__file__).with_name("faint.js").read_text()
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+
+@pytest.fixture
+def alice(quiet_server: Server):
+    """The API of the server, as user:alice calls it."""
+    return quiet_server.client()
+
+
+@pytest.fixture
+def killed(alice):
+    """A claim whose runner was killed: its leases are the shortest, and are over soon."""
+    alice.register("doomed", claim_lease_ms=1000)
+    alice.make_entity("/agent/e1", "doomed")
+    alice.send("/agent/e1")
+    alice.post("/_electric/runners/doomed/heartbeat", {"lease_ms": 1000})
+    return alice.claim("doomed")
+
+
+def test_an_orphaned_claim_is_found_expired_and_done_by_another(page: Page, alice, killed):
+    page.goto("/admin/")
+    # The page finds it out by itself.
+    trouble = page.get_by_role("link", name="1 orphaned claim")
+    expect(trouble).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("its runner's heartbeat lease expired").first).to_be_visible()
+
+    trouble.click()
+    consumer_id = killed.body["consumerId"]
+    row = page.get_by_role("row").filter(has_text=consumer_id)
+    expect(row).to_contain_text("orphaned")
+    row.get_by_role("checkbox").check()
+    page.locator("select[name=action]").select_option("expire")
+    page.get_by_role("button", name="Run").click()
+
+    expect(page.get_by_role("table")).to_contain_text("/agent/e1 is freed, and woken again at once")
+    page.get_by_label("Reason").fill("the machine is gone")
+    page.get_by_role("button", name="Expire").click()
+    expect(page.get_by_text("Expire: 1 done (1 freed and woken again).")).to_be_visible()
+    expect(page.get_by_text("It ended: expired")).to_be_visible()
+    expect(page.get_by_text("The entity was woken again")).to_be_visible()
+    assert killed.done().error == "FENCED"
+
+    # Its runner is dead: another takes over.
+    alice.register("heir")
+    page.get_by_role("link", name="/agent/e1").first.click()
+    page.get_by_role("link", name="Move", exact=True).click()
+    page.get_by_label("Runner").fill("heir")
+    page.get_by_role("button", name="Move").click()
+    expect(page.get_by_text("Move: 1 done (1 moved to heir).")).to_be_visible()
+    heir = alice.claim("heir")
+    assert heir.epoch > killed.epoch
+    assert heir.done().status == 200
+
+    page.reload()
+    newest = page.get_by_role("row").filter(has_text=heir.body["consumerId"]).first
+    expect(newest).to_contain_text("released")
+    page.goto("/admin/admin/logentry/")
+    expect(page.get_by_text("Reason: the machine is gone")).to_be_visible()
+
+
+def test_the_overview_refreshes_without_losing_the_readers_place(page: Page, alice):
+    page.set_viewport_size({"width": 1440, "height": 400})
+    alice.register("r1")
+    page.goto("/admin/")
+    page.evaluate("window.scrollTo(0, 300)")
+    alice.register("r2")
+    expect(page.locator("li", has_text="degraded").locator("b")).to_have_text("2", timeout=30_000)
+    assert page.evaluate("window.scrollY") == 300
+
+
+def test_the_overview_waits_while_somebody_marks_text(page: Page, alice):
+    alice.register("r1")
+    page.goto("/admin/")
+    page.evaluate("getSelection().selectAllChildren(document.querySelector('#overview h2'))")
+    assert page.evaluate("pullwakeMayRefresh()") is False
+    page.evaluate("getSelection().removeAllRanges()")
+    assert page.evaluate("pullwakeMayRefresh()") is True
+
+
+def test_an_id_is_copied_with_one_click(page: Page, alice):
+    alice.register("to-copy")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.goto("/admin/runners/runner/")
+    page.get_by_role("button", name="Copy to-copy").click()
+    assert page.evaluate("navigator.clipboard.readText()") == "to-copy"
+
+
+def test_times_count_on_and_say_exactly_when(page: Page, alice):
+    alice.register("r1")
+    alice.post("/_electric/runners/r1/heartbeat", {"lease_ms": 60_000})
+    page.goto("/admin/runners/runner/r1/change/")
+    lease = page.locator("dt", has_text="Heartbeat lease ends").locator("+ dd time")
+    expect(lease).to_have_text(re.compile(r"in \d+ s"))
+    first = lease.inner_text()
+    expect(lease).not_to_have_text(first)
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} UTC", lease.get_attribute("title") or ""
+    )
+
+
+def test_a_filter_is_chosen_and_taken_away(page: Page, alice):
+    alice.register("r1")
+    alice.register("r2", kind="ci")
+    page.goto("/admin/runners/runner/")
+    page.get_by_text("Filters filter_list").click()
+    page.get_by_role("link", name="offline", exact=True).click()
+    expect(page).to_have_url(re.compile("liveness=offline"))
+    page.get_by_text("Filters filter_list").click()
+    page.locator("input[name=owner]").fill("user:alice")
+    page.get_by_role("button", name="Apply Filters").click()
+    expect(page).to_have_url(re.compile("owner=user%3Aalice"))
+    expect(page.locator(".pw-narrowed")).to_contain_text("owner (kind:id): user:alice")
+    expect(page.locator("tr.data-row")).to_have_count(2)
+    page.get_by_role("link", name="Without the filter liveness").click()
+    expect(page).not_to_have_url(re.compile("liveness="))
+
+
+def test_a_token_is_issued_and_opens_the_api(page: Page, quiet_server: Server):
+    page.goto("/admin/runners/accesstoken/")
+    page.get_by_role("link", name="Issue a token").click()
+    page.get_by_label("Principal").fill("user:carol")
+    page.get_by_role("button", name="Issue").click()
+    secret = page.locator(".pw-secret code").inner_text()
+    carol = quiet_server.client(None, Authorization=f"Bearer {secret}")
+    assert carol.register("carols")["owner_principal"] == "/principal/user%3Acarol"
+
+
+def test_the_login_works_once(page: Page, quiet_server: Server):
+    page.context.clear_cookies()
+    response = page.request.get(one_time_login(quiet_server))
+    assert response.status == 404
+
+
+PAGES = (
+    "/admin/",
+    "/admin/runners/runner/",
+    "/admin/runners/runner/doomed/change/",
+    "/admin/claims/consumerclaim/",
+    "/admin/claims/consumerclaim/1/change/",
+    "/admin/claims/consumerclaim/do/expire/?pk=1",
+    "/admin/dispatch/entity/",
+    "/admin/dispatch/entity/1/change/",
+    "/admin/dispatch/entity/do/send/?pk=1",
+    "/admin/dispatch/wake/",
+    "/admin/dispatch/wake/1/change/",
+    "/admin/dispatch/dispatchstate/",
+    "/admin/dispatch/entitytype/",
+    "/admin/runners/accesstoken/",
+    "/admin/runners/accesstoken/issue/",
+    "/admin/admin/logentry/",
+)
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        {"color_scheme": "light"},
+        {"color_scheme": "dark"},
+        {"color_scheme": "light", "viewport": PHONE},
+        {"color_scheme": "dark", "viewport": PHONE},
+    ],
+    indirect=True,
+    ids=["light", "dark", "phone", "dark phone"],
+)
+def test_every_page_fits_and_reads(page: Page, killed):
+    for path in PAGES:
+        response = page.goto(path)
+        assert response is not None
+        assert response.status == 200, path
+        too_wide = page.evaluate(
+            "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        )
+        assert too_wide <= 0, path
+        assert page.evaluate(FAINT) == [], path

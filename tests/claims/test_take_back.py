@@ -1,0 +1,70 @@
+"""An operator's expiry: any active claim, whatever its lease."""
+
+import pytest
+
+from claims import lifecycle
+from claims.models import ConsumerClaim
+from dispatch.models import DispatchState
+from tests.support import Api
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def claim(alice: Api):
+    """A claim with its whole lease before it."""
+    alice.register()
+    alice.make_entity()
+    alice.send()
+    return alice.claim()
+
+
+def row(claim):
+    return ConsumerClaim.objects.get(consumer_id=claim.body["consumerId"])
+
+
+def test_it_expires_a_claim_whose_lease_runs_and_wakes_the_entity(alice, claim):
+    expiry = lifecycle.take_back(row(claim))
+    assert expiry is not None
+    assert expiry.next_wake is not None
+    assert row(claim).status == "expired"
+    assert [wake["generation"] for wake in alice.wakes()] == [claim.epoch + 1]
+    assert expiry.next_wake.generation == claim.epoch + 1
+
+
+def test_it_counts_the_failure_and_delays_from_the_second_on(alice, claim):
+    lifecycle.take_back(row(claim))
+    second = alice.claim()
+    expiry = lifecycle.take_back(row(second))
+    assert expiry is not None
+    assert expiry.next_wake is None
+    state = DispatchState.objects.get()
+    assert (state.failures, state.retry_at is not None) == (2, True)
+
+
+def test_it_fences_the_holder(alice, claim):
+    lifecycle.take_back(row(claim))
+    assert claim.heartbeat().error == "FENCED"
+    assert claim.done().error == "FENCED"
+
+
+def test_it_changes_nothing_once_the_claim_ended(alice, claim):
+    held = row(claim)
+    claim.done()
+    assert lifecycle.take_back(held) is None
+    assert row(claim).status == "released"
+
+
+def test_it_emits_what_the_runners_limit_refused_again(alice):
+    alice.register("r1", max_concurrent_claims=1)
+    for url in ("/agent/e1", "/agent/e2"):
+        alice.make_entity(url)
+        alice.send(url)
+    held = alice.claim()
+    (refused,) = alice.wakes()
+    assert alice.try_claim("r1", refused).error == "CLAIM_LIMIT_REACHED"
+    tail = alice.get("/runners/r1/wake?offset=now").headers["Stream-Next-Offset"]
+    lifecycle.take_back(row(held))
+    assert refused["subscription_id"] in [
+        wake["subscription_id"] for wake in alice.wakes(offset=tail)
+    ]

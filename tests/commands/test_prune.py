@@ -1,0 +1,116 @@
+"""manage.py prune, as a process."""
+
+import signal
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from tests.support import wait_until
+
+TABLES = {
+    "claims": "claims_consumerclaim",
+    "wakes": "dispatch_wake",
+    "events": "dispatch_streamevent",
+}
+
+
+@pytest.fixture
+def aged(database, seed):
+    """Of everything an old row that may go and what must stay.
+
+    Claims: one ended and old in each of the terminal states, one ended today, one active and old.
+    Wakes: old and claimed, old and outstanding, today's. Events: old ones of a stopped, a killed
+    and of living entities, and today's of one that was stopped today.
+    """
+    seed(
+        """
+for name in ("released", "failed", "expired", "fenced", "today", "active"):
+    claim(name)
+claims = {each.entity_url.removeprefix("/agent/"): each for each in ConsumerClaim.objects.all()}
+for status in ("released", "failed", "expired", "fenced"):
+    ConsumerClaim.objects.filter(pk=claims[status].pk).update(
+        status=status, claimed_at=Now() - timedelta(days=32), ended_at=Now() - timedelta(days=31)
+    )
+ConsumerClaim.objects.filter(pk=claims["today"].pk).update(status="released", ended_at=Now())
+ConsumerClaim.objects.filter(pk=claims["active"].pk).update(claimed_at=Now() - timedelta(days=32))
+Wake.objects.exclude(entity__url="/agent/today").update(emitted_at=Now() - timedelta(days=31))
+for name, end in (("stopped", "stopped"), ("killed", "killed")):
+    work(name)
+    api.signal(f"/agent/{name}", {"stopped": "SIGTERM", "killed": "SIGKILL"}[name])
+StreamEvent.objects.update(created_at=Now() - timedelta(days=31))
+work("stopped-today", "waiting")
+api.signal("/agent/stopped-today", "SIGTERM")
+old = Now() - timedelta(days=31)
+StreamEvent.objects.filter(entity__url="/agent/waiting").update(created_at=old)
+Wake.objects.filter(entity__url="/agent/waiting").update(emitted_at=old)
+"""
+    )
+    return database
+
+
+def counts(database):
+    found = {}
+    for name, table in TABLES.items():
+        ((found[name],),) = database.execute(f"SELECT count(*) FROM {table}")  # noqa: S608
+    return found
+
+
+def urls(database, table):
+    of_entity = f"SELECT entity_id FROM {table}"  # noqa: S608
+    rows = database.execute(
+        f"SELECT url FROM dispatch_entity WHERE id IN ({of_entity}) ORDER BY url"  # noqa: S608
+    )
+    return [url.removeprefix("/agent/") for (url,) in rows]
+
+
+def test_it_deletes_what_is_past_its_retention_and_nothing_else(aged):
+    before = counts(aged)
+    done = aged.manage("prune")
+    assert (done.returncode, done.stderr) == (0, "")
+    after = counts(aged)
+
+    assert done.stdout == "".join(
+        f"deleted {before[name] - after[name]} {name}\n" for name in TABLES
+    )
+    kept = aged.execute("SELECT entity_url, status FROM claims_consumerclaim ORDER BY 1")
+    assert kept == [("/agent/active", "active"), ("/agent/today", "released")]
+    assert urls(aged, "dispatch_wake") == [
+        *("killed", "stopped", "stopped-today", "today", "waiting")
+    ]
+    assert set(urls(aged, "dispatch_streamevent")) == {
+        *("active", "expired", "failed", "fenced", "released", "today", "waiting"),
+        "stopped-today",
+    }
+    assert aged.manage("prune").stdout == "deleted 0 claims\ndeleted 0 wakes\ndeleted 0 events\n"
+
+
+def test_the_retention_is_a_setting(aged):
+    before = counts(aged)
+    assert aged.manage("prune", PULLWAKE_RETENTION_DAYS="32").returncode == 0
+    assert counts(aged) == before
+
+
+def test_a_dry_run_counts_and_deletes_nothing(aged):
+    before = counts(aged)
+    said = aged.manage("prune", "--dry-run").stdout
+    assert counts(aged) == before
+    assert said == aged.manage("prune").stdout.replace("deleted", "would delete")
+
+
+def test_sigterm_lets_the_batch_finish_and_begins_no_other(aged, start):
+    before = counts(aged)
+    with aged.locked("claims_consumerclaim"):
+        command = start("prune", "--batch", "1")
+        wait_until(lambda: command.is_at(aged), timeout=30)
+        command.process.send_signal(signal.SIGTERM)
+        assert command.process.poll() is None
+
+    assert command.process.wait(15) == 0
+    assert command.said == "deleted 1 claims\n"
+    assert counts(aged) == {**before, "claims": before["claims"] - 1}
+
+
+@pytest.mark.parametrize("batch", ["0", "-1", "1.5", "x", ""])
+def test_it_refuses_a_bad_batch(db, batch):
+    with pytest.raises(CommandError, match="argument --batch: "):
+        call_command("prune", f"--batch={batch}")

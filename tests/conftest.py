@@ -1,0 +1,93 @@
+"""Fixtures for every test: an API client in process, and real servers on real databases."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.conf import settings
+
+from dispatch.streams import waiters
+from runners import tokens
+from tests.support import Api, Database, Server, migrated_template
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what this machine or this run's database cannot do."""
+    lacks = {
+        "postgres": settings.SQLITE and "needs PostgreSQL (make test-postgres)",
+        "browser": not shutil.which("chromium") and "needs Chromium",
+        "interop": not (shutil.which("node") and shutil.which("npm")) and "needs Node.js and npm",
+    }
+    for item in items:
+        for marker, reason in lacks.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=str(reason)))
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None) -> Iterator[None]:
+    """The tests' database; it cannot be dropped while a reader's listener is connected to it."""
+    yield
+    waiters.hub.close()
+    if waiters.hub._listener is not None:
+        waiters.hub._listener.join()
+
+
+@pytest.fixture(autouse=True)
+def _no_remembered_tokens() -> Iterator[None]:
+    """A token that one test issued is unknown to the next."""
+    tokens.forget()
+    yield
+    tokens.forget()
+
+
+@pytest.fixture
+def alice(db: None) -> Api:
+    """The API as user:alice calls it, in process."""
+    return Api("user:alice")
+
+
+@pytest.fixture
+def bob(db: None) -> Api:
+    """The API as user:bob calls it, in process."""
+    return Api("user:bob")
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    """A database with every migration and no rows, for `database` to copy."""
+    with migrated_template(tmp_path_factory.mktemp("template")) as database:
+        yield database
+
+
+@pytest.fixture
+def database(template: Database, tmp_path: Path) -> Iterator[Database]:
+    """A database of the test's own, for server processes; of the kind that this run is on."""
+    with template.copy(tmp_path) as copy:
+        yield copy
+
+
+@pytest.fixture
+def start_server(database: Database, tmp_path: Path) -> Iterator[Any]:
+    """Start server processes on `database`: ``start_server(PULLWAKE_LONG_POLL_MS=500)``."""
+    servers: list[Server] = []
+
+    def start(**env: object) -> Server:
+        log = tmp_path / f"server-{len(servers)}.log"
+        server = Server(database.url, log, {name: str(value) for name, value in env.items()})
+        servers.append(server)
+        server.start()
+        return server
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
+def server(start_server: Any) -> Server:
+    """One server process with the default settings, in development mode."""
+    started: Server = start_server()
+    return started

@@ -1,0 +1,154 @@
+"""Who may read an entity and who may act on it."""
+
+from typing import Any
+
+import pytest
+
+from tests.support import Api
+
+E1 = "/_electric/entities/agent/e1"
+
+READS = {
+    "get": ("GET", E1, None),
+    "stream": ("GET", "/agent/e1/main", None),
+    "tail": ("HEAD", "/agent/e1/main", None),
+}
+ACTS = {
+    "patch": ("PATCH", E1, {"tags": {}}),
+    "send": ("POST", f"{E1}/send", {"payload": 1}),
+    "signal": ("POST", f"{E1}/signal", {"signal": "SIGUSR"}),
+    "tag": ("POST", f"{E1}/tags/a", {"value": "x"}),
+    "untag": ("DELETE", f"{E1}/tags/a", None),
+    "delete": ("DELETE", E1, None),
+}
+CALLS = READS | ACTS
+STREAM = ("stream", "tail")
+TOKEN = ("send", "tag", "untag")
+
+
+@pytest.fixture
+def parties(db):
+    """Who has to do with /agent/e1: by what they are to it."""
+    registrar, creator, owner = Api("service:registrar"), Api("user:creator"), Api("user:owner")
+    owner.register()
+    grants = [
+        {"subject_kind": kind, "subject_value": value, "permission": permission}
+        for kind, value, permission in (
+            ("principal", "user:creator", "spawn"),
+            ("principal", "user:spawner", "spawn"),
+            ("principal", "user:owner", "manage"),
+            ("principal", "user:manager", "manage"),
+            ("principal_kind", "system", "manage"),
+        )
+    ]
+    body = {"name": "agent", "description": "", "permission_grants": grants}
+    assert registrar.post("/_electric/entity-types", body).status == 201
+    default = {"targets": [{"type": "runner", "runnerId": "r1"}]}
+    answer = owner.post(
+        "/_electric/entity-types",
+        {"name": "agent", "description": "", "default_dispatch_policy": default},
+    )
+    assert answer.status == 201
+    # From here on the runner's owner is that, and no more.
+    registrar.post(
+        "/_electric/entity-types",
+        {**body, "permission_grants": [g for g in grants if "owner" not in g["subject_value"]]},
+    )
+    creator.make_entity(runner_id=None, initialMessage="hi")
+    creator.make_entity("/agent/e2", None, initialMessage="hi")
+    claims = [owner.claim(), owner.claim()]
+    assert claims[0].body["entity"]["url"] == "/agent/e1"
+    tokens = [(claim.body["claimToken"], claim.mint()) for claim in claims]
+    return {
+        "creator": creator,
+        "registrar": registrar,
+        "manager": Api("user:manager"),
+        "manager by kind": Api("system:anyone"),
+        "owner of its runner": owner,
+        "spawner": Api("user:spawner"),
+        "stranger": Api("user:stranger"),
+        "claim token": Api(Electric_Claim_Token=tokens[0][0]),
+        "write token": Api(Electric_Claim_Token=tokens[0][1]),
+        "claim token as bearer": Api(Authorization=f"Bearer {tokens[0][0]}"),
+        "write token as bearer": Api(Authorization=f"Bearer {tokens[0][1]}"),
+        "another entity's claim token": Api(Electric_Claim_Token=tokens[1][0]),
+        "another entity's write token": Api(Electric_Claim_Token=tokens[1][1]),
+        "dead token": Api(Electric_Claim_Token="pww_dead"),
+        "access token that is none": Api(Authorization="Bearer pwa_unknown"),
+    }
+
+
+# What each may call; the answer to the rest is the last column. The write token of another entity
+# of the same creator may act here, as its creator may; it does not open the stream.
+MAY: dict[str, tuple[Any, int]] = {
+    "creator": (CALLS, 403),
+    "registrar": (CALLS, 403),
+    "manager": (CALLS, 403),
+    "manager by kind": (CALLS, 403),
+    "owner of its runner": (READS, 403),
+    "spawner": ((), 403),
+    "stranger": ((), 403),
+    "claim token as bearer": (STREAM, 401),
+    "write token as bearer": ((*STREAM, *TOKEN), 401),
+    "access token that is none": ((), 401),
+}
+# The header is of the stream, send and tags alone; elsewhere the caller is who it says it is, here
+# (in development mode) system:dev-local, whom the grant to system lets in.
+MAY_BY_HEADER = {
+    "claim token": STREAM,
+    "write token": (*STREAM, *TOKEN),
+    "another entity's claim token": (),
+    "another entity's write token": TOKEN,
+    "dead token": (),
+}
+
+
+def statuses(api, calls):
+    """What each of these calls is answered, the entity's deletion last."""
+    return {call: api(*CALLS[call]).status for call in calls}
+
+
+@pytest.mark.parametrize("who", MAY)
+def test_it_lets_in_those_who_may(parties, who):
+    allowed, refused = MAY[who]
+    expected = {call: 200 if call in allowed else refused for call in CALLS}
+    if "delete" in allowed:
+        expected["delete"] = 204
+    assert statuses(parties[who], CALLS) == expected
+
+
+@pytest.mark.parametrize("who", MAY_BY_HEADER)
+def test_it_lets_in_handlers_by_their_token(parties, who):
+    calls = (*STREAM, *TOKEN)
+    expected = {call: 200 if call in MAY_BY_HEADER[who] else 401 for call in calls}
+    assert statuses(parties[who], calls) == expected
+
+
+@pytest.mark.parametrize("who", [who for who in MAY if not set(ACTS) <= set(MAY[who][0])])
+def test_a_refused_call_changes_nothing(parties, who):
+    refused = [call for call in ACTS if call not in MAY[who][0]]
+    creator = parties["creator"]
+    before = (creator.get(E1).body, creator.events())
+    statuses(parties[who], refused)
+    assert (creator.get(E1).body, creator.events()) == before
+
+
+def test_the_handlers_tokens_die_with_its_claim(parties):
+    parties["creator"].signal("/agent/e1", "SIGKILL")
+    for who in ("claim token", "write token"):
+        assert parties[who]("GET", "/agent/e1/main").status == 401
+
+
+def test_the_former_runners_owner_no_longer_reads_it(parties, db):
+    manager = parties["manager"]
+    manager.register("r2")
+    target = {"targets": [{"type": "runner", "runnerId": "r2"}]}
+    assert manager("PATCH", E1, {"dispatch_policy": target}).status == 200
+    assert parties["owner of its runner"].get(E1).status == 403
+
+
+def test_a_grant_that_was_taken_back_lets_nobody_in(parties):
+    body = {"name": "agent", "description": "", "permission_grants": []}
+    parties["registrar"].post("/_electric/entity-types", body)
+    assert parties["manager"].get(E1).status == 403
+    assert parties["creator"].get(E1).status == 200

@@ -1,0 +1,273 @@
+"""Whatever happens, in whatever order: what holds of every entity after each step."""
+
+from datetime import timedelta
+
+import hypothesis.strategies as st
+import msgspec
+import pytest
+from django.db import transaction
+from django.db.models import F
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from claims import reaper
+from claims.models import ConsumerClaim
+from dispatch.models import DispatchState, Wake, subscription_key
+from tests.support import PAST, Api
+
+ENTITIES = "/_electric/entities"
+URLS = ("/agent/e1", "/agent/e2")
+RUNNERS = {"r1": None, "r2": 1}  # and their max_concurrent_claims
+HANDLERS = ("SIGINT", "SIGHUP", "SIGUSR")
+
+urls = st.sampled_from(URLS)
+runners = st.sampled_from(sorted(RUNNERS))
+# Which of the claims made so far, counted from the newest; late callbacks are of older ones.
+nth = st.sampled_from([0, 0, 0, 1, 2, 3])
+
+
+class Facts:
+    """What the test itself knows of an entity."""
+
+    def __init__(self):
+        self.paused = self.stop = self.killed = False
+        self.generation = self.cursor = 0
+
+    def status(self, claimed):
+        if self.killed:
+            return "killed"
+        if self.stop:
+            return "stopping" if claimed else "stopped"
+        return "running" if claimed else "paused" if self.paused else "idle"
+
+
+class Pullwake(RuleBasedStateMachine):
+    """The API and the reaper, called at random."""
+
+    def __init__(self):
+        super().__init__()
+        self.savepoint = transaction.savepoint()
+        self.api = Api("user:alice")
+        self.claims = []
+        self.facts = {}
+        for runner_id, limit in RUNNERS.items():
+            self.api.register(runner_id, max_concurrent_claims=limit)
+        for url, runner_id in zip(URLS, ("r1", "r2"), strict=True):
+            self.spawn(url, runner_id)
+
+    def teardown(self):
+        transaction.savepoint_rollback(self.savepoint)
+
+    def spawn(self, url, runner_id):
+        self.api.make_entity(url, runner_id, initialMessage="hi")
+        self.facts[url] = Facts()
+
+    def call(self, method, path, body=None):
+        """Nothing that is well-formed may be a 400 or a 5xx."""
+        answer = self.api(method, path, body)
+        assert answer.status in (200, 201, 204, 404, 409), answer
+        return answer
+
+    # --- What may happen ----------------------------------------------------------------------
+
+    @rule(url=urls, key=st.sampled_from(["k1", "k2", None]))
+    def send(self, url, key):
+        facts = self.facts[url]
+        body = {"payload": "hi"} if key is None else {"payload": "hi", "key": key}
+        answer = self.call("POST", f"{ENTITIES}{url}/send", body)
+        if not (facts.stop or facts.killed):
+            assert answer.status == 200
+
+    @rule(url=st.none() | urls, runner_id=runners)
+    def claim(self, url, runner_id):
+        event = {}
+        if url is not None:
+            event = {"subscription_id": f"runner:{runner_id}:{subscription_key(url)}"}
+        answer = self.call("POST", f"/_electric/runners/{runner_id}/claim", event)
+        if answer.status == 200 and "consumerId" in answer.body:
+            self.claims.insert(0, answer.body)
+
+    def turn(self, url, late, end):
+        """A whole turn of the runner that is told: most claims are made so, and end well."""
+        runner_id = DispatchState.objects.get(entity__url=url).runner_id
+        if runner_id is None:
+            return
+        self.send(url, None)
+        self.claim(url, runner_id)
+        for _ in range(late):
+            self.send(url, None)
+        self.it_holds()
+        end(0)
+
+    @rule(url=urls, late=st.integers(0, 2), acked=st.booleans())
+    def turn_and_done(self, url, late, acked):
+        self.turn(url, late, lambda newest: self.done(newest, acked))
+
+    @rule(url=urls, late=st.integers(0, 2))
+    def turn_and_done_with_all(self, url, late):
+        self.turn(url, late, self.done_with_all_that_there_is)
+
+    @rule(url=urls, late=st.integers(0, 2))
+    def turn_and_fail(self, url, late):
+        self.turn(url, late, self.fail)
+
+    @rule(url=urls, late=st.integers(0, 2), acked=st.booleans())
+    def turn_and_lapse(self, url, late, acked):
+        def end(newest):
+            self.heartbeat(newest, acked)
+            self.lapse(newest)
+            reaper.reap()
+
+        self.turn(url, late, end)
+
+    def call_back(self, which, body):
+        if not self.claims:
+            return
+        claim = self.claims[which % len(self.claims)]
+        answer = self.api.post(
+            f"/_electric/wake-callbacks/{claim['consumerId']}",
+            {"epoch": claim["epoch"], **body(claim)},
+            Electric_Claim_Token=claim["claimToken"],
+        )
+        assert answer.status in (200, 409), answer
+
+    @rule(which=nth, acked=st.booleans())
+    def heartbeat(self, which, acked):
+        self.call_back(which, lambda claim: {"acks": self.all_of(claim)} if acked else {})
+
+    @rule(which=nth, acked=st.booleans())
+    def done(self, which, acked):
+        self.call_back(
+            which, lambda claim: {"done": True, **({"acks": acks(claim)} if acked else {})}
+        )
+
+    @rule(which=nth)
+    def done_with_all_that_there_is(self, which):
+        self.call_back(which, lambda claim: {"done": True, "acks": self.all_of(claim)})
+
+    def all_of(self, claim):
+        """All that there is by now, with what came after the claim."""
+        head = self.api("HEAD", claim["streamPath"])
+        return [
+            {
+                "path": claim["streamPath"],
+                "offset": head.headers.get("Stream-Next-Offset", "-1"),
+            }
+        ]
+
+    @rule(which=nth)
+    def fail(self, which):
+        self.call_back(which, lambda claim: {"failed": True, "error": "boom"})
+
+    @rule(which=nth)
+    def lapse(self, which):
+        if self.claims:
+            consumer_id = self.claims[which % len(self.claims)]["consumerId"]
+            ConsumerClaim.objects.filter(consumer_id=consumer_id).update(lease_expires_at=PAST)
+
+    @rule(delays=st.booleans(), stale=st.booleans())
+    def reap(self, delays, stale):
+        if delays:
+            DispatchState.objects.filter(retry_at__isnull=False).update(retry_at=PAST)
+        if stale:
+            aged = F("emitted_at") - timedelta(minutes=2)
+            Wake.objects.outstanding().update(emitted_at=aged)
+        reaper.reap()
+
+    @rule(url=urls, name=st.sampled_from(["SIGSTOP", "SIGCONT", *HANDLERS]))
+    def signal(self, url, name):
+        facts = self.facts[url]
+        answer = self.call("POST", f"{ENTITIES}{url}/signal", {"signal": name})
+        if answer.status == 200 and not facts.stop and name not in HANDLERS:
+            facts.paused = name == "SIGSTOP"
+
+    @rule(url=urls, name=st.sampled_from(["SIGTERM", "SIGKILL"]), runner_id=runners)
+    def end_and_spawn_again(self, url, name, runner_id):
+        facts = self.facts[url]
+        ended = facts.killed or self.api.status(url) == "stopped"
+        if ended:
+            assert self.call("DELETE", f"{ENTITIES}{url}").status == 204
+            self.spawn(url, runner_id)
+            return
+        assert self.call("POST", f"{ENTITIES}{url}/signal", {"signal": name}).status == 200
+        facts.killed, facts.stop = name == "SIGKILL", facts.stop or name == "SIGTERM"
+
+    @rule(url=urls, runner_id=runners)
+    def move(self, url, runner_id):
+        target = {"targets": [{"type": "runner", "runnerId": runner_id}]}
+        self.call("PATCH", f"{ENTITIES}{url}", {"dispatch_policy": target})
+
+    @rule(runner_id=runners, action=st.sampled_from(["enable", "disable", "register", "delete"]))
+    def administer(self, runner_id, action):
+        if action == "delete":
+            self.call("DELETE", f"/_electric/runners/{runner_id}")
+        if action in ("register", "delete"):
+            self.api.register(runner_id, max_concurrent_claims=RUNNERS[runner_id])
+        else:
+            self.call("POST", f"/_electric/runners/{runner_id}/{action}")
+        if action == "disable":
+            self.call("POST", f"/_electric/runners/{runner_id}/claim", {})
+            self.call("POST", f"/_electric/runners/{runner_id}/enable")
+
+    # --- What always holds --------------------------------------------------------------------
+
+    @invariant()
+    def it_holds(self):
+        wakes = [
+            (runner_id, "/" + wake["stream"].removesuffix("/main"), wake["generation"])
+            for runner_id in RUNNERS
+            for wake in self.api.wakes(runner_id)
+        ]
+        statuses = {each["url"]: each["status"] for each in self.api.get(ENTITIES).body}
+        for state in DispatchState.objects.select_related("entity"):
+            url = state.entity.url
+            shown = [(runner_id, number) for runner_id, each, number in wakes if each == url]
+            self.it_holds_of(state, statuses[url], shown)
+
+    def it_holds_of(self, state, status, shown):
+        facts = self.facts[state.entity.url]
+        active = state.entity.claims.active().count()
+        assert not state.entity.claims.active().filter(runner=None).exists()
+        texts = state.entity.events.order_by("offset").values_list("data", flat=True)
+        work = [
+            number
+            for number, event in enumerate(map(msgspec.json.decode, texts), start=1)
+            if event["type"] == "inbox" or event.get("value", {}).get("status") == "unhandled"
+        ]
+        pending = max(work) > state.cursor
+        awake = not (facts.paused or facts.stop or facts.killed)
+        due = pending and awake and state.runner_id is not None and state.retry_at is None
+
+        assert active <= 1
+        assert status == facts.status(bool(active))
+        # A wake exactly when one is due and nobody is at it; on its runner's stream, the newest.
+        expected = [(state.runner_id, state.generation)] if due and not active else []
+        assert shown == expected
+        # Generations and the cursor only rise; every wake has a generation of its own.
+        assert state.generation >= facts.generation
+        assert state.cursor >= facts.cursor
+        facts.generation, facts.cursor = state.generation, state.cursor
+        generations = list(state.entity.wakes.order_by("pk").values_list("generation", flat=True))
+        assert generations == list(range(1, state.generation + 1))
+        epochs = list(state.entity.claims.order_by("pk").values_list("epoch", flat=True))
+        assert epochs == sorted(set(epochs))
+
+
+def acks(claim):
+    """All that the claim delivered."""
+    return [{"path": claim["streamPath"], "offset": claim["streams"][0]["offset"]}]
+
+
+@pytest.mark.slow
+def test_it_holds_whatever_happens(db):
+    run_state_machine_as_test(
+        Pullwake,
+        settings=settings(
+            max_examples=20,
+            stateful_step_count=25,
+            derandomize=True,
+            database=None,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

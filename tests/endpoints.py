@@ -1,0 +1,180 @@
+"""Every endpoint, with a request that succeeds, for the tests that walk over all of them."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.apps import apps
+from django.db import transaction
+from django.urls import URLPattern, URLResolver, get_resolver
+
+from config.principals import Principal
+from runners import tokens
+from tests.support import Api, Claim
+
+OFFSET = "0000000000000000_0000000000000000"
+APPS = ("runners", "dispatch", "claims")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "NONSENSE")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A method of an address; ``who`` it lets in is a key of test_principals.LETS_IN."""
+
+    method: str
+    route: str
+    who: str
+    status: int = 200
+    body: Any = None
+    names: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.method} /{self.route}"
+
+    def path(self, names: dict[str, str]) -> str:
+        """Its address, with these names in it, or its own."""
+        found = {**names, **self.names}
+        return "/" + re.sub(r"<str:(\w+)>", lambda match: found[match[1]], self.route)
+
+
+RUNNERS = "_electric/runners"
+RUNNER = f"{RUNNERS}/<str:runner_id>"
+ENTITIES = "_electric/entities"
+ENTITY = f"{ENTITIES}/<str:type_name>/<str:name>"
+TYPES = "_electric/entity-types"
+MAIN = "<str:type_name>/<str:name>/main"
+WAKES = "runners/<str:runner_id>/wake"
+
+ENDPOINTS = [
+    Endpoint("GET", "livez", "anyone"),
+    Endpoint("GET", "metrics", "caller"),
+    Endpoint("GET", "readyz", "anyone"),
+    Endpoint("GET", "_electric/health", "anyone"),
+    Endpoint("GET", "_electric/openapi.json", "anyone"),
+    Endpoint("GET", "_electric/docs", "anyone"),
+    Endpoint("POST", RUNNERS, "caller", 201, {"id": "new", "label": "new"}),
+    Endpoint("GET", RUNNERS, "caller"),
+    Endpoint("GET", RUNNER, "owner"),
+    Endpoint("DELETE", RUNNER, "owner", 204),
+    Endpoint("POST", f"{RUNNER}/heartbeat", "owner", body={"lease_ms": 90_000}),
+    Endpoint("POST", f"{RUNNER}/enable", "owner"),
+    Endpoint("POST", f"{RUNNER}/disable", "owner"),
+    Endpoint("GET", f"{RUNNER}/health", "owner"),
+    Endpoint("POST", f"{RUNNER}/claim", "owner", body={}),
+    Endpoint("POST", "_electric/wake-callbacks/<str:consumer_id>", "holder", body={"epoch": 1}),
+    Endpoint("GET", ENTITIES, "caller"),
+    Endpoint("PUT", ENTITY, "caller", 201, {"tags": {}}, {"name": "new"}),
+    Endpoint("GET", ENTITY, "owner"),
+    Endpoint("PATCH", ENTITY, "owner", body={"tags": {"color": "red"}}),
+    Endpoint("DELETE", ENTITY, "owner", 204),
+    Endpoint("POST", f"{ENTITY}/send", "actor", body={"payload": "more"}),
+    Endpoint("POST", f"{ENTITY}/signal", "owner", body={"signal": "SIGSTOP"}),
+    Endpoint("POST", f"{ENTITY}/tags/<str:key>", "actor", body={"value": "red"}),
+    Endpoint("DELETE", f"{ENTITY}/tags/<str:key>", "actor"),
+    Endpoint("POST", TYPES, "caller", 201, {"name": "new", "description": ""}),
+    Endpoint("GET", TYPES, "caller"),
+    Endpoint("GET", f"{TYPES}/<str:name>", "caller", names={"name": "doc"}),
+    Endpoint("GET", WAKES, "owner"),
+    Endpoint("HEAD", WAKES, "owner"),
+    Endpoint("GET", MAIN, "reader"),
+    Endpoint("HEAD", MAIN, "reader"),
+    Endpoint("POST", MAIN, "handler", 204, [{"a": 1}]),
+]
+TAKING_A_BODY = [each for each in ENDPOINTS if each.body is not None]
+
+
+def routes() -> dict[str, set[str]]:
+    """Every address of the URL configuration but the admin's, with the methods it takes."""
+    return dict(_routes(get_resolver().url_patterns, ""))
+
+
+def _routes(patterns: list[Any], prefix: str) -> Iterator[tuple[str, set[str]]]:
+    for pattern in patterns:
+        route = prefix + str(pattern.pattern)
+        if route == "admin/":
+            continue
+        if isinstance(pattern, URLResolver):
+            yield from _routes(pattern.url_patterns, route)
+        elif isinstance(pattern, URLPattern):
+            yield route, _methods(pattern.callback)
+
+
+def _methods(view: Any) -> set[str]:
+    kind = getattr(view, "cls", None)
+    if kind is None:  # a function, which cannot be asked
+        return {"GET"}
+    return {each for each in METHODS if each != "OPTIONS" and hasattr(kind, each.lower())}
+
+
+def bearer(principal: str, **facts: Any) -> Api:
+    """The API as the bearer of a new access token calls it."""
+    _, secret = tokens.issue(Principal.parse(principal), **facts)
+    return Api(Authorization=f"Bearer {secret}")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Alice's runner r1 holds /agent/e1 and has the wake of /agent/e2; Bob's r2 holds /agent/e3."""
+
+    alice: Api
+    bob: Api
+    claim: Claim
+    write_token: str
+    others_claim: Claim
+    others_write_token: str
+
+    @classmethod
+    def set(cls) -> "Scene":
+        """Make it."""
+        alice, bob = bearer("user:alice"), bearer("user:bob")
+        alice.post(f"/{TYPES}", {"name": "doc", "description": ""})
+        claims = []
+        for api, runner_id, url in ((alice, "r1", "/agent/e1"), (bob, "r2", "/agent/e3")):
+            api.register(runner_id)
+            api.make_entity(url, runner_id, tags={"color": "blue"})
+            api.send(url)
+            claims.append(api.claim(runner_id))
+        alice.make_entity("/agent/e2")
+        alice.send("/agent/e2")
+        mine, others = claims
+        return cls(alice, bob, mine, mine.mint(), others, others.mint())
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What the endpoints' addresses name."""
+        return {
+            "runner_id": "r1",
+            "type_name": "agent",
+            "name": "e1",
+            "key": "color",
+            "consumer_id": self.claim.body["consumerId"],
+        }
+
+    def holder(self, endpoint: Endpoint) -> Api:
+        """The API as one who may call this endpoint."""
+        secret = {"handler": self.write_token, "holder": self.claim.body["claimToken"]}
+        if endpoint.who in secret:
+            return Api(Electric_Claim_Token=secret[endpoint.who])
+        return self.alice
+
+
+@contextmanager
+def undone() -> Iterator[None]:
+    """Undo what is written within, so that the next call meets the same scene."""
+    with transaction.atomic():
+        yield
+        transaction.set_rollback(True)
+
+
+def everything() -> dict[str, list[Any]]:
+    """All rows of ours, but when a token was last used: to see that nothing was changed."""
+    return {
+        model.__name__: [
+            {name: value for name, value in row.items() if name != "last_used_at"}
+            for row in model._default_manager.order_by("pk").values()
+        ]
+        for app in APPS
+        for model in apps.get_app_config(app).get_models()
+    }

@@ -1,0 +1,23 @@
+"""The environment tests run in, whatever the shell's is.
+
+pytest loads this with `-p tests.environment`, because pytest-django reads the settings before any
+conftest.py. Server processes that tests start inherit it. DATABASE_URL alone is the caller's: none
+means SQLite, and `python -m tests.postgres` sets it.
+"""
+
+import os
+
+for name in list(os.environ):
+    if name.startswith("PULLWAKE_") and not name.startswith("PULLWAKE_TEST_"):
+        del os.environ[name]
+for name in (
+    "HOST",
+    "PORT",
+    "WEB_CONCURRENCY",
+    "ALLOWED_HOSTS",
+    "DJANGO_SETTINGS_MODULE",
+    "PROMETHEUS_MULTIPROC_DIR",
+):
+    os.environ.pop(name, None)
+os.environ["PULLWAKE_MODE"] = "development"
+os.environ["SECRET_KEY"] = "only-for-tests-" + "0123456789" * 5

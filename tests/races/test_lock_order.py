@@ -1,0 +1,276 @@
+"""Every verb locks in one order, so no two can wait for each other.
+
+The order is runner, dispatch state, claim, wake, tail of the wake stream, and is read off the SQL
+that each verb sends. What is locked with SKIP LOCKED is not waited for, whatever is held.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+
+from claims import lifecycle
+from claims.models import ConsumerClaim
+from dispatch import wakes
+from dispatch.models import DispatchState
+from tests.support import Api, age_wakes, end_delay, lapse
+
+pytestmark = pytest.mark.postgres
+
+ORDER = (
+    "runners_runner",
+    "dispatch_dispatchstate",
+    "claims_consumerclaim",
+    "dispatch_wake",
+    "runners_wakestream",
+)
+_LOCKING = re.compile(
+    r'UPDATE "(?P<updated>\w+)"'
+    r'|DELETE FROM "(?P<deleted>\w+)"'
+    r'|SELECT .*? FROM "(?P<selected>\w+)".* FOR (?:NO KEY )?UPDATE(?: OF "(?P<of>\w+)")?',
+    re.DOTALL,
+)
+VERBS: dict[str, Callable[[Api], object]] = {}
+
+
+def verb(call: Callable[[Api], object]) -> Callable[[Api], object]:
+    """A call to be watched; what it returns, if it can be called, is what is watched instead."""
+    VERBS[call.__name__] = call
+    return call
+
+
+def locked(sql: str) -> str | None:
+    """The table that a statement locks existing rows of."""
+    match = _LOCKING.match(sql)
+    return match and match[match.lastgroup or 0]
+
+
+def transactions(call: Callable[[], object]) -> list[list[str]]:
+    """The statements of each transaction of a call that lock rows of the tables in `ORDER`."""
+    with CaptureQueriesContext(connection) as captured:
+        call()
+    found: list[list[str]] = [[]]
+    for query in captured.captured_queries:
+        if query["sql"] in ("BEGIN", "COMMIT", "ROLLBACK"):
+            found.append([])
+        elif locked(query["sql"]) in ORDER:
+            found[-1].append(query["sql"])
+    return [statements for statements in found if statements]
+
+
+def waits_against_the_order(statements: list[str]) -> list[str]:
+    """Those that may wait for a row while they hold one that comes after it in `ORDER`."""
+    held: list[int] = []
+    found = []
+    for sql in statements:
+        rank = ORDER.index(locked(sql) or "")
+        waits = not sql.endswith("SKIP LOCKED")
+        if waits and rank not in held and rank < max(held, default=0):
+            found.append(sql)
+        held.append(rank)
+    return found
+
+
+@pytest.fixture
+def busy(alice: Api) -> Api:
+    """Runner r1 of limit 2 holds e1, with new work, and e2; e3 waits for it, e4 for r0."""
+    alice.register("r0")
+    alice.register(max_concurrent_claims=2)
+    for number in (1, 2, 3):
+        alice.make_entity(f"/agent/e{number}")
+        alice.send(f"/agent/e{number}")
+    alice.make_entity("/agent/e4", "r0")
+    alice.send("/agent/e4")
+    alice.claims = [alice.claim(), alice.claim()]  # type: ignore[attr-defined]
+    alice.send("/agent/e1")
+    return alice
+
+
+def held(api: Api) -> Any:
+    """The claim on e1."""
+    return api.claims[0]  # type: ignore[attr-defined]
+
+
+def move(api: Api, number: int, runner_id: str) -> None:
+    policy = {"targets": [{"type": "runner", "runnerId": runner_id}]}
+    answer = api("PATCH", f"/_electric/entities/agent/e{number}", {"dispatch_policy": policy})
+    assert answer.status == 200
+
+
+def ok(answer: Any) -> None:
+    assert answer.status in (200, 201, 204), answer
+
+
+@verb
+def claim(api: Api):
+    api.register(max_concurrent_claims=3)
+    return api.claim
+
+
+@verb
+def claim_over_a_lapsed_one(api: Api):
+    key = DispatchState.objects.get(entity__url="/agent/e1").entity.subscription_key
+    lapse(held(api))
+    return lambda: ok(api.try_claim(event={"subscription_id": f"runner:r1:{key}"}))
+
+
+@verb
+def send(api: Api):
+    api.make_entity("/agent/e5")
+    return lambda: api.send("/agent/e5")
+
+
+@verb
+def create(api: Api):
+    return lambda: api.make_entity("/agent/e5", initialMessage="hi")
+
+
+@verb
+def done(api: Api):
+    return lambda: ok(held(api).done())
+
+
+@verb
+def done_of_an_entity_that_moved_to_an_earlier_runner(api: Api):
+    move(api, 1, "r0")
+    return lambda: ok(held(api).done())
+
+
+@verb
+def done_of_an_entity_that_is_to_stop(api: Api):
+    api.signal("/agent/e1", "SIGTERM")
+    return lambda: ok(held(api).done())
+
+
+@verb
+def fail(api: Api):
+    return lambda: ok(held(api).fail())
+
+
+@verb
+def mint(api: Api):
+    return held(api).mint
+
+
+@verb
+def renew_with_acks(api: Api):
+    ack = {"path": "/agent/e1/main", "offset": held(api).tail}
+    return lambda: ok(held(api).heartbeat(acks=[ack]))
+
+
+@verb
+def append(api: Api):
+    token = held(api).mint()
+    return lambda: ok(held(api).append({"type": "line"}, token=token))
+
+
+@verb
+def expire(api: Api):
+    lapse(held(api))
+    return lambda: lifecycle.expire(ConsumerClaim.objects.lapsed().get())
+
+
+@verb
+def kill(api: Api):
+    return lambda: api.signal("/agent/e1", "SIGKILL")
+
+
+@verb
+def kill_of_an_entity_that_waits(api: Api):
+    return lambda: api.signal("/agent/e3", "SIGKILL")
+
+
+@verb
+def stop(api: Api):
+    return lambda: api.signal("/agent/e3", "SIGTERM")
+
+
+@verb
+def pause_and_resume(api: Api):
+    api.signal("/agent/e3", "SIGSTOP")
+    return lambda: api.signal("/agent/e3", "SIGCONT")
+
+
+@verb
+def tag(api: Api):
+    return lambda: ok(api.post("/_electric/entities/agent/e1/tags/a", {"value": "b"}))
+
+
+@verb
+def delete_runner(api: Api):
+    move(api, 2, "r0")
+    return lambda: ok(api("DELETE", "/_electric/runners/r1"))
+
+
+@verb
+def delete_entity(api: Api):
+    return lambda: ok(api("DELETE", "/_electric/entities/agent/e1"))
+
+
+@verb
+def delete_entity_that_waits(api: Api):
+    return lambda: ok(api("DELETE", "/_electric/entities/agent/e3"))
+
+
+@verb
+def register(api: Api):
+    return api.register
+
+
+@verb
+def enable(api: Api):
+    return lambda: ok(api.post("/_electric/runners/r1/enable"))
+
+
+@verb
+def patch(api: Api):
+    return lambda: move(api, 3, "r0")
+
+
+@verb
+def reemit_stale(api: Api):
+    age_wakes()
+    return lambda: wakes.reemit_stale(limit=10)
+
+
+@verb
+def retry_due(api: Api):
+    held(api).fail()
+    end_delay()
+    return lambda: wakes.retry_due(limit=10)
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_it_locks_in_the_one_order(name: str, busy: Api):
+    call = VERBS[name](busy)
+    assert callable(call)
+    found = transactions(call)
+    assert found
+    assert [waits_against_the_order(statements) for statements in found] == [[]] * len(found)
+
+
+def test_it_notices_a_wait_against_the_order():
+    state = 'SELECT "cursor" FROM "dispatch_dispatchstate" FOR UPDATE'
+    claim = 'UPDATE "claims_consumerclaim" SET "status" = 1'
+    skipping = f"{state} SKIP LOCKED"
+    assert waits_against_the_order([state, claim, state]) == []
+    assert waits_against_the_order([claim, skipping, state]) == []
+    assert waits_against_the_order([claim, state]) == [state]
+
+
+@pytest.mark.parametrize(
+    ("sql", "table"),
+    [
+        ('SELECT "a"."x" FROM "a" WHERE 1 FOR UPDATE', "a"),
+        ('SELECT "a"."x" FROM "a" JOIN "b" ON 1 FOR NO KEY UPDATE OF "a" SKIP LOCKED', "a"),
+        ('SELECT "a"."x" FROM "a" WHERE 1', None),
+        ('UPDATE "a" SET "x" = 1', "a"),
+        ('DELETE FROM "a" WHERE 1', "a"),
+        ('INSERT INTO "a" VALUES (1)', None),
+    ],
+)
+def test_it_knows_a_lock_when_it_sees_one(sql: str, table: str | None):
+    assert locked(sql) == table

@@ -1,0 +1,129 @@
+"""The diagnostics of a heartbeat: sixteen fields, each kept only if valid."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+PATH = "/_electric/runners/r1/heartbeat"
+
+STATUSES = ("stopped", "starting", "connecting", "streaming", "reconnecting", "stopping")
+BOOLEANS = ("stream_connected", "last_heartbeat_ok")
+TEXTS = (
+    "started_at",
+    "stream_connected_since",
+    "last_error",
+    "last_error_at",
+    "last_heartbeat_at",
+    "last_claim_at",
+    "last_dispatch_at",
+)
+COUNTS = (
+    "reconnect_count",
+    "events_received",
+    "claims_succeeded",
+    "claims_skipped",
+    "claims_failed",
+)
+ALL = {
+    "status": "streaming",
+    "last_claim_result": "claimed",
+    **dict.fromkeys(BOOLEANS, True),
+    **dict.fromkeys(TEXTS, "2026-05-19T11:01:11.631Z"),
+    **dict.fromkeys(COUNTS, 7),
+}
+
+
+def each(names: Iterable[str], *values: Any) -> list[tuple[str, Any]]:
+    return [(name, value) for name in names for value in values]
+
+
+VALID = [
+    *each(["status"], *STATUSES),
+    *each(["last_claim_result"], "claimed", "no_work", "error", None),
+    *each(BOOLEANS, True, False),
+    *each(TEXTS, "", "x" * 4096, "🙂", None),
+    *each(COUNTS, 0, 1.5, 2**53),
+]
+INVALID = [
+    *each(["status"], "online", "", None, 1, ["streaming"], {}),
+    *each(["last_claim_result"], "done", "", False, 0, []),
+    *each(BOOLEANS, None, 1, 0, "true", []),
+    *each(TEXTS, 7, True, ["x"], {}),
+    *each(COUNTS, -1, -0.5, "7", None, True, [7]),
+]
+
+
+@pytest.fixture
+def report(alice):
+    """Report diagnostics of Alice's runner r1; what is stored then."""
+    alice.register()
+
+    def reported(diagnostics):
+        answer = alice.post(PATH, {"diagnostics": diagnostics})
+        assert answer.status == 200, answer
+        stored = alice.get("/_electric/runners/r1").body
+        assert answer.body == stored
+        assert alice.get("/_electric/runners/r1/health").body["client"] == stored.get("diagnostics")
+        return stored.get("diagnostics")
+
+    return reported
+
+
+def test_it_keeps_all_sixteen(report):
+    assert len(ALL) == 16
+    assert report(ALL) == ALL
+
+
+@pytest.mark.parametrize(("name", "value"), VALID)
+def test_it_keeps_a_valid_field(report, name, value):
+    assert report({name: value}) == {name: value}
+
+
+@pytest.mark.parametrize(("name", "value"), INVALID)
+def test_it_drops_an_invalid_field_and_keeps_the_others(report, name, value):
+    kept = {other: ALL[other] for other in ALL if other != name}
+    assert report({**ALL, name: value}) == kept
+
+
+def test_it_drops_unknown_keys(report):
+    assert report({"status": "streaming", "hostname": "laptop", "a\x00b": 1}) == {
+        "status": "streaming"
+    }
+
+
+def test_a_nul_never_reaches_the_database(report):
+    assert report({"last_error": "bad\x00byte"}) == {"last_error": "bad\ufffdbyte"}
+
+
+def test_an_over_long_text_is_cut(report):
+    assert report({"last_error": "x" * 100_000}) == {"last_error": "x" * 4096}
+
+
+@pytest.mark.parametrize("number", [2**63, 2**64, 10**400])
+def test_a_number_however_big_is_no_error(report, number):
+    kept = report({"status": "streaming", "events_received": number})
+    assert kept["status"] == "streaming"
+
+
+def test_what_is_valid_replaces_the_stored_as_a_whole(report):
+    report(ALL)
+    assert report({"status": "stopped", "reconnect_count": -1}) == {"status": "stopped"}
+
+
+@pytest.mark.parametrize("nothing_valid", [{}, {"status": "online", "reconnect_count": "7"}])
+def test_if_none_is_valid_the_stored_stay(report, nothing_valid):
+    report(ALL)
+    assert report(nothing_valid) == ALL
+
+
+def test_with_none_valid_ever_there_are_none(report):
+    assert report({"status": "online"}) is None
+
+
+@pytest.mark.parametrize("diagnostics", [None, "streaming", 7, [ALL]])
+def test_it_takes_an_object_alone(alice, diagnostics):
+    alice.register()
+    answer = alice.post(PATH, {"diagnostics": diagnostics})
+    assert (answer.status, answer.error) == (400, "INVALID_REQUEST")
+    assert [each["path"] for each in answer.body["error"]["details"]] == ["/diagnostics"]

@@ -1,0 +1,102 @@
+"""A database that is away, slow or short of connections: 503 with Retry-After, and back again."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import psycopg
+import pytest
+
+from tests.serving.conftest import Held, long_poll, make_idle, tail
+from tests.support import Database, Server, wait_until
+
+pytestmark = pytest.mark.postgres
+
+
+@contextmanager
+def away(database: Database) -> Iterator[None]:
+    """The database takes no connections, and has ended those it had."""
+    server, _, name = database.url.rpartition("/")
+    with psycopg.connect(f"{server}/postgres", autocommit=True) as admin:
+        admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+        try:
+            admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name]
+            )
+            yield
+        finally:
+            admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+
+
+READS = [
+    "/runners/r1/wake?offset=-1",
+    long_poll("-1"),
+    "/runners/r1/wake?offset=-1&live=sse",
+    "/agent/e1/main",
+    "/_electric/runners/r1/health",
+    "/readyz",
+]
+
+
+def test_it_answers_503_while_the_database_is_away_and_recovers_soon(
+    server: Server, database: Database, hold: Callable[..., Held]
+):
+    api = make_idle(server.client())
+    waiting = hold(server, long_poll(tail(api)))
+    tail(api)
+    with away(database):
+        # Twice, for longer than the pauses between attempts to connect may grow.
+        for _ in range(2):
+            claim = hold(server, "/_electric/runners/r1/claim", b"{}")
+            for request in (claim, *[hold(server, path) for path in READS]):
+                status, headers, body = request.answer()
+                assert status == 503
+                assert int(headers["Retry-After"]) >= 1
+                assert body["error"]["code"] == "SERVICE_UNAVAILABLE"
+        assert api.get("/livez").status == 200
+        assert api.get("/_electric/health").status == 200
+    began = time.monotonic()
+    wait_until(lambda: api.get("/readyz").status == 200)
+    assert time.monotonic() - began < 3.5
+    # Whoever waited all the time gets what is sent now.
+    api.send()
+    status, _, body = waiting.answer()
+    assert (status, len(body)) == (200, 1)
+    assert api.claim().done().body["entity_cleared"] is True
+
+
+def test_it_answers_503_when_its_pool_is_dry(
+    start_server: Callable[..., Server], database: Database, hold: Callable[..., Held]
+):
+    server = start_server(PULLWAKE_DB_POOL=2)
+    api = make_idle(server.client())
+    with database.hold("LOCK TABLE dispatch_streamevent IN EXCLUSIVE MODE"):
+        sends = [
+            hold(server, "/_electric/entities/agent/e1/send", b'{"payload": 1}') for _ in range(2)
+        ]
+        wait_until(lambda: database.waiting() == 2)
+        answer = api.get("/runners/r1/wake?offset=-1")
+        assert answer.status == 503
+        assert answer.error == "SERVICE_UNAVAILABLE"
+        assert int(answer.headers["Retry-After"]) >= 1
+        # What needs no connection needs no pool.
+        assert api.get("/livez").status == 200
+    assert [send.answer()[0] for send in sends] == [200, 200]
+    assert len(api.wakes()) == 1
+
+
+def test_it_keeps_its_connections_from_readers_that_do_not_read(
+    start_server: Callable[..., Server], hold: Callable[..., Held]
+):
+    """Its pool has one, and each of three is told more than sockets take."""
+    server = start_server(PULLWAKE_DB_POOL=1)
+    api = make_idle(server.client())
+    api.send()
+    claim = api.claim()
+    token = claim.mint()
+    for _ in range(16):
+        claim.append("x" * 1_000_000, token=token)
+    for query in ("&live=sse", "&live=long-poll", ""):
+        hold(server, f"/agent/e1/main?offset=-1{query}")
+    for _ in range(10):
+        assert api.post("/_electric/runners/r1/heartbeat", {}).status == 200

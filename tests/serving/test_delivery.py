@@ -1,0 +1,133 @@
+"""How soon a wake reaches a reader that waits for it, and by which ways."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.serving.conftest import Held, long_poll, make_idle, tail
+from tests.support import Database, HttpApi, Server, wait_until
+
+Hold = Callable[..., Held]
+
+ROUNDS = 20
+SOON_S = 0.05
+
+
+def assert_soon(hold: Hold, reading: Server, sender: HttpApi) -> None:
+    """A reader that waits is told within `SOON_S` of a send's answer.
+
+    Or, where the machine is so busy that it says nothing, within four requests' time.
+    """
+    delays, requests = [], []
+    reader = reading.client()
+    for _ in range(ROUNDS):
+        held = hold(reading, long_poll(tail(sender)))
+        tail(reader)
+        began = time.monotonic()
+        assert reader("HEAD", "/runners/r1/wake").status == 200
+        requests.append(time.monotonic() - began)
+        sender.send()
+        sent = time.monotonic()
+        status, _, body = held.answer()
+        delays.append(time.monotonic() - sent)
+        assert (status, len(body)) == (200, 1)
+        held.connection.close()
+        sender.claim().done()
+    assert statistics.median(delays) < max(SOON_S, 4 * statistics.median(requests)), delays
+
+
+def test_it_delivers_a_wake_within_50_ms_of_the_send(server: Server, hold: Hold):
+    assert_soon(hold, server, make_idle(server.client()))
+
+
+@pytest.mark.postgres
+def test_it_delivers_what_another_server_took(start_server: Callable[..., Server], hold: Hold):
+    one, other = start_server(), start_server()
+    assert_soon(hold, one, make_idle(other.client()))
+
+
+def listeners(database: Database) -> list[Any]:
+    """The process ids of the connections that listen."""
+    found = database.execute(
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+        " AND state = 'idle' AND query IN ('LISTEN pullwake', 'SELECT 1')"
+    )
+    return [pid for (pid,) in found]
+
+
+@pytest.mark.postgres
+def test_it_delivers_after_its_listener_was_killed(server: Server, database: Database, hold: Hold):
+    api = make_idle(server.client())
+    held = hold(server, long_poll(tail(api)))
+    (listener,) = wait_until(lambda: listeners(database))
+    database.execute("SELECT pg_terminate_backend(%s)", listener)
+    # Until it listens again nobody hears; what was sent meanwhile is found when it does.
+    began = time.monotonic()
+    api.send()
+    status, _, body = held.answer()
+    assert (status, len(body)) == (200, 1)
+    assert time.monotonic() - began < 5
+    api.claim().done()
+    wait_until(lambda: listeners(database) not in ([], [listener]))
+    assert_soon(hold, server, api)
+
+
+@pytest.mark.postgres
+def test_it_listens_at_the_address_that_is_for_that(
+    start_server: Callable[..., Server], database: Database, hold: Hold
+):
+    url = f"{database.url}?application_name=for_listening"
+    server = start_server(PULLWAKE_LISTEN_URL=url)
+    assert_soon(hold, server, make_idle(server.client()))
+    (listener,) = listeners(database)
+    assert database.execute(
+        "SELECT pid FROM pg_stat_activity WHERE application_name = 'for_listening'"
+    ) == [(listener,)]
+
+
+SEND = """
+import time
+from dispatch import entities
+from dispatch.models import Entity
+entities.send(Entity.objects.get(), entities.Message("hi", "/principal/user%3Aalice"))
+print(time.monotonic())
+"""
+
+
+def test_it_delivers_what_another_process_wrote(server: Server, database: Database, hold: Hold):
+    """A management command, say: on SQLite nothing tells of it but the database itself."""
+    api = make_idle(server.client())
+    held = hold(server, long_poll(tail(api)))
+    command = database.manage("shell", "--verbosity=0", "--command", SEND)
+    status, _, body = held.answer()
+    assert (status, len(body)) == (200, 1), command.stderr
+    # A second command took longer to start than the answer to come; the clock is the machine's.
+    assert time.monotonic() - float(command.stdout) < 2
+
+
+def test_it_tells_all_readers_of_a_stream_and_no_others(
+    start_server: Callable[..., Server], hold: Hold
+):
+    server = start_server(PULLWAKE_LONG_POLL_MS=2000)
+    api = make_idle(server.client())
+    api.register("r2")
+    readers = [hold(server, long_poll(tail(api))) for _ in range(3)]
+    other = hold(server, long_poll(tail(api, "/runners/r2/wake"), "r2"))
+    tail(api)
+    api.send()
+    assert [len(each.answer()[2]) for each in readers] == [1, 1, 1]
+    assert other.answer()[0] == 204
+
+
+def test_it_tells_of_an_event_of_a_main_stream(server: Server, hold: Hold):
+    api = make_idle(server.client())
+    api.send()
+    claim = api.claim()
+    token = claim.mint()
+    held = hold(server, f"/agent/e1/main?offset={tail(api, '/agent/e1/main')}&live=long-poll")
+    tail(api)
+    claim.append({"type": "line"}, token=token)
+    assert [each["type"] for each in held.answer()[2]] == ["line"]

@@ -1,0 +1,492 @@
+"""What tests drive Pullwake with: its API in process, its servers as processes, their databases."""
+
+import itertools
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx2
+import msgspec
+import psycopg
+from django.conf import settings
+from django.db.models.functions import Now
+from django.test import Client
+
+from claims.models import ConsumerClaim
+from dispatch.models import DispatchState, Wake
+
+ROOT = Path(__file__).resolve().parent.parent
+JSON = "application/json"
+
+
+class Answer:
+    """An API answer: status, headers, and its JSON body, None without one."""
+
+    def __init__(self, response: Any) -> None:
+        self.status = response.status_code
+        self.headers = response.headers
+        self.content = (
+            b"".join(response.streaming_content) if response.streaming else response.content
+        )
+
+    @property
+    def body(self) -> Any:
+        return msgspec.json.decode(self.content) if self.content else None
+
+    @property
+    def error(self) -> Any:
+        """The error's code; fails the test when this is not an error in the contract's shape."""
+        assert self.headers["Content-Type"] == JSON
+        assert set(self.body) == {"error"}
+        assert {"code", "message"} <= set(self.body["error"]) <= {"code", "message", "details"}
+        return self.body["error"]["code"]
+
+    def __repr__(self) -> str:
+        return f"<{self.status} {self.content[:500]!r}>"
+
+
+class Api:
+    """The REST API in process, as one principal calls it; paths are below the root."""
+
+    def __init__(self, principal: str | None = None, **headers: str) -> None:
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        if principal is not None:
+            self.headers["Electric-Principal"] = principal
+        self.client = Client(raise_request_exception=False)
+
+    def __call__(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
+        content = (
+            body if isinstance(body, bytes) else b"" if body is None else msgspec.json.encode(body)
+        )
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        response = self.client.generic(
+            method,
+            path,
+            content,
+            content_type=named.pop("Content-Type", JSON),
+            headers={**self.headers, **named},
+        )
+        return Answer(response)
+
+    def get(self, path: str, **headers: str) -> Answer:
+        return self("GET", path, **headers)
+
+    def post(self, path: str, body: Any = None, **headers: str) -> Answer:
+        return self("POST", path, body, **headers)
+
+    # The steps of most tests; each fails unless it succeeds.
+
+    def register(self, runner_id: str = "r1", **facts: Any) -> Any:
+        answer = self.post("/_electric/runners", {"id": runner_id, "label": runner_id, **facts})
+        assert answer.status == 201, answer
+        return answer.body
+
+    def make_entity(
+        self, url: str = "/agent/e1", runner_id: str | None = "r1", **facts: Any
+    ) -> Any:
+        if runner_id is not None:
+            target = {"type": "runner", "runnerId": runner_id}
+            facts["dispatch_policy"] = {"targets": [target]}
+        answer = self("PUT", f"/_electric/entities{url}", facts)
+        assert answer.status == 201, answer
+        return answer.body
+
+    def send(self, url: str = "/agent/e1", payload: Any = "hi", **facts: Any) -> str:
+        answer = self.post(f"/_electric/entities{url}/send", {"payload": payload, **facts})
+        assert answer.status == 200, answer
+        txid: str = answer.body["txid"]
+        return txid
+
+    def signal(self, url: str, name: str) -> Any:
+        answer = self.post(f"/_electric/entities{url}/signal", {"signal": name})
+        assert answer.status == 200, answer
+        return answer.body
+
+    def status(self, url: str = "/agent/e1") -> str:
+        status: str = self.get(f"/_electric/entities{url}").body["status"]
+        return status
+
+    def wakes(self, runner_id: str = "r1", offset: str = "-1") -> Any:
+        answer = self.get(f"/runners/{runner_id}/wake?offset={offset}")
+        assert answer.status == 200, answer
+        return answer.body
+
+    def events(self, url: str = "/agent/e1") -> Any:
+        return self.get(f"{url}/main").body
+
+    def try_claim(self, runner_id: str = "r1", event: Any = None) -> Answer:
+        return self.post(f"/_electric/runners/{runner_id}/claim", event or {})
+
+    def claim(self, runner_id: str = "r1", event: Any = None) -> "Claim":
+        answer = self.try_claim(runner_id, event)
+        assert answer.status == 200, answer
+        assert "consumerId" in answer.body, answer
+        return Claim(self, answer.body)
+
+
+@dataclass
+class Claim:
+    """A claim, as the handler that holds it uses it."""
+
+    api: Any
+    body: Any
+
+    @property
+    def epoch(self) -> int:
+        epoch: int = self.body["epoch"]
+        return epoch
+
+    @property
+    def tail(self) -> str:
+        tail: str = self.body["streams"][0]["offset"]
+        return tail
+
+    def call(self, body: Any, token: str | None = None) -> Any:
+        """Call back with the epoch and what ``body`` adds or overrides."""
+        return self.api.post(
+            f"/_electric/wake-callbacks/{self.body['consumerId']}",
+            {"epoch": self.epoch, **body},
+            Electric_Claim_Token=token or self.body["claimToken"],
+        )
+
+    def mint(self) -> str:
+        answer = self.call({"wakeId": self.body["wakeId"]})
+        assert answer.status == 200, answer
+        token: str = answer.body["writeToken"]
+        return token
+
+    def heartbeat(self, **facts: Any) -> Any:
+        return self.call(facts)
+
+    def done(self, *acked: str) -> Any:
+        acks = [{"path": self.body["streamPath"], "offset": offset} for offset in acked]
+        return self.call({"done": True, **({"acks": acks} if acked else {})})
+
+    def fail(self, error: str = "boom") -> Any:
+        return self.call({"failed": True, "error": error})
+
+    def append(self, *events: Any, token: str, **headers: str) -> Any:
+        return self.api.post(
+            self.body["streamPath"], list(events), Electric_Claim_Token=token, **headers
+        )
+
+
+# --- Time that has passed, in process: seeded in the rows, for nothing here waits ---------------
+
+PAST = Now() - timedelta(seconds=1)
+
+
+def lapse(claim: Claim) -> None:
+    """Let the claim's lease be over."""
+    claims = ConsumerClaim.objects.filter(consumer_id=claim.body["consumerId"])
+    assert claims.update(lease_expires_at=PAST)
+
+
+def end_delay(url: str = "/agent/e1") -> None:
+    """Let the delay after a failure be over."""
+    delayed = DispatchState.objects.filter(entity__url=url, retry_at__isnull=False)
+    assert delayed.update(retry_at=PAST)
+
+
+def age_wakes(**which: Any) -> None:
+    """Let outstanding wakes be as old as those that are emitted again."""
+    patience = timedelta(milliseconds=settings.PULLWAKE_WAKE_REEMIT_MS)
+    assert Wake.objects.outstanding().filter(**which).update(emitted_at=Now() - patience)
+
+
+# --- Databases and servers --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Database:
+    """A database that no other test uses."""
+
+    url: str
+
+    @property
+    def path(self) -> str | None:
+        """Where it is, on SQLite."""
+        return self.url.removeprefix("sqlite:///") if self.url.startswith("sqlite") else None
+
+    @contextmanager
+    def copy(self, folder: Path) -> Iterator["Database"]:
+        """A copy of it, gone afterwards. Nobody may be connected to the original."""
+        if self.path is not None:
+            path = folder / "pullwake.sqlite3"
+            shutil.copy(self.path, path)
+            yield Database(f"sqlite:///{path}")
+            return
+        template = urlsplit(self.url).path.removeprefix("/")
+        with _created_database(f'TEMPLATE "{template}"') as url:
+            yield Database(url)
+
+    def execute(self, sql: str, *params: Any) -> list[tuple[Any, ...]]:
+        """Rows of one statement, in a transaction of its own; parameters are written ``%s``."""
+        if self.path is not None:
+            with closing(sqlite3.connect(self.path, timeout=20, isolation_level=None)) as lite:
+                return lite.execute(sql.replace("%s", "?"), params).fetchall()
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            cursor = connection.execute(sql, params)
+            return cursor.fetchall() if cursor.description else []
+
+    @contextmanager
+    def locked(self, table: str) -> Iterator[None]:
+        """Let nobody else write to a table (on SQLite to any) for a while."""
+        if self.path is not None:
+            with closing(sqlite3.connect(self.path, timeout=20)) as lite:
+                lite.execute("BEGIN IMMEDIATE")
+                yield
+            return
+        with psycopg.connect(self.url) as connection:
+            connection.execute(f'LOCK TABLE "{table}" IN SHARE MODE')
+            yield
+
+    @contextmanager
+    def hold(self, sql: str) -> Iterator[None]:
+        """Hold the locks that a statement on PostgreSQL takes."""
+        with psycopg.connect(self.url) as connection:
+            connection.execute(sql)
+            yield
+            connection.rollback()
+
+    def waiting(self) -> int:
+        """How many transactions wait for a lock, on PostgreSQL."""
+        ((count,),) = self.execute(
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        return int(count)
+
+    def manage(self, *args: str, **env: str) -> "subprocess.CompletedProcess[str]":
+        """Run manage.py on it to its end."""
+        return subprocess.run(
+            [sys.executable, "manage.py", *args],
+            cwd=ROOT,
+            env={**os.environ, **env, "DATABASE_URL": self.url},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+
+@contextmanager
+def migrated_template(folder: Path) -> Iterator[Database]:
+    """A fresh database of the kind that this run is on, with every migration."""
+    if settings.SQLITE:
+        database = Database(f"sqlite:///{folder / 'template.sqlite3'}")
+        _migrate(database)
+        yield database
+        return
+    with _created_database("") as url:
+        _migrate(Database(url))
+        yield Database(url)
+
+
+def _migrate(database: Database) -> None:
+    done = database.manage("migrate", "--verbosity=0")
+    assert done.returncode == 0, done.stderr
+
+
+@contextmanager
+def _created_database(options: str) -> Iterator[str]:
+    server = os.environ["DATABASE_URL"]
+    name = f"pullwake_{secrets.token_hex(6)}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}" {options}')
+    try:
+        yield urlunsplit(urlsplit(server)._replace(path=f"/{name}"))
+    finally:
+        with psycopg.connect(server, autocommit=True) as connection:
+            connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port: int = listening.getsockname()[1]
+        return port
+
+
+def wait_until(condition: Any, *, timeout: float = 15.0, what: str = "") -> Any:
+    """The condition's first true value; fails the test after ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited {timeout} s for {what or condition}"
+        time.sleep(0.01)
+    return value
+
+
+class Server:
+    """A server process: what `make run` runs, on a port of its own."""
+
+    def __init__(self, database_url: str, log: Path, env: dict[str, str]) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = log
+        self.env = {
+            **os.environ,
+            "WEB_CONCURRENCY": "1",
+            **env,
+            "DATABASE_URL": database_url,
+            "PORT": str(self.port),
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+        self.clients: list[HttpApi] = []
+
+    def start(self) -> None:
+        """Start it, again on the same port if it ran before, and wait until it is ready."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "manage.py", "serve"],
+                cwd=ROOT,
+                env=self.env,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        wait_until(self._ready, timeout=30, what=f"the server, see {self.log}")
+
+    def _ready(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, self.log.read_text()
+        try:
+            return httpx2.get(f"{self.url}/readyz", timeout=5).status_code == 200
+        except httpx2.TransportError:
+            return False
+
+    def kill(self) -> None:
+        """SIGKILL to it and its workers, as a power cut would."""
+        if self.process is not None and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def stop(self, timeout: float = 10.0) -> float:
+        """SIGTERM, and how many seconds it took to exit."""
+        assert self.process is not None
+        began = time.monotonic()
+        self.process.terminate()
+        assert self.process.wait(timeout) == 0
+        return time.monotonic() - began
+
+    def client(self, principal: str | None = "user:alice", **options: Any) -> "HttpApi":
+        """Its API over HTTP."""
+        client = HttpApi(self.url, principal, **options)
+        self.clients.append(client)
+        return client
+
+    def close(self) -> None:
+        """Kill it, and close its clients."""
+        self.kill()
+        for client in self.clients:
+            client.http.close()
+
+
+class HttpApi(Api):
+    """The API over HTTP, with the same steps as `Api`."""
+
+    def __init__(self, url: str, principal: str | None = None, **headers: str) -> None:
+        super().__init__(principal, **headers)
+        self.http = httpx2.Client(base_url=url, timeout=60)
+
+    def __call__(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
+        content = (
+            body if isinstance(body, bytes) else None if body is None else msgspec.json.encode(body)
+        )
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        if content is not None:
+            named.setdefault("Content-Type", JSON)
+        response = self.http.request(
+            method, path, content=content, headers={**self.headers, **named}
+        )
+        return HttpAnswer(response)
+
+
+class HttpAnswer(Answer):
+    """An answer that came over HTTP."""
+
+    def __init__(self, response: httpx2.Response) -> None:
+        self.status = response.status_code
+        self.headers = response.headers
+        self.content = response.content
+
+
+class Balancer:
+    """One address for several servers, each request to the next of them; it counts them."""
+
+    def __init__(self, *servers: Server) -> None:
+        self.servers = itertools.cycle(servers)
+        self.served: list[tuple[Server, str, str]] = []
+        """Which server took each request, its method, and its path with the query."""
+        self.clients: list[HttpApi] = []
+        self._http = httpx2.Client(timeout=60)
+        self._listening = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.url = f"http://127.0.0.1:{self._listening.server_address[1]}"
+        threading.Thread(target=self._listening.serve_forever, daemon=True).start()
+
+    def client(self, principal: str | None = "user:alice") -> HttpApi:
+        """Its API over HTTP."""
+        client = HttpApi(self.url, principal)
+        self.clients.append(client)
+        return client
+
+    def close(self) -> None:
+        """Take no more requests, and close its clients."""
+        self._listening.shutdown()
+        self._listening.server_close()
+        self._http.close()
+        for client in self.clients:
+            client.http.close()
+
+    def _pass_on(self, request: BaseHTTPRequestHandler) -> httpx2.Response:
+        server = next(self.servers)
+        self.served.append((server, request.command, request.path))
+        length = int(request.headers.get("Content-Length") or 0)
+        return self._http.request(
+            request.command,
+            f"{server.url}{request.path}",
+            headers=[*request.headers.items()],
+            content=request.rfile.read(length),
+        )
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        balancer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_one_request(self) -> None:
+                self.raw_requestline = self.rfile.readline()
+                if not self.raw_requestline or not self.parse_request():
+                    self.close_connection = True
+                    return
+                try:
+                    answer = balancer._pass_on(self)
+                except httpx2.TransportError:
+                    self.close_connection = True  # as a server that is away would
+                    return
+                self.send_response_only(answer.status_code)
+                for name, value in answer.headers.multi_items():
+                    if name not in ("connection", "transfer-encoding", "content-length"):
+                        self.send_header(name, value)
+                if answer.status_code not in (204, 304):
+                    self.send_header("Content-Length", str(len(answer.content)))
+                self.end_headers()
+                self.wfile.write(answer.content)
+
+        return Handler

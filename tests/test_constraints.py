@@ -1,0 +1,185 @@
+"""The invariants are the database's: raw SQL that would break one is refused, on both databases."""
+
+from typing import Any
+
+import pytest
+from django.apps import apps
+from django.db import IntegrityError, connection, models, transaction
+
+from claims import reaper
+from config.principals import Principal
+from runners import tokens
+from tests.endpoints import APPS
+from tests.support import Api
+
+MINE = "entity_id = (SELECT id FROM dispatch_entity WHERE url = '/agent/claimed')"
+WOKEN = "entity_id = (SELECT id FROM dispatch_entity WHERE url = '/agent/woken')"
+
+
+def copied(table: str, where: str, **changes: str) -> str:
+    """SQL that inserts a row again under another id, with these columns changed, as SQL."""
+    with connection.cursor() as cursor:
+        columns = [
+            each.name for each in connection.introspection.get_table_description(cursor, table)
+        ]
+    columns.remove("id")
+    values = ", ".join(changes.get(each, f'"{each}"') for each in columns)
+    named = ", ".join(f'"{each}"' for each in columns)
+    return f"INSERT INTO {table} ({named}) SELECT {values} FROM {table} WHERE {where}"  # noqa: S608
+
+
+# What each constraint forbids; a callable makes its SQL when the rows are there.
+FORBIDDEN: dict[str, list[Any]] = {
+    # runners
+    "runner_owner_url": [
+        "UPDATE runners_runner SET owner_principal = 'user:alice'",
+        "UPDATE runners_runner SET owner_principal = '/principal/user:alice'",
+        "UPDATE runners_runner SET owner_principal = '/principal/robot%3Aalice'",
+        "UPDATE runners_runner SET owner_principal = ''",
+    ],
+    "runner_max_claims_positive": ["UPDATE runners_runner SET max_concurrent_claims = 0"],
+    "runner_claim_lease": ["UPDATE runners_runner SET claim_lease_ms = 999"],
+    "token_principal_url": ["UPDATE runners_accesstoken SET principal = 'user:alice'"],
+    "token_expires_later": ["UPDATE runners_accesstoken SET expires_at = created_at"],
+    # dispatch
+    "type_registrar_url": ["UPDATE dispatch_entitytype SET registered_by = 'user:alice'"],
+    "entity_creator_url": ["UPDATE dispatch_entity SET created_by = 'user:alice'"],
+    "state_cursor_within_stream": ["UPDATE dispatch_dispatchstate SET cursor = tail + 1"],
+    "state_work_within_stream": ["UPDATE dispatch_dispatchstate SET last_work_offset = tail + 1"],
+    "state_wake_only_when_awake": [
+        *(
+            f"UPDATE dispatch_dispatchstate SET {change} WHERE outstanding_wake_id IS NOT NULL"  # noqa: S608
+            for change in ("paused = NOT paused", "ended = 'stopped'", "runner_id = NULL")
+        )
+    ],
+    "wake_generation_once": [
+        lambda: copied("dispatch_wake", MINE, wake_id="'w_other'"),
+    ],
+    "wake_one_outstanding": [
+        lambda: copied("dispatch_wake", WOKEN, wake_id="'w_other'", generation="generation + 1"),
+    ],
+    "wake_generation_from_1": ["UPDATE dispatch_wake SET generation = 0"],
+    "wake_outstanding_has_runner": [
+        "UPDATE dispatch_wake SET runner_id = NULL WHERE status = 'outstanding'"
+    ],
+    "event_offset_once": [
+        lambda: copied("dispatch_streamevent", f"{MINE} AND message_key IS NULL")
+    ],
+    "event_message_once": [
+        lambda: copied("dispatch_streamevent", "message_key = 'k'", offset='"offset" + 100')
+    ],
+    "producer_once": [lambda: copied("dispatch_producer", "1 = 1")],
+    # claims
+    "claim_identity": [
+        lambda: copied(
+            "claims_consumerclaim",
+            "status = 'active'",
+            status="'released'",
+            ended_at="claimed_at",
+            write_token_hash="''",
+        ),
+    ],
+    "claim_one_active": [
+        lambda: copied("claims_consumerclaim", "status = 'active'", epoch="epoch + 1"),
+    ],
+    "claim_epoch_from_1": ["UPDATE claims_consumerclaim SET epoch = 0"],
+    "claim_active_has_lease": ["UPDATE claims_consumerclaim SET lease_expires_at = NULL"],
+    "claim_ended_iff_terminal": [
+        "UPDATE claims_consumerclaim SET ended_at = claimed_at",
+        "UPDATE claims_consumerclaim SET status = 'released', write_token_hash = ''",
+        "UPDATE claims_consumerclaim SET status = 'expired', write_token_hash = ''",
+    ],
+    "claim_ends_after_it_began": [
+        """
+        UPDATE claims_consumerclaim
+        SET status = 'released', write_token_hash = '', ended_at = '2020-01-01 00:00:00+00:00'
+        """
+    ],
+    "claim_write_token_dies": [
+        "UPDATE claims_consumerclaim SET status = 'released', ended_at = claimed_at"
+    ],
+    "claim_active_has_entity": ["UPDATE claims_consumerclaim SET entity_id = NULL"],
+    "server_pulse_one_row": ["UPDATE claims_serverpulse SET id = 2"],
+}
+UNIQUE = {
+    "AccessToken.token_hash": lambda: copied("runners_accesstoken", "1 = 1"),
+    "Entity.url": lambda: copied("dispatch_entity", "url = '/agent/claimed'"),
+    "Wake.wake_id": lambda: copied(
+        "dispatch_wake", MINE, generation="generation + 1", status="'withdrawn'"
+    ),
+}
+
+
+@pytest.fixture
+def rows(alice: Api) -> None:
+    """A row of every table: among them a claimed and a woken entity."""
+    alice.register()
+    alice.post("/_electric/entity-types", {"name": "agent", "description": ""})
+    alice.make_entity("/agent/claimed")
+    alice.send("/agent/claimed", key="k")
+    claim = alice.claim()
+    producer = {"Producer_Id": "p", "Producer_Epoch": "0", "Producer_Seq": "0"}
+    assert claim.append({"a": 1}, token=claim.mint(), **producer).status == 200
+    alice.make_entity("/agent/woken")
+    alice.send("/agent/woken")
+    tokens.issue(Principal("user", "alice"))
+    reaper.pulse()
+
+
+def refused_by(sql: str) -> str:
+    """What the database says when it refuses this; fails the test when it does not."""
+    with (
+        pytest.raises(IntegrityError) as refusal,
+        transaction.atomic(),
+        connection.cursor() as cursor,
+    ):
+        cursor.execute(sql)
+    return str(refusal.value)
+
+
+def ours() -> list[type[models.Model]]:
+    return [model for app in APPS for model in apps.get_app_config(app).get_models()]
+
+
+def test_there_is_a_try_at_every_constraint():
+    named = {constraint.name for model in ours() for constraint in model._meta.constraints}
+    assert named == set(FORBIDDEN)
+    unique = {
+        f"{model.__name__}.{field.name}"
+        for model in ours()
+        for field in model._meta.local_concrete_fields
+        if field.unique and not field.primary_key and not field.is_relation
+    }
+    assert unique == set(UNIQUE)
+
+
+@pytest.mark.parametrize(
+    ("name", "sql"), [(name, sql) for name, tries in FORBIDDEN.items() for sql in tries]
+)
+def test_the_database_refuses(rows, name, sql):
+    said = refused_by(sql if isinstance(sql, str) else sql())
+    constraint = next(
+        each for model in ours() for each in model._meta.constraints if each.name == name
+    )
+    # SQLite names a check, but of a unique index only its columns.
+    if connection.vendor == "postgresql" or isinstance(constraint, models.CheckConstraint):
+        assert name in said
+    else:
+        assert "UNIQUE constraint failed" in said
+        assert (
+            all(f".{field}" in said for field in getattr(constraint, "fields", ()))
+            or f"'{name}'" in said
+        )
+
+
+@pytest.mark.parametrize("name", UNIQUE)
+def test_the_database_refuses_it_twice(rows, name):
+    assert name.partition(".")[2] in refused_by(UNIQUE[name]())
+
+
+def test_a_foreign_key_leads_somewhere(rows):
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE dispatch_entitytype SET default_runner_id = 'nobody'")
+    with pytest.raises(IntegrityError):
+        connection.check_constraints()
+    transaction.set_rollback(True)

@@ -1,0 +1,188 @@
+"""How many statements a request costs; BEGIN, COMMIT and savepoints are not counted.
+
+On PostgreSQL a NOTIFY counts, on SQLite nothing is said between processes; so both are pinned.
+"""
+
+from contextlib import contextmanager
+
+import pytest
+from django.conf import settings
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+
+from config.principals import Principal
+from runners import tokens
+from tests.support import Api, lapse
+
+UNCOUNTED = ("BEGIN", "COMMIT", "SAVEPOINT", "RELEASE SAVEPOINT", "ROLLBACK TO SAVEPOINT")
+
+
+@contextmanager
+def counted():
+    """The statements of the block, once it is over."""
+    statements: list[str] = []
+    with CaptureQueriesContext(connection) as captured:
+        yield statements
+    statements += [
+        query["sql"]
+        for query in captured.captured_queries
+        if not query["sql"].startswith(UNCOUNTED)
+    ]
+
+
+def cost(call, *, status=200):
+    """How many statements a call takes, and that it does what it should."""
+    with counted() as statements:
+        answer = call()
+    assert answer.status == status, answer
+    return len(statements)
+
+
+def on(*, postgres, sqlite):
+    return sqlite if settings.SQLITE else postgres
+
+
+@pytest.fixture(params=[None, 1, 50], ids=lambda limit: f"limit {limit}")
+def runner(request, alice):
+    """Alice's runner r1 with one entity that waits for it; without a claim limit and with one."""
+    alice.register(max_concurrent_claims=request.param)
+    alice.make_entity(initialMessage="hi")
+    return alice
+
+
+def test_authentication_costs_one_statement_and_none_when_remembered(alice):
+    _, secret = tokens.issue(Principal.parse("user:alice"))
+    alice.register()
+    api = Api(Authorization=f"Bearer {secret}")
+    unproven = cost(lambda: alice.get("/_electric/runners/r1"))
+    assert cost(lambda: api.get("/_electric/runners/r1")) == unproven + 1
+    assert cost(lambda: api.get("/_electric/runners/r1")) == unproven
+
+
+def test_a_refused_token_costs_one_statement(db):
+    api = Api(Authorization="Bearer pwa_unknown")
+    assert cost(lambda: api.get("/_electric/runners"), status=401) == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"lease_ms": 90_000, "wake_stream_offset": "-1", "diagnostics": {"status": "streaming"}}],
+)
+def test_a_runners_heartbeat_costs_two(runner, body):
+    assert cost(lambda: runner.post("/_electric/runners/r1/heartbeat", body)) == 2
+
+
+def test_a_runners_health_costs_three(runner):
+    runner.claim()
+    runner.make_entity("/agent/e2", initialMessage="hi")
+    assert cost(lambda: runner.get("/_electric/runners/r1/health")) == 3
+
+
+def test_a_claim_of_a_wake_event_costs_at_most_six(runner):
+    event = runner.wakes()[0]
+    limited = runner.get("/_electric/runners/r1").body.get("max_concurrent_claims")
+    assert cost(lambda: runner.try_claim("r1", event)) == (6 if limited else 5)
+
+
+def test_a_claim_of_the_oldest_wake_costs_at_most_six(runner):
+    limited = runner.get("/_electric/runners/r1").body.get("max_concurrent_claims")
+    assert cost(lambda: runner.try_claim("r1", {})) == (6 if limited else 5)
+
+
+def test_a_claims_heartbeat_costs_one(runner):
+    claim = runner.claim()
+    assert cost(claim.heartbeat) == 1
+
+
+def test_a_claims_heartbeat_with_acks_costs_four(runner):
+    claim = runner.claim()
+    acks = [{"path": "/agent/e1/main", "offset": claim.tail}]
+    assert cost(lambda: claim.heartbeat(acks=acks)) == 4
+
+
+def test_a_mint_costs_at_most_two(runner):
+    claim = runner.claim()
+    assert cost(lambda: claim.call({"wakeId": claim.body["wakeId"]})) == 1
+
+
+@pytest.mark.parametrize("acked", [True, False])
+def test_a_done_costs_at_most_five(runner, acked):
+    claim = runner.claim()
+    assert cost(lambda: claim.done(*[claim.tail] * acked)) <= 5
+
+
+def test_a_done_that_makes_the_next_wake_costs_at_most_three_more(runner):
+    claim = runner.claim()
+    runner.send()
+    with counted() as statements:
+        assert claim.done().body["next_wake"] is True
+    assert len(statements) <= 8
+
+
+def test_a_done_that_emits_a_refused_wake_again_costs_at_most_three_more(alice):
+    alice.register(max_concurrent_claims=1)
+    alice.make_entity(initialMessage="hi")
+    alice.make_entity("/agent/e2", initialMessage="hi")
+    claim = alice.claim()
+    seen = alice("HEAD", "/runners/r1/wake").headers["Stream-Next-Offset"]
+    with counted() as statements:
+        claim.done()
+    assert len(alice.wakes(offset=seen)) == 1
+    assert len(statements) <= 8
+
+
+def test_a_done_that_comes_again_costs_two(runner):
+    claim = runner.claim()
+    claim.done()
+    assert cost(claim.done) == 2
+
+
+def test_a_send_costs(runner):
+    send = "/_electric/entities/agent/e1/send"
+    runner.claim().done()
+    waking = cost(lambda: runner.post(send, {"payload": 1}))
+    woken = cost(lambda: runner.post(send, {"payload": 1}))
+    keyed = cost(lambda: runner.post(send, {"payload": 1, "key": "k"}))
+    again = cost(lambda: runner.post(send, {"payload": 1, "key": "k"}))
+    assert (waking, woken, keyed, again) == on(postgres=(10, 6, 7, 3), sqlite=(8, 5, 6, 3))
+
+
+def test_an_append_costs(runner):
+    claim = runner.claim()
+    token = claim.mint()
+    one = cost(lambda: claim.append({"n": 1}, token=token), status=204)
+    many = cost(lambda: claim.append(*[{"n": 1}] * 100, token=token), status=204)
+    assert one == many == on(postgres=6, sqlite=5)
+
+
+def test_a_read_of_the_wake_stream_costs_three_however_many_there_are(runner):
+    for name in ("e2", "e3", "e4"):
+        runner.make_entity(f"/agent/{name}", initialMessage="hi")
+    assert cost(lambda: runner.get("/runners/r1/wake?offset=-1")) == 3
+    assert cost(lambda: runner.get("/runners/r1/wake?offset=now")) == 4
+    assert cost(lambda: runner("HEAD", "/runners/r1/wake")) == 2
+
+
+def test_a_read_of_the_main_stream_costs(runner):
+    assert cost(lambda: runner.get("/agent/e1/main")) == 3
+
+
+def test_a_list_of_entities_costs_one_however_many_there_are(runner):
+    for name in ("e2", "e3", "e4"):
+        runner.make_entity(f"/agent/{name}")
+    assert cost(lambda: runner.get("/_electric/entities")) == 1
+
+
+def test_a_claim_over_a_lapsed_one_costs(claim_that_lapsed):
+    """A claim over a lapsed one is not on the hot path, and pinned all the same."""
+    api, event = claim_that_lapsed
+    assert cost(lambda: api.try_claim("r1", event)) == on(postgres=11, sqlite=10)
+
+
+@pytest.fixture
+def claim_that_lapsed(alice):
+    alice.register()
+    alice.make_entity(initialMessage="hi")
+    event = alice.wakes()[0]
+    lapse(alice.claim())
+    return alice, event

@@ -1,0 +1,165 @@
+"""config/settings.py: what each variable does, and the sentence for one that is wrong."""
+
+import ipaddress
+import os
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+
+from tests.support import ROOT
+
+CONTRACT = (
+    "DATABASE_URL",
+    "HOST",
+    "PORT",
+    "WEB_CONCURRENCY",
+    "PULLWAKE_MODE",
+    "SECRET_KEY",
+    "ALLOWED_HOSTS",
+    "PULLWAKE_PUBLIC_URL",
+    "PULLWAKE_LISTEN_URL",
+    "PULLWAKE_TRUSTED_PROXIES",
+    "PULLWAKE_LONG_POLL_MS",
+    "PULLWAKE_CLAIM_LEASE_MS",
+    "PULLWAKE_WAKE_REEMIT_MS",
+    "PULLWAKE_REAPER_INTERVAL_MS",
+    "PULLWAKE_MAX_BODY_BYTES",
+    "PULLWAKE_RETENTION_DAYS",
+)
+PRODUCTION = {"PULLWAKE_MODE": "production", "SECRET_KEY": "x" * 60}
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The settings as they are in this environment, with nothing of ours set but what is given."""
+    for name in CONTRACT:
+        monkeypatch.delenv(name, raising=False)
+
+    def settings(**env):
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        return runpy.run_path(str(ROOT / "config" / "settings.py"))
+
+    return settings
+
+
+def test_every_variable_of_the_contract_is_read():
+    read = "".join(
+        Path(ROOT, "config", name).read_text() for name in ("settings.py", "gunicorn.conf.py")
+    )
+    named = set(re.findall(r'"([A-Z][A-Z_]+)"', read))
+    assert set(CONTRACT) <= named
+
+
+def test_the_defaults(read):
+    found = read(PULLWAKE_MODE="development")
+    defaults = {
+        "HOST": "127.0.0.1",
+        "PORT": 8000,
+        "PULLWAKE_PUBLIC_URL": "",
+        "PULLWAKE_LISTEN_URL": "",
+        "PULLWAKE_TRUSTED_PROXIES": [],
+        "PULLWAKE_LONG_POLL_MS": 30_000,
+        "PULLWAKE_CLAIM_LEASE_MS": 30_000,
+        "PULLWAKE_WAKE_REEMIT_MS": 60_000,
+        "PULLWAKE_REAPER_INTERVAL_MS": 5_000,
+        "PULLWAKE_MAX_BODY_BYTES": 1024 * 1024,
+        "TIME_ZONE": "UTC",
+        "DEBUG": False,
+    }
+    assert {name: found[name] for name in defaults} == defaults
+    assert found["DATABASES"]["default"]["NAME"] == str(ROOT / "var" / "pullwake.sqlite3")
+
+
+def test_production_mode_is_what_it_is_without_a_word(read):
+    assert read(SECRET_KEY="x" * 60)["DEVELOPMENT"] is False
+
+
+@pytest.mark.parametrize("key", [{}, {"SECRET_KEY": ""}])
+@pytest.mark.parametrize("mode", [{}, {"PULLWAKE_MODE": "production"}])
+def test_production_mode_needs_a_secret_key(read, mode, key):
+    with pytest.raises(ImproperlyConfigured, match=r"token_urlsafe.*PULLWAKE_MODE=development"):
+        read(**mode, **key)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PULLWAKE_MODE", "debug"),
+        ("PULLWAKE_MODE", ""),
+        *(("PULLWAKE_PUBLIC_URL", value) for value in ("wake.example.com", "ftp://x", "https://")),
+        ("PULLWAKE_LONG_POLL_MS", "99"),
+        ("PULLWAKE_LONG_POLL_MS", "600001"),
+        ("PULLWAKE_CLAIM_LEASE_MS", "999"),
+        ("PULLWAKE_CLAIM_LEASE_MS", "600001"),
+        ("PULLWAKE_WAKE_REEMIT_MS", "0"),
+        ("PULLWAKE_REAPER_INTERVAL_MS", "0"),
+        ("PULLWAKE_MAX_BODY_BYTES", "0"),
+        ("PULLWAKE_RETENTION_DAYS", "0"),
+        ("PULLWAKE_RETENTION_DAYS", "-1"),
+        ("PULLWAKE_RETENTION_DAYS", "999999999"),
+        ("PORT", "0"),
+        ("PORT", "65536"),
+    ],
+)
+def test_a_value_out_of_bounds_is_an_error_that_names_it(read, name, value):
+    with pytest.raises(ImproperlyConfigured, match=rf"{name} is .*{re.escape(value)}"):
+        read(**{**PRODUCTION, name: value})
+
+
+@pytest.mark.parametrize(
+    "name", [each for each in CONTRACT if each.endswith(("_MS", "_BYTES", "_DAYS", "PORT"))]
+)
+def test_what_is_no_number_is_an_error_that_names_it(read, name):
+    with pytest.raises(ImproperlyConfigured, match=name):
+        read(**PRODUCTION, **{name: "soon"})
+
+
+@pytest.mark.parametrize("proxies", ["nonsense", "10.0.0.0/99", "10.0.0.1,x"])
+def test_what_is_no_network_is_an_error_that_names_it(read, proxies):
+    with pytest.raises(ImproperlyConfigured, match="PULLWAKE_TRUSTED_PROXIES"):
+        read(**PRODUCTION, PULLWAKE_TRUSTED_PROXIES=proxies)
+
+
+def test_trusted_proxies_are_addresses_and_networks(read):
+    found = read(**PRODUCTION, PULLWAKE_TRUSTED_PROXIES="10.0.0.7,10.1.2.3/16,fd00::/8")
+    assert found["PULLWAKE_TRUSTED_PROXIES"] == [
+        ipaddress.ip_network(each) for each in ("10.0.0.7/32", "10.1.0.0/16", "fd00::/8")
+    ]
+
+
+def test_the_public_address_is_an_allowed_host_and_its_scheme_decides_on_cookies(read):
+    found = read(**PRODUCTION, PULLWAKE_PUBLIC_URL="https://wake.example.com/")
+    assert found["PULLWAKE_PUBLIC_URL"] == "https://wake.example.com"
+    assert "wake.example.com" in found["ALLOWED_HOSTS"]
+    assert found["SESSION_COOKIE_SECURE"] is found["CSRF_COOKIE_SECURE"] is True
+    assert found["CSRF_TRUSTED_ORIGINS"] == ["https://wake.example.com"]
+
+    plain = read(**PRODUCTION, PULLWAKE_PUBLIC_URL="http://wake.example.com")
+    assert plain["SESSION_COOKIE_SECURE"] is plain["CSRF_COOKIE_SECURE"] is False
+    assert plain["SECURE_HSTS_SECONDS"] == 0
+
+
+def test_a_database_url_is_taken(read):
+    found = read(**PRODUCTION, DATABASE_URL="postgres://me:secret@db.example:5433/wakes")
+    database = found["DATABASES"]["default"]
+    assert (database["HOST"], database["PORT"], database["NAME"]) == ("db.example", 5433, "wakes")
+    assert found["SQLITE"] is False
+    assert database["OPTIONS"]["pool"]["min_size"] >= 1
+
+
+def test_sqlite_takes_its_write_lock_at_begin(read):
+    options = read(**PRODUCTION, DATABASE_URL="sqlite:////tmp/x.sqlite3")["DATABASES"]["default"][
+        "OPTIONS"
+    ]
+    assert options["transaction_mode"] == "IMMEDIATE"
+    assert "journal_mode=WAL" in options["init_command"]
+
+
+def test_the_tests_run_in_no_other_environment():
+    """`tests.environment` has taken away what a shell may have set."""
+    ours = [name for name in os.environ if name.startswith("PULLWAKE_")]
+    assert [name for name in ours if not name.startswith("PULLWAKE_TEST_")] == ["PULLWAKE_MODE"]
