@@ -1,0 +1,198 @@
+"""`python -m runners.client`: a runner that runs a command for each wake."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .command import CommandHandler
+from .errors import RegistrationRefused, RunnerError
+from .logs import configure
+from .runner import PullWakeRunner
+from .timing import Timing
+from .transport import Headers
+
+log = logging.getLogger("pullwake.runner")
+
+EX_OK = 0
+EX_FAILURE = 1
+EX_USAGE = 2
+EX_CANCELLED = 75
+EX_REFUSED = 77
+EX_REJECTED = 78
+
+EPILOG = """\
+The command gets {"wake": ..., "messages": [...]} on its standard input, and PULLWAKE_URL,
+PULLWAKE_RUNNER_ID, PULLWAKE_ENTITY_URL, PULLWAKE_ENTITY_TYPE, PULLWAKE_EPOCH, PULLWAKE_CONSUMER_ID,
+PULLWAKE_TRIGGER_EVENT, PULLWAKE_STREAM_URL, PULLWAKE_SEND_URL and PULLWAKE_WRITE_TOKEN in its
+environment. Each line it prints is appended to the entity's main stream. Exit status 0 is done,
+anything else is failed.
+
+SIGTERM or Ctrl-C: claim no more, and let running commands finish. Once more: end them.
+
+exit status: 0 stopped, all work finished; 1 an error of the runner itself; 2 wrong usage;
+75 stopped, but work was cut off (it comes again); 77 the server refuses the credentials, or the
+runner's id is another's; 78 the server rejects the runner's id or settings.
+"""
+
+DEFAULT_CLAIMS = 10
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m runners.client",
+        description="Run a command for each wake of a pull-wake runner.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--url", default=os.environ.get("PULLWAKE_URL"), help="the server ($PULLWAKE_URL)")
+    add(
+        "--id",
+        default=os.environ.get("PULLWAKE_RUNNER_ID", socket.gethostname()),
+        help="the runner's id ($PULLWAKE_RUNNER_ID, else the host's name)",
+    )
+    add(
+        "--exec",
+        required=True,
+        metavar="COMMAND",
+        dest="command",
+        help="what to run for each wake, in a shell",
+    )
+    credentials = parser.add_mutually_exclusive_group()
+    credentials.add_argument(
+        "--token",
+        default=None,
+        help="an access token (better as $PULLWAKE_TOKEN: arguments can be seen by other users)",
+    )
+    credentials.add_argument(
+        "--token-file", type=Path, help="a file with the token, read anew for each request"
+    )
+    add("--label", help="its name for people (default: its id)")
+    add(
+        "--max-concurrent-claims",
+        type=_count,
+        metavar="N",
+        help=f"work on so many wakes at once (default: what the server holds, else"
+        f" {DEFAULT_CLAIMS})",
+    )
+    add(
+        "--claim-lease",
+        type=_seconds,
+        metavar="SECONDS",
+        help="how long a claim outlives the runner's silence, 1 to 600 (default: the server's)",
+    )
+    add(
+        "--timeout",
+        type=_seconds,
+        metavar="SECONDS",
+        help="end a command that runs for longer, and report it failed (default: never)",
+    )
+    add(
+        "--grace",
+        type=_seconds,
+        metavar="SECONDS",
+        default=30.0,
+        help="how long running commands may take when stopping (default: 30)",
+    )
+    add(
+        "--output",
+        choices=("text", "json"),
+        default="text",
+        help="text: each line of output becomes an `output` event; json: each is an event",
+    )
+    add(
+        "--live",
+        choices=("auto", "long-poll", "sse"),
+        default="auto",
+        help="how to wait for wakes (default: auto)",
+    )
+    add("--log-format", choices=("text", "json"), default="text", help="(default: text)")
+    add("-v", "--verbose", action="store_true", help="log more")
+    add("-q", "--quiet", action="store_true", help="log only what is wrong")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run until stopped. Returns the exit status."""
+    options = parser()
+    args = options.parse_args(arguments)
+    if not args.url:
+        options.error("--url or $PULLWAKE_URL is needed")
+    level = logging.INFO
+    if args.verbose or args.quiet:
+        level = logging.DEBUG if args.verbose else logging.WARNING
+    configure(args.log_format, level)
+    try:
+        return asyncio.run(serve(args))
+    except ValueError as error:  # a URL or a number that cannot be right
+        options.error(str(error))
+    except KeyboardInterrupt:
+        return EX_CANCELLED
+    except Exception:
+        log.exception("the runner failed")
+        return EX_FAILURE
+
+
+async def serve(args: argparse.Namespace) -> int:
+    refused: list[RegistrationRefused] = []
+
+    def on_error(error: RunnerError) -> None:
+        # At first it is a mistake to be told of; later, the server may be about to change its mind.
+        if isinstance(error, RegistrationRefused) and not runner.connections:
+            refused.append(error)
+            runner.request_stop(0.0)
+
+    token = args.token or (None if args.token_file else os.environ.get("PULLWAKE_TOKEN"))
+    runner = PullWakeRunner(
+        args.url,
+        args.id,
+        CommandHandler(args.command, args.url, output=args.output),
+        token=token,
+        headers=_headers_from(args.token_file) if args.token_file else None,
+        label=args.label,
+        max_concurrent_claims=args.max_concurrent_claims,
+        default_concurrent_claims=DEFAULT_CLAIMS,
+        claim_lease=args.claim_lease,
+        live=args.live,
+        on_error=on_error,
+        work_timeout=args.timeout,
+        timing=Timing(stop_grace=args.grace),
+    )
+    log.info("runner %s at %s runs: %s", args.id, args.url, args.command)
+    drained = await runner.run()
+    if refused:
+        log.error("the server does not take this runner: %s", refused[0])
+        return EX_REJECTED if refused[0].status == 400 else EX_REFUSED
+    return EX_CANCELLED if drained.cancelled else EX_OK
+
+
+def _headers_from(path: Path) -> Callable[[], Headers]:
+    def read() -> Headers:
+        return {"Authorization": f"Bearer {path.read_text().strip()}"}
+
+    return read
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError("must be more than 0")
+    return seconds
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return count
+
+
+if __name__ == "__main__":
+    sys.exit(main())

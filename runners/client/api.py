@@ -1,0 +1,283 @@
+"""The server's calls, typed. Field names, paths and headers are the protocol's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+from .errors import BadAnswer, ServerRefused
+from .timing import Timing
+from .transport import Answer, Transport
+
+START = "-1"
+"""The offset before the first event of a stream."""
+
+NO_WORK = frozenset({"ALREADY_CLAIMED", "NO_PENDING_WORK", "CLAIM_LIMIT_REACHED"})
+"""Refusals of a claim that are answers, not errors."""
+
+DEFAULT_LEASE = 30.0
+"""Seconds; for a server that does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """How a runner presents itself. What is None keeps the value the server holds."""
+
+    runner_id: str
+    label: str
+    kind: str | None = None
+    owner_principal: str | None = None
+    sandbox_profiles: Sequence[Mapping[str, Any]] | None = None
+    max_concurrent_claims: int | None = None
+    claim_lease: float | None = None
+    """Seconds."""
+
+    def body(self) -> dict[str, Any]:
+        fields = {
+            "id": self.runner_id,
+            "label": self.label,
+            "kind": self.kind,
+            "owner_principal": self.owner_principal,
+            "sandbox_profiles": self.sandbox_profiles,
+            "max_concurrent_claims": self.max_concurrent_claims,
+            "claim_lease_ms": None if self.claim_lease is None else round(self.claim_lease * 1000),
+        }
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerRecord:
+    """What the server holds about a runner, as far as the runner goes by it."""
+
+    wake_stream: str
+    wake_stream_offset: str | None
+    claim_lease: float
+    """Seconds."""
+    max_concurrent_claims: int | None
+    admin_status: str
+
+    @classmethod
+    def parse(cls, body: dict[str, Any], runner_id: str) -> RunnerRecord:
+        """Raises BadAnswer for anything but this runner."""
+        if body.get("id") != runner_id:
+            raise BadAnswer("an answer is not this runner's record")
+        lease_ms = _number(body.get("claim_lease_ms"))
+        limit = _number(body.get("max_concurrent_claims"))
+        return cls(
+            wake_stream=_text(body, "wake_stream") or f"/runners/{quote(runner_id)}/wake",
+            wake_stream_offset=_text(body, "wake_stream_offset"),
+            claim_lease=lease_ms / 1000 if lease_ms else DEFAULT_LEASE,
+            max_concurrent_claims=int(limit) if limit else None,
+            admin_status=_text(body, "admin_status") or "enabled",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A claim the server granted."""
+
+    consumer_id: str
+    epoch: int
+    wake_id: str
+    stream_path: str
+    tail: str | None
+    """The main stream's end at the claim: up to here is what this claim delivers."""
+    cursor: str
+    """What was acknowledged before: from here on is what this claim delivers."""
+    callback: str
+    claim_token: str = field(repr=False)
+    trigger_event: str | None
+    entity: dict[str, Any]
+    principal: dict[str, Any]
+    sent_at: float
+    """The lease clock when the claim left: the lease runs from then at the earliest."""
+
+    @property
+    def entity_url(self) -> str:
+        url = self.entity.get("url")
+        return url if isinstance(url, str) else self.stream_path.removesuffix("/main")
+
+
+@dataclass(frozen=True, slots=True)
+class NoWork:
+    """The claim found nothing to do."""
+
+    reason: str
+
+
+class Api:
+    """Calls on behalf of one runner. All raise what `Transport.call` raises."""
+
+    def __init__(self, transport: Transport, registration: Registration, timing: Timing) -> None:
+        self.transport = transport
+        self.registration = registration
+        self.timing = timing
+        self._runner = f"/_electric/runners/{quote(registration.runner_id, safe='')}"
+
+    async def register(self) -> RunnerRecord:
+        """Make the runner known. For one that is, this changes only what it says anew."""
+        answer = await self._call("POST", "/_electric/runners", self.registration.body())
+        return RunnerRecord.parse(answer.object(), self.registration.runner_id)
+
+    async def get(self) -> RunnerRecord:
+        """What the server holds about the runner."""
+        answer = await self._call("GET", self._runner)
+        return RunnerRecord.parse(answer.object(), self.registration.runner_id)
+
+    async def heartbeat(
+        self, *, lease: float, offset: str | None, diagnostics: dict[str, Any], deadline: float
+    ) -> RunnerRecord:
+        """Report the runner alive for `lease` seconds, and the stream read up to `offset`."""
+        # Null is no value of this one: before the first heartbeat it is left out.
+        if diagnostics.get("last_heartbeat_ok") is None:
+            diagnostics = {k: v for k, v in diagnostics.items() if k != "last_heartbeat_ok"}
+        body: dict[str, Any] = {
+            "lease_ms": min(3_600_000, max(1_000, round(lease * 1000))),
+            "diagnostics": diagnostics,
+        }
+        if offset is not None:
+            body["wake_stream_offset"] = offset
+        answer = await self.transport.call(
+            "POST",
+            self.transport.url(f"{self._runner}/heartbeat"),
+            json_body=body,
+            deadline=deadline,
+        )
+        return RunnerRecord.parse(answer.object(), self.registration.runner_id)
+
+    async def claim(self, event: Mapping[str, Any]) -> Grant | NoWork:
+        """Claim the work that `event` woke this runner for."""
+        try:
+            answer = await self._call("POST", f"{self._runner}/claim", dict(event))
+        except ServerRefused as error:
+            if error.code in NO_WORK:
+                return NoWork(error.code)
+            raise
+        if answer.status == 204:
+            return NoWork("nothing to claim")
+        body = answer.object()
+        if body.get("done") is True:
+            return NoWork("the entity is not to run")
+        return _grant(body, answer)
+
+    async def mint(self, grant: Grant) -> str:
+        """A new write token for the claim; it replaces one minted before."""
+        answer = await self._callback(grant, {"wakeId": grant.wake_id, "epoch": grant.epoch})
+        token = _text(answer.object(), "writeToken")
+        if not token:
+            raise BadAnswer("a claim was answered without a write token")
+        return token
+
+    async def renew(self, grant: Grant, deadline: float) -> float:
+        """Renew the claim's lease. Returns the lease clock when the request left."""
+        answer = await self._callback(grant, {"epoch": grant.epoch}, deadline)
+        _accepted(answer)
+        return answer.sent_at
+
+    async def done(self, grant: Grant, acked: str | None) -> dict[str, Any]:
+        """Release the claim and acknowledge its stream up to `acked`."""
+        acks = [] if acked is None else [{"path": grant.stream_path, "offset": acked}]
+        answer = await self._callback(grant, {"epoch": grant.epoch, "acks": acks, "done": True})
+        return _accepted(answer)
+
+    async def failed(self, grant: Grant, error: str) -> dict[str, Any]:
+        """Release the claim with nothing acknowledged, to be woken for it again later."""
+        answer = await self._callback(grant, {"epoch": grant.epoch, "failed": True, "error": error})
+        return _accepted(answer)
+
+    async def read(self, path: str, offset: str, token: str) -> Answer:
+        """One catch-up read of an entity's stream."""
+        return await self.transport.call(
+            "GET",
+            self.transport.url(path),
+            params={"offset": offset},
+            token=token,
+            deadline=self.timing.request_timeout,
+        )
+
+    async def append(
+        self, path: str, body: bytes, token: str, *, producer: str, epoch: int, seq: int
+    ) -> Answer:
+        """Append to an entity's stream, exactly once for each (producer, epoch, seq)."""
+        return await self.transport.call(
+            "POST",
+            self.transport.url(path),
+            content=body,
+            token=token,
+            extra={
+                "Producer-Id": producer,
+                "Producer-Epoch": str(epoch),
+                "Producer-Seq": str(seq),
+            },
+            deadline=self.timing.request_timeout,
+        )
+
+    async def _call(self, method: str, path: str, body: object = None) -> Answer:
+        return await self.transport.call(
+            method,
+            self.transport.url(path),
+            json_body=body,
+            deadline=self.timing.request_timeout,
+        )
+
+    async def _callback(
+        self, grant: Grant, body: dict[str, Any], deadline: float | None = None
+    ) -> Answer:
+        return await self.transport.call(
+            "POST",
+            grant.callback,
+            json_body=body,
+            token=grant.claim_token,
+            deadline=self.timing.request_timeout if deadline is None else deadline,
+        )
+
+
+def dump_events(events: Sequence[Mapping[str, Any]]) -> bytes:
+    """Events as the body of one append. Raises ValueError or TypeError for what is not JSON."""
+    return json.dumps([dict(event) for event in events], allow_nan=False).encode()
+
+
+def _grant(body: dict[str, Any], answer: Answer) -> Grant:
+    path, callback = _text(body, "streamPath"), _text(body, "callback")
+    consumer_id, token = _text(body, "consumerId"), _text(body, "claimToken")
+    epoch = body.get("epoch")
+    if not (path and callback and consumer_id and token) or type(epoch) is not int:
+        raise BadAnswer("a claim was granted without all it needs")
+    tail = None
+    for stream in body.get("streams") or ():
+        if isinstance(stream, dict) and str(stream.get("path")).lstrip("/") == path.lstrip("/"):
+            tail = _text(stream, "offset")
+    entity, principal = body.get("entity"), body.get("principal")
+    return Grant(
+        consumer_id=consumer_id,
+        epoch=epoch,
+        wake_id=_text(body, "wakeId") or consumer_id,
+        stream_path="/" + path.lstrip("/"),
+        tail=tail,
+        cursor=answer.headers.get("pullwake-cursor", START),
+        callback=callback,
+        claim_token=token,
+        trigger_event=_text(body, "triggerEvent"),
+        entity=entity if isinstance(entity, dict) else {},
+        principal=principal if isinstance(principal, dict) else {},
+        sent_at=answer.sent_at,
+    )
+
+
+def _accepted(answer: Answer) -> dict[str, Any]:
+    body = answer.object()
+    if body.get("ok") is not True:
+        raise BadAnswer("a callback's answer does not say ok")
+    return body
+
+
+def _text(body: Mapping[str, Any], name: str) -> str | None:
+    value = body.get(name)
+    return value if isinstance(value, str) else None
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and value > 0 else None

@@ -1,0 +1,518 @@
+"""Claiming wakes, and holding claims: one at a time for each entity, each under its own lease.
+
+Every entity with a wake has a lane, a task that takes its wakes in order: claim, hold, next. The
+stream's reader only ever puts a wake into a lane, so reading waits for neither claims nor work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from typing import Any, TypeVar
+
+from .api import DEFAULT_LEASE, Api, Grant, NoWork
+from .backoff import Backoff, insist
+from .clock import Clock
+from .diagnostics import Diagnostics, printable
+from .errors import ClaimLost, HandlerFailed, HandlerStuck, RunnerError, ServerRefused
+from .timing import Timing
+from .wake import Wake
+
+log = logging.getLogger("pullwake.runner")
+
+T = TypeVar("T")
+Handler = Callable[[Wake], Awaitable[object]]
+
+_RETRY_LONGEST = 5.0
+"""Seconds between tries of a call that a lease is running for."""
+
+_MAX_FAILURE = 2_000
+
+
+class Lease:
+    """How long a claim is ours, as far as can be known from here.
+
+    It runs from when the last accepted request *left*: the server's clock started no earlier.
+    """
+
+    def __init__(self, clock: Clock, length: float, sent_at: float) -> None:
+        self._clock = clock
+        self.length = length
+        self.renewed_at = sent_at
+
+    def renew(self, length: float, sent_at: float) -> None:
+        self.length = length
+        self.renewed_at = sent_at
+
+    def remaining(self) -> float:
+        """Seconds; negative once it has lapsed."""
+        return self.renewed_at + self.length - self._clock.lease()
+
+    @property
+    def lapsed(self) -> bool:
+        return self.remaining() <= 0
+
+
+class Slots:
+    """At most `limit` holders at once, first come first served. None is no limit."""
+
+    def __init__(self, limit: int | None) -> None:
+        self._limit = limit
+        self._held = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    def resize(self, limit: int | None) -> None:
+        self._limit = limit
+        self._admit()
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        self._admit()
+        try:
+            await turn
+            yield
+        finally:
+            if turn.done() and not turn.cancelled():
+                self._held -= 1
+            elif turn in self._waiting:
+                self._waiting.remove(turn)
+            self._admit()
+
+    def _admit(self) -> None:
+        while self._waiting and (self._limit is None or self._held < self._limit):
+            turn = self._waiting.popleft()
+            if not turn.done():  # one that was cancelled gives way to the next
+                self._held += 1
+                turn.set_result(None)
+
+
+class _Held:
+    """A claim that is held: what its worker and its keeper share."""
+
+    def __init__(self, grant: Grant, lease: Lease) -> None:
+        self.grant = grant
+        self.lease = lease
+        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.wake: Wake | None = None
+        self.reporting = False
+        """The handler has ended: from here on only the server can say that the claim is lost."""
+        self.told = False
+        """The server may have heard how it ended: from here on only that call's answer counts."""
+        self.poked = asyncio.Event()
+        self.renewed = asyncio.Event()
+
+    def lose(self, reason: str) -> None:
+        if not self.lost.done():
+            self.lost.set_result(reason)
+        if self.wake is not None:
+            self.wake._cancel()
+
+    async def confirm(self) -> None:
+        """Have the lease renewed now, and wait until it is. If it is not, the worker is cancelled
+        meanwhile."""
+        self.renewed.clear()
+        self.poked.set()
+        await self.renewed.wait()
+
+
+class _Phase(Enum):
+    WAITING = "waiting"
+    CLAIMING = "claiming"
+    HOLDING = "holding"
+
+
+class _Lane:
+    """The wakes of one entity, in order."""
+
+    def __init__(self) -> None:
+        self.queue: deque[dict[str, Any]] = deque()
+        self.phase = _Phase.WAITING
+        self.task: asyncio.Task[None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """How `stop()` went for the work that was running."""
+
+    cancelled: int = 0
+    """Claims whose handler was cancelled by it, before it had finished."""
+    abandoned: int = 0
+    """Of those, the ones whose handler ignored it."""
+
+
+class Claims:
+    """The claims of one run of a runner."""
+
+    def __init__(
+        self,
+        api: Api,
+        handler: Handler,
+        diagnostics: Diagnostics,
+        failed: Callable[[RunnerError], None],
+        *,
+        limit: int | None,
+        work_timeout: float | None,
+        timing: Timing,
+        clock: Clock,
+    ) -> None:
+        self._api = api
+        self._handler = handler
+        self._diagnostics = diagnostics
+        self._failed = failed
+        self._work_timeout = work_timeout
+        self._timing = timing
+        self._clock = clock
+        self._slots = Slots(limit)
+        self._lanes: dict[str, _Lane] = {}
+        self._held: set[_Held] = set()
+        self._abandoned: set[asyncio.Task[None]] = set()
+        self._closed = asyncio.Event()
+        self._cancelled = 0
+        self._gave_up = 0
+        self.lease_length = DEFAULT_LEASE
+        """Seconds; of the leases the server grants this runner."""
+
+    def resize(self, limit: int | None) -> None:
+        self._slots.resize(limit)
+
+    def submit(self, event: dict[str, Any]) -> None:
+        """Take a wake event in, to be claimed when its entity's earlier ones are through."""
+        if self._closed.is_set():
+            return
+        stream = event.get("stream") or event.get("subscription_id")
+        if not isinstance(stream, str):
+            log.warning("a wake names no stream: %.200r", event)
+            return
+        key = stream.strip("/")
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = _Lane()
+            lane.queue.append(event)
+            lane.task = asyncio.create_task(self._run_lane(key, lane), name=f"wakes of {key}")
+            # For one that was cancelled before it ran at all.
+            lane.task.add_done_callback(partial(self._lane_ended, key, lane))
+        elif not any(_same(event, queued) for queued in lane.queue):
+            # The same wake, emitted again while it waits here, is still one wake.
+            lane.queue.append(event)
+
+    def poke(self) -> None:
+        """Renew every lease now: time may have passed that no timer has counted."""
+        for held in self._held:
+            held.poked.set()
+
+    async def drain(self, deadline: Callable[[], float], hurry: asyncio.Event) -> Drained:
+        """Claim no more, wait for running work until `deadline()`, then cancel it.
+
+        The deadline is on the monotonic clock; `hurry` is set when it has come nearer. Takes at
+        most until then, and `cancel_grace`.
+        """
+        self._closed.set()
+        settle = self._clock.monotonic() + self._timing.claim_settle
+        self._cancel_lanes(_Phase.WAITING)
+        while self._lanes:
+            now, end = self._clock.monotonic(), deadline()
+            if now >= settle:
+                self._cancel_lanes(_Phase.CLAIMING)
+            if now >= end:
+                break
+            hurry.clear()
+            hurried = asyncio.create_task(hurry.wait())
+            await asyncio.wait(
+                {hurried, *self._tasks()},
+                timeout=(min(end, settle) if now < settle else end) - now,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            hurried.cancel()
+        self._cancel_lanes(_Phase.CLAIMING)
+        for held in tuple(self._held):
+            held.lose("the runner is stopping")
+        if tasks := self._tasks():
+            await asyncio.wait(tasks, timeout=self._timing.cancel_grace + 1.0)
+        return Drained(cancelled=self._cancelled, abandoned=self._gave_up)
+
+    def cancel(self) -> None:
+        """End what is left, without waiting for it: nothing, unless draining went wrong."""
+        self._closed.set()
+        for held in tuple(self._held):
+            held.lose("the runner is stopping")
+        for task in self._tasks():
+            task.cancel()
+
+    def _tasks(self) -> set[asyncio.Task[None]]:
+        return {lane.task for lane in self._lanes.values() if lane.task is not None}
+
+    def _cancel_lanes(self, phase: _Phase) -> None:
+        for lane in self._lanes.values():
+            if lane.phase is phase and lane.task is not None:
+                lane.task.cancel()
+
+    async def _run_lane(self, key: str, lane: _Lane) -> None:
+        try:
+            while lane.queue and not self._closed.is_set():
+                event = lane.queue.popleft()
+                try:
+                    await self._see_to(lane, event)
+                except Exception as error:  # whatever it was, the next wake gets its turn
+                    log.exception("a wake of %s could not be seen to", key)
+                    self._failed(RunnerError(f"{type(error).__name__}: {error}"))
+        finally:
+            # In the same step as the look at the queue, so that no wake falls between.
+            self._remove(key, lane)
+
+    def _lane_ended(self, key: str, lane: _Lane, _: asyncio.Task[None]) -> None:
+        self._remove(key, lane)
+
+    def _remove(self, key: str, lane: _Lane) -> None:
+        if self._lanes.get(key) is lane:
+            del self._lanes[key]
+
+    async def _see_to(self, lane: _Lane, event: dict[str, Any]) -> None:
+        """Claim for `event`, trying again as long as the server gives no verdict."""
+        backoff = Backoff(self._timing)
+        while not self._closed.is_set():
+            async with self._slots.slot():
+                lane.phase = _Phase.CLAIMING
+                try:
+                    granted = await self._claim(event)
+                    if isinstance(granted, Grant):
+                        if self._closed.is_set():
+                            # Nobody is going to work on it: better woken again than left to lapse.
+                            await self._api.failed(granted, "the runner is stopping")
+                        else:
+                            lane.phase = _Phase.HOLDING
+                            await self._hold(granted)
+                    return
+                except RunnerError as error:
+                    self._diagnostics.claim("error")
+                    self._failed(error)
+                    if not error.transient:
+                        return
+                    delay = backoff.next(error.retry_after)
+                finally:
+                    lane.phase = _Phase.WAITING
+            await asyncio.sleep(delay)
+
+    async def _claim(self, event: dict[str, Any]) -> Grant | NoWork:
+        granted = await self._api.claim(event)
+        if isinstance(granted, NoWork):
+            self._diagnostics.claim("no_work")
+            log.info("wake of %s: no work (%s)", event.get("stream"), granted.reason)
+        else:
+            self._diagnostics.claim("claimed")
+            log.info(
+                "%s epoch %d: claimed",
+                granted.entity_url,
+                granted.epoch,
+                extra={"entity": granted.entity_url, "epoch": granted.epoch},
+            )
+        return granted
+
+    async def _hold(self, grant: Grant) -> None:
+        """Work under the claim and keep its lease; returns once both have ended."""
+        held = _Held(grant, Lease(self._clock, self.lease_length, grant.sent_at))
+        name = f"{grant.entity_url} epoch {grant.epoch}"
+        self._held.add(held)
+        keeper = asyncio.create_task(self._keep(held), name=f"lease of {name}")
+        worker = asyncio.create_task(self._work(held), name=f"work of {name}")
+        try:
+            ends: set[asyncio.Future[Any]] = {worker, held.lost, keeper}
+            limit = self._work_timeout
+            while not any(end.done() for end in ends):
+                # A handler that ignores its timeout must not hold the entity for ever.
+                patience = None if limit is None else limit + self._timing.cancel_grace
+                await asyncio.wait(
+                    ends,
+                    timeout=None if held.reporting else patience,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                if not held.reporting:
+                    break
+            if not worker.done():
+                # For when nothing was lost yet: a keeper that has ended keeps no lease.
+                held.lose(
+                    "its lease is no longer kept"
+                    if keeper.done()
+                    else "its handler did not end when its time was up"
+                )
+                self._cancelled += self._closed.is_set()
+                log.warning("%s: cancelled, since %s", name, held.lost.result())
+                worker.cancel()
+                await asyncio.wait({worker}, timeout=self._timing.cancel_grace)
+        finally:
+            keeper.cancel()
+            self._held.discard(held)
+            if not worker.done():
+                worker.cancel()
+                self._abandon(worker, name)
+            held.lost.cancel()
+        await asyncio.gather(keeper, return_exceptions=True)
+
+    def _abandon(self, worker: asyncio.Task[None], name: str) -> None:
+        self._gave_up += self._closed.is_set()
+        self._abandoned.add(worker)
+        worker.add_done_callback(self._abandoned.discard)
+        self._failed(HandlerStuck(f"{name}: the handler goes on after it was cancelled"))
+
+    async def _keep(self, held: _Held) -> None:
+        """Renew the lease, at each third of it, until the claim is lost or let go."""
+        lease, timing = held.lease, self._timing
+        pause = lease.length / 3 - (self._clock.lease() - lease.renewed_at)
+        tried = False
+        while True:
+            held.poked.clear()
+            try:
+                async with asyncio.timeout(max(0.0, pause)):
+                    await held.poked.wait()
+            except TimeoutError:
+                pass
+            left = lease.remaining()
+            if left <= 0 and not held.reporting:
+                if tried:
+                    held.lose("its lease ran out with the server out of reach")
+                    return
+                # No timer fired while the process was stopped or asleep: it may still be ours.
+                left = timing.claim_settle
+            patience = min(timing.request_timeout, max(1.0, lease.length / 3))
+            try:
+                sent_at = await self._api.renew(
+                    held.grant, patience if held.reporting else min(patience, left)
+                )
+            except ServerRefused as error:
+                if error.ends_claim and not held.told:
+                    held.lose(f"the server fenced it ({error})")
+                    return
+                pause = self._missed(held, error)
+            except RunnerError as error:
+                pause = self._missed(held, error)
+            else:
+                tried = False
+                lease.renew(self.lease_length, sent_at)
+                held.renewed.set()
+                pause = lease.length / 3 - (self._clock.lease() - sent_at)
+                continue
+            tried = True
+
+    def _missed(self, held: _Held, error: RunnerError) -> float:
+        """Report a renewal that did not get through. Returns seconds until the next try."""
+        self._failed(error)
+        lease = held.lease
+        pause = min(_RETRY_LONGEST, lease.length / 15)
+        if error.retry_after is not None:
+            pause = max(pause, error.retry_after)
+        if not held.reporting:
+            # More often as the end comes near, and then exactly at the end.
+            left = lease.remaining()
+            pause = min(pause, max(left / 2, lease.length / 150), left)
+        return max(0.0, pause)
+
+    async def _work(self, held: _Held) -> None:
+        try:
+            await self._handle(held)
+        except ClaimLost as error:
+            held.lose(str(error))
+        except RunnerError as error:
+            self._failed(error)
+
+    async def _handle(self, held: _Held) -> None:
+        grant = held.grant
+        started = self._clock.monotonic()
+
+        async def retry(call: Callable[[], Awaitable[T]]) -> T:
+            return await self._insist(held, call, self._timing.retry_for)
+
+        failure: str | None = None
+        try:
+            async with asyncio.timeout(self._work_timeout) as limit:
+                write_token = await retry(lambda: self._api.mint(grant))
+                held.wake = wake = Wake(self._api, grant, write_token, retry)
+                self._diagnostics.dispatched()
+                await self._handler(wake)
+        except asyncio.CancelledError:
+            if held.lost.done():
+                raise
+            failure = "the handler was cancelled from within"
+        except ClaimLost:
+            raise
+        except (Exception, SystemExit) as error:  # noqa: BLE001  it is the handler's to raise
+            failure = printable(f"{type(error).__name__}: {error}", _MAX_FAILURE)
+            if limit.expired():
+                failure = f"not finished within {self._work_timeout:g} s"
+            if not held.lost.done():
+                failed = HandlerFailed(f"{grant.entity_url} epoch {grant.epoch}: {failure}")
+                failed.__cause__ = error
+                self._failed(failed)
+        if held.lost.done():
+            return  # a cancelled handler reports nothing, however it took it
+        await self._report(held, failure)
+        log.info(
+            "%s epoch %d: %s in %.1f s",
+            grant.entity_url,
+            grant.epoch,
+            "done" if failure is None else "failed",
+            self._clock.monotonic() - started,
+            extra={"entity": grant.entity_url, "epoch": grant.epoch},
+        )
+
+    async def _report(self, held: _Held, failure: str | None) -> None:
+        """Tell the server how the work ended, until it has heard."""
+        grant, api = held.grant, self._api
+        acked = grant.tail if grant.tail is not None or held.wake is None else held.wake.read_to
+        held.reporting = True
+        if held.lease.lapsed:
+            # Out of touch for that long, the claim may be another's: ask before saying anything.
+            await held.confirm()
+        held.told = True
+        if failure is None:
+            try:
+                await self._insist(held, lambda: api.done(grant, acked), self._timing.report_for)
+                return
+            except ServerRefused as error:
+                if error.transient:
+                    raise
+                failure = printable(f"done was refused: {error}", _MAX_FAILURE)
+                self._failed(error)
+        message = failure
+        await self._insist(held, lambda: api.failed(grant, message), self._timing.report_for)
+
+    async def _insist(self, held: _Held, call: Callable[[], Awaitable[T]], during: float) -> T:
+        """`call` until it is answered. Raises ClaimLost when the answer says so."""
+
+        async def once() -> T:
+            if held.lost.done():
+                # For a handler that goes on after its time, or lent its wake to somebody who does.
+                raise ClaimLost("the claim is not held any more")
+            try:
+                return await call()
+            except ServerRefused as error:
+                if error.ends_claim:
+                    reason = f"the server fenced it ({error})"
+                    if not held.told:
+                        held.lose(reason)  # even if the handler takes no notice of the exception
+                    raise ClaimLost(reason) from error
+                raise
+
+        return await insist(
+            once,
+            timing=self._timing,
+            clock=self._clock,
+            during=during,
+            longest=_RETRY_LONGEST,
+            failed=self._report_transient,
+        )
+
+    def _report_transient(self, error: RunnerError) -> None:
+        if error.transient:
+            self._failed(error)
+
+
+def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    names = ("subscription_id", "generation")
+    return all(one.get(name) == other.get(name) for name in names)

@@ -1,0 +1,78 @@
+"""What can go wrong between a runner and its server; one class a kind."""
+
+from __future__ import annotations
+
+
+class RunnerError(Exception):
+    """Anything a runner reports."""
+
+    transient = False
+    """Whether the same request may well succeed a little later."""
+    retry_after: float | None = None
+    """Seconds the server asked to wait, if it did."""
+
+
+class ServerUnreachable(RunnerError):
+    """No answer: refused, cut, or not within its deadline."""
+
+    transient = True
+
+
+class BadAnswer(RunnerError):
+    """An answer that is not the protocol's, such as a login page of a proxy."""
+
+    transient = True
+
+
+class HeadersFailed(RunnerError):
+    """The function that makes a connection's headers raised."""
+
+    transient = True
+
+
+class ServerRefused(RunnerError):
+    """An answer with an error status.
+
+    `code` is the protocol's (`FENCED`, …), or empty if the answer was not in its shape.
+    """
+
+    def __init__(
+        self, status: int, code: str, message: str, retry_after: float | None = None
+    ) -> None:
+        super().__init__(f"{status} {code or 'error'}: {message}")
+        self.status = status
+        self.code = code
+        self.message = message
+        self.retry_after = retry_after
+        # 401 too: tokens rotate, and the next request asks for its headers anew.
+        self.transient = status >= 500 or status in (401, 408, 425, 429)
+
+    @property
+    def ends_claim(self) -> bool:
+        """Whether this answer to a claim's token says that the claim is not ours."""
+        return (
+            self.status == 401
+            or self.code == "PRODUCER_FENCED"
+            or (self.status == 409 and self.code in ("FENCED", ""))
+            or (self.status == 404 and self.code == "NOT_FOUND")
+        )
+
+
+class RegistrationRefused(ServerRefused):
+    """The server does not take this runner: its credentials, its id, or its settings."""
+
+    @classmethod
+    def of(cls, error: ServerRefused) -> RegistrationRefused:
+        return cls(error.status, error.code, error.message, error.retry_after)
+
+
+class ClaimLost(RunnerError):
+    """The claim is not this runner's any more; whatever it was doing must end unreported."""
+
+
+class HandlerFailed(RunnerError):
+    """A handler raised; its exception is the cause."""
+
+
+class HandlerStuck(RunnerError):
+    """A handler went on after it was cancelled, and was abandoned."""

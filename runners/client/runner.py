@@ -1,0 +1,562 @@
+"""The runner: what happens when the machine says so, and who owns it.
+
+`PullWakeRunner` is what one keeps; every start makes a new `_Run`, which owns all that lives from
+there to the stop: connections, heartbeats, claims, counters. Nothing of one run reaches the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import signal
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from .api import START, Api, Registration, RunnerRecord
+from .backoff import Backoff
+from .claims import Claims, Drained, Handler
+from .clock import Clock
+from .diagnostics import Diagnostics
+from .errors import (
+    HandlerFailed,
+    RegistrationRefused,
+    RunnerError,
+    ServerRefused,
+    ServerUnreachable,
+)
+from .heartbeats import Heartbeats
+from .lifecycle import Lifecycle, Scope
+from .machine import Event, State
+from .stream import Batch, Live, WakeStream
+from .timing import Timing
+from .transport import Headers, HeaderSource, Transport, check_url
+
+log = logging.getLogger("pullwake.runner")
+
+REFUSALS = frozenset({400, 401, 403})
+"""Answers to a registration that say it will not do as it is."""
+
+OnError = Callable[[RunnerError], object]
+
+
+class _Settings:
+    """What a runner was made with; the same for each of its runs."""
+
+    def __init__(
+        self,
+        base_url: str,
+        registration: Registration,
+        handler: Handler,
+        headers: HeaderSource | None,
+        live: Live,
+        on_error: OnError | None,
+        work_timeout: float | None,
+        local_limit: int | None,
+        timing: Timing,
+        clock: Clock,
+    ) -> None:
+        self.base_url = base_url
+        self.registration = registration
+        self.handler = handler
+        self.headers = headers
+        self.live = live
+        self.on_error = on_error
+        self.work_timeout = work_timeout
+        self.local_limit = local_limit
+        self.timing = timing
+        self.clock = clock
+
+
+class _Run:
+    """One run, from a start to its stop: the effects of the machine."""
+
+    def __init__(self, settings: _Settings) -> None:
+        timing, clock = settings.timing, settings.clock
+        self._settings = settings
+        self._timing = timing
+        self._clock = clock
+        self._transport = Transport(settings.base_url, settings.headers, clock)
+        self._api = Api(self._transport, settings.registration, timing)
+        self._heartbeats = Heartbeats(
+            self._heartbeat, self._heartbeat_failed, self._heartbeats_failing, timing, clock
+        )
+        self.diagnostics = Diagnostics(clock, self._heartbeats.changed)
+        self._claims = Claims(
+            self._api,
+            settings.handler,
+            self.diagnostics,
+            self._failed,
+            limit=self._limit(None),
+            work_timeout=settings.work_timeout,
+            timing=timing,
+            clock=clock,
+        )
+        self._backoff = Backoff(timing)
+        self._stream: WakeStream | None = None
+        self._committed: str | None = None
+        self._admin_status = "enabled"
+        self.connections = 0
+        self._streaming_since = 0.0
+        self._stop_at: float | None = None
+        self._hurry = asyncio.Event()
+        self.connected = asyncio.Event()
+        self.stopped: asyncio.Future[Drained | Exception] = (
+            asyncio.get_running_loop().create_future()
+        )
+        self._background: list[asyncio.Task[None]] = []
+        self._reports: set[asyncio.Task[None]] = set()
+        self.lifecycle = Lifecycle(self)
+
+    # What the runner asks of it
+
+    def start(self) -> None:
+        self._background = [
+            self._supervise("heartbeats", self._heartbeats.run),
+            self._supervise("clock watch", self._watch_clock),
+        ]
+        self.lifecycle.post(Event.START)
+
+    def stop(self, grace: float) -> None:
+        """Begin to stop, or stop sooner than was said before."""
+        at = self._clock.monotonic() + max(0.0, grace)
+        self._stop_at = at if self._stop_at is None else min(self._stop_at, at)
+        self._hurry.set()
+        self.lifecycle.post(Event.STOP)
+
+    # Effects
+
+    def entered(self, before: State, state: State, payload: object) -> None:
+        self.diagnostics.state(before, state)
+        if before is State.STREAMING:
+            self.connected.clear()
+            assert self._stream is not None  # noqa: S101  nothing streams without one
+            lasted = self._clock.monotonic() - self._streaming_since
+            if self._stream.live_answers or lasted >= self._timing.backoff_min:
+                self._backoff.reset()
+        match state:
+            case State.STREAMING:
+                self._streaming_since = self._clock.monotonic()
+                self.connections += 1
+                if self.connections > 1:
+                    self.diagnostics.reconnected()
+                self.connected.set()
+                log.info("connected to %s", self._transport.base_url)
+            case State.RECONNECTING:
+                self._failed(_as_runner_error(payload))
+            case State.STOPPING:
+                log.info("stopping: no more claims, and running work may finish")
+            case State.STOPPED:
+                if isinstance(payload, asyncio.CancelledError):
+                    payload = _as_runner_error(payload)
+                assert isinstance(payload, Drained | Exception)  # noqa: S101  how a drain ends
+                self.stopped.set_result(payload)
+                log.info("stopped")
+            case State.CONNECTING:
+                log.debug("connecting to %s", self._transport.base_url)
+
+    def work(self, scope: Scope, payload: object) -> Coroutine[Any, Any, object]:
+        match scope.state:
+            case State.CONNECTING:
+                return self._connect()
+            case State.STREAMING:
+                assert isinstance(payload, Batch)  # noqa: S101  what _connect returned
+                return self._read(scope, payload)
+            case State.RECONNECTING:
+                return self._wait(payload)
+            case State.STOPPING:
+                return self._drain()
+            case State.STOPPED:
+                raise AssertionError("stopped has no work")
+
+    def claim(self, payload: object) -> None:
+        assert isinstance(payload, dict)  # noqa: S101  what _read posts
+        self.diagnostics.received()
+        self._claims.submit(payload)
+
+    def commit(self, payload: object) -> None:
+        assert isinstance(payload, str)  # noqa: S101  what _read posts
+        if payload != self._committed:
+            self._committed = payload
+            self._heartbeats.changed()
+
+    def warn(self, state: State, event: Event) -> None:
+        log.warning("%s has no effect: the runner is %s", event.value, state.value)
+
+    # The states' work
+
+    async def _connect(self) -> Batch:
+        try:
+            async with asyncio.timeout(self._timing.connect_timeout):
+                # After trouble, not over connections that may be dead without having said so.
+                self._transport.recycle()
+                try:
+                    record = await self._api.register()
+                except ServerRefused as error:
+                    if error.status not in REFUSALS:
+                        raise
+                    raise RegistrationRefused.of(error) from error
+                self._adopt(record)
+                if self._stream is None:
+                    if record.wake_stream_offset is None:
+                        # Some servers tell the committed offset only when asked for the runner.
+                        record = await self._api.get()
+                    self._committed = record.wake_stream_offset
+                    self._stream = WakeStream(
+                        self._transport,
+                        self._settings.live,
+                        record.wake_stream_offset or START,
+                        self._timing,
+                        self._clock,
+                    )
+                self._stream.path = record.wake_stream
+                self._heartbeats.arm()
+                return await self._stream.catch_up()
+        except TimeoutError as error:
+            limit = self._timing.connect_timeout
+            raise ServerUnreachable(f"not connected within {limit:g} s") from error
+
+    async def _read(self, scope: Scope, first: Batch) -> None:
+        assert self._stream is not None  # noqa: S101  _connect made it
+        async for batch in self._stream.follow(first):
+            for wake in batch.wakes:
+                if wake.get("type") == "wake":
+                    scope.post(Event.WAKE, wake)
+            if batch.offset is not None:
+                scope.post(Event.OFFSET, batch.offset)
+
+    async def _wait(self, payload: object) -> None:
+        retry_after = payload.retry_after if isinstance(payload, RunnerError) else None
+        delay = self._backoff.next(retry_after)
+        log.info("connecting again in %.1f s", delay)
+        await asyncio.sleep(delay)
+
+    async def _drain(self) -> Drained:
+        try:
+            return await self._claims.drain(lambda: self._stop_at or 0.0, self._hurry)
+        finally:
+            self._claims.cancel()  # if draining went wrong, there is still something to
+            await self._finish()
+
+    async def _finish(self) -> None:
+        """End all that lives as long as the run, in bounded time."""
+        for task in self._background:
+            task.cancel()
+        await _ended({*self._background, *self.lifecycle.left}, self._timing.farewell_timeout)
+        if self._stream is not None:
+            await self._say_goodbye()
+        for task in self._reports:
+            task.cancel()
+        closing = asyncio.create_task(self._transport.aclose(), name="runner close")
+        await _ended({closing, *self._reports}, self._timing.farewell_timeout)
+
+    async def _say_goodbye(self) -> None:
+        """The last heartbeat: stopped, and gone in a second rather than in three intervals."""
+        self.diagnostics.goodbye()
+        try:
+            await self._api.heartbeat(
+                lease=1.0,
+                offset=self._committed,
+                diagnostics=self.diagnostics.as_dict(),
+                deadline=self._timing.farewell_timeout,
+            )
+        except RunnerError as error:
+            log.debug("the last heartbeat did not get through: %s", error)
+
+    # Heartbeats
+
+    async def _heartbeat(self) -> None:
+        record = await self._api.heartbeat(
+            lease=3 * self._timing.heartbeat_interval,
+            offset=self._committed,
+            diagnostics=self.diagnostics.as_dict(),
+            deadline=self._timing.heartbeat_timeout,
+        )
+        self.diagnostics.heartbeat(ok=True)
+        self._adopt(record)
+
+    def _heartbeat_failed(self, error: RunnerError) -> None:
+        self.diagnostics.heartbeat(ok=False)
+        self._failed(error, "heartbeat failed")
+
+    def _heartbeats_failing(self, last: RunnerError) -> None:
+        reason = ServerUnreachable(f"two heartbeats in a row have failed, the last with: {last}")
+        self.lifecycle.post(Event.STREAM_RESET, reason)
+
+    def _adopt(self, record: RunnerRecord) -> None:
+        """Go by what the server now says of this runner."""
+        if record.admin_status != self._admin_status:
+            if record.admin_status == "disabled":
+                log.warning("the runner is disabled on the server: it is given no work")
+            elif self._admin_status == "disabled":
+                log.info("the runner is enabled again")
+            self._admin_status = record.admin_status
+        self._claims.lease_length = record.claim_lease
+        self._claims.resize(self._limit(record.max_concurrent_claims))
+
+    def _limit(self, held_by_server: int | None) -> int | None:
+        own = self._settings.registration.max_concurrent_claims
+        if own is not None:
+            return own
+        return held_by_server if held_by_server is not None else self._settings.local_limit
+
+    # The clock
+
+    async def _watch_clock(self) -> None:
+        clock, timing = self._clock, self._timing
+        wall, monotonic = clock.wall(), clock.monotonic()
+        while True:
+            await asyncio.sleep(timing.clock_tick)
+            walked, passed = clock.wall() - wall, clock.monotonic() - monotonic
+            wall, monotonic = wall + walked, monotonic + passed
+            jumped = abs(walked - passed) >= timing.clock_jump
+            held_up = passed - timing.clock_tick >= timing.clock_jump
+            if jumped:
+                log.warning("the clock has jumped by %.0f s: connecting anew", walked - passed)
+                self.lifecycle.post(Event.CLOCK_JUMP)
+            elif held_up:
+                log.warning(
+                    "nothing ran for %.0f s: the process was stopped, or a handler blocks its"
+                    " event loop",
+                    passed - timing.clock_tick,
+                )
+            if jumped or held_up:
+                self._claims.poke()
+                self._heartbeats.now()
+
+    # Reporting
+
+    def _failed(self, error: RunnerError, what: str = "") -> None:
+        message = f"{what}: {error}" if what else str(error)
+        self.diagnostics.error(message)
+        cause = error.__cause__ if isinstance(error, HandlerFailed) else None
+        # A handler's own mistake needs its traceback; what it reported on purpose does not.
+        log.warning("%s", message, exc_info=None if isinstance(cause, RunnerError) else cause)
+        on_error = self._settings.on_error
+        if on_error is None:
+            return
+        try:
+            result = on_error(error)
+            if inspect.isawaitable(result):
+                task = asyncio.create_task(_await(result), name="runner on_error")
+                self._reports.add(task)
+                task.add_done_callback(self._reports.discard)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            log.exception("on_error raised")
+
+    def _supervise(
+        self, name: str, work: Callable[[], Coroutine[Any, Any, None]]
+    ) -> asyncio.Task[None]:
+        """Run `work` until cancelled, again when it fails: it must not be missing unnoticed."""
+
+        async def forever() -> None:
+            while True:
+                try:
+                    await work()
+                except Exception as error:
+                    log.exception("the %s failed and starts again", name)
+                    self._failed(RunnerError(f"{name}: {type(error).__name__}: {error}"))
+                await asyncio.sleep(self._timing.backoff_min)
+
+        return asyncio.create_task(forever(), name=f"runner {name}")
+
+
+class PullWakeRunner:
+    """A runner: registers itself, waits for wakes, and has `handler` see to each.
+
+    `handler` is an async function that gets a `Wake`. When it returns, what the wake delivered
+    is acknowledged; when it raises, the wake is reported failed, and comes again later; when the
+    claim is lost, it is cancelled.
+
+    - `token`: an access token. `headers`: a mapping, or a function (async or not) that returns
+      one, called for each request; for tokens that rotate.
+    - `max_concurrent_claims`, `claim_lease` (seconds): kept by the server once given.
+    - `live`: how the wake stream is waited on; `auto` finds out.
+    - `on_error`: called with each RunnerError; what it raises is logged, and changes nothing.
+    - `work_timeout`: seconds after which a handler is cancelled and its wake reported failed.
+
+    Raises ValueError for a URL that is none. Safe to start and stop any number of times, in any
+    event loop, but not from several threads.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        runner_id: str,
+        handler: Handler,
+        *,
+        token: str | None = None,
+        headers: HeaderSource | None = None,
+        label: str | None = None,
+        kind: str | None = None,
+        owner_principal: str | None = None,
+        sandbox_profiles: Sequence[Mapping[str, Any]] | None = None,
+        max_concurrent_claims: int | None = None,
+        default_concurrent_claims: int | None = None,
+        claim_lease: float | None = None,
+        live: Live = "auto",
+        on_error: OnError | None = None,
+        work_timeout: float | None = None,
+        timing: Timing | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        if token is not None and headers is not None and callable(headers):
+            raise ValueError("give a token, or a function that returns the headers, not both")
+        check_url(base_url)
+        source: HeaderSource | None = headers
+        if token is not None:
+            given: Headers = headers if isinstance(headers, Mapping) else {}
+            source = {**given, "Authorization": f"Bearer {token}"}
+        self._settings = _Settings(
+            base_url,
+            Registration(
+                runner_id=runner_id,
+                label=label or runner_id,
+                kind=kind,
+                owner_principal=owner_principal,
+                sandbox_profiles=sandbox_profiles,
+                max_concurrent_claims=max_concurrent_claims,
+                claim_lease=claim_lease,
+            ),
+            handler,
+            source,
+            live,
+            on_error,
+            work_timeout,
+            default_concurrent_claims,
+            timing or Timing(),
+            clock or Clock(),
+        )
+        self._run: _Run | None = None
+        self._idle = Diagnostics(self._settings.clock)
+
+    @property
+    def state(self) -> State:
+        return State.STOPPED if self._run is None else self._run.lifecycle.state
+
+    @property
+    def connections(self) -> int:
+        """How many times the stream has been connected since the last start."""
+        return 0 if self._run is None else self._run.connections
+
+    def get_health(self) -> dict[str, Any]:
+        """The sixteen diagnostic fields, as they are now, under their names on the wire."""
+        return (self._idle if self._run is None else self._run.diagnostics).as_dict()
+
+    async def start(self) -> None:
+        """Start. Returns at once; `connected()` waits for the server. Twice is once.
+
+        While it is still stopping, waits until it has stopped.
+        """
+        while self._run is not None and self.state is State.STOPPING:
+            await asyncio.wait({self._run.stopped})
+        if self._run is not None and self.state is not State.STOPPED:
+            self._run.lifecycle.post(Event.START)  # the table has it warn
+            return
+        self._run = _Run(self._settings)
+        self._run.start()
+
+    async def connected(self) -> None:
+        """Return once the stream is being read. Raises RunnerError if it is stopped before."""
+        if self._run is None:
+            raise RunnerError("the runner was not started")
+        connected = asyncio.create_task(self._run.connected.wait())
+        ends: set[asyncio.Future[Any]] = {connected, self._run.stopped}
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            connected.cancel()
+        if not self._run.connected.is_set():
+            raise RunnerError("the runner was stopped before it was connected")
+
+    def request_stop(self, grace: float | None = None) -> None:
+        """Begin to stop, without waiting for it; a second, shorter `grace` hurries it."""
+        if self._run is not None:
+            self._run.stop(self._settings.timing.stop_grace if grace is None else grace)
+
+    async def stop(self, grace: float | None = None) -> Drained:
+        """Claim no more, give running work `grace` seconds, cancel what is left, and end.
+
+        Calls share one shutdown. What goes wrong in it is raised, once the runner is stopped.
+        """
+        self.request_stop(grace)
+        return await self.stopped()
+
+    async def stopped(self) -> Drained:
+        """Return once the runner is stopped. Raises what went wrong in stopping it."""
+        if self._run is None:
+            return Drained()
+        outcome = await asyncio.shield(self._run.stopped)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    async def run(self, *, signals: Sequence[int] = (signal.SIGTERM, signal.SIGINT)) -> Drained:
+        """Start, and return once stopped. The first of `signals` drains, a second one cancels.
+
+        Cancelling it cancels the work.
+        """
+        loop = asyncio.get_running_loop()
+        received = 0
+
+        def on_signal() -> None:
+            nonlocal received
+            received += 1
+            self.request_stop(None if received == 1 else 0.0)
+
+        await self.start()
+        with contextlib.suppress(NotImplementedError):  # Windows: Ctrl-C cancels at once
+            for number in signals:
+                loop.add_signal_handler(number, on_signal)
+        try:
+            return await self.stopped()
+        except asyncio.CancelledError:
+            await self.stop(grace=0.0)
+            raise
+        finally:
+            with contextlib.suppress(NotImplementedError):
+                for number in signals:
+                    loop.remove_signal_handler(number)
+
+    async def __aenter__(self) -> PullWakeRunner:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.stop(grace=None if error is None else 0.0)
+
+
+def _as_runner_error(payload: object) -> RunnerError:
+    if isinstance(payload, RunnerError):
+        return payload
+    if isinstance(payload, BaseException):
+        error = RunnerError(f"{type(payload).__name__}: {payload}")
+        error.__cause__ = payload
+        return error
+    return ServerUnreachable("the wake stream has ended")
+
+
+async def _await(result: Awaitable[object]) -> None:
+    try:
+        await result
+    except Exception:
+        log.exception("on_error raised")
+
+
+async def _ended(tasks: set[asyncio.Task[None]], seconds: float) -> None:
+    """Wait until `tasks` have ended, but not for ever; one that has not is named in the log."""
+    if not tasks:
+        return
+    _, pending = await asyncio.wait(tasks, timeout=seconds)
+    for task in pending:
+        task.cancel()
+        log.error("%s did not end within %g s of being cancelled", task.get_name(), seconds)

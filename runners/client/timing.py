@@ -1,0 +1,47 @@
+"""Every duration a runner goes by, in one place. All in seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """The defaults are the protocol's, or follow from it; tests shorten them."""
+
+    heartbeat_interval: float = 30.0
+    heartbeat_gap: float = 2.0
+    """A changed diagnostic is reported this long after it changed, and no more often."""
+    heartbeat_timeout: float = 10.0
+    request_timeout: float = 15.0
+    """For one claim, callback, append or catch-up read."""
+    connect_timeout: float = 30.0
+    """For all of one connection attempt: registering and the first read."""
+    long_poll_deadline: float = 60.0
+    """A long-poll that was not answered by then is dead. A server holds one for 30 s by default."""
+    sse_idle_deadline: float = 90.0
+    """An event stream silent for this long is dead. A server ends one after about 60 s."""
+    backoff_min: float = 1.0
+    backoff_max: float = 30.0
+    retry_after_max: float = 60.0
+    """A server may ask for this long a wait, and no longer."""
+    retry_for: float = 120.0
+    """How long minting, reading messages and appending are tried again in one claim."""
+    report_for: float = 600.0
+    """How long the outcome of finished work is offered to a server that does not answer."""
+    clock_tick: float = 1.0
+    clock_jump: float = 5.0
+    """The wall clock moving this far against the monotonic one means the machine slept."""
+    stop_grace: float = 30.0
+    """How long `stop()` lets running work finish, unless it is told otherwise."""
+    claim_settle: float = 2.0
+    """How long `stop()` waits for the answer to a claim that is on its way."""
+    cancel_grace: float = 10.0
+    """How long a cancelled handler may clean up before it is abandoned."""
+    farewell_timeout: float = 2.0
+    """How long the last heartbeat, and closing connections, may hold up the end of `stop()`."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if not getattr(self, field.name) > 0:
+                raise ValueError(f"{field.name} must be more than 0 seconds")

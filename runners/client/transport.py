@@ -1,0 +1,272 @@
+"""HTTP, with hard deadlines and one kind of error.
+
+httpx2, for it is typed, maintained and pure Python, and has cancellation, event streams and a
+timeout for each phase built in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from functools import cache
+from typing import Any
+
+import httpx2
+
+from .clock import Clock
+from .errors import BadAnswer, HeadersFailed, ServerRefused, ServerUnreachable
+
+Headers = Mapping[str, str]
+HeaderSource = Headers | Callable[[], Headers | Awaitable[Headers]]
+
+_MAX_MESSAGE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer with a 2xx status. `sent_at` is the lease clock when its request left."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    sent_at: float
+
+    def json(self) -> Any:
+        """The body. Raises BadAnswer."""
+        try:
+            return json.loads(self.body)
+        except (ValueError, RecursionError) as error:
+            raise BadAnswer(f"an answer is not JSON: {_excerpt(self.body)!r}") from error
+
+    def object(self) -> dict[str, Any]:
+        """The body as a JSON object. Raises BadAnswer."""
+        body = self.json()
+        if not isinstance(body, dict):
+            raise BadAnswer(f"an answer is not a JSON object: {_excerpt(self.body)!r}")
+        return body
+
+
+class _Connections:
+    """A pool that can be retired: requests in flight finish on it, new ones do not use it."""
+
+    def __init__(self, client: httpx2.AsyncClient) -> None:
+        self.client = client
+        self.users = 0
+        self.retired = False
+
+
+class Transport:
+    """Requests to one server. Close it with `aclose()`."""
+
+    def __init__(self, base_url: str, headers: HeaderSource | None, clock: Clock) -> None:
+        check_url(base_url)
+        self.base_url = base_url.rstrip("/")
+        self._origin = _origin(base_url)
+        self._source: HeaderSource = headers if headers is not None else {}
+        self._clock = clock
+        self._connections = self._connect()
+        self._closing: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    def url(self, path: str) -> str:
+        return f"{self.base_url}/{path.lstrip('/')}"
+
+    def recycle(self) -> None:
+        """Open new connections from here on: the old ones may be dead without having said so."""
+        old, self._connections = self._connections, self._connect()
+        self._retire(old)
+
+    async def aclose(self) -> None:
+        """Close. Requests from here on raise ServerUnreachable."""
+        self._closed = True
+        self._retire(self._connections)
+        while self._closing:
+            await asyncio.wait(self._closing)
+
+    async def call(
+        self,
+        method: str,
+        url: str,
+        *,
+        deadline: float,
+        params: Mapping[str, str] | None = None,
+        json_body: object = None,
+        content: bytes | None = None,
+        extra: Headers | None = None,
+        token: str | None = None,
+    ) -> Answer:
+        """One request, answered within `deadline` seconds.
+
+        With `token` it carries that claim or write token in place of the runner's credentials.
+        Raises ServerUnreachable, BadAnswer, HeadersFailed, ServerRefused.
+        """
+        what = f"{method} {self._shown(url)}"
+        if json_body is not None:
+            content = json.dumps(json_body, allow_nan=False).encode()
+        try:
+            async with asyncio.timeout(deadline), self._client() as client:
+                headers = await self._headers(url, token)
+                headers.update(extra or {})
+                if content is not None:
+                    headers["content-type"] = "application/json"
+                sent_at = self._clock.lease()
+                response = await client.request(
+                    method, url, params=params, content=content, headers=headers
+                )
+        except TimeoutError as error:
+            raise ServerUnreachable(f"{what}: no answer within {deadline:g} s") from error
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
+            raise ServerUnreachable(f"{what}: {_describe(error)}") from error
+        if not response.is_success:
+            raise _refusal(response)
+        return Answer(response.status_code, response.headers, response.content, sent_at)
+
+    @asynccontextmanager
+    async def events(
+        self, url: str, *, params: Mapping[str, str], deadline: float, idle: float
+    ) -> AsyncIterator[AsyncIterator[httpx2.ServerSentEvent]]:
+        """An event stream, which must open within `deadline` and never be silent for `idle`.
+
+        Raises as `call` does, from the iterator too.
+        """
+        what = f"GET {self._shown(url)}"
+        timeout = httpx2.Timeout(deadline, read=idle)
+        try:
+            async with asyncio.timeout(deadline) as opening, self._client() as client:
+                headers = await self._headers(url, None)
+                headers["accept"] = "text/event-stream"
+                async with client.stream(
+                    "GET", url, params=params, headers=headers, timeout=timeout
+                ) as response:
+                    opening.reschedule(None)
+                    if not response.is_success:
+                        await response.aread()
+                        raise _refusal(response)
+                    yield aiter(httpx2.EventSource(response))
+        except TimeoutError as error:
+            raise ServerUnreachable(f"{what}: no event stream within {deadline:g} s") from error
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
+            raise ServerUnreachable(f"{what}: {_describe(error)}") from error
+
+    def _shown(self, url: str) -> str:
+        """`url` for an error: its path, and its host only if that is another than expected."""
+        return httpx2.URL(url).path if _origin(url) == self._origin else url
+
+    async def _headers(self, url: str, token: str | None) -> dict[str, str]:
+        source = self._source
+        if callable(source):
+            try:
+                made = source()
+                headers = dict(await made if inspect.isawaitable(made) else made)
+            except Exception as error:
+                raise HeadersFailed(f"the headers function raised: {error!r}") from error
+        else:
+            headers = dict(source)
+        if token is None:
+            return headers
+        if _origin(url) != self._origin:
+            headers = {}  # the runner's own headers are for its own server
+        # A claim's token outlives the runner's: an expired one beside it must not spoil it.
+        private = ("authorization", "electric-principal")
+        headers = {name: value for name, value in headers.items() if name.lower() not in private}
+        headers["Electric-Claim-Token"] = token
+        return headers
+
+    def _connect(self) -> _Connections:
+        return _Connections(
+            httpx2.AsyncClient(
+                verify=_ssl_context(),
+                timeout=None,  # each request has a deadline of its own
+                # Waiting for a free connection would let work hold up heartbeats.
+                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=20),
+            )
+        )
+
+    @asynccontextmanager
+    async def _client(self) -> AsyncIterator[httpx2.AsyncClient]:
+        if self._closed:
+            raise ServerUnreachable("the runner is stopped")
+        connections = self._connections
+        connections.users += 1
+        try:
+            yield connections.client
+        finally:
+            connections.users -= 1
+            if connections.retired and not connections.users:
+                self._close(connections)
+
+    def _retire(self, connections: _Connections) -> None:
+        connections.retired = True
+        if not connections.users:
+            self._close(connections)
+
+    def _close(self, connections: _Connections) -> None:
+        task = asyncio.create_task(connections.client.aclose(), name="runner close connections")
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+
+@cache
+def _ssl_context() -> ssl.SSLContext:
+    """One for all: making it takes longer than connecting. Also where the server's own URL is
+    plain HTTP, for its callbacks may not be."""
+    return httpx2.create_ssl_context()
+
+
+def check_url(url: str) -> None:
+    """Raises ValueError for what is not the URL of a server."""
+    try:
+        parsed = httpx2.URL(url)
+    except httpx2.InvalidURL as error:
+        raise ValueError(f"not an http(s) URL: {url!r} ({error})") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ValueError(f"not an http(s) URL: {url!r}")
+
+
+def _origin(url: str) -> tuple[str, str, int | None]:
+    parsed = httpx2.URL(url)
+    return parsed.scheme, parsed.host, parsed.port
+
+
+def _refusal(response: httpx2.Response) -> ServerRefused:
+    code, message = "", _excerpt(response.content)
+    try:
+        error = json.loads(response.content)["error"]
+        code, message = str(error["code"]), str(error["message"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass  # not the protocol's shape: its beginning has to do as the message
+    return ServerRefused(
+        response.status_code,
+        code[:100],
+        message[:_MAX_MESSAGE] or response.reason_phrase,
+        _retry_after(response.headers.get("retry-after")),
+    )
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds, from either form of the header."""
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        when = parsedate_to_datetime(value)
+        return max(0.0, when.timestamp() - Clock().wall())
+    except (ValueError, OverflowError):
+        return None
+
+
+def _describe(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _excerpt(body: bytes) -> str:
+    return body[:200].decode(errors="replace").strip()

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import ssl
+from email.utils import formatdate
+from time import time
+
+import pytest
+
+from runners.client.clock import Clock
+from runners.client.errors import ServerUnreachable
+from runners.client.transport import Transport, _retry_after, _ssl_context
+
+from .fake import FakeServer
+
+
+async def test_once_closed_it_says_so() -> None:
+    async with FakeServer() as server:
+        transport = Transport(server.url, None, Clock())
+        await transport.aclose()
+        with pytest.raises(ServerUnreachable, match="stopped"):
+            await transport.call("GET", transport.url("/x"), deadline=1.0)
+        assert server.requests == []
+
+
+async def test_a_callback_elsewhere_gets_the_claims_token_and_nothing_of_the_runners() -> None:
+    """Its URL is the server's word; the runner's credentials are for the server alone."""
+    headers = {"Authorization": "Bearer own", "X-Gateway": "own"}
+    async with FakeServer() as server, FakeServer() as elsewhere:
+        transport = Transport(server.url, headers, Clock())
+        url = f"{elsewhere.url}/_electric/wake-callbacks/w_1"
+        with pytest.raises(Exception, match="404"):
+            await transport.call("POST", url, json_body={"epoch": 1}, token="ct", deadline=1.0)
+        sent = elsewhere.requests[0].headers
+        assert sent["electric-claim-token"] == "ct"
+        assert "authorization" not in sent
+        assert "x-gateway" not in sent
+        await transport.aclose()
+
+
+async def test_an_error_names_the_call_and_the_host_only_where_that_is_news() -> None:
+    async with FakeServer() as server, FakeServer() as elsewhere:
+        transport = Transport(server.url, None, Clock())
+        url = elsewhere.url
+        await server.close()
+        await elsewhere.close()
+        with pytest.raises(ServerUnreachable, match=r"^GET /x: "):
+            await transport.call("GET", transport.url("/x?secret=1"), deadline=1.0)
+        with pytest.raises(ServerUnreachable, match=f"^POST {url}/y: "):
+            await transport.call("POST", f"{url}/y", deadline=1.0)
+        await transport.aclose()
+
+
+def test_tls_is_verified() -> None:
+    context = _ssl_context()
+    assert context.verify_mode == ssl.CERT_REQUIRED
+    assert context.check_hostname
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [(None, None), ("7", 7.0), ("-1", 0.0), ("nan", 0.0), ("soon", None), ("", None)],
+)
+def test_retry_after_in_seconds(value: str | None, seconds: float | None) -> None:
+    assert _retry_after(value) == seconds
+
+
+def test_retry_after_as_a_date() -> None:
+    in_a_minute = _retry_after(formatdate(time() + 60, usegmt=True))
+    assert in_a_minute is not None
+    assert 55 < in_a_minute <= 60
+    assert _retry_after(formatdate(time() - 60, usegmt=True)) == 0.0
