@@ -1,0 +1,1 @@
+"""Benchmarks: what a call costs, against the database's limit and the stack's. `make bench`."""
