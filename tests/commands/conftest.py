@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.support import ROOT, Database, wait_until
@@ -85,8 +86,8 @@ class Process:
         """Whether it uses the database: on PostgreSQL, whether it waits for a lock there."""
         assert self.process.poll() is None, self.said
         if database.path is not None:
-            files = Path(f"/proc/{self.process.pid}/fd")
-            return any(each.resolve() == Path(database.path) for each in files.iterdir())
+            opened = psutil.Process(self.process.pid).open_files()
+            return any(each.path == str(database.path) for each in opened)
         return database.waiting() > 0
 
 
