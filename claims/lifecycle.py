@@ -28,13 +28,14 @@ count is the verdict. Lock order: runner, dispatch state, claim, wake, tail of t
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from django.db import transaction
-from django.db.models import F, Subquery
+from django.db.models import BigIntegerField, F
 from django.db.models.functions import Now
 
 from claims.models import ClaimQuerySet, ConsumerClaim
@@ -51,14 +52,16 @@ from config.errors import (
     Unauthenticated,
 )
 from config.identifiers import hashed, new_secret
-from config.orm import update_returning, with_now
+from config.orm import with_now
+from config.prepared import Insert, Param, Select, Update
 from dispatch import wakes
-from dispatch.models import DispatchState, DispatchStateQuerySet, Entity, Wake
+from dispatch.models import DispatchState, Entity, Wake
 from runners.models import Runner
 
 logger = logging.getLogger(__name__)
 
 Status = ConsumerClaim.Status
+Lock = Callable[[], DispatchState | None]
 
 MAX_ERROR = 4096
 """Characters that are kept of a handler's error."""
@@ -128,6 +131,69 @@ class Expiry:
     next_wake: Wake | None
 
 
+# --- Statements -------------------------------------------------------------------------------
+
+
+def _identified(claims: ClaimQuerySet) -> ClaimQuerySet:
+    return claims.filter(consumer_id=Param("consumer_id"), epoch=Param("epoch"))
+
+
+def _proven(claims: ClaimQuerySet) -> ClaimQuerySet:
+    of_wake = claims.filter(consumer_id=Param("wake_id"))
+    return _identified(of_wake).filter(claim_token_hash=Param("claim_token_hash"))
+
+
+def _proof(credentials: Credentials) -> dict[str, Any]:
+    """What `_proven` compares; who names no wake means the claim's own."""
+    wake_id = credentials.consumer_id if credentials.wake_id is None else credentials.wake_id
+    return {
+        "consumer_id": credentials.consumer_id,
+        "wake_id": wake_id,
+        # No claim has an epoch past what the column holds.
+        "epoch": min(credentials.epoch, BigIntegerField.MAX_BIGINT),
+        "claim_token_hash": hashed(credentials.token),
+    }
+
+
+def _ended(status: ConsumerClaim.Status) -> dict[str, Any]:
+    return {"status": status, "ended_at": Now(), "write_token_hash": ""}
+
+
+def _ending(status: ConsumerClaim.Status, *facts: str) -> Update:
+    given: Any = {name: Param(name, ConsumerClaim._meta.get_field(name)) for name in facts}
+    active = partial(_identified, ConsumerClaim.objects.active())
+    return Update(active, **_ended(status), **given)
+
+
+_ADD = Insert(ConsumerClaim)
+_LOCK_LIMITED = Select(
+    lambda: wakes.locking_limited(
+        Runner.objects.filter(pk__in=_proven(ConsumerClaim.objects.all()).values("runner"))
+    )
+)
+_LOCK = Select(
+    lambda: (
+        with_now(_proven(ConsumerClaim.objects.select_related("runner", "entity__dispatch_state")))
+        .filter(entity__dispatch_state__isnull=False)
+        .select_for_update(of=("entity__dispatch_state",))
+    )
+)
+_MINT = Update(
+    lambda: _proven(ConsumerClaim.objects.active()), write_token_hash=Param("write_token_hash")
+)
+_RENEW = Update(
+    lambda: _proven(ConsumerClaim.objects.active()),
+    returning=["lease_expires_at"],
+    last_heartbeat_at=Now(),
+    lease_expires_at=Now() + F("lease"),
+)
+_RELEASE = _ending(Status.RELEASED, "acked_streams")
+_FAIL = _ending(Status.FAILED, "error")
+
+
+# --- Transitions ------------------------------------------------------------------------------
+
+
 def acquire(runner: Runner, subscription_id: str | None = None) -> Acquisition | Done | None:
     """Claim for this runner the entity of this subscription, or its oldest wake.
 
@@ -138,14 +204,10 @@ def acquire(runner: Runner, subscription_id: str | None = None) -> Acquisition |
     if not runner.enabled:
         raise NotRunning("The runner is disabled.")
     key = _subscription_key(runner, subscription_id)
-    states = runner.dispatch_states.all()
     if key:
-        return _acquire(runner, states.filter(entity__subscription_key=key))
-    waiting = runner.wakes.outstanding()
-    oldest = states.filter(
-        outstanding_wake=Subquery(waiting.order_by("created_at", "pk").values("pk")[:1])
-    )
-    while (found := _acquire(runner, oldest)) is None and waiting.exists():
+        return _acquire(runner, partial(wakes.lock_subscribed, runner.pk, key))
+    oldest = partial(wakes.lock_oldest, runner.pk)
+    while (found := _acquire(runner, oldest)) is None and runner.wakes.outstanding().exists():
         pass  # another claimer was first at the oldest: then the next oldest is the oldest
     return found
 
@@ -160,9 +222,9 @@ def _subscription_key(runner: Runner, subscription_id: str | None) -> str:
     return key
 
 
-def _acquire(runner: Runner, states: DispatchStateQuerySet) -> Acquisition | Done | None:
+def _acquire(runner: Runner, lock: Lock) -> Acquisition | Done | None:
     with transaction.atomic():
-        verdict = _try_acquire(runner, states)
+        verdict = _try_acquire(runner, lock)
     # Raised after the commit: a lapsed claim that was met stays expired.
     if isinstance(verdict, PullwakeError):
         raise verdict
@@ -171,12 +233,10 @@ def _acquire(runner: Runner, states: DispatchStateQuerySet) -> Acquisition | Don
     return verdict
 
 
-def _try_acquire(
-    runner: Runner, states: DispatchStateQuerySet
-) -> Acquisition | Done | PullwakeError | None:
+def _try_acquire(runner: Runner, lock: Lock) -> Acquisition | Done | PullwakeError | None:
     # Two claims for two entities must not both find the last place free.
     _lock_if_limited(runner)
-    state = wakes.lock_one(states)
+    state = lock()
     if state is None:
         return None
     status = state.status(claimed=False)
@@ -217,7 +277,7 @@ def _create(
 ) -> Acquisition:
     token = new_secret("pwc")
     lease = timedelta(milliseconds=runner.claim_lease_ms)
-    claim = ConsumerClaim.objects.create(
+    claim = ConsumerClaim(
         consumer_id=wake_id,
         epoch=generation,
         entity=state.entity,
@@ -230,6 +290,7 @@ def _create(
         delivered_offset=state.tail,
         claim_token_hash=hashed(token),
     )
+    _ADD.add(claim)
     return Acquisition(claim, state.entity, token, status, state.cursor, state.tail)
 
 
@@ -250,7 +311,7 @@ def authenticate(consumer_id: str, token: str) -> ConsumerClaim:
 def mint(credentials: Credentials) -> str:
     """A new write token for an active claim; the former one is dead. See `_refusal` for errors."""
     token = new_secret("pww")
-    if not _held(credentials).update(write_token_hash=hashed(token)):
+    if not _MINT.count(**_proof(credentials), write_token_hash=hashed(token)):
         raise _refusal(credentials)
     return token
 
@@ -265,12 +326,7 @@ def renew(credentials: Credentials, acks: Sequence[Ack] = ()) -> datetime:
         if acks:
             claim = _found(credentials)
             state = _lock_state(claim)
-        rows = update_returning(
-            _held(credentials),
-            ["lease_expires_at"],
-            last_heartbeat_at=Now(),
-            lease_expires_at=Now() + F("lease"),
-        )
+        rows = _RENEW.returned(**_proof(credentials))
         if not rows:
             raise _refusal(credentials)
         if state is not None:
@@ -292,7 +348,7 @@ def release(credentials: Credentials, acks: Sequence[Ack] | None = None) -> Rele
             return Release(claim, entity_cleared=False, next_wake=None)
         if state is None:
             raise Fenced("The entity was deleted.")
-        if not _close(claim, Status.RELEASED, acked_streams=_acked(claim, acks)):
+        if not _ended_by(_RELEASE, claim, acked_streams=_acked(claim, acks)):
             claim.refresh_from_db()
             if claim.status == Status.RELEASED:  # another delivery of this done was first
                 return Release(claim, entity_cleared=False, next_wake=None)
@@ -315,7 +371,7 @@ def fail(credentials: Credentials, error: str = "") -> Failure:
         claim, state = _lock(credentials)
         if claim.status != Status.ACTIVE or state is None:
             raise Fenced
-        if not _close(claim, Status.FAILED, error=error[:MAX_ERROR]):
+        if not _ended_by(_FAIL, claim, error=error[:MAX_ERROR]):
             raise Fenced
         state.failures += 1
         wakes.backoff(state, wakes.FAILED_DELAY, state.failures)
@@ -347,7 +403,7 @@ def take_back(claim: ConsumerClaim) -> Expiry | None:
     """
     with transaction.atomic():
         _lock_if_limited(claim.runner)
-        state = wakes.lock_one(DispatchState.objects.filter(entity=claim.entity_id or 0))
+        state = wakes.lock_of(claim.entity_id or 0)
         if state is None or not _expire(ConsumerClaim.objects.active(), claim, state):
             return None
         next_wake = _freed(claim, state)
@@ -360,7 +416,7 @@ def end(claims: ClaimQuerySet, status: ConsumerClaim.Status) -> int:
 
     Inside the transaction of a caller that holds their dispatch states and settles them after.
     """
-    return claims.active().update(status=status, ended_at=Now(), write_token_hash="")
+    return claims.active().update(**_ended(status))
 
 
 def fence(claims: ClaimQuerySet) -> int:
@@ -371,17 +427,6 @@ def fence(claims: ClaimQuerySet) -> int:
     for runner in holders:
         wakes.reemit_oldest_if_at_limit(runner)
     return ended
-
-
-def _held(credentials: Credentials) -> ClaimQuerySet:
-    """The claim, if it is active and these are its credentials."""
-    if credentials.wake_id not in (None, credentials.consumer_id):
-        return ConsumerClaim.objects.none()
-    return ConsumerClaim.objects.active().filter(
-        consumer_id=credentials.consumer_id,
-        epoch=credentials.epoch,
-        claim_token_hash=hashed(credentials.token),
-    )
 
 
 def _found(credentials: Credentials) -> ConsumerClaim:
@@ -398,7 +443,7 @@ def _found(credentials: Credentials) -> ConsumerClaim:
 
 
 def _refusal(credentials: Credentials) -> PullwakeError:
-    """Why `_held` found nothing. Raises what `_found` raises."""
+    """Why `_proven` found nothing active. Raises what `_found` raises."""
     _found(credentials)
     return Fenced()
 
@@ -409,19 +454,10 @@ def _lock(credentials: Credentials) -> tuple[ConsumerClaim, DispatchState | None
     The limited runner is locked before, as for whatever ends a claim. The claim is as it was before
     the lock was waited for.
     """
-    proof = {
-        "consumer_id": credentials.consumer_id,
-        "epoch": credentials.epoch,
-        "claim_token_hash": hashed(credentials.token),
-    }
-    wakes.lock_limited(Runner.objects.filter(**{f"claims__{name}": proof[name] for name in proof}))
-    claims = with_now(ConsumerClaim.objects.select_related("runner", "entity__dispatch_state"))
-    claim = (
-        claims.filter(entity__dispatch_state__isnull=False, **proof)
-        .select_for_update(of=("entity__dispatch_state",))
-        .first()
-    )
-    if claim is None or credentials.wake_id not in (None, claim.consumer_id):
+    proof = _proof(credentials)
+    _LOCK_LIMITED.all(**proof)
+    claim = _LOCK.first(**proof)
+    if claim is None:
         return _found(credentials), None
     assert claim.entity is not None  # noqa: S101  it is joined by its dispatch state
     state = claim.entity.dispatch_state
@@ -436,26 +472,21 @@ def _lock_if_limited(runner: Runner | None) -> None:
 
 def _lock_state(claim: ConsumerClaim) -> DispatchState:
     if claim.entity_id is not None:
-        state = wakes.lock_one(DispatchState.objects.filter(entity=claim.entity_id))
+        state = wakes.lock_of(claim.entity_id)
         if state is not None:
             return state
     raise Fenced("The entity was deleted.")
 
 
-def _close(claim: ConsumerClaim, status: ConsumerClaim.Status, **facts: Any) -> bool:
+def _ended_by(ending: Update, claim: ConsumerClaim, **facts: Any) -> bool:
     """Whether this call ended the claim."""
-    return bool(
-        ConsumerClaim.objects.active()
-        .filter(consumer_id=claim.consumer_id, epoch=claim.epoch)
-        .update(status=status, ended_at=Now(), write_token_hash="", **facts)
-    )
+    return bool(ending.count(consumer_id=claim.consumer_id, epoch=claim.epoch, **facts))
 
 
 def _expire(among: ClaimQuerySet, claim: ConsumerClaim, state: DispatchState) -> bool:
     """Whether this call expired the claim; counts the failure and sets the delay."""
-    ended = among.filter(consumer_id=claim.consumer_id, epoch=claim.epoch).update(
-        status=Status.EXPIRED, ended_at=Now(), write_token_hash=""
-    )
+    this = among.filter(consumer_id=claim.consumer_id, epoch=claim.epoch)
+    ended = this.update(**_ended(Status.EXPIRED))
     if ended:
         state.failures += 1
         wakes.backoff(state, wakes.EXPIRED_DELAY, state.failures - 1)

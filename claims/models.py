@@ -81,10 +81,6 @@ class ClaimQuerySet(models.QuerySet["ConsumerClaim"]):
         """Active, and whose claim or write token has this hash."""
         return self.active().filter(Q(claim_token_hash=token_hash) | Q(write_token_hash=token_hash))
 
-    def writable_by(self, token_hash: str) -> "ClaimQuerySet":
-        """Active, and whose write token has this hash."""
-        return self.active().filter(write_token_hash=token_hash)
-
     def expire(self) -> int:
         """Expire those active; the caller holds their dispatch states. See `claims.lifecycle`."""
         from claims import lifecycle  # the verbs are built on these models

@@ -10,7 +10,7 @@ import environ
 import structlog
 from django.core.exceptions import ImproperlyConfigured
 
-from config import theme
+from config import cooperative, theme
 
 env = environ.Env()
 
@@ -102,7 +102,11 @@ if SQLITE:
 else:
     _database["OPTIONS"] = {
         **_database.get("OPTIONS", {}),
+        # What `config.prepared` has is prepared, but behind a pooling proxy: that gives the next
+        # transaction to another connection, which knows nothing of it.
+        "prepare_threshold": None if PULLWAKE_LISTEN_URL else 0,
         "pool": {
+            "connection_class": cooperative.Connection,
             "min_size": 1,
             "max_size": env.int("PULLWAKE_DB_POOL", 16),
             # A pool that is dry for this long is answered with 503 and Retry-After.

@@ -1,5 +1,6 @@
 """The gunicorn worker: gevent's, that stops at once and answers what it holds."""
 
+import gc
 import logging
 import os
 import time
@@ -61,6 +62,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
         from claims.reaper import Housekeeper  # Django is set up by now
         from dispatch.streams.waiters import hub
 
+        # What was loaded stays: the garbage collector need not go through it again and again.
+        gc.collect()
+        gc.freeze()
         self.stopping = Event()
         servers = [self._serve(each) for each in self.sockets]
         housekeeper = Housekeeper()

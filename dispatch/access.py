@@ -11,6 +11,7 @@ from rest_framework.authentication import BaseAuthentication
 
 from config.errors import Forbidden, NotFound, Unauthenticated
 from config.identifiers import hashed, looked_up
+from config.prepared import Param, Select
 from config.principals import Principal
 from dispatch import entities
 from dispatch.models import Entity
@@ -53,9 +54,7 @@ class ActorAuthentication(BaseAuthentication):
         if token is None:
             principal = principal_of(request)
             return Actor(principal, principal.url), None
-        entity = Entity.objects.filter(
-            claims__status="active", claims__write_token_hash=hashed(token)
-        ).first()
+        entity = written_by(token)
         if entity is None:
             raise Unauthenticated("The write token is dead or unknown.")
         return Actor(Principal.parse(entity.created_by), entity.url), None
@@ -65,14 +64,25 @@ class ActorAuthentication(BaseAuthentication):
         return "Bearer"
 
 
+_WRITTEN_BY = Select(
+    lambda: Entity.objects.filter(
+        claims__status="active", claims__write_token_hash=Param("token_hash")
+    )
+)
+_ENTITY = Select(
+    lambda: Entity.objects.select_related("dispatch_state__runner").filter(url=Param("url"))
+)
+
+
+def written_by(token: str) -> Entity | None:
+    """The entity whose active claim has this write token, or None."""
+    return _WRITTEN_BY.first(token_hash=hashed(token))
+
+
 def find(type_name: str, name: str) -> Entity:
     """The entity at an address, with its dispatch state and its runner. Raises NotFound."""
     looked_up(type_name, name)
-    entity = (
-        Entity.objects.select_related("dispatch_state__runner")
-        .filter(url=f"/{type_name}/{name}")
-        .first()
-    )
+    entity = _ENTITY.first(url=f"/{type_name}/{name}")
     if entity is None:
         raise NotFound(f"There is no entity /{type_name}/{name}.")
     return entity

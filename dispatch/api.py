@@ -21,11 +21,11 @@ from config.errors import (
     pointer,
     translate,
 )
-from config.identifiers import hashed, is_id, looked_up
+from config.identifiers import is_id, looked_up
 from config.openapi import documented
 from config.principals import Principal
 from dispatch import access, entities, schemas, wakes
-from dispatch.models import DispatchState, Entity, EntityType
+from dispatch.models import Entity, EntityType
 from dispatch.streams import log, offsets, producers, reads
 from runners.api import own_runner, principal_field
 
@@ -518,8 +518,8 @@ class MainStreamView(ApiView):
         events = body if isinstance(body, list) else [body]
         entity = access.find(type_name, name)
         with transaction.atomic():
-            state = wakes.lock_one(DispatchState.objects.filter(entity=entity))
-            if state is None or not entity.claims.writable_by(hashed(token)).exists():
+            state = wakes.lock_of(entity.pk)
+            if state is None or access.written_by(token) != entity:
                 raise Unauthenticated("The write token is dead, unknown, or another entity's.")
             if not events:
                 raise InvalidRequest("There is no event to append.")

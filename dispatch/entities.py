@@ -29,6 +29,7 @@ from config.errors import (
     PullwakeError,
 )
 from config.identifiers import new_id
+from config.prepared import Param, Select
 from config.principals import Principal
 from dispatch import schemas, wakes
 from dispatch.models import (
@@ -85,11 +86,16 @@ def granted(entity_type: EntityType | None, principal: Principal, *permissions: 
     )
 
 
+_TYPE = Select(lambda: EntityType.objects.filter(name=Param("name")))
+
+
+def _type(name: str) -> EntityType | None:
+    return _TYPE.first(name=name)
+
+
 def may_act(entity: Entity, principal: Principal) -> bool:
     """Whether the principal may do what the creator may."""
-    return entity.created_by == principal.url or granted(
-        EntityType.objects.filter(name=entity.type).first(), principal, MANAGE
-    )
+    return entity.created_by == principal.url or granted(_type(entity.type), principal, MANAGE)
 
 
 def may_read(entity: Entity, principal: Principal) -> bool:
@@ -136,7 +142,7 @@ def create(
     """
     url = f"/{type_name}/{name}"
     with transaction.atomic():
-        entity_type = EntityType.objects.filter(name=type_name).first()
+        entity_type = _type(type_name)
         if entity_type is not None:
             if not granted(entity_type, caller, SPAWN, MANAGE):
                 raise Forbidden(f"Entities of type {type_name} are not the caller's to make.")
@@ -212,7 +218,7 @@ def wake_now(entity: Entity) -> Wake:
     """
     with transaction.atomic():
         state = _locked(entity)
-        problem = why_not_woken(state, claimed=entity.claims.active().exists())
+        problem = why_not_woken(state, claimed=wakes.is_claimed(entity.pk))
         if problem is not None:
             raise problem
         wake = state.outstanding_wake
@@ -282,7 +288,7 @@ def send(entity: Entity, message: Message) -> str:
                 return known
         if state.ended or state.stop_requested:
             raise NotRunning("The entity is stopping, stopped or killed.")
-        _check_message(EntityType.objects.filter(name=entity.type).first(), message, "/payload")
+        _check_message(_type(entity.type), message, "/payload")
         txid = _deliver(state, message)
         wakes.settle(state)
     return txid
@@ -313,7 +319,7 @@ def signal(
         state = _locked(entity)
         if state.ended:
             raise InvalidSignal
-        claimed = entity.claims.active().exists()
+        claimed = wakes.is_claimed(entity.pk)
         before = state.status(claimed=claimed)
         if name in HANDLERS:
             outcome: JsonObject = {"status": "unhandled"}
@@ -421,7 +427,7 @@ def _holder(entity: Entity) -> RunnerQuerySet:
 
 
 def _locked(entity: Entity) -> DispatchState:
-    state = wakes.lock_one(DispatchState.objects.filter(entity=entity))
+    state = wakes.lock_of(entity.pk)
     if state is None:
         raise NotFound("The entity was deleted.")
     return state

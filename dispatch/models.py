@@ -172,16 +172,14 @@ class DispatchStateQuerySet(models.QuerySet["DispatchState"]):
         """With ``claimed``: whether the entity has an active claim."""
         return self.annotate(claimed=has_active_claim("pk"))
 
-    def counts(self) -> dict[str, int]:
-        """How many of these are claimed, woken, and waiting with work: one statement."""
-        counted: dict[str, int] = self.with_claimed().aggregate(
-            entities_with_active_claim=Count("pk", filter=Q(claimed=True)),
-            entities_with_outstanding_wake=Count("outstanding_wake"),
-            entities_with_pending_work=Count(
-                "pk", filter=Q(claimed=False, last_work_offset__gt=F("cursor"))
-            ),
-        )
-        return counted
+    def counts(self) -> "models.QuerySet[DispatchState, tuple[int, ...]]":
+        """For each runner how many of these are claimed, woken, and waiting with work."""
+        by_runner = self.with_claimed().order_by().values("runner")
+        return by_runner.annotate(
+            active_count=Count("pk", filter=Q(claimed=True)),
+            woken_count=Count("outstanding_wake"),
+            waiting_count=Count("pk", filter=Q(claimed=False, last_work_offset__gt=F("cursor"))),
+        ).values_list("active_count", "woken_count", "waiting_count")
 
     def awake(self) -> "DispatchStateQuerySet":
         """Neither paused nor at its end."""

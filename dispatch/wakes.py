@@ -18,7 +18,7 @@ A wake is outstanding, and ends as claimed (`take`) or withdrawn (`withdraw`). E
 claim, wake, then the tail of the runner's wake stream.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -28,7 +28,8 @@ from django.db.models import Count, F, Q, QuerySet, Subquery, Value
 from django.db.models.functions import Coalesce, Now
 
 from config.identifiers import new_id
-from config.orm import update_returning, with_now
+from config.orm import with_now
+from config.prepared import Insert, Param, Select, Update, save_all
 from dispatch.models import DispatchState, DispatchStateQuerySet, Entity, Wake, WakeQuerySet
 from dispatch.streams import waiters
 from runners.models import Runner, RunnerQuerySet, WakeStream
@@ -45,25 +46,62 @@ def lock(states: DispatchStateQuerySet, *, skip_locked: bool = False) -> list[Di
 
     Each gets ``now``, the database's time. ``skip_locked`` leaves out those that another holds.
     """
-    return list(
+    return list(_locking(states, skip_locked=skip_locked and _can_skip_locked()))
+
+
+def _locking(states: DispatchStateQuerySet, *, skip_locked: bool = False) -> DispatchStateQuerySet:
+    return (
         with_now(states)
         .select_related("entity")
         .order_by("entity_id")
-        .select_for_update(of=("self",), skip_locked=skip_locked and _can_skip_locked())
+        .select_for_update(of=("self",), skip_locked=skip_locked)
     )
 
 
-def lock_one(states: DispatchStateQuerySet) -> DispatchState | None:
-    """`lock` for what is one state at the most.
+_STATE_OF = Select(lambda: _locking(DispatchState.objects.filter(entity=Param("entity"))))
+_STATE_SUBSCRIBED = Select(
+    lambda: _locking(
+        DispatchState.objects.filter(
+            runner=Param("runner"), entity__subscription_key=Param("subscription_key")
+        )
+    )
+)
 
-    Not for the first of several: one that changed while it was waited for would stay locked while
-    the next is waited for, against the order.
-    """
-    return next(iter(lock(states)), None)
+
+_STATE_OLDEST = Select(
+    lambda: _locking(
+        DispatchState.objects.filter(
+            runner=Param("runner"),
+            outstanding_wake=Subquery(
+                Wake.objects.outstanding()
+                .filter(runner=Param("runner"))
+                .order_by("created_at", "pk")
+                .values("pk")[:1]
+            ),
+        )
+    )
+)
+
+
+def lock_of(entity_id: int) -> DispatchState | None:
+    """`lock` for the state of this entity; None when it was deleted."""
+    return _STATE_OF.first(entity=entity_id)
+
+
+def lock_subscribed(runner_id: str, subscription_key: str) -> DispatchState | None:
+    """`lock` for the state, of the runner's, whose subscription this is; None if none is."""
+    return _STATE_SUBSCRIBED.first(runner=runner_id, subscription_key=subscription_key)
 
 
 def _can_skip_locked() -> bool:
     return connection.features.has_select_for_update_skip_locked
+
+
+def lock_oldest(runner_id: str) -> DispatchState | None:
+    """`lock` for the state whose wake is the runner's oldest; None when there is no wake, or when
+    that one was taken while its lock was waited for.
+    """
+    return _STATE_OLDEST.first(runner=runner_id)
 
 
 def begin(entity: Entity, runner: Runner | None) -> DispatchState:
@@ -73,15 +111,28 @@ def begin(entity: Entity, runner: Runner | None) -> DispatchState:
     return state
 
 
+_SAVE = save_all(DispatchState)
+
+
 def save(state: DispatchState) -> None:
     """Write a locked dispatch state back."""
-    state.save(force_update=True)
+    _SAVE.count(**vars(state))
 
 
 def due(state: DispatchState) -> bool:
     """Whether the entity may be woken now, were it neither claimed nor woken."""
     retry_over = state.retry_at is None or state.retry_at <= state.now
     return state.pending and state.awake and state.runner_id is not None and retry_over
+
+
+_CLAIMED = Select(
+    lambda: Entity.objects.filter(pk=Param("entity"), claims__status="active").only("pk")
+)
+
+
+def is_claimed(entity_id: int) -> bool:
+    """Whether the entity has an active claim."""
+    return _CLAIMED.first(entity=entity_id) is not None
 
 
 def settle(state: DispatchState, *, claimed: bool | None = None) -> Wake | None:
@@ -93,7 +144,7 @@ def settle(state: DispatchState, *, claimed: bool | None = None) -> Wake | None:
     wake = None
     if state.stop_requested or (state.outstanding_wake_id is None and due(state)):
         if claimed is None:
-            claimed = state.entity.claims.active().exists()
+            claimed = is_claimed(state.entity_id)
         if not claimed:
             if state.stop_requested:
                 end(state, DispatchState.End.STOPPED)
@@ -136,6 +187,17 @@ def backoff(state: DispatchState, first: timedelta, failures: int) -> None:
     state.retry_at = state.now + min(first * 2**doublings, MAX_DELAY) if failures > 0 else None
 
 
+def _taken() -> WakeQuerySet:
+    return Wake.objects.outstanding().filter(pk=Param("wake"))
+
+
+def _taking(wakes: Callable[[], WakeQuerySet]) -> Update:
+    return Update(wakes, returning=["wake_id", "generation"], status=Wake.Status.CLAIMED)
+
+
+_TAKE = _taking(_taken)
+
+
 def take(state: DispatchState, runner: Runner) -> tuple[str, int] | None:
     """Claim the outstanding wake for its runner, whose row is locked if it has a claim limit: the
     wake's id and generation.
@@ -143,10 +205,11 @@ def take(state: DispatchState, runner: Runner) -> tuple[str, int] | None:
     None when the runner holds as many claims as it may.
     """
     assert state.outstanding_wake_id is not None  # noqa: S101  the caller has looked
-    wakes = Wake.objects.outstanding().filter(pk=state.outstanding_wake_id)
+    take = _TAKE
     if runner.max_concurrent_claims is not None:
-        wakes = wakes.alias(held=_held(runner)).filter(held__lt=runner.max_concurrent_claims)
-    taken = update_returning(wakes, ["wake_id", "generation"], status=Wake.Status.CLAIMED)
+        wakes = _taken().alias(held=_held(runner)).filter(held__lt=runner.max_concurrent_claims)
+        take = _taking(lambda: wakes)
+    taken = take.returned(wake=state.outstanding_wake_id)
     if not taken:
         return None
     state.outstanding_wake = None
@@ -183,8 +246,13 @@ def lock_limited(runners: RunnerQuerySet) -> None:
     """Lock those of these runners that have a claim limit, before any dispatch state: nobody counts
     their claims while the number of them changes.
     """
+    list(locking_limited(runners))
+
+
+def locking_limited(runners: RunnerQuerySet) -> RunnerQuerySet:
+    """The query of `lock_limited`."""
     limited = runners.filter(max_concurrent_claims__isnull=False)
-    list(limited.order_by("pk").select_for_update(of=("self",), no_key=True))
+    return limited.order_by("pk").select_for_update(of=("self",), no_key=True)
 
 
 def reemit_oldest_if_at_limit(runner: Runner) -> None:
@@ -265,10 +333,13 @@ def _counted(rows: "QuerySet[Any]") -> Coalesce:
     return Coalesce(Subquery(counted.values("n")), Value(0))
 
 
+_ADD = Insert(Wake)
+
+
 def _emit(state: DispatchState) -> Wake:
     assert state.runner_id is not None  # noqa: S101  only what is due is woken
     state.generation += 1
-    wake = Wake.objects.create(
+    wake = Wake(
         wake_id=new_id("w"),
         entity_id=state.entity_id,
         generation=state.generation,
@@ -277,10 +348,18 @@ def _emit(state: DispatchState) -> Wake:
         created_at=state.now,
         emitted_at=state.now,
     )
+    _ADD.add(wake)
     state.outstanding_wake = wake
     state.retry_at = None
     state.last_wake_at = state.now
     return wake
+
+
+_ADVANCE = Update(
+    lambda: WakeStream.objects.filter(runner=Param("runner")),
+    returning=["tail"],
+    tail=F("tail") + Param("count", WakeStream._meta.get_field("tail")),
+)
 
 
 def _advance(runner_id: str, count: int) -> int:
@@ -288,8 +367,6 @@ def _advance(runner_id: str, count: int) -> int:
 
     The row stays locked until the transaction ends, so that commit order is offset order.
     """
-    (row,) = update_returning(
-        WakeStream.objects.filter(runner_id=runner_id), ["tail"], tail=F("tail") + count
-    )
+    ((tail,),) = _ADVANCE.returned(runner=runner_id, count=count)
     waiters.announce(waiters.wake_stream_key(runner_id))
-    return int(row[0])
+    return int(tail)

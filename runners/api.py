@@ -14,6 +14,7 @@ from config.errors import Forbidden, InvalidRequest, NotFound
 from config.identifiers import OFFSET_PATTERN, looked_up
 from config.openapi import documented
 from config.orm import with_now
+from config.prepared import Param, Select, Values
 from config.principals import Principal
 from runners import diagnostics, registry
 from runners.health import health, liveness
@@ -163,10 +164,25 @@ def runner_body(runner: Runner) -> RunnerBody:
     )
 
 
+_RUNNER = Select(lambda: with_now(Runner.objects.select_related("liveness")).filter(pk=Param("id")))
+
+
+def _related(name: str) -> Any:
+    """The manager of the rows that are related to runners by this name; they are of other apps."""
+    related: Any = Runner._meta.get_field(name).related_model
+    return related._default_manager
+
+
+_CLAIMS: Select[Any] = Select(
+    lambda: _related("claims").active().filter(runner=Param("runner")).order_by("pk")
+)
+_COUNTS = Values(lambda: _related("dispatch_states").filter(runner=Param("runner")).counts())
+
+
 def own_runner(caller: Principal, runner_id: str) -> Runner:
     """The caller's runner, with liveness and ``now``. Raises NotFound, Forbidden."""
     looked_up(runner_id)
-    runner = with_now(Runner.objects.select_related("liveness")).filter(pk=runner_id).first()
+    runner = _RUNNER.first(id=runner_id)
     if runner is None:
         raise NotFound(f"There is no runner {runner_id}.")
     if runner.owner_principal != caller.url:
@@ -303,7 +319,8 @@ def health_report(runner: Runner) -> HealthReport:
     """The health of a runner that has liveness and ``now``: two statements."""
     now = runner.now
     seen = runner.liveness
-    claims = list(runner.claims.active().order_by("pk"))
+    claims = _CLAIMS.all(runner=runner.pk)
+    active, outstanding, pending = _COUNTS.first(runner=runner.pk) or (0, 0, 0)
     lapsed = sum(_lease_end_of(each) <= now for each in claims)
     verdict = health(runner, claims=len(claims), lapsed=lapsed, now=now)
     expires_at = seen.lease_expires_at
@@ -336,7 +353,11 @@ def health_report(runner: Runner) -> HealthReport:
                 for claim in claims
             ],
         ),
-        dispatch=DispatchCounts(**runner.dispatch_states.counts()),
+        dispatch=DispatchCounts(
+            entities_with_active_claim=active,
+            entities_with_outstanding_wake=outstanding,
+            entities_with_pending_work=pending,
+        ),
         health=HealthVerdict(status=verdict.status, issues=list(verdict.issues)),
     )
 

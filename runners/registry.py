@@ -4,6 +4,7 @@ Lock order: a runner is locked before any dispatch state.
 """
 
 from datetime import datetime, timedelta
+from functools import cache
 
 from django.conf import settings
 from django.db import transaction
@@ -11,6 +12,7 @@ from django.db.models.functions import Now
 
 from config.bodies import JsonObject
 from config.errors import Forbidden, NotFound
+from config.prepared import Param, Update
 from config.principals import Principal
 from runners.models import Runner, RunnerLiveness, WakeStream
 
@@ -85,6 +87,12 @@ def delete(runner_id: str) -> None:
         runner.delete()
 
 
+@cache
+def _note(*names: str) -> Update:
+    facts: JsonObject = {name: Param(name, RunnerLiveness._meta.get_field(name)) for name in names}
+    return Update(lambda: RunnerLiveness.objects.filter(runner=Param("runner")), **facts)
+
+
 def heartbeat(
     runner: Runner,
     *,
@@ -102,7 +110,7 @@ def heartbeat(
         facts["wake_stream_offset"] = wake_stream_offset
     if diagnostics:
         facts["diagnostics"] = diagnostics
-    if not RunnerLiveness.objects.filter(pk=runner.pk).update(**facts):
+    if not _note(*facts).count(runner=runner.pk, **facts):
         raise NotFound(f"There is no runner {runner.pk}.")
     for name, value in facts.items():
         setattr(runner.liveness, name, value)

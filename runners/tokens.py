@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from django.db.models.functions import Now
 
 from config.identifiers import hashed, new_secret
-from config.orm import update_returning
+from config.prepared import Param, Update
 from config.principals import Principal
 from runners.models import AccessToken
 
@@ -18,6 +18,12 @@ REMEMBERED = timedelta(seconds=5)
 
 _CACHE_SIZE = 50_000
 _remembered: dict[str, tuple[float, Principal]] = {}
+
+_USE = Update(
+    lambda: AccessToken.objects.valid().filter(token_hash=Param("token_hash")),
+    returning=["principal"],
+    last_used_at=Now(),
+)
 _lock = threading.Lock()
 
 
@@ -43,9 +49,7 @@ def principal_of(secret: str) -> Principal | None:
     known = _remembered.get(key)
     if known is not None and known[0] > time.monotonic():
         return known[1]
-    rows = update_returning(
-        AccessToken.objects.valid().filter(token_hash=key), ["principal"], last_used_at=Now()
-    )
+    rows = _USE.returned(token_hash=key)
     if not rows:
         _remembered.pop(key, None)
         return None

@@ -163,3 +163,10 @@ def test_the_tests_run_in_no_other_environment():
     """`tests.environment` has taken away what a shell may have set."""
     ours = [name for name in os.environ if name.startswith("PULLWAKE_")]
     assert [name for name in ours if not name.startswith("PULLWAKE_TEST_")] == ["PULLWAKE_MODE"]
+
+
+@pytest.mark.parametrize(("listen_url", "threshold"), [("", 0), ("postgres://db.example/p", None)])
+def test_nothing_is_prepared_behind_a_pooling_proxy(read, listen_url, threshold):
+    postgres = "postgres://db.example/p"
+    found = read(**PRODUCTION, DATABASE_URL=postgres, PULLWAKE_LISTEN_URL=listen_url)
+    assert found["DATABASES"]["default"]["OPTIONS"]["prepare_threshold"] == threshold

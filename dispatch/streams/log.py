@@ -6,8 +6,11 @@ from typing import Any
 import msgspec
 
 from config.bodies import JsonObject
+from config.prepared import Insert
 from dispatch.models import DispatchState, StreamEvent
 from dispatch.streams import offsets, waiters
+
+_ADD = Insert(StreamEvent)
 
 
 def append(state: DispatchState, events: Sequence[Any], *, message_key: str | None = None) -> None:
@@ -25,9 +28,13 @@ def append(state: DispatchState, events: Sequence[Any], *, message_key: str | No
                 offset=state.tail,
                 message_key=message_key,
                 data=msgspec.json.encode(_with_offset(event, state.tail)).decode(),
+                created_at=state.now,
             )
         )
-    StreamEvent.objects.bulk_create(rows)
+    if len(rows) == 1:
+        _ADD.add(rows[0])
+    else:
+        StreamEvent.objects.bulk_create(rows)
     waiters.announce(waiters.entity_stream_key(state.entity_id))
 
 

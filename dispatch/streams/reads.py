@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol, TypeVar
@@ -13,8 +13,10 @@ from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 
 from config.bodies import parameter
+from config.clock import epoch_ms
 from config.errors import InvalidRequest, NotFound
 from config.orm import hand_back
+from config.prepared import Param, Select
 from dispatch.models import DispatchState, StreamEvent, Wake
 from dispatch.streams import offsets, waiters
 from runners.models import WakeStream
@@ -60,6 +62,30 @@ class Source(Protocol):
         """The offset of its newest event. Raises NotFound when the stream is gone."""
 
 
+_WAKE_STREAM = Select(lambda: WakeStream.objects.filter(runner=Param("runner")))
+_WAKES = Select(
+    lambda: (
+        Wake.objects.outstanding()
+        .filter(runner=Param("runner"), offset__gt=Param("after"), offset__lte=Param("tail"))
+        .select_related("entity")
+        .only("offset", "generation", "emitted_at", "entity__url", "entity__subscription_key")
+        .order_by("offset")[:PAGE_EVENTS]
+    )
+)
+_MAIN_STREAM = Select(
+    lambda: DispatchState.objects.filter(entity=Param("entity")).only("entity_id", "tail")
+)
+_EVENTS = Select(
+    lambda: (
+        StreamEvent.objects.filter(
+            entity=Param("entity"), offset__gt=Param("after"), offset__lte=Param("tail")
+        )
+        .only("offset", "data")
+        .order_by("offset")[:PAGE_EVENTS]
+    )
+)
+
+
 @dataclass(frozen=True, slots=True)
 class WakesOf:
     """A runner's wake stream: a view of the wakes that are outstanding."""
@@ -71,29 +97,21 @@ class WakesOf:
         return waiters.wake_stream_key(self.runner_id)
 
     def tail(self) -> int:
-        return _one(WakeStream.objects.filter(pk=self.runner_id).values_list("tail", flat=True))
+        return _tail(_WAKE_STREAM.first(runner=self.runner_id))
 
     def read(self, after: int) -> Page:
         # The tail first: all below it is committed by now, so nothing can turn up there later.
         tail = self.tail()
-        wakes = (
-            Wake.objects.outstanding()
-            .filter(runner_id=self.runner_id, offset__gt=after, offset__lte=tail)
-            .order_by("offset")
-            .values_list(
-                "offset", "entity__url", "entity__subscription_key", "generation", "emitted_at"
-            )
-        )
-        found = [(row[0], self._event(*row[1:])) for row in wakes[:PAGE_EVENTS]]
-        return _page(found, tail)
+        wakes = _WAKES.all(runner=self.runner_id, after=after, tail=tail)
+        return _page([(wake.offset, self._event(wake)) for wake in wakes], tail)
 
-    def _event(self, url: str, subscription_key: str, generation: int, emitted_at: datetime) -> str:
+    def _event(self, wake: Wake) -> str:
         event = {
             "type": "wake",
-            "subscription_id": f"runner:{self.runner_id}:{subscription_key}",
-            "stream": f"{url[1:]}/main",
-            "generation": generation,
-            "ts": int(emitted_at.timestamp() * 1000),
+            "subscription_id": f"runner:{self.runner_id}:{wake.entity.subscription_key}",
+            "stream": wake.entity.stream_path[1:],
+            "generation": wake.generation,
+            "ts": epoch_ms(wake.emitted_at),
         }
         return msgspec.json.encode(event).decode()
 
@@ -109,23 +127,18 @@ class EventsOf:
         return waiters.entity_stream_key(self.entity_id)
 
     def tail(self) -> int:
-        return _one(DispatchState.objects.filter(pk=self.entity_id).values_list("tail", flat=True))
+        return _tail(_MAIN_STREAM.first(entity=self.entity_id))
 
     def read(self, after: int) -> Page:
         tail = self.tail()
-        events = (
-            StreamEvent.objects.filter(entity_id=self.entity_id, offset__gt=after, offset__lte=tail)
-            .order_by("offset")
-            .values_list("offset", "data")
-        )
-        return _page(list(events[:PAGE_EVENTS]), tail)
+        events = _EVENTS.all(entity=self.entity_id, after=after, tail=tail)
+        return _page([(event.offset, event.data) for event in events], tail)
 
 
-def _one(tails: Iterable[int]) -> int:
-    tail = next(iter(tails), None)
-    if tail is None:
+def _tail(stream: WakeStream | DispatchState | None) -> int:
+    if stream is None:
         raise NotFound("The stream is gone.")
-    return tail
+    return stream.tail
 
 
 def _page(found: list[tuple[int, str]], tail: int) -> Page:

@@ -10,7 +10,7 @@ from tests.support import ROOT
 
 WRITES = re.compile(
     r"(a?(update|create|save|delete|get_or_create|update_or_create|bulk_create|bulk_update)"
-    r"|update_returning|_raw_delete)"
+    r"|Update|Insert|save_all|_raw_delete)"
 )
 CLAIMS = re.compile(r"\b(ConsumerClaim|claims?)\b")
 STATES_AND_WAKES = re.compile(r"\b(DispatchState|dispatch_states?|states?|Wake|wakes?)\b")
@@ -82,7 +82,8 @@ def test_no_module_writes_sql_of_its_own():
         "ConsumerClaim(epoch=1).save()",
         "claim.save()",
         "entity.claims.active().update(status='failed')",
-        "update_returning(ConsumerClaim.objects.all(), ['pk'], status='failed')",
+        "Update(lambda: ConsumerClaim.objects.filter(pk=Param('pk')), status='failed')",
+        "Insert(ConsumerClaim)",
     ],
 )
 def test_it_would_notice_a_write(source):

@@ -1,0 +1,236 @@
+"""Statements that are compiled once: for the few that runners have run all the time.
+
+Django builds and compiles a query anew each time that it runs, which takes several times as long
+as running it (docs/performance.md has the numbers). A prepared one is written as any other, with a
+`Param` wherever each run has a value of its own, and is compiled by its first run.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any, Generic, TypeVar
+
+import psycopg
+from django.db import connection
+from django.db.models import Expression, Model, QuerySet
+from django.db.models.expressions import Col
+from django.db.models.query import get_related_populators
+from django.db.models.sql import InsertQuery, UpdateQuery
+
+M = TypeVar("M", bound=Model)
+Row = tuple[Any, ...]
+
+
+class Param(Expression):
+    """The value that a run gives by this name.
+
+    ``field`` says how it is stored; without, it is text or a number, as every database takes it.
+    """
+
+    def __init__(self, name: str, field: Any = None) -> None:
+        super().__init__(output_field=field)
+        self.name = name
+        self.stored_as = field
+
+    def as_sql(self, compiler: Any, connection: Any) -> tuple[str, list["Param"]]:  # type: ignore[override]
+        """A placeholder, whose value is this param until a run binds it."""
+        return "%s", [self]
+
+    def bound(self, values: dict[str, Any]) -> Any:
+        """What a run sends in its place."""
+        value = values[self.name]
+        return (
+            value if self.stored_as is None else self.stored_as.get_db_prep_save(value, connection)
+        )
+
+
+class _Statement:
+    """SQL with params, and what becomes of its rows' columns."""
+
+    def __init__(self, sql: str, params: Sequence[Any], compiler: Any, columns: list[Any]) -> None:
+        self._params = [each for each in params if not isinstance(each, str | int)]
+        self._sql = _with_literals(sql, params)
+        self._compiler = compiler
+        self._converters = compiler.get_converters(columns)
+        self._answers = bool(columns)
+
+    def run(self, values: dict[str, Any]) -> tuple[int, list[Row]]:
+        """How many rows it concerned, and those that it answers."""
+        params = [p.bound(values) if isinstance(p, Param) else p for p in self._params]
+        with _cursor() as cursor:
+            cursor.execute(self._sql, params)
+            rows = cursor.fetchall() if self._answers else []
+            count = cursor.rowcount
+        if self._converters:
+            rows = [tuple(r) for r in self._compiler.apply_converters(rows, self._converters)]
+        return count, rows
+
+
+def _with_literals(sql: str, params: Sequence[Any]) -> str:
+    """The SQL with the texts and numbers that are the same in each run written out.
+
+    A plan for any value of ``status`` could not use an index of the active rows.
+    """
+    written = map(_literal, params)
+    return re.sub(r"(?<!%)%s", lambda _: next(written), sql)
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, str):
+        value = value.replace("'", "''").replace("%", "%%")
+        return f"'{value}'"
+    return str(value) if isinstance(value, int) else "%s"
+
+
+class _ServerCursor(psycopg.Cursor[Any]):
+    """Binds at the server, which is what prepares a statement; Django's own sends text."""
+
+    def _get_prepared(self, pgq: Any, prepare: bool | None = None) -> Any:
+        self._query = pgq  # Django's log of queries looks here
+        return super()._get_prepared(pgq, prepare)
+
+
+def _cursor() -> Any:
+    wrapper: Any = connection
+    if wrapper.vendor != "postgresql":
+        return wrapper.cursor()
+    wrapper.ensure_connection()
+    return wrapper._prepare_cursor(_ServerCursor(wrapper.connection))
+
+
+class Values:
+    """A prepared ``SELECT`` of what a queryset's ``values_list`` names."""
+
+    def __init__(self, build: "Callable[[], QuerySet[Any, Any]]") -> None:
+        self._build = build
+        self._statement: _Statement | None = None
+
+    def all(self, **values: Any) -> list[Row]:
+        """The rows for these values of its params."""
+        return (self._statement or self._compiled()).run(values)[1]
+
+    def first(self, **values: Any) -> Row | None:
+        """The first of `all`."""
+        return next(iter(self.all(**values)), None)
+
+    def _compiled(self) -> _Statement:
+        self._rows = self._build()
+        self._compiler: Any = self._rows.query.get_compiler(connection=connection)
+        sql, params = self._compiler.as_sql()
+        columns = [each[0] for each in self._compiler.select]
+        self._statement = _Statement(sql, params, self._compiler, columns)
+        return self._statement
+
+
+class Select(Values, Generic[M]):
+    """A prepared ``SELECT`` of a model's rows, with what it annotates and relates to."""
+
+    def __init__(self, build: "Callable[[], QuerySet[M]]") -> None:
+        super().__init__(build)
+
+    def all(self, **values: Any) -> list[M]:  # type: ignore[override]  # rows of another kind
+        """The rows for these values of its params."""
+        return [self._instance(row) for row in super().all(**values)]
+
+    def first(self, **values: Any) -> M | None:  # type: ignore[override]  # a row of another kind
+        """The first of `all`."""
+        return next(iter(self.all(**values)), None)
+
+    def _compiled(self) -> _Statement:
+        statement = super()._compiled()
+        # From here on as `django.db.models.query.ModelIterable` has it.
+        selected = self._compiler.select
+        shape = self._compiler.klass_info
+        fields = shape["select_fields"]
+        self._slice = slice(fields[0], fields[-1] + 1)
+        self._names = [each[0].target.attname for each in selected[self._slice]]
+        self._model = shape["model"]
+        modes = [self._rows._fetch_mode] if hasattr(self._rows, "_fetch_mode") else []  # Django 6.1
+        self._related = get_related_populators(shape, selected, connection.alias, *modes)
+        self._annotations = list((self._compiler.annotation_col_map or {}).items())
+        return statement
+
+    def _instance(self, row: Row) -> M:
+        instance: M = self._model.from_db(connection.alias, self._names, row[self._slice])
+        for related in self._related:
+            related.populate(row, instance)
+        for name, place in self._annotations:
+            setattr(instance, name, row[place])
+        return instance
+
+
+class Update:
+    """A prepared ``UPDATE``; for filters on the table itself only."""
+
+    def __init__(
+        self,
+        build: "Callable[[], QuerySet[Any]]",
+        returning: Sequence[str] = (),
+        **values: Any,
+    ) -> None:
+        self._build = build
+        self._returning = returning
+        self._values = values
+        self._statement: _Statement | None = None
+
+    def count(self, **values: Any) -> int:
+        """How many rows it changed: the verdict of a guarded transition."""
+        return self._run(values)[0]
+
+    def returned(self, **values: Any) -> list[Row]:
+        """The ``returning`` fields of each row that it changed."""
+        return self._run(values)[1]
+
+    def _run(self, values: dict[str, Any]) -> tuple[int, list[Row]]:
+        return (self._statement or self._compiled()).run(values)
+
+    def _compiled(self) -> _Statement:
+        rows = self._build()
+        query: UpdateQuery = rows.query.chain(UpdateQuery)  # type: ignore[assignment]
+        query.add_update_values(self._values)
+        query.annotations = {}
+        compiler = query.get_compiler(connection=connection)
+        sql, params = compiler.as_sql()
+        meta = rows.model._meta
+        fields: list[Any] = [meta.get_field(name) for name in self._returning]
+        if fields:
+            names = ", ".join(connection.ops.quote_name(field.column) for field in fields)
+            sql = f"{sql} RETURNING {names}"
+        columns = [Col(meta.db_table, field) for field in fields]
+        self._statement = _Statement(sql, params, compiler, columns)
+        return self._statement
+
+
+class Insert:
+    """A prepared ``INSERT`` of one row, of all its columns but the key that the database gives."""
+
+    def __init__(self, model: type[Model]) -> None:
+        self._model = model
+        self._statement: _Statement | None = None
+
+    def add(self, row: Model) -> None:
+        """Insert a row, and give it its key."""
+        statement = self._statement or self._compiled()
+        ((row.pk,),) = statement.run(vars(row))[1]
+
+    def _compiled(self) -> _Statement:
+        key = self._model._meta.pk
+        fields = [field for field in self._model._meta.concrete_fields if field is not key]
+        row: Any = SimpleNamespace(
+            **{field.attname: Param(field.attname, field) for field in fields}
+        )
+        query = InsertQuery(self._model)
+        query.insert_values(fields, [row], raw=True)
+        compiler: Any = query.get_compiler(connection=connection)
+        compiler.returning_fields = [key]
+        ((sql, bound),) = compiler.as_sql()
+        self._statement = _Statement(sql, bound, compiler, [Col(self._model._meta.db_table, key)])
+        return self._statement
+
+
+def save_all(model: type[Model]) -> Update:
+    """A prepared ``UPDATE`` that writes back all columns of a row, which gives the values."""
+    key = model._meta.pk
+    fields = [field for field in model._meta.concrete_fields if field is not key]
+    written: dict[str, Any] = {field.name: Param(field.attname, field) for field in fields}
+    return Update(lambda: model._default_manager.filter(pk=Param(key.attname, key)), **written)
