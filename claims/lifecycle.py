@@ -36,7 +36,7 @@ from typing import Any
 
 from django.db import transaction
 from django.db.models import BigIntegerField, F
-from django.db.models.functions import Now
+from django.db.models.functions import Greatest, Now
 
 from claims.models import ClaimQuerySet, ConsumerClaim
 from config.errors import (
@@ -156,7 +156,9 @@ def _proof(credentials: Credentials) -> dict[str, Any]:
 
 
 def _ended(status: ConsumerClaim.Status) -> dict[str, Any]:
-    return {"status": status, "ended_at": Now(), "write_token_hash": ""}
+    # The database's clock may step back, and a claim must come to its end for all that.
+    ended_at = Greatest(Now(), F("claimed_at"))
+    return {"status": status, "ended_at": ended_at, "write_token_hash": ""}
 
 
 def _ending(status: ConsumerClaim.Status, *facts: str) -> Update:

@@ -3,6 +3,7 @@
 import inspect
 import re
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
@@ -196,3 +197,12 @@ def test_it_is_its_holders_until_somebody_expires_it(claim, event):
     EVENTS[event](claim, proof_of(claim))
     outcomes = {"release": "released", "fail": "failed"}
     assert row(claim).status == outcomes.get(event, "active")
+
+
+@pytest.mark.parametrize("state", [state for state in PREPARED if state != "active"])
+def test_it_ends_although_the_clock_stepped_back(state, claim):
+    later = ConsumerClaim.objects.get().claimed_at + timedelta(hours=1)
+    ConsumerClaim.objects.update(claimed_at=later)
+    PREPARED[state](claim)
+    ended = row(claim)
+    assert (ended.status, ended.ended_at) == (state, later)
