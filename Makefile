@@ -11,6 +11,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 pyth
 WORKERS ?= 2
 # Passed through: `make test-sqlite ARGS='-k lease -x'`.
 ARGS ?=
+FLEET ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -69,6 +70,10 @@ test-postgres: .venv/.dev ## Run the tests on a PostgreSQL of their own (ARGS=â€
 .PHONY: bench
 bench: .venv/.dev ## Measure (ARGS=â€¦ goes to the benchmark)
 	$(BIN)/python -m bench $(ARGS)
+
+.PHONY: fleet
+fleet: .venv/.dev ## Hold a fleet of runners for a while (FLEET='--runners 1000 --minutes 1')
+	$(BIN)/python -m bench.fleet $(FLEET)
 
 .PHONY: lock
 lock: .venv/.dev ## Lock requirements/*.in again (ARGS=--upgrade for newer versions)

@@ -57,10 +57,10 @@ class _Statement:
     def run(self, values: dict[str, Any]) -> tuple[int, list[Row]]:
         """How many rows it concerned, and those that it answers."""
         params = [p.bound(values) if isinstance(p, Param) else p for p in self._params]
-        with _cursor() as cursor:
-            cursor.execute(self._sql, params)
-            rows = cursor.fetchall() if self._answers else []
-            count = cursor.rowcount
+        with cursor() as running:
+            running.execute(self._sql, params)
+            rows = running.fetchall() if self._answers else []
+            count = running.rowcount
         if self._converters:
             rows = [tuple(r) for r in self._compiler.apply_converters(rows, self._converters)]
         return count, rows
@@ -90,7 +90,8 @@ class _ServerCursor(psycopg.Cursor[Any]):
         return super()._get_prepared(pgq, prepare)
 
 
-def _cursor() -> Any:
+def cursor() -> Any:
+    """A cursor of the connection that PostgreSQL prepares statements for."""
     wrapper: Any = connection
     if wrapper.vendor != "postgresql":
         return wrapper.cursor()

@@ -19,6 +19,8 @@ import psycopg
 from django.conf import settings
 from django.db import connection, transaction
 
+from config import prepared
+
 logger = logging.getLogger(__name__)
 
 CHANNEL = "pullwake"
@@ -43,7 +45,7 @@ def entity_stream_key(entity_id: int) -> str:
 def announce(key: str) -> None:
     """Tell every server's waiters, once the current transaction commits, that a stream grew."""
     if connection.vendor == "postgresql":
-        with connection.cursor() as cursor:
+        with prepared.cursor() as cursor:
             cursor.execute("SELECT pg_notify(%s, %s)", [CHANNEL, key])
     else:
         transaction.on_commit(partial(hub.wake, key))
