@@ -23,6 +23,15 @@ T = TypeVar("T")
 MAX_DEPTH = 200
 """Arrays and objects within each other: more, and what handles a body would run out of stack."""
 
+_EXACT = 2**53
+"""Below it a float is the number that was written."""
+
+# One escape each, so that a pair and an escaped backslash are passed over; group 1: half a pair.
+_ESCAPES = re.compile(
+    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
+
 _decoder = lru_cache(msgspec.json.Decoder)
 
 
@@ -58,22 +67,28 @@ def raw_body(request: HttpRequest) -> bytes:
     return body
 
 
-def decode(raw: bytes, kind: type[T], *, nul_allowed: bool = False) -> T:
+def decode(raw: bytes, kind: type[T], *, any_text: bool = False) -> T:
     """The value of ``kind`` that this JSON says; unknown keys are passed over.
 
-    Raises InvalidRequest for what is not JSON, is nested deeper than `MAX_DEPTH`, holds a NUL (no
-    database takes one in a string) unless ``nul_allowed``, or is not of that kind; then its details
-    name every bad field.
+    Raises InvalidRequest for what is not JSON, is nested deeper than `MAX_DEPTH`, or is not of that
+    kind; then its details name every bad field. No database takes half a surrogate pair or a NUL in
+    a string: they are refused, too, but with ``any_text`` the first become U+FFFD, and the second
+    are left to the caller.
     """
+    text = ""
     try:
         text = raw.decode()  # the decoder does not look into what it passes over
-        value: T = _decoder(cast(Hashable, kind)).decode(text)
+        if any_text and "\\u" in text:
+            text = _ESCAPES.sub(_without_half, text)
+        value = _decoded(text, kind)
         if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _is_deep(msgspec.json.decode(text)):
             raise InvalidRequest("The body is nested too deeply.")
-        if not nul_allowed and b"\\u0000" in raw and _has_nul(msgspec.json.decode(text)):
-            raise InvalidRequest("A string holds a NUL character.")
+        if not any_text and "\\u0000" in text:
+            details = list(_nuls(msgspec.json.decode(text), ""))
+            if details:
+                raise InvalidRequest("A string holds a NUL character.", details=details)
     except msgspec.ValidationError as exc:
-        details = list(_problems(kind, _untyped(raw), ""))
+        details = list(_problems(kind, _whole(_untyped(text)), ""))
         raise InvalidRequest(_sentence(details, exc), details=details) from None
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply.") from None
@@ -82,14 +97,12 @@ def decode(raw: bytes, kind: type[T], *, nul_allowed: bool = False) -> T:
     return value
 
 
-def read(
-    request: HttpRequest, kind: type[T], *, empty: bool = False, nul_allowed: bool = False
-) -> T:
+def read(request: HttpRequest, kind: type[T], *, empty: bool = False, any_text: bool = False) -> T:
     """The request's body as ``kind``; see `raw_body` and `decode`. ``empty``: none means ``{}``."""
     raw = raw_body(request)
     if not raw and empty:
         raw = b"{}"
-    return decode(raw, kind, nul_allowed=nul_allowed)
+    return decode(raw, kind, any_text=any_text)
 
 
 def parameter(request: HttpRequest, name: str) -> str | None:
@@ -112,9 +125,31 @@ def answer(body: object, status: int = 200, headers: dict[str, str] | None = Non
     )
 
 
-def _untyped(raw: bytes) -> Any:
+def _without_half(escape: re.Match[str]) -> str:
+    return escape[0] if escape[1] is None else "\\ufffd"
+
+
+def _decoded(text: str, kind: type[T]) -> T:
     try:
-        value = msgspec.json.decode(raw)
+        value: T = _decoder(cast(Hashable, kind)).decode(text)
+    except msgspec.ValidationError:
+        # JSON has one kind of number: who writes 3e4 or 30000.0 has written an integer.
+        value = msgspec.convert(_whole(msgspec.json.decode(text)), kind)
+    return value
+
+
+def _whole(value: Any) -> Any:
+    """The value, with integers for the floats in it that are integers."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) < _EXACT else value
+    if isinstance(value, dict):
+        return {key: _whole(each) for key, each in value.items()}
+    return list(map(_whole, value)) if isinstance(value, list) else value
+
+
+def _untyped(text: str) -> Any:
+    try:
+        value = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError) as exc:
         raise InvalidRequest(f"The body is not JSON that can be kept: {exc}.") from None
     if _is_deep(value):
@@ -137,12 +172,17 @@ def _inside(value: Any) -> Iterable[Any]:
     return value if isinstance(value, list) else ()
 
 
-def _has_nul(value: Any) -> bool:
-    if isinstance(value, str):
-        return "\0" in value
-    if isinstance(value, dict):
-        return any("\0" in key or _has_nul(each) for key, each in value.items())
-    return isinstance(value, list) and any(map(_has_nul, value))
+def _nuls(value: Any, path: str) -> Iterator[dict[str, str]]:
+    """Every string of ``value`` that holds a NUL, be it a key, as JSON pointer and message."""
+    if isinstance(value, str) and "\0" in value:
+        yield {"path": path, "message": "holds a NUL character"}
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            yield from _nuls(key, path + pointer(key))
+            yield from _nuls(each, path + pointer(key))
+    elif isinstance(value, list):
+        for index, each in enumerate(value):
+            yield from _nuls(each, f"{path}/{index}")
 
 
 def _problems(kind: Any, value: Any, path: str) -> Iterator[dict[str, str]]:

@@ -73,7 +73,7 @@ class RunnerBody(Body, frozen=True, kw_only=True):
 class Heartbeat(Body, frozen=True, kw_only=True):
     """A runner's sign of life; what is left out keeps its value."""
 
-    lease_ms: Annotated[int, Meta(ge=1_000, le=3_600_000)] | UnsetType = UNSET
+    lease_ms: Annotated[float, Meta(ge=1_000, le=3_600_000)] | UnsetType = UNSET
     wake_stream_offset: Offset | UnsetType = UNSET
     wakeStreamOffset: Offset | UnsetType = UNSET  # noqa: N815  runners may write either
     liveness_lease_expires_at: Annotated[datetime, Meta(tz=True)] | UnsetType = UNSET
@@ -252,7 +252,7 @@ class HeartbeatView(ApiView):
     @documented("Report that a runner lives", body=Heartbeat, answers={200: RunnerBody})
     def post(self, request: HttpRequest, runner_id: str) -> HttpResponse:
         """Renew the runner's liveness lease."""
-        body = read(request, Heartbeat, empty=True, nul_allowed=True)
+        body = read(request, Heartbeat, empty=True, any_text=True)
         runner = own_runner(self.caller, runner_id)
         offset = body.wake_stream_offset
         if offset is UNSET:

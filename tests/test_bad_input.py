@@ -405,7 +405,6 @@ NUMBERS = [
     (f"POST /{RUNNER}/heartbeat", '{"lease_ms": {NUMBER}}'),
     (f"POST /{RUNNERS}", '{"id": "new", "label": "x", "claim_lease_ms": {NUMBER}}'),
     (f"POST /{RUNNERS}", '{"id": "new", "label": "x", "max_concurrent_claims": {NUMBER}}'),
-    (f"POST /{ENTITY}/send", '{"payload": 1, "afterMs": {NUMBER}}'),
 ]
 
 
@@ -423,6 +422,24 @@ def test_a_number_out_of_bounds_is_refused(scene, endpoint, template):
         refusals = [(400, "INVALID_REQUEST"), (409, "FENCED")][: 1 + (endpoint.who == "holder")]
         assert (answer.status, answer.error) in refusals, number
     assert everything() == before
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "template", "number"),
+    [
+        (f"POST /{RUNNERS}", '{"id": "new", "label": "x", "claim_lease_ms": {NUMBER}}', "30000.0"),
+        (f"POST /{RUNNERS}", '{"id": "new", "label": "x", "claim_lease_ms": {NUMBER}}', "3e4"),
+        (f"POST /{RUNNERS}", '{"id": "x", "label": "x", "max_concurrent_claims": {NUMBER}}', "1E1"),
+        (f"POST /{RUNNER}/heartbeat", '{"lease_ms": {NUMBER}}', "9e4"),
+        (f"POST /{CALLBACK}", '{"epoch": {NUMBER}}', "1.0"),
+        (f"POST /{CALLBACK}", '{"generation": {NUMBER}, "done": true}', "0.1e1"),
+    ],
+)
+def test_an_integer_may_be_written_as_any_json_number(scene, endpoint, template, number):
+    endpoint = BY_NAME[endpoint]
+    body = template.replace("{NUMBER}", number).encode()
+    answer = scene.holder(endpoint)(endpoint.method, endpoint.path(scene.names), body)
+    assert answer.status == endpoint.status, answer
 
 
 OWN_NUMBERS = ("123456789012345678901234567890", "1" + "0" * 3000, "-0", "1e308")
@@ -488,6 +505,7 @@ def test_a_number_that_is_the_callers_own_may_be_any(scene, endpoint, template):
         ),
         (f"POST /{ENTITY}/send", {"key": "", "mode": 7}, ["/payload", "/key", "/mode"]),
         (f"POST /{ENTITY}/send", {"payload": 1, "afterMs": 5}, ["/afterMs"]),
+        (f"POST /{ENTITY}/send", {"payload": [{"a\0": "\0"}]}, ["/payload/0/a\0"] * 2),
         (f"POST /{ENTITY}/signal", {"signal": "SIGNAL", "reason": 1}, ["/signal", "/reason"]),
         (f"POST /{ENTITY}/signal", {}, ["/signal"]),
         (f"POST /{ENTITY}/tags/<str:key>", {"value": 7}, ["/value"]),

@@ -96,6 +96,24 @@ def test_a_nul_never_reaches_the_database(report):
     assert report({"last_error": "bad\x00byte"}) == {"last_error": "bad\ufffdbyte"}
 
 
+@pytest.mark.parametrize(
+    ("escaped", "kept"),
+    [
+        (r"cut \ud83d", "cut \ufffd"),
+        (r"\uDE00 cut", "\ufffd cut"),
+        (r"\ud83d\ud83d\ude00", "\ufffd\U0001f600"),
+        (r"\\ud83d", r"\ud83d"),
+    ],
+)
+def test_half_an_emoji_never_reaches_the_database(alice, escaped, kept):
+    """JavaScript cuts a text between the two halves, and writes the one that is left."""
+    alice.register()
+    body = f'{{"diagnostics": {{"last_error": "{escaped}", "{escaped}": 1}}}}'
+    answer = alice.post(PATH, body.encode())
+    assert answer.status == 200, answer
+    assert answer.body["diagnostics"] == {"last_error": kept}
+
+
 def test_an_over_long_text_is_cut(report):
     assert report({"last_error": "x" * 100_000}) == {"last_error": "x" * 4096}
 

@@ -61,6 +61,11 @@ def test_it_refuses_a_lease_out_of_bounds(alice, runner, lease_ms):
     assert refuses(alice.post(PATH, {"lease_ms": lease_ms}), "/lease_ms")
 
 
+def test_a_lease_need_not_be_whole(alice, runner):
+    """A runner of 10 s / 3 between its heartbeats names three times that."""
+    assert alice.post(PATH, b'{"lease_ms": 9999.999999999998}').status == 200
+
+
 @pytest.mark.parametrize("hours", [0, 5])
 def test_it_takes_an_explicit_expiry_in_any_zone(alice, runner, hours):
     zone = timezone(timedelta(hours=hours))
