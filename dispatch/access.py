@@ -19,6 +19,7 @@ from runners.authentication import bearer, principal_of
 
 CLAIM_TOKEN_PREFIX = "pwc_"  # noqa: S105
 WRITE_TOKEN_PREFIX = "pww_"  # noqa: S105
+NOT_THE_HOLDER = "The token is not one of the entity's active claim."
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +106,27 @@ def find_to_read(principal: Principal, type_name: str, name: str) -> Entity:
 
 
 def find_to_read_stream(request: HttpRequest, type_name: str, name: str) -> Entity:
-    """The entity, for one who may read its stream. Raises Unauthenticated, NotFound, Forbidden."""
+    """The entity, for one who may read its stream. Raises Unauthenticated, NotFound, Forbidden.
+
+    NotFound is for principals; see `find_for_holder`.
+    """
     token = claim_token(request)
     if token is None:
         return find_to_read(principal_of(request), type_name, name)
-    entity = find(type_name, name)
+    entity = find_for_holder(type_name, name)
     if not entity.claims.opened_by(hashed(token)).exists():
-        raise Unauthenticated("The token is not that of the entity's active claim.")
+        raise Unauthenticated(NOT_THE_HOLDER)
     return entity
+
+
+def find_for_holder(type_name: str, name: str) -> Entity:
+    """The entity, for a token that is yet to be looked at.
+
+    Raises NotFound where none can be, and Unauthenticated where none is: a token opens nothing
+    there, and who holds none of an entity is not told whether there is one.
+    """
+    looked_up(type_name, name)
+    try:
+        return find(type_name, name)
+    except NotFound:
+        raise Unauthenticated(NOT_THE_HOLDER) from None

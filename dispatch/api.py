@@ -15,6 +15,7 @@ from config.errors import (
     DuplicateUrl,
     InvalidRequest,
     NotFound,
+    PullwakeError,
     ServiceUnavailable,
     Unauthenticated,
     error_response,
@@ -513,16 +514,19 @@ class MainStreamView(ApiView):
         token = access.claim_token(request)
         if token is None:
             raise Unauthenticated("Appending needs the active claim's write token.")
-        sequence = producers.Sequence.parse(request.headers)
-        body = decode(raw_body(request), Any)
-        events = body if isinstance(body, list) else [body]
-        entity = access.find(type_name, name)
+        entity = access.find_for_holder(type_name, name)
+        try:
+            sequence = producers.Sequence.parse(request.headers)
+            events = _events(request)
+        except PullwakeError:
+            # Who may not write is told that, not what an event looks like.
+            if access.written_by(token) != entity:
+                raise Unauthenticated(access.NOT_THE_HOLDER) from None
+            raise
         with transaction.atomic():
             state = wakes.lock_of(entity.pk)
             if state is None or access.written_by(token) != entity:
-                raise Unauthenticated("The write token is dead, unknown, or another entity's.")
-            if not events:
-                raise InvalidRequest("There is no event to append.")
+                raise Unauthenticated(access.NOT_THE_HOLDER)
             new = sequence is None or producers.advance(entity, sequence)
             if new:
                 log.append(state, events)
@@ -533,3 +537,11 @@ class MainStreamView(ApiView):
             response.headers["Producer-Epoch"] = str(sequence.epoch)
             response.headers["Producer-Seq"] = str(sequence.seq)
         return response
+
+
+def _events(request: HttpRequest) -> list[Any]:
+    body = decode(raw_body(request), Any)
+    events = body if isinstance(body, list) else [body]
+    if not events:
+        raise InvalidRequest("There is no event to append.")
+    return events

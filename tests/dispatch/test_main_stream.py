@@ -56,10 +56,20 @@ def test_it_gives_what_lies_past_the_offset(held, after, types):
     assert answer.headers["Stream-Next-Offset"] == offset(2)
 
 
-@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_it_does_not_know_the_stream(held, method):
-    answer = held.api(method, "/agent/unknown/main", b"{}", Electric_Claim_Token=held.token)
-    assert answer.status == 404
+    assert held.api(method, "/agent/unknown/main").status == 404
+
+
+@pytest.mark.parametrize("header", ["Electric_Claim_Token", "Authorization"])
+@pytest.mark.parametrize("path", ["/agent/unknown/main", "/agent/e2/main"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+def test_a_token_does_not_tell_which_streams_there_are(held, method, path, header):
+    held.api.make_entity("/agent/e2")
+    for token in (held.token, held.body["claimToken"], "pww_unknown"):
+        value = token if header == "Electric_Claim_Token" else f"Bearer {token}"
+        answer = Api(**{header: value})(method, path, {"n": 1})
+        assert answer.status == 401, (token, answer)
 
 
 def test_each_event_gets_the_offset_just_after_it(held):
@@ -153,6 +163,22 @@ def tokens(held):
         "two": {"Electric_Claim_Token": held.token, "Authorization": "Bearer pww_other"},
         "a bad bearer": {"Electric_Claim_Token": held.token, "Authorization": "Bearer pwa_bad"},
     }
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (b"{", {}),
+        (b"[]", {}),
+        (b"{}", {"Content_Type": "text/plain"}),
+        (b"{}", {"Producer_Id": "p"}),
+        (b" " * 2_000_000, {}),
+    ],
+)
+def test_who_may_not_write_is_not_told_what_an_event_looks_like(held, body, headers):
+    answer = held.api.post(MAIN, body, Electric_Claim_Token="pww_unknown", **headers)
+    assert (answer.status, answer.error) == (401, "UNAUTHORIZED")
+    assert held.api.post(MAIN, body, Electric_Claim_Token=held.token, **headers).status >= 400
 
 
 @pytest.mark.parametrize(
