@@ -102,7 +102,7 @@ class NewMessage(Body, frozen=True, kw_only=True):
     type: Key | UnsetType = UNSET
     mode: Key | UnsetType = UNSET
     position: Any = UNSET
-    afterMs: Annotated[int, Meta(ge=0, le=0)] | UnsetType = UNSET  # noqa: N815
+    afterMs: Annotated[float, Meta(le=0)] | UnsetType = UNSET  # noqa: N815
 
 
 class Sent(Body, frozen=True, kw_only=True):

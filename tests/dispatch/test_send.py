@@ -114,7 +114,10 @@ def test_the_same_key_at_another_entity_is_another_message(woken):
         {"payload": 1, "type": 7},
         {"payload": 1, "mode": 7},
         {"payload": 1, "afterMs": 1},
+        {"payload": 1, "afterMs": 0.5},
+        {"payload": 1, "afterMs": 1e300},
         {"payload": 1, "afterMs": "0"},
+        {"payload": 1, "afterMs": True},
         {"payload": "nul \0"},
     ],
     ids=str,
@@ -125,8 +128,10 @@ def test_it_refuses_a_bad_body(woken, body):
     assert messages(woken) == []
 
 
-def test_after_no_time_at_all_is_now(woken):
-    woken.send(afterMs=0)
+@pytest.mark.parametrize("after", [0, 0.0, -5, -0.5])
+def test_after_no_time_at_all_is_now(woken, after):
+    """So is a time that has passed: a sender who reckons it from a clock may come late."""
+    woken.send(afterMs=after)
     assert len(woken.wakes()) == 1
 
 
