@@ -216,7 +216,8 @@ def acquire(runner: Runner, subscription_id: str | None = None) -> Acquisition |
 
 def _subscription_key(runner: Runner, subscription_id: str | None) -> str:
     """The entity part of ``runner:<runner id>:<entity part>``; "" if there is none."""
-    whole, _, key = f"{subscription_id or f'runner:{runner.pk}'}:".partition(f"runner:{runner.pk}:")
+    own = f"runner:{runner.pk}"
+    whole, _, key = f"{own if subscription_id is None else subscription_id}:".partition(f"{own}:")
     key = key.removesuffix(":")
     # The entity part is a hash: one with a colon is of a runner whose id begins as this one's.
     if whole or ":" in key:

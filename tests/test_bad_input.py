@@ -483,6 +483,7 @@ def test_a_number_that_is_the_callers_own_may_be_any(scene, endpoint, template):
         (
             f"POST /{CALLBACK}",
             {"epoch": "1", "done": "yes", "acks": [{"path": 7}, {"offset": "-1"}, 3]},
+        (f"POST /{RUNNER}/claim", {"subscription_id": ""}, ["/subscription_id"]),
             ["/epoch", "/acks/0/offset", "/acks/0/path", "/acks/2", "/done"],
         ),
         (f"POST /{CALLBACK}", {"done": True}, ["/epoch"]),
