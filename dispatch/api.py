@@ -255,8 +255,13 @@ class EntityView(ApiView):
     @documented("Make an entity", body=NewEntity, answers={201: EntityBody}, errors=[409])
     def put(self, request: HttpRequest, type_name: str, name: str) -> HttpResponse:
         """Make an entity, and wake it if it is made with a first message."""
-        if not is_id(type_name) or not is_id(name) or type_name in RESERVED_TYPES:
-            raise InvalidRequest("The entity's type and id must be of the form of ids.")
+        bad = [] if is_id(type_name) and type_name not in RESERVED_TYPES else ["/type"]
+        bad += [] if is_id(name) else ["/id"]
+        if bad:
+            raise InvalidRequest(
+                "The entity's type and id must be of the form of ids.",
+                details=[{"path": path, "message": "no id, or reserved"} for path in bad],
+            )
         body = read(request, NewEntity, empty=True)
         message = None
         if body.initialMessage is not UNSET:

@@ -159,12 +159,14 @@ def test_a_bad_id_in_an_address_is_not_found(scene, endpoint):
     assert everything() == before
 
 
-@pytest.mark.parametrize("name", ["type_name", "name"])
-def test_nothing_is_made_with_a_bad_id(scene, refused, name):
+@pytest.mark.parametrize(("name", "named"), [("type_name", "/type"), ("name", "/id")])
+def test_nothing_is_made_with_a_bad_id(scene, refused, name, named):
+    endpoint = BY_NAME[f"PUT /{ENTITY}"]
     for bad in BAD_IDS:
         if "%2F" not in bad:
             path = Endpoint("PUT", ENTITY, "").path({**scene.names, name: bad})
-            refused(BY_NAME[f"PUT /{ENTITY}"], 400, "INVALID_REQUEST", path=path, body={})
+            answer = refused(endpoint, 400, "INVALID_REQUEST", path=path, body={})
+            assert paths(answer) == [named]
 
 
 def test_no_entity_type_stands_where_the_api_does(refused):
