@@ -1,6 +1,7 @@
 """The REST API of entities and entity types, and of the streams."""
 
 from typing import Annotated, Any, Literal, cast
+from urllib.parse import unquote
 
 import msgspec
 from django.db import transaction
@@ -389,11 +390,20 @@ class TagView(ActorView):
         return self._set(type_name, name, key, None)
 
     def _set(self, type_name: str, name: str, key: str, value: str | None) -> HttpResponse:
-        if not 1 <= len(key) <= 256 or not key.isprintable():
-            raise InvalidRequest("A tag's key is 1 to 256 printable characters.")
+        if not 1 <= len(key) <= 256 or not key.isprintable() or not _is_utf8(self.request):
+            raise InvalidRequest.field("/key", "a tag's key is 1 to 256 printable characters")
         entity = access.find_to_act(self.actor.principal, type_name, name)
         entities.set_tag(entity, key, value)
         return answer(entity_body(access.find(type_name, name)))
+
+
+def _is_utf8(request: HttpRequest) -> bool:
+    """Whether the address is, as it was sent: Django escapes anew what is not."""
+    try:
+        unquote(request.META.get("RAW_URI", "").partition("?")[0], errors="strict")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 # --- Entity types -----------------------------------------------------------------------------

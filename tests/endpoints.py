@@ -36,7 +36,7 @@ class Endpoint:
     def path(self, names: dict[str, str]) -> str:
         """Its address, with these names in it, or its own."""
         found = {**names, **self.names}
-        return "/" + re.sub(r"<str:(\w+)>", lambda match: found[match[1]], self.route)
+        return "/" + re.sub(r"<(?:str|text):(\w+)>", lambda match: found[match[1]], self.route)
 
 
 RUNNERS = "_electric/runners"
@@ -71,8 +71,8 @@ ENDPOINTS = [
     Endpoint("DELETE", ENTITY, "owner", 204),
     Endpoint("POST", f"{ENTITY}/send", "actor", body={"payload": "more"}),
     Endpoint("POST", f"{ENTITY}/signal", "owner", body={"signal": "SIGSTOP"}),
-    Endpoint("POST", f"{ENTITY}/tags/<str:key>", "actor", body={"value": "red"}),
-    Endpoint("DELETE", f"{ENTITY}/tags/<str:key>", "actor"),
+    Endpoint("POST", f"{ENTITY}/tags/<text:key>", "actor", body={"value": "red"}),
+    Endpoint("DELETE", f"{ENTITY}/tags/<text:key>", "actor"),
     Endpoint("POST", TYPES, "caller", 201, {"name": "new", "description": ""}),
     Endpoint("GET", TYPES, "caller"),
     Endpoint("GET", f"{TYPES}/<str:name>", "caller", names={"name": "doc"}),

@@ -179,9 +179,10 @@ def test_no_entity_type_stands_where_the_api_does(refused):
 @pytest.mark.parametrize("key", ["%00", "a%0Ab", "x" * 257])
 @pytest.mark.parametrize("method", ["POST", "DELETE"])
 def test_a_bad_tag_is_refused(refused, method, key):
-    endpoint = BY_NAME[f"{method} /{ENTITY}/tags/<str:key>"]
+    endpoint = BY_NAME[f"{method} /{ENTITY}/tags/<text:key>"]
     path = f"/_electric/entities/agent/e1/tags/{key}"
-    refused(endpoint, 400, "INVALID_REQUEST", path=path, body=endpoint.body)
+    answer = refused(endpoint, 400, "INVALID_REQUEST", path=path, body=endpoint.body)
+    assert paths(answer) == ["/key"]
 
 
 @pytest.mark.parametrize("endpoint", [e for e in ENDPOINTS if e.method == "GET"], ids=str)
@@ -373,7 +374,7 @@ TEXTS = [
     (f"POST /{ENTITY}/signal", '{"signal": {TEXT}}'),
     (f"POST /{ENTITY}/signal", '{"signal": "SIGHUP", "reason": {TEXT}}'),
     (f"POST /{ENTITY}/signal", '{"signal": "SIGHUP", "payload": {TEXT}}'),
-    (f"POST /{ENTITY}/tags/<str:key>", '{"value": {TEXT}}'),
+    (f"POST /{ENTITY}/tags/<text:key>", '{"value": {TEXT}}'),
     (f"POST /{TYPES}", '{"name": {TEXT}, "description": ""}'),
     (f"POST /{TYPES}", '{"name": "new", "description": {TEXT}}'),
     (f"POST /{TYPES}", '{"name": "new", "description": "", "creation_schema": {"const": {TEXT}}}'),
@@ -482,10 +483,10 @@ def test_a_number_that_is_the_callers_own_may_be_any(scene, endpoint, template):
         ),
         (f"POST /{RUNNER}/claim", {"subscription_id": 7}, ["/subscription_id"]),
         (f"POST /{RUNNER}/claim", {"subscription_id": "runner:r2:x"}, ["/subscription_id"]),
+        (f"POST /{RUNNER}/claim", {"subscription_id": ""}, ["/subscription_id"]),
         (
             f"POST /{CALLBACK}",
             {"epoch": "1", "done": "yes", "acks": [{"path": 7}, {"offset": "-1"}, 3]},
-        (f"POST /{RUNNER}/claim", {"subscription_id": ""}, ["/subscription_id"]),
             ["/epoch", "/acks/0/offset", "/acks/0/path", "/acks/2", "/done"],
         ),
         (f"POST /{CALLBACK}", {"done": True}, ["/epoch"]),
@@ -511,7 +512,7 @@ def test_a_number_that_is_the_callers_own_may_be_any(scene, endpoint, template):
         (f"POST /{ENTITY}/send", {"payload": [{"a\0": "\0"}]}, ["/payload/0/a\0"] * 2),
         (f"POST /{ENTITY}/signal", {"signal": "SIGNAL", "reason": 1}, ["/signal", "/reason"]),
         (f"POST /{ENTITY}/signal", {}, ["/signal"]),
-        (f"POST /{ENTITY}/tags/<str:key>", {"value": 7}, ["/value"]),
+        (f"POST /{ENTITY}/tags/<text:key>", {"value": 7}, ["/value"]),
         (
             f"POST /{TYPES}",
             {"description": 7, "permission_grants": [{"subject_kind": "x"}]},
@@ -634,6 +635,18 @@ def test_an_endless_body_is_refused_before_its_end(raw_server):
         413,
         "PAYLOAD_TOO_LARGE",
     )
+
+
+@pytest.mark.parametrize("key", ["%FF", "a%C3", "%ED%A0%BD"])
+def test_a_key_of_a_tag_that_is_no_text_is_refused(raw_server, key):
+    api = raw_server.client()
+    if api.get("/_electric/entities/agent/tagged").status == 404:
+        api.make_entity("/agent/tagged", None)
+    for method in ("POST", "DELETE"):
+        answer = api(method, f"/_electric/entities/agent/tagged/tags/{key}", {"value": "x"})
+        assert (answer.status, answer.error) == (400, "INVALID_REQUEST")
+        assert paths(answer) == ["/key"]
+    assert api.get("/_electric/entities/agent/tagged").body["tags"] == {}
 
 
 def test_a_nonsense_cursor_does_no_harm(raw_server):

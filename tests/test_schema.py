@@ -72,7 +72,7 @@ def test_it_documents_every_endpoint():
         for path, operations in paths.items()
     }
     plain = {
-        route.replace("<str:", "{").replace(">", "}"): methods - {"HEAD"}
+        route.replace("<str:", "{").replace("<text:", "{").replace(">", "}"): methods - {"HEAD"}
         for route, methods in routes().items()
         if route not in PAGES
     }

@@ -266,6 +266,27 @@ def test_it_sets_replaces_and_removes_a_tag(alice):
     assert alice("DELETE", f"{E1}/tags/a").body == alice.get(E1).body
 
 
+@pytest.mark.parametrize(
+    ("encoded", "key"),
+    [
+        ("a%2Fb", "a/b"),
+        ("%2f", "/"),
+        ("a%20b", "a b"),
+        ("100%25", "100%"),
+        ("%25FF", "%FF"),
+        ("k%3av", "k:v"),
+        ("a+b", "a+b"),
+        ("%C3%A4%F0%9F%98%80", "ä😀"),
+        ("..", ".."),
+    ],
+)
+def test_a_key_of_a_tag_is_any_text(alice, encoded, key):
+    """Runners write encodeURIComponent(key)."""
+    alice.make_entity(runner_id=None)
+    assert alice.post(f"{E1}/tags/{encoded}", {"value": "x"}).body["tags"] == {key: "x"}
+    assert alice("DELETE", f"{E1}/tags/{encoded}").body["tags"] == {}
+
+
 @pytest.mark.parametrize("body", [{}, {"value": 1}, {"value": None}, [], b"", {"value": "x\0"}])
 def test_it_refuses_a_tag_that_is_no_string(alice, body):
     alice.make_entity(runner_id=None)
