@@ -43,12 +43,18 @@ def principal_of(request: HttpRequest) -> Principal:
     secret = bearer(request)
     if secret is None:
         return _unproven(request)
-    principal = tokens.principal_of(secret)
-    if principal is None:
-        raise Unauthenticated("The access token is unknown, revoked or expired.")
+    principal = principal_behind(secret)
     named = _named(request)
     if named is not None and named != principal:
         raise Forbidden("Electric-Principal names another principal than the access token.")
+    return principal
+
+
+def principal_behind(secret: str) -> Principal:
+    """Whose access token this is. Raises Unauthenticated."""
+    principal = tokens.principal_of(secret)
+    if principal is None:
+        raise Unauthenticated("The access token is unknown, revoked or expired.")
     return principal
 
 

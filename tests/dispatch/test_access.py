@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from config.principals import Principal
+from runners import tokens
 from tests.support import Api
 
 E1 = "/_electric/entities/agent/e1"
@@ -58,7 +60,7 @@ def parties(db):
     creator.make_entity("/agent/e2", None, initialMessage="hi")
     claims = [owner.claim(), owner.claim()]
     assert claims[0].body["entity"]["url"] == "/agent/e1"
-    tokens = [(claim.body["claimToken"], claim.mint()) for claim in claims]
+    secrets = [(claim.body["claimToken"], claim.mint()) for claim in claims]
     return {
         "creator": creator,
         "registrar": registrar,
@@ -67,12 +69,12 @@ def parties(db):
         "owner of its runner": owner,
         "spawner": Api("user:spawner"),
         "stranger": Api("user:stranger"),
-        "claim token": Api(Electric_Claim_Token=tokens[0][0]),
-        "write token": Api(Electric_Claim_Token=tokens[0][1]),
-        "claim token as bearer": Api(Authorization=f"Bearer {tokens[0][0]}"),
-        "write token as bearer": Api(Authorization=f"Bearer {tokens[0][1]}"),
-        "another entity's claim token": Api(Electric_Claim_Token=tokens[1][0]),
-        "another entity's write token": Api(Electric_Claim_Token=tokens[1][1]),
+        "claim token": Api(Electric_Claim_Token=secrets[0][0]),
+        "write token": Api(Electric_Claim_Token=secrets[0][1]),
+        "claim token as bearer": Api(Authorization=f"Bearer {secrets[0][0]}"),
+        "write token as bearer": Api(Authorization=f"Bearer {secrets[0][1]}"),
+        "another entity's claim token": Api(Electric_Claim_Token=secrets[1][0]),
+        "another entity's write token": Api(Electric_Claim_Token=secrets[1][1]),
         "dead token": Api(Electric_Claim_Token="pww_dead"),
         "access token that is none": Api(Authorization="Bearer pwa_unknown"),
     }
@@ -122,6 +124,22 @@ def test_it_lets_in_handlers_by_their_token(parties, who):
     calls = (*STREAM, *TOKEN)
     expected = {call: 200 if call in MAY_BY_HEADER[who] else 401 for call in calls}
     assert statuses(parties[who], calls) == expected
+
+
+@pytest.mark.parametrize("mode", ["development", "production"])
+def test_a_handler_names_its_creator_beside_its_runners_access_token(parties, settings, mode):
+    """So the existing runtime does, when its entity's creator does not own its runner."""
+    settings.DEVELOPMENT = mode == "development"
+    secret = tokens.issue(Principal.parse("user:owner"))[1]
+    handler = Api(
+        "user:creator",
+        Authorization=f"Bearer {secret}",
+        Electric_Claim_Token=parties["write token"].headers["Electric-Claim-Token"],
+    )
+    calls = (*STREAM, *TOKEN)
+    assert statuses(handler, calls) == dict.fromkeys(calls, 200)
+    assert handler.post("/agent/e1/main", {"n": 1}).status == 204
+    assert handler.get(E1).status == 403
 
 
 @pytest.mark.parametrize("who", [who for who in MAY if not set(ACTS) <= set(MAY[who][0])])
