@@ -1,15 +1,18 @@
 """Who acts: a principal ``kind:id``, whose canonical URL is ``/principal/`` + its encoded key."""
 
 import re
+import string
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 from urllib.parse import quote, unquote
 
 _KEY = re.compile(r"(user|agent|service|system):([^/\x00-\x1f\x7f]+)")
-_PREFIX = "/principal/"
+URL_PREFIX = "/principal/"
 # What encodeURIComponent leaves alone, so that both ends write the same URL.
 _UNENCODED = "!'()*"
+URL_CHARACTERS = f"{string.ascii_letters}{string.digits}_.-~%{_UNENCODED}"
+"""All that a canonical URL holds after its prefix."""
 MAX_URL_LENGTH = 512
 
 
@@ -33,7 +36,7 @@ class Principal:
     @property
     def url(self) -> str:
         """The canonical URL, the only form that is stored or compared."""
-        return _PREFIX + quote(self.key, safe=_UNENCODED)
+        return URL_PREFIX + quote(self.key, safe=_UNENCODED)
 
     @classmethod
     def parse(cls, text: str) -> "Principal":
@@ -47,8 +50,8 @@ class Principal:
 @lru_cache(maxsize=4096)
 def _parse(text: str) -> Principal:
     key = text
-    if text.startswith(_PREFIX):
-        key = unquote(text.removeprefix(_PREFIX), errors="strict")
+    if text.startswith(URL_PREFIX):
+        key = unquote(text.removeprefix(URL_PREFIX), errors="strict")
     match = _KEY.fullmatch(key)
     if match is None:
         raise ValueError("expected kind:id with kind one of user, agent, service, system")

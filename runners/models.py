@@ -8,10 +8,11 @@ from typing import Any
 
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import models
-from django.db.models import F, Q
-from django.db.models.functions import Now
+from django.db.models import F, Func, Q, Value
+from django.db.models.functions import Now, Substr
+from django.db.models.lookups import Exact
 
-from config.principals import MAX_URL_LENGTH, Principal
+from config.principals import MAX_URL_LENGTH, URL_CHARACTERS, URL_PREFIX, Principal
 
 
 class PrincipalField(models.CharField):  # type: ignore[type-arg]
@@ -23,10 +24,15 @@ class PrincipalField(models.CharField):  # type: ignore[type-arg]
 
 def canonical(column: str) -> Q:
     """The condition that a column holds the canonical URL of a principal."""
-    condition = Q()
+    kinds = Q()
     for kind in Principal.KINDS:
-        condition |= Q(**{f"{column}__startswith": f"/principal/{kind}%3A"})
-    return condition
+        beginning = f"{URL_PREFIX}{kind}%3A"
+        kinds |= Q(**{f"{column}__startswith": beginning}) & ~Q(**{column: beginning})
+    # No database has the same regular expressions as the other, but both can strip characters:
+    # nothing is left of a key that holds those of a URL alone.
+    key = Substr(column, len(URL_PREFIX) + 1)
+    rest = Func(key, Value(URL_CHARACTERS), function="LTRIM", output_field=models.TextField())
+    return kinds & Q(Exact(rest, Value("")))
 
 
 class RunnerQuerySet(models.QuerySet["Runner"]):

@@ -35,15 +35,29 @@ FORBIDDEN: dict[str, list[Any]] = {
         "UPDATE runners_runner SET owner_principal = 'user:alice'",
         "UPDATE runners_runner SET owner_principal = '/principal/user:alice'",
         "UPDATE runners_runner SET owner_principal = '/principal/robot%3Aalice'",
+        "UPDATE runners_runner SET owner_principal = '/principal/user%3A'",
+        "UPDATE runners_runner SET owner_principal = '/principal/user%3Aa/b'",
+        "UPDATE runners_runner SET owner_principal = '/principal/user%3Aa:b'",
+        "UPDATE runners_runner SET owner_principal = '/principal/user%3Aa b'",
+        "UPDATE runners_runner SET owner_principal = '/principal/user%3Aé'",
         "UPDATE runners_runner SET owner_principal = ''",
     ],
     "runner_max_claims_positive": ["UPDATE runners_runner SET max_concurrent_claims = 0"],
     "runner_claim_lease": ["UPDATE runners_runner SET claim_lease_ms = 999"],
-    "token_principal_url": ["UPDATE runners_accesstoken SET principal = 'user:alice'"],
+    "token_principal_url": [
+        "UPDATE runners_accesstoken SET principal = 'user:alice'",
+        "UPDATE runners_accesstoken SET principal = '/principal/user%3A'",
+    ],
     "token_expires_later": ["UPDATE runners_accesstoken SET expires_at = created_at"],
     # dispatch
-    "type_registrar_url": ["UPDATE dispatch_entitytype SET registered_by = 'user:alice'"],
-    "entity_creator_url": ["UPDATE dispatch_entity SET created_by = 'user:alice'"],
+    "type_registrar_url": [
+        "UPDATE dispatch_entitytype SET registered_by = 'user:alice'",
+        "UPDATE dispatch_entitytype SET registered_by = '/principal/user%3A'",
+    ],
+    "entity_creator_url": [
+        "UPDATE dispatch_entity SET created_by = 'user:alice'",
+        "UPDATE dispatch_entity SET created_by = '/principal/user%3A'",
+    ],
     "state_cursor_within_stream": ["UPDATE dispatch_dispatchstate SET cursor = tail + 1"],
     "state_work_within_stream": ["UPDATE dispatch_dispatchstate SET last_work_offset = tail + 1"],
     "state_wake_only_when_awake": [
