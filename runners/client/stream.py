@@ -33,7 +33,11 @@ class Batch:
 
 
 class WakeStream:
-    """The position in a runner's wake stream. It survives reconnecting, not the run."""
+    """The position in a runner's wake stream. It survives reconnecting, not the run.
+
+    It moves on only with what `follow` yields: what was read and then not looked at, because the
+    connection was given up in between, is read again.
+    """
 
     def __init__(
         self, transport: Transport, live: Live, offset: str, timing: Timing, clock: Clock
@@ -50,7 +54,7 @@ class WakeStream:
         self._clock = clock
 
     async def catch_up(self) -> Batch:
-        """One read without waiting. Raises as `Transport.call` does."""
+        """One read without waiting, for `follow`. Raises as `Transport.call` does."""
         self.live_answers = 0
         try:
             answer = await self._transport.call(
@@ -72,16 +76,16 @@ class WakeStream:
 
         Ends only by raising, as `Transport.call` does.
         """
+        moved = self._move(batch)
         yield batch
-        while not batch.up_to_date:
-            before = self.offset
+        while moved and not batch.up_to_date:  # a server might never say that it is
             batch = await self.catch_up()
+            moved = self._move(batch)
             yield batch
-            if self.offset == before:
-                break  # a server that never says it is up to date
         try:
             async with aclosing(self._sse() if self._mode == "sse" else self._poll()) as batches:
                 async for batch in batches:
+                    self._move(batch)
                     yield batch
         except ServerRefused as error:
             if self._live == "auto" and error.status in _REFUSED_MODE and not self.live_answers:
@@ -134,9 +138,6 @@ class WakeStream:
         offset = answer.headers.get("stream-next-offset")
         if offset is None and wakes:
             raise BadAnswer("an answer has wakes but no Stream-Next-Offset")
-        if offset is not None:
-            # Also one that is lower: that heals a position past the tail.
-            self.offset = offset
         return Batch(
             wakes=wakes,
             offset=offset,
@@ -151,8 +152,16 @@ class WakeStream:
             self._cursor = str(cursor)
         if not isinstance(offset, str):
             return Batch()
-        self.offset = offset
         return Batch(offset=offset, up_to_date=control.get("upToDate") is True)
+
+    def _move(self, batch: Batch) -> bool:
+        """Go on after `batch`. Returns whether that is another position.
+
+        It may be a lower one: that heals a position past the tail.
+        """
+        before = self.offset
+        self.offset = before if batch.offset is None else batch.offset
+        return self.offset != before
 
 
 class _Idle:

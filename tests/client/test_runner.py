@@ -14,6 +14,7 @@ import pytest
 from runners.client import PullWakeRunner, RunnerError, State, Wake
 from runners.client import runner as runner_module
 from runners.client.backoff import Backoff
+from runners.client.machine import Event
 from runners.client.runner import _Run
 
 from .fake import FakeServer, Fault, Hold, Request, cut, hang, login_page, lose_answer, status
@@ -364,6 +365,26 @@ async def test_it_works_with_a_server_that_has_one_live_mode_alone(only: str, li
                 await worked(server, "chat/1", number + 1)
         modes = {request.query.get("live") for request in server.of("wake")}
         assert only in modes
+
+
+async def test_a_wake_read_on_a_connection_that_is_given_up_before_it_was_seen_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entered = _Run.entered
+
+    def jump(run: _Run, before: State, state: State, payload: object) -> None:
+        entered(run, before, state, payload)
+        if state is State.STREAMING and run.connections == 1:
+            run.lifecycle.post(Event.CLOCK_JUMP)
+
+    monkeypatch.setattr(_Run, "entered", jump)
+    async with FakeServer() as server:
+        await server.send("chat/1", 1)
+        runner = make(server)
+        await runner.start()
+        await worked(server, "chat/1")
+        assert runner.connections == 2
+        await runner.stop()
 
 
 async def test_event_streams_that_end_are_taken_up_where_they_ended() -> None:
