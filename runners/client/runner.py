@@ -134,7 +134,7 @@ class _Run:
             self.connected.clear()
             assert self._stream is not None  # noqa: S101  nothing streams without one
             lasted = self._clock.monotonic() - self._streaming_since
-            if self._stream.live_answers or lasted >= self._timing.backoff_min:
+            if self._stream.brought_news or lasted >= self._timing.stable_after:
                 self._backoff.reset()
         match state:
             case State.STREAMING:
@@ -315,6 +315,7 @@ class _Run:
             held_up = passed - timing.clock_tick >= timing.clock_jump
             if jumped:
                 log.warning("the clock has jumped by %.0f s: connecting anew", walked - passed)
+                self._backoff.reset()  # what failed before it slept says nothing of now
                 self.lifecycle.post(Event.CLOCK_JUMP)
             elif held_up:
                 log.warning(

@@ -44,8 +44,10 @@ class WakeStream:
     ) -> None:
         self.path = ""
         self.offset = offset
-        self.live_answers = 0
-        """How many answers the live mode has had on this connection."""
+        self.brought_news = False
+        """Whether this connection has moved the position on."""
+        self._live_works = False
+        """Whether the live mode has had an answer on this connection."""
         self._transport = transport
         self._live = live
         self._mode: Literal["long-poll", "sse"] = "sse" if live == "sse" else "long-poll"
@@ -55,7 +57,6 @@ class WakeStream:
 
     async def catch_up(self) -> Batch:
         """One read without waiting, for `follow`. Raises as `Transport.call` does."""
-        self.live_answers = 0
         try:
             answer = await self._transport.call(
                 "GET",
@@ -76,6 +77,7 @@ class WakeStream:
 
         Ends only by raising, as `Transport.call` does.
         """
+        self.brought_news = self._live_works = False
         moved = self._move(batch)
         yield batch
         while moved and not batch.up_to_date:  # a server might never say that it is
@@ -88,7 +90,7 @@ class WakeStream:
                     self._move(batch)
                     yield batch
         except ServerRefused as error:
-            if self._live == "auto" and error.status in _REFUSED_MODE and not self.live_answers:
+            if self._live == "auto" and error.status in _REFUSED_MODE and not self._live_works:
                 self._mode = "long-poll" if self._mode == "sse" else "sse"
             raise
 
@@ -106,7 +108,7 @@ class WakeStream:
                 deadline=self._timing.long_poll_deadline,
             )
             batch = self._take(answer)
-            self.live_answers += 1
+            self._live_works = True
             self._cursor = answer.headers.get("stream-cursor", self._cursor)
             yield batch
             await idle.pause(progress=self.offset != before)
@@ -124,13 +126,12 @@ class WakeStream:
                 deadline=self._timing.request_timeout,
                 idle=self._timing.sse_idle_deadline,
             ) as events:
+                self._live_works = True
                 async for event in events:
-                    self.live_answers += 1
                     if event.event == "data":
                         yield Batch(wakes=_wakes(_loads(event.data)))
                     elif event.event == "control":
                         yield self._control(_loads(event.data))
-            self.live_answers += 1
             await idle.pause(progress=self.offset != before)
 
     def _take(self, answer: Answer) -> Batch:
@@ -159,9 +160,11 @@ class WakeStream:
 
         It may be a lower one: that heals a position past the tail.
         """
-        before = self.offset
-        self.offset = before if batch.offset is None else batch.offset
-        return self.offset != before
+        moved = batch.offset is not None and batch.offset != self.offset
+        if moved:
+            self.offset = str(batch.offset)
+            self.brought_news = True
+        return moved
 
 
 class _Idle:

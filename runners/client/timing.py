@@ -23,6 +23,9 @@ class Timing:
     """An event stream silent for this long is dead. A server ends one after about 60 s."""
     backoff_min: float = 1.0
     backoff_max: float = 30.0
+    stable_after: float = 5.0
+    """A connection that lasted for this long, or brought a wake, was a success: the next trouble
+    is new trouble, and its backoff starts afresh. One that only came about was none."""
     retry_after_max: float = 60.0
     """A server may ask for this long a wait, and no longer."""
     retry_for: float = 120.0

@@ -23,6 +23,7 @@ FAST = Timing(
     sse_idle_deadline=30.0,
     backoff_min=0.05,
     backoff_max=0.2,
+    stable_after=300.0,
     clock_tick=0.02,
     stop_grace=5.0,
     claim_settle=0.2,
@@ -36,15 +37,19 @@ def fast(**durations: float) -> Timing:
 
 
 class TestClock(Clock):
-    """The machine's clocks, and a wall clock that can be moved."""
+    """The machine's clocks; the wall clock can be moved, and time can be made to have passed."""
 
     __test__ = False
 
     def __init__(self) -> None:
         self.moved = 0.0
+        self.passed = 0.0
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.passed
 
     def wall(self) -> float:
-        return super().wall() + self.moved
+        return super().wall() + self.passed + self.moved
 
 
 class Handled:

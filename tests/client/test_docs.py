@@ -49,6 +49,7 @@ def test_the_durations_it_names_are_the_defaults() -> None:
     for sentence in (
         f"after {timing.backoff_min:g} s, doubling to {timing.backoff_max:g} s",
         f"(up to {timing.retry_after_max:g} s)",
+        f"lasted for {timing.stable_after:g} s",
         f"not answered within {timing.long_poll_deadline:g} s",
         f"silent for {timing.sse_idle_deadline:g} s",
     ):

@@ -17,7 +17,20 @@ from runners.client.backoff import Backoff
 from runners.client.machine import Event
 from runners.client.runner import _Run
 
-from .fake import FakeServer, Fault, Hold, Request, cut, hang, login_page, lose_answer, status
+from .fake import (
+    Cut,
+    FakeServer,
+    Fault,
+    Hold,
+    Request,
+    Response,
+    cut,
+    hang,
+    login_page,
+    lose_answer,
+    offset,
+    status,
+)
 from .harness import Handled, TestClock, fast, make, running, until
 
 SIXTEEN = {
@@ -225,24 +238,28 @@ async def delay_free(request: Request, answer: Any) -> Any:
     return await answer()
 
 
-async def test_backoff_grows_while_it_fails_and_starts_afresh_after_a_success(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def delays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The delays of the runners' backoffs, with no jitter."""
     delays: list[float] = []
 
     class Noted(Backoff):
         def next(self, retry_after: float | None = None) -> float:
-            delay = super().next(retry_after)
-            delays.append(round(delay, 3))
-            return delay
+            delays.append(super().next(retry_after))
+            return delays[-1]
 
     monkeypatch.setattr(runner_module, "Backoff", lambda timing: Noted(timing, draw=lambda: 1.0))
+    return delays
+
+
+async def test_backoff_grows_while_it_fails_and_starts_afresh_after_a_wake(
+    delays: list[float],
+) -> None:
     async with FakeServer() as server:
         server.fault("register", status(500), cut, login_page, status(503), status(429))
         async with running(server) as runner:
             assert delays == [0.05, 0.1, 0.2, 0.2, 0.2]
             await server.seen("wake", 2)
-            # It has worked: the next trouble is new trouble.
             await server.send("chat/1", 1)
             await worked(server, "chat/1")
             await server.close()
@@ -252,26 +269,59 @@ async def test_backoff_grows_while_it_fails_and_starts_afresh_after_a_success(
             await runner.connected()
 
 
-async def test_a_stream_that_breaks_at_once_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_backoff_starts_afresh_after_a_connection_that_lasted(delays: list[float]) -> None:
+    clock = TestClock()
+    async with FakeServer() as server:
+        server.fault("register", status(500), cut, cut)
+        server.record["wake_stream_offset"] = offset(0)  # where it is: it brings no news
+        async with running(server, clock=clock) as runner:
+            await server.seen("wake", 2)
+            clock.passed += 300.0
+            await server.close()
+            await until(lambda: len(delays) > 3)
+            assert delays[:4] == [0.05, 0.1, 0.2, 0.05]
+            await server.open()
+            await runner.connected()
+
+
+async def test_backoff_starts_afresh_after_a_sleep(delays: list[float]) -> None:
+    """The network is seldom there yet at the first attempt; that must not cost half a minute."""
+    clock = TestClock()
+    async with FakeServer() as server:
+        server.fault("register", cut, cut, status(503, Retry_After="60"), cut)
+        runner = make(server, clock=clock)
+        await runner.start()
+        await until(lambda: len(delays) == 3)
+        clock.moved += 3600.0
+        await runner.connected()
+        assert delays == [0.05, 0.1, 60.05, 0.05]
+        await runner.stop()
+
+
+@pytest.mark.parametrize("answers", [0, 1], ids=["unanswered", "answered-once"])
+async def test_a_stream_that_breaks_at_once_is_no_success(
+    delays: list[float], answers: int
+) -> None:
     """Connecting works and reading never does: the delays must grow, not stay at the least."""
-    delays: list[float] = []
-
-    class Noted(Backoff):
-        def next(self, retry_after: float | None = None) -> float:
-            delays.append(super().next(retry_after))
-            return delays[-1]
-
-    monkeypatch.setattr(runner_module, "Backoff", lambda timing: Noted(timing, draw=lambda: 1.0))
+    live: list[Request] = []
 
     async def break_live(request: Request, answer: Any) -> Any:
-        return await (cut if "live" in request.query else delay_free)(request, answer)
+        if "live" not in request.query:
+            live.clear()
+            return await answer()
+        live.append(request)
+        if len(live) > answers:
+            raise Cut
+        headers = {"Stream-Next-Offset": request.query["offset"], "Stream-Up-To-Date": "true"}
+        return Response(204, None, headers)
 
     async with FakeServer() as server:
         server.standing("wake", break_live)
         runner = make(server)
         await runner.start()
+        # The very first brings a runner that comes from the start to the tail: that is news.
         await until(lambda: len(delays) >= 4)
-        assert [round(delay, 3) for delay in delays[:4]] == [0.05, 0.1, 0.2, 0.2]
+        assert delays[:4] == [0.05, 0.1, 0.2, 0.2]
         await runner.stop()
 
 
