@@ -21,6 +21,7 @@ from .backoff import Backoff, insist
 from .clock import Clock
 from .diagnostics import Diagnostics, printable
 from .errors import ClaimLost, HandlerFailed, HandlerStuck, RunnerError, ServerRefused
+from .tasks import ends_task
 from .timing import Timing
 from .wake import Wake
 
@@ -260,7 +261,10 @@ class Claims:
                 event = lane.queue.popleft()
                 try:
                     await self._see_to(lane, event)
-                except Exception as error:  # whatever it was, the next wake gets its turn
+                except BaseException as error:
+                    if ends_task(error):
+                        raise
+                    # Whatever it was, the next wake gets its turn.
                     log.exception("a wake of %s could not be seen to", key)
                     self._failed(RunnerError(f"{type(error).__name__}: {error}"))
         finally:
@@ -435,16 +439,15 @@ class Claims:
                 held.wake = wake = Wake(self._api, grant, write_token, retry)
                 self._diagnostics.dispatched()
                 await self._handler(wake)
-        except asyncio.CancelledError:
-            if held.lost.done():
+        except BaseException as error:
+            if isinstance(error, ClaimLost) or ends_task(error):
                 raise
-            failure = "the handler was cancelled from within"
-        except ClaimLost:
-            raise
-        except (Exception, SystemExit) as error:  # noqa: BLE001  it is the handler's to raise
-            failure = printable(f"{type(error).__name__}: {error}", _MAX_FAILURE)
             if limit.expired():
                 failure = f"not finished within {self._work_timeout:g} s"
+            elif isinstance(error, asyncio.CancelledError):
+                failure = "the handler was cancelled from within"
+            else:
+                failure = printable(f"{type(error).__name__}: {error}", _MAX_FAILURE)
             if not held.lost.done():
                 failed = HandlerFailed(f"{grant.entity_url} epoch {grant.epoch}: {failure}")
                 failed.__cause__ = error

@@ -25,7 +25,7 @@ class BadAnswer(RunnerError):
 
 
 class HeadersFailed(RunnerError):
-    """The function that makes a connection's headers raised."""
+    """What was to make a connection's headers raised, or made something else."""
 
     transient = True
 

@@ -14,6 +14,7 @@ from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from .machine import OUTCOMES, TABLE, Action, Do, Event, Go, Ignore, State
+from .tasks import ends_task
 
 log = logging.getLogger("pullwake.runner")
 
@@ -121,17 +122,13 @@ class Lifecycle:
 
     async def _run(self, scope: Scope, payload: object) -> None:
         outcome = OUTCOMES[scope.state]
-        task = asyncio.current_task()
         result: object
         try:
             result = await self._effects.work(scope, payload)
             event = outcome.returned
-        except asyncio.CancelledError as error:
-            if task is not None and task.cancelling():
+        except BaseException as error:
+            if ends_task(error):
                 raise
-            # Something inside cancelled itself: the state must not stay behind without work.
-            result, event = error, outcome.raised
-        except Exception as error:  # noqa: BLE001  however its work ends, it is an event
             result, event = error, outcome.raised
         scope.task = None  # it ends by itself, so leaving the state has nothing to cancel
         scope.post(event, result)

@@ -31,6 +31,7 @@ from .heartbeats import Heartbeats
 from .lifecycle import Lifecycle, Scope
 from .machine import Event, State
 from .stream import Batch, Live, WakeStream
+from .tasks import ends_task
 from .timing import Timing
 from .transport import Headers, HeaderSource, Transport, check_url
 
@@ -149,9 +150,8 @@ class _Run:
             case State.STOPPING:
                 log.info("stopping: no more claims, and running work may finish")
             case State.STOPPED:
-                if isinstance(payload, asyncio.CancelledError):
+                if not isinstance(payload, Drained | Exception):
                     payload = _as_runner_error(payload)
-                assert isinstance(payload, Drained | Exception)  # noqa: S101  how a drain ends
                 self.stopped.set_result(payload)
                 log.info("stopped")
             case State.CONNECTING:
@@ -344,9 +344,9 @@ class _Run:
                 task = asyncio.create_task(_await(result), name="runner on_error")
                 self._reports.add(task)
                 task.add_done_callback(self._reports.discard)
-        except KeyboardInterrupt:
-            raise
-        except BaseException:
+        except BaseException as raised:
+            if ends_task(raised):
+                raise
             log.exception("on_error raised")
 
     def _supervise(
@@ -358,7 +358,9 @@ class _Run:
             while True:
                 try:
                     await work()
-                except Exception as error:
+                except BaseException as error:
+                    if ends_task(error):
+                        raise
                     log.exception("the %s failed and starts again", name)
                     self._failed(RunnerError(f"{name}: {type(error).__name__}: {error}"))
                 await asyncio.sleep(self._timing.backoff_min)
@@ -549,7 +551,9 @@ def _as_runner_error(payload: object) -> RunnerError:
 async def _await(result: Awaitable[object]) -> None:
     try:
         await result
-    except Exception:
+    except BaseException as raised:
+        if ends_task(raised):
+            raise
         log.exception("on_error raised")
 
 

@@ -21,6 +21,7 @@ import httpx2
 
 from .clock import Clock
 from .errors import BadAnswer, HeadersFailed, ServerRefused, ServerUnreachable
+from .tasks import ends_task
 
 Headers = Mapping[str, str]
 HeaderSource = Headers | Callable[[], Headers | Awaitable[Headers]]
@@ -158,24 +159,23 @@ class Transport:
         """`url` for an error: its path, and its host only if that is another than expected."""
         return httpx2.URL(url).path if _origin(url) == self._origin else url
 
-    async def _headers(self, url: str, token: str | None) -> dict[str, str]:
+    async def _headers(self, url: str, token: str | None) -> httpx2.Headers:
         source = self._source
-        if callable(source):
-            try:
-                made = source()
-                headers = dict(await made if inspect.isawaitable(made) else made)
-            except Exception as error:
-                raise HeadersFailed(f"the headers function raised: {error!r}") from error
-        else:
-            headers = dict(source)
+        try:
+            made = source() if callable(source) else source
+            headers = httpx2.Headers(dict(await made if inspect.isawaitable(made) else made))
+        except BaseException as error:
+            if ends_task(error):
+                raise
+            raise HeadersFailed(f"the headers could not be made: {error!r}") from error
         if token is None:
             return headers
         if _origin(url) != self._origin:
-            headers = {}  # the runner's own headers are for its own server
+            headers = httpx2.Headers()  # the runner's own headers are for its own server
         # A claim's token outlives the runner's: an expired one beside it must not spoil it.
-        private = ("authorization", "electric-principal")
-        headers = {name: value for name, value in headers.items() if name.lower() not in private}
-        headers["Electric-Claim-Token"] = token
+        for private in ("authorization", "electric-principal"):
+            headers.pop(private, None)
+        headers["electric-claim-token"] = token
         return headers
 
     def _connect(self) -> _Connections:

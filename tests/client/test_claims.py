@@ -473,26 +473,30 @@ async def test_an_exception_is_reported_failed_with_its_message() -> None:
     assert isinstance(scene.errors[0].__cause__, ValueError)
 
 
+class Odd(BaseException):
+    """No Exception, and no reason to stop."""
+
+
 @virtual
-async def test_a_handler_that_exits_fails_alone() -> None:
+@pytest.mark.parametrize(
+    ("raised", "failure"),
+    [
+        (SystemExit(3), "SystemExit: 3"),
+        (Odd("why not"), "Odd: why not"),
+        (asyncio.CancelledError(), "the handler was cancelled from within"),
+    ],
+)
+async def test_whatever_a_handler_raises_it_fails_alone(
+    raised: BaseException, failure: str
+) -> None:
     async def handler(wake: Wake) -> None:
-        raise SystemExit(3)
+        raise raised
 
     scene = Scene(handler)
     scene.wake("chat/1")
     await scene.at(1)
-    assert scene.api.details("failed") == ["SystemExit: 3"]
-
-
-@virtual
-async def test_a_handler_that_cancels_itself_failed() -> None:
-    async def handler(wake: Wake) -> None:
-        raise asyncio.CancelledError
-
-    scene = Scene(handler)
-    scene.wake("chat/1")
-    await scene.at(1)
-    assert scene.api.details("failed") == ["the handler was cancelled from within"]
+    assert scene.api.details("failed") == [failure]
+    assert failure in str(scene.errors[0])
 
 
 @virtual

@@ -21,6 +21,7 @@ class Effects:
         self.cancelled: list[State] = []
         self.scopes: dict[State, Scope] = {}
         self.ends: dict[State, asyncio.Future[object]] = {}
+        self.raises: dict[State, BaseException] = {}
         self.lifecycle = Lifecycle(self)
 
     def entered(self, before: State, state: State, payload: object) -> None:
@@ -33,11 +34,13 @@ class Effects:
 
     async def _work(self, state: State) -> object:
         try:
-            return await asyncio.shield(self.ends[state])
+            result = await asyncio.shield(self.ends[state])
         except asyncio.CancelledError:
-            if not self.ends[state].cancelled():
-                self.cancelled.append(state)
+            self.cancelled.append(state)
             raise
+        if state in self.raises:
+            raise self.raises[state]
+        return result
 
     def claim(self, payload: object) -> None:
         self.done.append(("claim", payload))
@@ -132,11 +135,17 @@ async def test_the_end_of_the_work_moves_on(state: State, end: object, target: S
     await effects.finish()
 
 
-async def test_work_that_cancels_itself_is_work_that_ended() -> None:
+class Odd(BaseException):
+    """No Exception, and no reason to stop."""
+
+
+@pytest.mark.parametrize("odd", [asyncio.CancelledError(), SystemExit(1), Odd()], ids=repr)
+async def test_however_work_ends_it_has_ended(odd: BaseException) -> None:
     """A library's stray CancelledError must not leave `streaming` behind with nobody reading."""
     effects = Effects()
     await effects.reach(State.STREAMING)
-    effects.ends[State.STREAMING].cancel()
+    effects.raises[State.STREAMING] = odd
+    effects.ends[State.STREAMING].set_result(None)
     await settle()
     assert effects.state is State.RECONNECTING
     await effects.finish()

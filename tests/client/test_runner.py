@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import inspect
 import logging
 import os
 from typing import Any
 
 import pytest
 
-from runners.client import PullWakeRunner, RunnerError, State, Wake
+from runners.client import HeadersFailed, PullWakeRunner, RunnerError, State, Wake
 from runners.client import runner as runner_module
 from runners.client.backoff import Backoff
 from runners.client.machine import Event
@@ -622,6 +623,24 @@ async def test_heartbeats_go_on_with_degraded_diagnostics_while_reconnecting() -
         await worked(server, "chat/1")
 
 
+@pytest.mark.parametrize("odd", [KeyError("bug"), asyncio.CancelledError()], ids=repr)
+async def test_heartbeats_cannot_end_unnoticed(
+    odd: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heartbeat, left = _Run._heartbeat, [odd]
+
+    async def breaks_once(run: _Run) -> None:
+        if left:
+            raise left.pop()
+        await heartbeat(run)
+
+    monkeypatch.setattr(_Run, "_heartbeat", breaks_once)
+    errors: list[RunnerError] = []
+    async with FakeServer() as server, running(server, on_error=errors.append):
+        await server.seen("heartbeat", 1)
+        assert "heartbeats" in str(errors[0])
+
+
 async def test_an_unchanged_offset_is_no_change() -> None:
     async with FakeServer() as server:
         server.long_poll = 0.01
@@ -910,6 +929,18 @@ async def test_an_on_error_that_raises_is_logged_and_changes_nothing(
         assert len([r for r in caplog.records if r.getMessage() == "on_error raised"]) >= 3
 
 
+async def test_an_async_on_error_may_raise_too(caplog: pytest.LogCaptureFixture) -> None:
+    async def on_error(error: RunnerError) -> None:
+        raise SystemExit(1)
+
+    async with FakeServer() as server:
+        server.fault("register", status(500))
+        async with running(server, on_error=on_error):
+            await server.send("chat/1", 1)
+            await worked(server, "chat/1")
+        assert [r.getMessage() for r in caplog.records].count("on_error raised") == 1
+
+
 async def test_an_on_error_may_be_async_and_may_hang() -> None:
     heard: list[RunnerError] = []
 
@@ -992,23 +1023,52 @@ async def test_headers_come_from_a_function_called_for_each_request() -> None:
             assert request.headers["electric-claim-token"]
 
 
-async def test_a_headers_function_that_fails_or_hangs_is_trouble_like_any_other() -> None:
-    calls = 0
+async def hanging() -> dict[str, str]:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def cancelling() -> dict[str, str]:
+    raise asyncio.CancelledError
+
+
+def exiting() -> dict[str, str]:
+    raise SystemExit(1)
+
+
+def failing() -> dict[str, str]:
+    raise OSError("no vault")
+
+
+@pytest.mark.parametrize(
+    "bad", [failing, exiting, cancelling, hanging, lambda: None, lambda: {"Authorization": None}]
+)
+async def test_headers_that_cannot_be_made_are_trouble_like_any_other(bad: Any) -> None:
+    """When connecting, when claiming, and for a heartbeat."""
+    errors: list[RunnerError] = []
+    left = 2
 
     async def headers() -> dict[str, str]:
-        nonlocal calls
-        calls += 1
-        if calls == 1:
-            raise OSError("no vault")
-        if calls == 2:
-            await asyncio.Event().wait()
-        return {}
+        nonlocal left
+        left -= 1
+        made = bad() if left >= 0 else {}
+        return await made if inspect.isawaitable(made) else made
 
-    timing = fast(request_timeout=0.2)
-    async with FakeServer() as server, running(server, headers=headers, timing=timing) as runner:
+    timing = fast(request_timeout=0.1, heartbeat_timeout=0.1, heartbeat_interval=0.2)
+    options: dict[str, Any] = {
+        "headers": headers,
+        "timing": timing,
+        "on_error": errors.append,
+    }
+    async with FakeServer() as server, running(server, **options):
+        await server.seen("wake", 2)
+        left = 3
         await server.send("chat/1", 1)
         await worked(server, "chat/1")
-        assert runner.get_health()["last_error"] is not None
+        await until(lambda: left < 0)
+        await server.seen("heartbeat", len(server.of("heartbeat")) + 2)
+        assert len(errors) >= 5
+        assert bad is hanging or any(isinstance(error, HeadersFailed) for error in errors)
 
 
 async def test_a_token_is_sent_as_a_bearer() -> None:
