@@ -34,6 +34,9 @@ _RETRY_LONGEST = 5.0
 """Seconds between tries of a call that a lease is running for."""
 
 _MAX_FAILURE = 2_000
+"""Characters of a handler's exception that the server is told."""
+
+_STOPPING = "the runner is stopping"
 
 
 class Lease:
@@ -234,7 +237,7 @@ class Claims:
             hurried.cancel()
         self._cancel_lanes(_Phase.CLAIMING)
         for held in tuple(self._held):
-            held.lose("the runner is stopping")
+            held.lose(_STOPPING)
         if tasks := self._tasks():
             await asyncio.wait(tasks, timeout=self._timing.cancel_grace + 1.0)
         return Drained(cancelled=self._cancelled, abandoned=self._gave_up)
@@ -243,7 +246,7 @@ class Claims:
         """End what is left, without waiting for it: nothing, unless draining went wrong."""
         self._closed.set()
         for held in tuple(self._held):
-            held.lose("the runner is stopping")
+            held.lose(_STOPPING)
         for task in self._tasks():
             task.cancel()
 
@@ -289,7 +292,7 @@ class Claims:
                     if isinstance(granted, Grant):
                         if self._closed.is_set():
                             # Nobody is going to work on it: better woken again than left to lapse.
-                            await self._api.failed(granted, "the runner is stopping")
+                            await self._api.failed(granted, _STOPPING)
                         else:
                             lane.phase = _Phase.HOLDING
                             await self._hold(granted)
@@ -328,26 +331,25 @@ class Claims:
         worker = asyncio.create_task(self._work(held), name=f"work of {name}")
         try:
             ends: set[asyncio.Future[Any]] = {worker, held.lost, keeper}
+            # A handler that ignores its timeout must not hold the entity for ever.
             limit = self._work_timeout
-            while not any(end.done() for end in ends):
-                # A handler that ignores its timeout must not hold the entity for ever.
-                patience = None if limit is None else limit + self._timing.cancel_grace
-                await asyncio.wait(
-                    ends,
-                    timeout=None if held.reporting else patience,
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                if not held.reporting:
-                    break
-            if not worker.done():
+            patience = None if limit is None else limit + self._timing.cancel_grace
+            await asyncio.wait(ends, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+            if held.reporting:
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            working = not worker.done()
+            if working:
                 # For when nothing was lost yet: a keeper that has ended keeps no lease.
                 held.lose(
                     "its lease is no longer kept"
                     if keeper.done()
                     else "its handler did not end when its time was up"
                 )
+            if held.lost.done():
+                what = "cancelled" if working else "not reported"
+                self._tell_lost(f"{name}: {what}", held.lost.result())
+            if working:
                 self._cancelled += self._closed.is_set()
-                log.warning("%s: cancelled, since %s", name, held.lost.result())
                 worker.cancel()
                 await asyncio.wait({worker}, timeout=self._timing.cancel_grace)
         finally:
@@ -358,6 +360,12 @@ class Claims:
                 self._abandon(worker, name)
             held.lost.cancel()
         await asyncio.gather(keeper, return_exceptions=True)
+
+    def _tell_lost(self, what: str, reason: str) -> None:
+        if reason == _STOPPING:
+            log.warning("%s, since %s", what, reason)
+        else:
+            self._failed(ClaimLost(f"{what}, since {reason}"))
 
     def _abandon(self, worker: asyncio.Task[None], name: str) -> None:
         self._gave_up += self._closed.is_set()

@@ -343,6 +343,9 @@ async def test_a_fenced_claim_is_cancelled_at_once_and_reports_nothing(
     assert [at - 1000 for _, at in work.cancelled] == [20]
     assert scene.api.times("done") == []
     assert scene.api.times("failed") == []
+    (error,) = scene.errors
+    assert isinstance(error, ClaimLost)
+    assert "cancelled, since the server fenced it" in str(error)
 
 
 @virtual
@@ -601,6 +604,9 @@ async def test_a_fenced_done_ends_it() -> None:
     await scene.at(60)
     assert scene.api.times("done") == [1]
     assert scene.api.times("failed") == []
+    (error,) = scene.errors
+    assert isinstance(error, ClaimLost)
+    assert "not reported, since the server fenced it" in str(error)
 
 
 @virtual
@@ -670,6 +676,7 @@ async def test_draining_cancels_what_outlasts_the_grace_and_reports_nothing_of_i
     assert [at - 1000 for _, at in work.cancelled] == [8]
     assert drained.cancelled == 1
     assert scene.api.times("failed") == scene.api.times("done") == []
+    assert scene.errors == []
 
 
 @virtual
