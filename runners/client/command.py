@@ -12,7 +12,7 @@ import os
 import signal
 import tempfile
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import IO, Any, Literal
 
 from .diagnostics import printable
@@ -32,6 +32,14 @@ _STDERR_LINES = 20
 _LINGER = 1.0
 """Seconds for which output may still come after the command itself has exited."""
 
+_GUARD = """\
+read -r _
+kill -s TERM -- "-$1" && kill -s CONT -- "-$1" && sleep "$2" && kill -s KILL -- "-$1"
+"""
+"""Waits for the end of its standard input, which comes when the runner dies, however it does, and
+then ends the group $1. A process of its own, for the kernel's PR_SET_PDEATHSIG reaches only the
+command itself, none that it has started, and only on Linux."""
+
 _OWN_SECRETS = ("PULLWAKE_TOKEN",)
 """The runner's, not the command's: it gets the claim's write token instead."""
 
@@ -45,8 +53,8 @@ class CommandHandler:
 
     On its standard input it gets one JSON object, {"wake": …, "messages": […]}; each line of its
     standard output is appended to the entity's main stream; its standard error goes to the log.
-    Exit status 0 is done, anything else is failed. When the wake is cancelled, so is the group:
-    SIGTERM, and `kill_after` seconds later SIGKILL.
+    Exit status 0 is done, anything else is failed. When the wake is cancelled, or the runner is
+    killed, so is the group: SIGTERM, and `kill_after` seconds later SIGKILL.
     """
 
     def __init__(
@@ -65,7 +73,7 @@ class CommandHandler:
             "messages": [message.event for message in messages],
         }
         errors: deque[str] = deque(maxlen=_STDERR_LINES)
-        process: asyncio.subprocess.Process | None = None
+        started: list[asyncio.subprocess.Process] = []
         try:
             async with _Pipe() as out, _Pipe() as err:
                 with _spooled(json.dumps(request) + "\n") as stdin:
@@ -79,6 +87,8 @@ class CommandHandler:
                         env=environment(wake, self._base_url),
                         start_new_session=True,
                     )
+                started.append(process)
+                started.append(await self._guard(process.pid))
                 # Ours must be closed, or the end of the output is never seen.
                 out.write_end.close()
                 err.write_end.close()
@@ -91,23 +101,34 @@ class CommandHandler:
         except BaseExceptionGroup as failed:
             raise _first(failed) from None
         finally:
-            if process is not None:
-                await self._end(process)
+            await self._end(started)
         if status != 0:
             raise CommandFailed(_describe_exit(status, errors))
 
-    async def _end(self, process: asyncio.subprocess.Process) -> None:
-        """End the process group, gently first."""
+    async def _guard(self, group: int) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            *("/bin/sh", "-c", _GUARD, "sh", str(group), f"{self._kill_after:g}"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    async def _end(self, started: Sequence[asyncio.subprocess.Process]) -> None:
+        """End the command's group, gently first, and then its guard."""
         try:
-            if process.returncode is None:
-                _kill(process.pid, signal.SIGTERM)
-                _kill(process.pid, signal.SIGCONT)  # a stopped one would not see it
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._kill_after):
-                        await process.wait()
+            for command in started[:1]:
+                if command.returncode is None:
+                    _kill(command.pid, signal.SIGTERM)
+                    _kill(command.pid, signal.SIGCONT)  # a stopped one would not see it
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(self._kill_after):
+                            await command.wait()
         finally:
-            _kill(process.pid, signal.SIGKILL)
-            await process.wait()
+            for process in started:
+                _kill(process.pid, signal.SIGKILL)
+            for process in started:
+                await process.wait()
 
     async def _append_lines(self, pipe: _Pipe, wake: Wake) -> None:
         lines: asyncio.Queue[str | None] = asyncio.Queue(maxsize=1000)

@@ -250,6 +250,53 @@ async def test_a_stopped_group_is_ended_too(tmp_path: Path) -> None:
         assert not alive(pid)
 
 
+@pytest.mark.parametrize("trap", ["", "trap '' TERM;"], ids=["gentle", "stubborn"])
+async def test_a_command_does_not_outlive_its_runner(tmp_path: Path, trap: str) -> None:
+    """SIGKILL leaves the runner no moment to end anything itself."""
+    async with FakeServer() as server:
+        command = GROUP.format(tmp_path, trap)
+        code = f"""
+import asyncio
+from runners.client import PullWakeRunner
+from runners.client.command import CommandHandler
+handler = CommandHandler({command!r}, {server.url!r}, kill_after=0.2)
+asyncio.run(PullWakeRunner({server.url!r}, "r", handler).run())
+"""
+        runner = await asyncio.create_subprocess_exec(sys.executable, "-c", code, cwd=ROOT)
+        pids: list[int] = []
+        try:
+            await server.seen("wake", 2)
+            await server.send("chat/1", 1)
+            await until(lambda: (tmp_path / "shell").exists() and (tmp_path / "shell").read_text())
+            pids = [int((tmp_path / name).read_text()) for name in ("child", "shell")]
+            await until(lambda: guards(pids[1]), "the guard")
+            runner.kill()
+            await until(lambda: not any(map(alive, pids)), "the group's end")
+            await until(lambda: not guards(pids[1]), "the guard's end")
+        finally:
+            with suppress(ProcessLookupError):
+                runner.kill()
+            await runner.wait()
+            for pid in filter(alive, pids):
+                os.kill(pid, signal.SIGKILL)
+
+
+async def test_of_a_command_that_has_ended_nothing_is_left() -> None:
+    server, _ = await run("echo $$")
+    assert guards(int(texts(server)[0])) == []
+
+
+def guards(group: int) -> list[str]:
+    """The processes that are to end the group should the runner die."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            arguments = process.read_bytes().split(b"\0")
+            if arguments[3:5] == [b"sh", str(group).encode()]:
+                found.append(str(process.parent))
+    return found
+
+
 # As a process
 
 
