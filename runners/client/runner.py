@@ -18,7 +18,7 @@ from typing import Any
 from .api import START, Api, Registration, RunnerRecord
 from .backoff import Backoff
 from .claims import Claims, Drained, Handler
-from .clock import Clock
+from .clock import Clock, watch
 from .diagnostics import Diagnostics
 from .errors import (
     HandlerFailed,
@@ -305,27 +305,25 @@ class _Run:
     # The clock
 
     async def _watch_clock(self) -> None:
-        clock, timing = self._clock, self._timing
-        wall, monotonic = clock.wall(), clock.monotonic()
-        while True:
-            await asyncio.sleep(timing.clock_tick)
-            walked, passed = clock.wall() - wall, clock.monotonic() - monotonic
-            wall, monotonic = wall + walked, monotonic + passed
-            jumped = abs(walked - passed) >= timing.clock_jump
-            held_up = passed - timing.clock_tick >= timing.clock_jump
-            if jumped:
-                log.warning("the clock has jumped by %.0f s: connecting anew", walked - passed)
-                self._backoff.reset()  # what failed before it slept says nothing of now
-                self.lifecycle.post(Event.CLOCK_JUMP)
-            elif held_up:
-                log.warning(
-                    "nothing ran for %.0f s: the process was stopped, or a handler blocks its"
-                    " event loop",
-                    passed - timing.clock_tick,
-                )
-            if jumped or held_up:
-                self._claims.poke()
-                self._heartbeats.now()
+        await watch(self._clock, self._timing, self._jumped, self._held_up)
+
+    def _jumped(self, seconds: float) -> None:
+        log.warning("the clock has jumped by %.0f s: connecting anew", seconds)
+        self._backoff.reset()  # what failed before it slept says nothing of now
+        self.lifecycle.post(Event.CLOCK_JUMP)
+        self._make_up()
+
+    def _held_up(self, seconds: float) -> None:
+        log.warning(
+            "nothing ran for %.0f s: the process was stopped, or a handler blocks its event loop",
+            seconds,
+        )
+        self._make_up()
+
+    def _make_up(self) -> None:
+        """Do at once what may have come due meanwhile."""
+        self._claims.poke()
+        self._heartbeats.now()
 
     # Reporting
 

@@ -95,12 +95,14 @@ async def running(
         await runner.stop(grace=0.0)
 
 
-async def until(condition: Callable[[], Any], what: str | Callable[[], str] = "") -> None:
-    """Wait until a condition on the runner's own state is true, looking after every few steps."""
+async def until(
+    condition: Callable[[], Any], what: str | Callable[[], str] = "", *, every: float = 0.005
+) -> None:
+    """Wait until a condition on what has no event to wait for is true, looking `every` so often."""
     try:
         async with asyncio.timeout(PATIENCE):
             while not condition():  # noqa: ASYNC110  any condition, not one that has an event
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(every)
     except TimeoutError:
         told = what() if callable(what) else what or condition
         raise AssertionError(f"waited in vain for {told}") from None

@@ -123,9 +123,9 @@ async def test_a_line_that_does_not_end_is_appended_as_it_comes_too(tmp_path: Pa
 
 
 async def test_much_output_arrives_whole() -> None:
-    server, claim = await run("seq 1 100000")
-    assert texts(server) == [str(number) for number in range(1, 100_001)]
-    assert len(server.of("append")) < 500
+    server, claim = await run("seq 1 30000")
+    assert texts(server) == [str(number) for number in range(1, 30_001)]
+    assert len(server.of("append")) < 150
     assert claim.status == "released"
 
 
@@ -362,11 +362,9 @@ async def test_a_second_signal_cancels_and_says_so() -> None:
         await server.send("chat/1", 1)
         await server.seen("append")
         started.terminate()
-        await server.until(
-            lambda: any(b["diagnostics"]["status"] == "stopping" for b in server.heartbeats)
-        )
-        yet = started.returncode
-        assert yet is None
+        assert started.stderr is not None
+        while b"stopping" not in await started.stderr.readline():
+            pass
         started.terminate()
         log = await said(started)
         assert started.returncode == 75

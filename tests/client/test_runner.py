@@ -142,7 +142,7 @@ async def test_the_lease_is_as_long_as_the_server_says() -> None:
         server.record["claim_lease_ms"] = 300
         async with running(server, handled):
             await server.send("chat/1", 1)
-            await server.seen("renew", 10)
+            await server.seen("renew", 3)
             handled.proceed.set()
             await worked(server, "chat/1")
 
@@ -328,10 +328,10 @@ async def test_a_stream_that_breaks_at_once_is_no_success(
 
 async def test_the_server_may_ask_for_a_longer_wait() -> None:
     async with FakeServer() as server:
-        server.fault("register", status(503, "SERVICE_UNAVAILABLE", Retry_After="1"))
+        server.fault("register", status(503, "SERVICE_UNAVAILABLE", Retry_After="0.3"))
         async with running(server):
             first, second = server.of("register")
-            assert second.at - first.at >= 1.0
+            assert second.at - first.at >= 0.3
 
 
 @pytest.mark.parametrize("state", [State.STREAMING, State.RECONNECTING, State.CONNECTING])
@@ -369,22 +369,6 @@ async def test_after_a_jump_no_connection_from_before_is_used() -> None:
         after = {r.connection for r in server.requests[count:] if r.route != "heartbeat"}
         assert after
         assert not after & before
-
-
-async def test_a_clock_that_is_set_back_is_a_jump_too() -> None:
-    clock = TestClock()
-    async with FakeServer() as server, running(server, clock=clock):
-        clock.moved -= 3600.0
-        await server.seen("register", 2)
-
-
-async def test_a_clock_that_only_drifts_is_none() -> None:
-    clock = TestClock()
-    async with FakeServer() as server, running(server, clock=clock) as runner:
-        for _ in range(20):
-            clock.moved += 1.0
-            await asyncio.sleep(0.02)
-        assert runner.connections == 1
 
 
 async def test_a_long_poll_cannot_outlive_its_deadline() -> None:
@@ -449,32 +433,6 @@ async def test_event_streams_that_end_are_taken_up_where_they_ended() -> None:
             assert sorted(handled.payloads) == list(range(10))
             assert runner.get_health()["reconnect_count"] == 0
             assert runner.get_health()["events_received"] == 10
-
-
-@pytest.mark.parametrize("live", ["long-poll", "sse"])
-async def test_a_server_that_never_waits_is_not_hammered(live: Any) -> None:
-    async with FakeServer() as server:
-        server.long_poll = server.sse_lasts = 0.0
-        async with running(server, live=live):
-            await asyncio.sleep(0.5)
-            assert len(server.of("wake")) < 10
-
-
-async def test_answers_that_do_not_move_on_are_not_taken_for_news() -> None:
-    """The same wake again and again, at once: neither a busy loop nor a pile of claims."""
-
-    async def again(request: Request, answer: Any) -> Any:
-        response = await answer()
-        response.headers["Stream-Next-Offset"] = "0000000000000000_0000000000000000"
-        return response
-
-    async with FakeServer() as server:
-        await server.send("chat/1", 1)
-        server.standing("wake", again)
-        async with running(server):
-            await worked(server, "chat/1")
-            await asyncio.sleep(0.5)
-            assert len(server.of("wake")) < 12
 
 
 @pytest.mark.parametrize(

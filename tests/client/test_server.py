@@ -18,7 +18,7 @@ import pytest
 from runners.client import Handler, PullWakeRunner, RunnerError, Timing, Wake
 from tests.support import ROOT, Database, HttpApi, Server
 
-from .harness import until
+from . import harness
 from .proxy import Proxy
 
 SETTINGS = {"PULLWAKE_REAPER_INTERVAL_MS": "200", "PULLWAKE_LONG_POLL_MS": "2000"}
@@ -118,6 +118,11 @@ def start_runner(tmp_path: Path) -> Iterator[Start]:
     yield start
     for runner in runners:
         runner.close()
+
+
+async def until(condition: Callable[[], Any], what: str | Callable[[], str] = "") -> None:
+    """Wait for what costs a request, or a look at a file, at each look."""
+    await harness.until(condition, what, every=0.05)
 
 
 def outputs(api: HttpApi, url: str) -> list[str]:

@@ -40,15 +40,16 @@ class _Selector(selectors.DefaultSelector):
 
 
 class VirtualClock(Clock):
-    """The clocks of the running virtual loop; `asleep` is time only the lease and wall clocks saw,
-    and `set_by` what only the wall clock did."""
+    """The clocks of the running virtual loop; `stopped` is time that no timer saw, `asleep` such
+    that only the lease and wall clocks did, and `set_by` what only the wall clock did."""
 
     def __init__(self) -> None:
+        self.stopped = 0.0
         self.asleep = 0.0
         self.set_by = 0.0
 
     def monotonic(self) -> float:
-        return asyncio.get_running_loop().time()
+        return asyncio.get_running_loop().time() + self.stopped
 
     def lease(self) -> float:
         return self.monotonic() + self.asleep

@@ -1,0 +1,94 @@
+"""How often a wake stream is asked, in virtual time and without a server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import pytest
+
+from runners.client.stream import Batch, Live, WakeStream
+from runners.client.timing import Timing
+from runners.client.transport import Answer, Transport
+
+from .fake import offset
+from .virtual import VirtualClock, virtual
+
+WAKE = b'[{"type": "wake", "stream": "chat/1/main"}]'
+
+
+class Server:
+    """Answers every read at once, whatever was asked for."""
+
+    def __init__(self, *, wakes: bool, moves_on: bool) -> None:
+        self.asked = 0
+        self.wakes = wakes
+        self.moves_on = moves_on
+
+    def url(self, path: str) -> str:
+        return path
+
+    def _offset(self) -> str:
+        self.asked += 1
+        return offset(1 + self.asked if self.moves_on else 1)
+
+    async def call(self, *_: object, **__: object) -> Answer:
+        headers = {"stream-next-offset": self._offset(), "stream-up-to-date": "true"}
+        return Answer(200, headers, WAKE if self.wakes else b"[]", 0.0)
+
+    @asynccontextmanager
+    async def events(self, *_: object, **__: object) -> AsyncIterator[Any]:
+        control = f'{{"streamNextOffset": "{self._offset()}", "upToDate": true}}'
+
+        async def events() -> AsyncIterator[Event]:
+            if self.wakes:
+                yield Event("data", WAKE.decode())
+            yield Event("control", control)
+
+        yield events()
+
+
+class Event:
+    def __init__(self, event: str, data: str) -> None:
+        self.event = event
+        self.data = data
+
+
+async def follow(server: Server, live: Live, seconds: float) -> int:
+    """How many batches came in so many seconds, or a thousand."""
+    transport = cast(Transport, server)
+    stream = WakeStream(transport, live, offset(1), Timing(), VirtualClock())
+    count = 0
+
+    async def read() -> None:
+        nonlocal count
+        async for _ in stream.follow(Batch(up_to_date=True)):
+            count += 1
+            if count == 1000:
+                return
+            await asyncio.sleep(0)
+
+    reading = asyncio.create_task(read())
+    await asyncio.wait({reading}, timeout=seconds)
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    return count
+
+
+@virtual
+@pytest.mark.parametrize("live", ["long-poll", "sse"])
+@pytest.mark.parametrize("wakes", [False, True], ids=["nothing", "the-same-wakes"])
+async def test_a_server_that_never_waits_is_not_hammered(live: Live, wakes: bool) -> None:
+    """Neither with nothing to say, nor with the same wakes again and again."""
+    server = Server(wakes=wakes, moves_on=False)
+    await follow(server, live, 60)
+    assert 60 <= server.asked <= 70
+
+
+@virtual
+@pytest.mark.parametrize("live", ["long-poll", "sse"])
+async def test_what_moves_on_is_read_as_fast_as_it_comes(live: Live) -> None:
+    server = Server(wakes=True, moves_on=True)
+    assert await follow(server, live, 0.001) == 1000
