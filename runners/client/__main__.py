@@ -22,7 +22,6 @@ log = logging.getLogger("pullwake.runner")
 
 EX_OK = 0
 EX_FAILURE = 1
-EX_USAGE = 2
 EX_CANCELLED = 75
 EX_REFUSED = 77
 EX_REJECTED = 78

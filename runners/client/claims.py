@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
-from functools import partial
 from typing import Any, TypeVar
 
 from .api import DEFAULT_LEASE, Api, Grant, NoWork
@@ -202,7 +201,7 @@ class Claims:
             lane.queue.append(event)
             lane.task = asyncio.create_task(self._run_lane(key, lane), name=f"wakes of {key}")
             # For one that was cancelled before it ran at all.
-            lane.task.add_done_callback(partial(self._lane_ended, key, lane))
+            lane.task.add_done_callback(lambda _: self._remove(key, lane))
         elif not any(_same(event, queued) for queued in lane.queue):
             # The same wake, emitted again while it waits here, is still one wake.
             lane.queue.append(event)
@@ -273,9 +272,6 @@ class Claims:
         finally:
             # In the same step as the look at the queue, so that no wake falls between.
             self._remove(key, lane)
-
-    def _lane_ended(self, key: str, lane: _Lane, _: asyncio.Task[None]) -> None:
-        self._remove(key, lane)
 
     def _remove(self, key: str, lane: _Lane) -> None:
         if self._lanes.get(key) is lane:

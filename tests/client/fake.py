@@ -78,14 +78,6 @@ async def login_page(request: Request, answer: Callable[[], Awaitable[Response]]
     return Response(200, "<html>please log in</html>", {"content-type": "text/html"})
 
 
-def delay(seconds: float) -> Fault:
-    async def fault(request: Request, answer: Callable[[], Awaitable[Response]]) -> Response:
-        await asyncio.sleep(seconds)
-        return await answer()
-
-    return fault
-
-
 class Hold:
     """Keeps the next request of a route until `release()`."""
 

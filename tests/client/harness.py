@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from runners.client import Handler, PullWakeRunner, RunnerError, Timing, Wake
+from runners.client import Handler, PullWakeRunner, Timing, Wake
 from runners.client.clock import Clock
 
 from .fake import PATIENCE, FakeServer
@@ -106,7 +106,3 @@ async def until(
     except TimeoutError:
         told = what() if callable(what) else what or condition
         raise AssertionError(f"waited in vain for {told}") from None
-
-
-def reporting(errors: list[RunnerError]) -> Callable[[RunnerError], None]:
-    return errors.append

@@ -322,6 +322,13 @@ async def process(
         await started.wait()
 
 
+async def logged(started: asyncio.subprocess.Process, what: str) -> None:
+    """Wait until it has written a line with `what` in it."""
+    assert started.stderr is not None
+    while what not in (line := (await started.stderr.readline()).decode()):
+        assert line, f"it ended without a word of {what!r}"
+
+
 async def said(started: asyncio.subprocess.Process) -> str:
     """All it wrote, once it has exited."""
     _, err = await started.communicate()
@@ -341,15 +348,16 @@ async def test_it_works_and_a_signal_ends_it_with_0() -> None:
         assert texts(server) == ["hi"]
 
 
-async def test_a_signal_drains() -> None:
-    async with (
-        FakeServer() as server,
-        process(server, "echo began; read x < /dev/stdin; sleep 0.5; echo ended") as started,
-    ):
+async def test_a_signal_drains(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    command = f"echo began; while ! test -e {gate}; do sleep 0.02; done; echo ended"
+    async with FakeServer() as server, process(server, command) as started:
         await server.seen("wake", 2)
         await server.send("chat/1", 1)
         await server.seen("append")
         started.send_signal(signal.SIGINT)
+        await logged(started, "stopping")
+        gate.touch()
         await said(started)
         assert started.returncode == 0
         assert texts(server) == ["began", "ended"]
@@ -362,9 +370,7 @@ async def test_a_second_signal_cancels_and_says_so() -> None:
         await server.send("chat/1", 1)
         await server.seen("append")
         started.terminate()
-        assert started.stderr is not None
-        while b"stopping" not in await started.stderr.readline():
-            pass
+        await logged(started, "stopping")
         started.terminate()
         log = await said(started)
         assert started.returncode == 75
@@ -410,9 +416,7 @@ async def test_it_waits_for_a_server_that_is_not_there_yet() -> None:
     await server.open()
     await server.close()
     async with process(server, "echo hi") as started:
-        assert started.stderr is not None
-        while b"connecting again" not in await started.stderr.readline():
-            pass
+        await logged(started, "connecting again")
         await server.open()
         await server.seen("wake", 2)
         started.terminate()
