@@ -101,6 +101,7 @@ class _Run:
         self._admin_status = "enabled"
         self.connections = 0
         self._streaming_since = 0.0
+        self._streaming_from = START
         self._stop_at: float | None = None
         self._hurry = asyncio.Event()
         self.connected = asyncio.Event()
@@ -135,11 +136,14 @@ class _Run:
             self.connected.clear()
             assert self._stream is not None  # noqa: S101  nothing streams without one
             lasted = self._clock.monotonic() - self._streaming_since
-            if self._stream.brought_news or lasted >= self._timing.stable_after:
+            brought_news = self._stream.offset != self._streaming_from
+            if brought_news or lasted >= self._timing.stable_after:
                 self._backoff.reset()
         match state:
             case State.STREAMING:
+                assert self._stream is not None  # noqa: S101  nothing streams without one
                 self._streaming_since = self._clock.monotonic()
+                self._streaming_from = self._stream.offset
                 self.connections += 1
                 if self.connections > 1:
                     self.diagnostics.reconnected()

@@ -44,8 +44,6 @@ class WakeStream:
     ) -> None:
         self.path = ""
         self.offset = offset
-        self.brought_news = False
-        """Whether this connection has moved the position on."""
         self._live_works = False
         """Whether the live mode has had an answer on this connection."""
         self._transport = transport
@@ -77,7 +75,7 @@ class WakeStream:
 
         Ends only by raising, as `Transport.call` does.
         """
-        self.brought_news = self._live_works = False
+        self._live_works = False
         moved = self._move(batch)
         yield batch
         while moved and not batch.up_to_date:  # a server might never say that it is
@@ -160,11 +158,9 @@ class WakeStream:
 
         It may be a lower one: that heals a position past the tail.
         """
-        moved = batch.offset is not None and batch.offset != self.offset
-        if moved:
-            self.offset = str(batch.offset)
-            self.brought_news = True
-        return moved
+        before = self.offset
+        self.offset = before if batch.offset is None else batch.offset
+        return self.offset != before
 
 
 class _Idle:
