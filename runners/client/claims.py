@@ -373,7 +373,7 @@ class Claims:
         """Renew the lease, at each third of it, until the claim is lost or let go."""
         lease, timing = held.lease, self._timing
         pause = lease.length / 3 - (self._clock.lease() - lease.renewed_at)
-        tried = False
+        tried = asked = False
         while True:
             held.poked.clear()
             try:
@@ -382,17 +382,19 @@ class Claims:
             except TimeoutError:
                 pass
             left = lease.remaining()
-            if left <= 0 and not held.reporting:
-                if tried:
+            lapsed = left <= 0 and not held.reporting
+            deadline = min(timing.request_timeout, max(1.0, lease.length / 3))
+            if lapsed:
+                # Unless no timer fired, with the process stopped or asleep: then it may still be
+                # ours, and a try from before that tells nothing.
+                if asked or (tried and left > -timing.clock_tick):
                     held.lose("its lease ran out with the server out of reach")
                     return
-                # No timer fired while the process was stopped or asleep: it may still be ours.
-                left = timing.claim_settle
-            patience = min(timing.request_timeout, max(1.0, lease.length / 3))
+                deadline = timing.claim_settle
+            elif not held.reporting:
+                deadline = min(deadline, left)
             try:
-                sent_at = await self._api.renew(
-                    held.grant, patience if held.reporting else min(patience, left)
-                )
+                sent_at = await self._api.renew(held.grant, deadline)
             except ServerRefused as error:
                 if error.ends_claim and not held.told:
                     held.lose(f"the server fenced it ({error})")
@@ -401,12 +403,12 @@ class Claims:
             except RunnerError as error:
                 pause = self._missed(held, error)
             else:
-                tried = False
+                tried = asked = False
                 lease.renew(self.lease_length, sent_at)
                 held.renewed.set()
                 pause = lease.length / 3 - (self._clock.lease() - sent_at)
                 continue
-            tried = True
+            tried, asked = True, lapsed
 
     def _missed(self, held: _Held, error: RunnerError) -> float:
         """Report a renewal that did not get through. Returns seconds until the next try."""

@@ -38,7 +38,8 @@ class Timing:
     stop_grace: float = 30.0
     """How long `stop()` lets running work finish, unless it is told otherwise."""
     claim_settle: float = 2.0
-    """How long `stop()` waits for the answer to a claim that is on its way."""
+    """How long `stop()` waits for the answer to a claim that is on its way, and work goes on while
+    the server is asked whether a lease that lapsed unnoticed is lost."""
     cancel_grace: float = 10.0
     """How long a cancelled handler may clean up before it is abandoned."""
     farewell_timeout: float = 2.0

@@ -421,6 +421,22 @@ async def test_after_a_sleep_past_the_lease_it_asks_before_it_gives_up() -> None
 
 
 @virtual
+@pytest.mark.parametrize("at", [15, 21])
+async def test_a_renewal_that_failed_before_a_sleep_or_in_it_does_not_count(at: float) -> None:
+    """The machine, or the process, stops while one is under way, or between that and the next."""
+    work = Work(100.0)
+    scene = Scene(work)
+    scene.wake("chat/1")
+    scene.api.takes["renew"] = 1000.0  # leaves at 10, is given up at 20, comes again at 22
+    await scene.at(at)
+    scene.api.takes["renew"] = 0.0
+    scene.clock.asleep = 3600.0
+    await scene.at(120)
+    assert work.cancelled == []
+    assert work.ended == ["/chat/1#1"]
+
+
+@virtual
 async def test_after_a_sleep_past_the_lease_with_no_server_it_gives_up() -> None:
     work = Work(100.0)
     scene = Scene(work)
