@@ -16,7 +16,7 @@ from .fake import PATIENCE, FakeServer
 FAST = Timing(
     heartbeat_interval=30.0,
     heartbeat_gap=0.05,
-    heartbeat_timeout=0.5,
+    heartbeat_timeout=10.0,
     request_timeout=2.0,
     connect_timeout=30.0,
     long_poll_deadline=30.0,
