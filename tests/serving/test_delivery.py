@@ -14,6 +14,8 @@ Hold = Callable[..., Held]
 
 ROUNDS = 20
 SOON_S = 0.05
+LONG_POLL_S = 30.0
+"""The default of PULLWAKE_LONG_POLL_MS."""
 
 
 def assert_soon(hold: Hold, reading: Server, sender: HttpApi) -> None:
@@ -69,7 +71,7 @@ def test_it_delivers_after_its_listener_was_killed(server: Server, database: Dat
     api.send()
     status, _, body = held.answer()
     assert (status, len(body)) == (200, 1)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < LONG_POLL_S / 2
     api.claim().done()
     wait_until(lambda: listeners(database) not in ([], [listener]))
     assert_soon(hold, server, api)
@@ -104,8 +106,8 @@ def test_it_delivers_what_another_process_wrote(server: Server, database: Databa
     command = database.manage("shell", "--verbosity=0", "--command", SEND)
     status, _, body = held.answer()
     assert (status, len(body)) == (200, 1), command.stderr
-    # A second command took longer to start than the answer to come; the clock is the machine's.
-    assert time.monotonic() - float(command.stdout) < 2
+    # Long before the wait was over, when whoever waits looks anyway; the clock is the machine's.
+    assert time.monotonic() - float(command.stdout) < LONG_POLL_S / 2
 
 
 def test_it_tells_all_readers_of_a_stream_and_no_others(
