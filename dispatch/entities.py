@@ -340,9 +340,9 @@ def signal(
         log.append(
             state,
             [{"type": "signal", "key": new_id("sig"), "value": value, "headers": headers}],
+            work=name in HANDLERS,
         )
         if name in HANDLERS:
-            state.last_work_offset = state.tail
             state.retry_at = None
         if name == "SIGKILL":
             wakes.save(state)
@@ -386,8 +386,7 @@ def _deliver(state: DispatchState, message: Message) -> str:
     key = message.key if message.key is not None else new_id("msg")
     headers = {"operation": "insert", "txid": txid}
     event = {"type": "inbox", "key": key, "value": value, "headers": headers}
-    log.append(state, [event], message_key=message.key)
-    state.last_work_offset = state.tail
+    log.append(state, [event], work=True, message_key=message.key)
     # News is worth a try at once, whatever failed before.
     state.retry_at = None
     return txid

@@ -134,13 +134,8 @@ def _oldest_work(state: str = "") -> "models.QuerySet[StreamEvent, datetime]":
 
     ``state`` is the path from the rows asked for to their dispatch state.
     """
-    message = Q(data__startswith='{"type":"inbox"')
-    signal = Q(data__startswith='{"type":"signal"', data__contains='"status":"unhandled"')
     events = StreamEvent.objects.filter(
-        message | signal,
-        entity_id=OuterRef("pk"),
-        offset__gt=OuterRef(f"{state}cursor"),
-        offset__lte=OuterRef(f"{state}last_work_offset"),
+        work=True, entity_id=OuterRef("pk"), offset__gt=OuterRef(f"{state}cursor")
     )
     return events.order_by("offset").values_list("created_at", flat=True)[:1]
 
@@ -374,10 +369,17 @@ class StreamEvent(models.Model):
     offset = models.PositiveBigIntegerField()
     message_key = models.CharField(max_length=256, null=True, help_text="of an inbox message")
     data = models.TextField()
+    work = models.BooleanField(
+        default=False, db_default=False, help_text="an inbox message or an unhandled signal"
+    )
     created_at = models.DateTimeField(db_default=Now())
 
     class Meta:
         default_permissions = ()
+        indexes = [
+            # However much a handler wrote, the oldest work past the cursor is one probe away.
+            models.Index(fields=["entity", "offset"], name="event_work", condition=Q(work=True)),
+        ]
         constraints = [
             models.UniqueConstraint(fields=["entity", "offset"], name="event_offset_once"),
             models.UniqueConstraint(

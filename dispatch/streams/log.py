@@ -13,11 +13,18 @@ from dispatch.streams import offsets, waiters
 _ADD = Insert(StreamEvent)
 
 
-def append(state: DispatchState, events: Sequence[Any], *, message_key: str | None = None) -> None:
+def append(
+    state: DispatchState,
+    events: Sequence[Any],
+    *,
+    work: bool = False,
+    message_key: str | None = None,
+) -> None:
     """Append events to the stream of an entity whose locked state this is; the caller saves it.
 
     Each event whose ``headers.operation`` is a string is given ``headers.offset``, the offset just
-    after it. ``message_key`` is that of an inbox message, which then is the only event.
+    after it. ``work`` says that they are: inbox messages or unhandled signals. ``message_key`` is
+    that of an inbox message, which then is the only event.
     """
     rows = []
     for event in events:
@@ -27,6 +34,7 @@ def append(state: DispatchState, events: Sequence[Any], *, message_key: str | No
                 entity_id=state.entity_id,
                 offset=state.tail,
                 message_key=message_key,
+                work=work,
                 data=msgspec.json.encode(_with_offset(event, state.tail)).decode(),
                 created_at=state.now,
             )
@@ -35,6 +43,8 @@ def append(state: DispatchState, events: Sequence[Any], *, message_key: str | No
         _ADD.add(rows[0])
     else:
         StreamEvent.objects.bulk_create(rows)
+    if work:
+        state.last_work_offset = state.tail
     waiters.announce(waiters.entity_stream_key(state.entity_id))
 
 

@@ -76,8 +76,8 @@ STEPS = {
         FROM planned
     """,
     "events": """
-        INSERT INTO dispatch_streamevent (entity_id, "offset", data, created_at)
-        SELECT i, o, CASE
+        INSERT INTO dispatch_streamevent (entity_id, "offset", work, data, created_at)
+        SELECT i, o, o > 1 AND (o > %(per_entity)s - 2 OR o %% 5 = 0), CASE
             WHEN o = 1 THEN '{"type":"entity_created","key":"entity-created","value":{}}'
             WHEN o > %(per_entity)s - 2 OR o %% 5 = 0 THEN
                 '{"type":"inbox","key":"m' || o || '","value":{"payload":"Do it","mode":'
