@@ -177,7 +177,7 @@ class ConsumerClaim(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.consumer_id} epoch {self.epoch}"
+        return self.consumer_id
 
     def take_back(self) -> bool:
         """Whether this expired it, whatever its lease. See `claims.lifecycle`."""

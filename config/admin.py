@@ -41,7 +41,7 @@ from unfold.views import ChangeList
 from unfold.widgets import UnfoldAdminTextareaWidget
 
 from config.errors import PullwakeError
-from config.markup import ident, moment, quiet
+from config.markup import ident, list_of, moment, quiet
 from config.orm import with_now
 from config.principals import Principal
 
@@ -235,6 +235,7 @@ class Prospect:
     row: Any
     will: str
     refused: bool
+    url: str
 
 
 def log(user: Any, row: Model, message: str, *, flag: int = CHANGE) -> None:
@@ -251,6 +252,8 @@ class OperatorAdmin(ModelAdmin):  # type: ignore[misc]
     verbs: ClassVar[Sequence[Verb]] = ()
     search_help_text: str | None
     story_template: ClassVar[str]
+    confirmed_with: ClassVar[Sequence[str]] = ()
+    """What the effects of verbs look at beside the row itself."""
 
     change_list_template = "operators/list.html"
     show_full_result_count = False
@@ -316,11 +319,18 @@ class OperatorAdmin(ModelAdmin):  # type: ignore[misc]
                 for verb in self.permitted(request)
                 if verb.fits(row)
             ],
-            "history_url": reverse(self._name("history"), args=(quote(row.pk),)),
+            "history_url": list_of("admin_logentry", what=self.opts.model_name, row=row.pk),
             **self.story(request, row),
         }
         request.current_app = self.admin_site.name
         return TemplateResponse(request, self.story_template, context)
+
+    def history_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """What operators did to the row is in the audit log."""
+        of = {"what": self.opts.model_name, "row": unquote(object_id)}
+        return HttpResponseRedirect(list_of("admin_logentry", **of))
 
     # --- What may be done
 
@@ -380,7 +390,7 @@ class OperatorAdmin(ModelAdmin):  # type: ignore[misc]
     ) -> HttpResponse:
         """The page that says what will happen to each."""
         rows = self._rows(request, pks[:MOST_AT_ONCE])
-        prospects = [_prospect(verb, row) for row in rows]
+        prospects = [self._prospect(verb, row) for row in rows]
         context = {
             **self.admin_site.each_context(request),
             "title": f"{verb.label}?",
@@ -396,6 +406,13 @@ class OperatorAdmin(ModelAdmin):  # type: ignore[misc]
         }
         request.current_app = self.admin_site.name
         return TemplateResponse(request, "operators/confirm.html", context)
+
+    def _prospect(self, verb: Verb, row: Any) -> Prospect:
+        url = self._page(row)
+        try:
+            return Prospect(row, verb.effect(row), refused=False, url=url)
+        except PullwakeError as exc:
+            return Prospect(row, exc.message, refused=True, url=url)
 
     def _carry_out(
         self, request: HttpRequest, verb: Verb, pks: Sequence[str], order: Order
@@ -423,27 +440,28 @@ class OperatorAdmin(ModelAdmin):  # type: ignore[misc]
     def _rows(self, request: HttpRequest, pks: Iterable[str]) -> list[Any]:
         try:
             found = self.get_queryset(request).filter(pk__in=list(pks))
+            found = found.select_related(*self.confirmed_with) if self.confirmed_with else found
         except (ValueError, ValidationError):
             raise Http404 from None
         return list(found.order_by(self.row_order))
 
+    def _page(self, row: Any) -> str:
+        return reverse(self._name("change"), args=(quote(str(row.pk)),))
+
     def _back(self, rows: Sequence[Any]) -> str:
         if len(rows) == 1:
-            return reverse(self._name("change"), args=(quote(str(rows[0].pk)),))
+            return self._page(rows[0])
         return reverse(self._name("changelist"))
-
-
-def _prospect(verb: Verb, row: Any) -> Prospect:
-    try:
-        return Prospect(row, verb.effect(row), refused=False)
-    except PullwakeError as exc:
-        return Prospect(row, exc.message, refused=True)
 
 
 def _tell(request: HttpRequest, verb: Verb, done: "Counter[str]", refused: list[str]) -> None:
     if done:
-        counted = ", ".join(f"{count} {said}" for said, count in done.most_common())
-        messages.success(request, f"{verb.label}: {done.total()} done ({counted}).")
+        total = done.total()
+        counted = ", ".join(
+            said if count == total else f"{said}: {count}" for said, count in done.most_common(5)
+        )
+        counted += ", …" if len(done) > 5 else ""
+        messages.success(request, f"{verb.label}: {total} done ({counted}).")
     if refused:
         named = "; ".join(refused[:5]) + ("; …" if len(refused) > 5 else "")
         messages.warning(request, f"{verb.label}: {len(refused)} refused. {named}")
@@ -469,6 +487,40 @@ class GroupAdmin(DjangoGroupAdmin, ModelAdmin):  # type: ignore[misc]
     """What a role may do."""
 
 
+class WhoFilter(ExactFilter):
+    """By the operator."""
+
+    title = "user name"
+    parameter_name = "who"
+    lookup = "user__username"
+
+
+class WhatFilter(WordFilter):
+    """By the kind of thing that was acted on."""
+
+    title = "kind"
+    parameter_name = "what"
+    words = {
+        model: (label, where(content_type__app_label=app, content_type__model=model))
+        for app, model, label in (
+            ("runners", "runner", "runners"),
+            ("claims", "consumerclaim", "claims"),
+            ("dispatch", "entity", "entities"),
+            ("runners", "accesstoken", "access tokens"),
+            ("auth", "user", "users"),
+            ("auth", "group", "groups"),
+        )
+    }
+
+
+class WhichFilter(ExactFilter):
+    """By the row that was acted on."""
+
+    title = "id of what was acted on"
+    parameter_name = "row"
+    lookup = "object_id"
+
+
 @admin.register(LogEntry)
 class LogEntryAdmin(OperatorAdmin):
     """Who did what to which, and why."""
@@ -476,6 +528,7 @@ class LogEntryAdmin(OperatorAdmin):
     list_display = ("when", "who", "what", "which", "said")
     list_display_links = None
     list_select_related = ("user", "content_type")
+    list_filter = (WhoFilter, WhatFilter, WhichFilter)
     search_fields = ("object_id",)
     search_help_text = "Id of what was acted on"
 

@@ -3,7 +3,9 @@
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any, Literal
+from urllib.parse import urlencode
 
+from django.contrib.admin.utils import quote
 from django.urls import reverse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
@@ -58,6 +60,11 @@ def span_of(length: timedelta) -> str:
     return f"{days} d {hours % 24} h" if hours % 24 and days < 10 else f"{days} d"
 
 
+def took(length: timedelta) -> str:
+    """A length of time that was measured: 12 ms, 1.4 s, 3 min."""
+    return milliseconds(length.total_seconds() * 1000)
+
+
 def milliseconds(value: float | None) -> str:
     """A measured time: 12 ms, 1.4 s, 3 min."""
     if value is None:
@@ -75,7 +82,7 @@ def moment(when: datetime | None, now: datetime) -> SafeString | str:
         return NOTHING
     said = f"{span_of(now - when)} ago" if when <= now else f"in {span_of(when - now)}"
     return format_html(
-        '<time class="pw-time" datetime="{}" data-now="{}" title="{}" tabindex="0">{}</time>',
+        '<time class="pw-time" datetime="{}" data-now="{}" title="{}">{}</time>',
         when.isoformat(timespec="milliseconds"),
         epoch_ms(now),
         f"{when:%Y-%m-%d %H:%M:%S}.{when.microsecond // 1000:03d} UTC",
@@ -83,15 +90,13 @@ def moment(when: datetime | None, now: datetime) -> SafeString | str:
     )
 
 
-def ident(text: str, url: str | None = None, *, copyable: bool = True) -> SafeString | str:
+def ident(text: str, url: str | None = None) -> SafeString | str:
     """An id, monospaced, to be copied with one click, and a link where there is a page."""
     if not text:
         return NOTHING
     code = format_html("<code>{}</code>", text)
     if url is not None:
         code = format_html('<a href="{}">{}</a>', url, code)
-    if not copyable:
-        return format_html('<span class="pw-id">{}</span>', code)
     return format_html(
         '<span class="pw-id">{}<button type="button" class="pw-copy" data-copy="{}"'
         ' title="Copy" aria-label="Copy {}">'
@@ -149,27 +154,26 @@ def principal(url: str) -> str:
 
 def page_of(model: str, pk: Any) -> str:
     """The page of a row; ``model`` is as in ``claims_consumerclaim``."""
-    return reverse(f"admin:{model}_change", args=(pk,))
+    return reverse(f"admin:{model}_change", args=(quote(pk),))
 
 
-def list_of(model: str, query: str = "") -> str:
-    """The list of a model, filtered by a query string."""
-    return reverse(f"admin:{model}_changelist") + (f"?{query}" if query else "")
+def list_of(model: str, **filters: Any) -> str:
+    """The list of a model, filtered."""
+    return reverse(f"admin:{model}_changelist") + (f"?{urlencode(filters)}" if filters else "")
 
 
-def runner_link(runner_id: str | None, *, copyable: bool = False) -> SafeString | str:
-    """A runner by its id."""
+def runner_link(runner_id: str | None, name: str = "") -> SafeString | str:
+    """A runner by its id; of one that is gone only its name is left."""
     if runner_id is None:
-        return NOTHING
-    return ident(runner_id, page_of("runners_runner", runner_id), copyable=copyable)
+        return format_html("{} {}", ident(name), quiet("gone")) if name else NOTHING
+    return ident(runner_id, page_of("runners_runner", runner_id))
 
 
-def entity_link(entity_id: int | None, url: str, *, copyable: bool = False) -> SafeString | str:
+def entity_link(entity_id: int | None, url: str) -> SafeString | str:
     """An entity by its URL; one that was deleted has no page."""
-    page = None if entity_id is None else page_of("dispatch_entity", entity_id)
-    return ident(url, page, copyable=copyable)
+    return ident(url, None if entity_id is None else page_of("dispatch_entity", entity_id))
 
 
-def claim_link(pk: int, consumer_id: str, *, copyable: bool = False) -> SafeString | str:
+def claim_link(pk: int, consumer_id: str) -> SafeString | str:
     """A claim by its consumer id."""
-    return ident(consumer_id, page_of("claims_consumerclaim", pk), copyable=copyable)
+    return ident(consumer_id, page_of("claims_consumerclaim", pk))

@@ -10,13 +10,13 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.conf import settings
-from django.db.models import Count, Min, Q
+from django.db.models import Count, Min, OuterRef, Q, Subquery
 from django.http import HttpRequest
 from django.utils import timezone
 
 from claims import tallies
 from claims.models import ClaimTally, ConsumerClaim, OrphanReason, ServerPulse
-from config.markup import list_of, milliseconds
+from config.markup import list_of, milliseconds, span_of
 from config.orm import with_now
 from dispatch.models import FAILING, DispatchState, Wake
 from runners.health import with_health
@@ -60,11 +60,21 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A stretch of time in the chart; heights are percent of the highest bar."""
+    """A stretch of time in the chart; heights are percent of the chart's."""
 
     label: str
     counts: Sequence[tuple[str, int, float]]
+    acquired: float
     title: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Bars, how many claims its height stands for, and how long each bar's stretch is."""
+
+    bars: Sequence[Bar]
+    highest: int
+    step: str
 
 
 def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
@@ -85,21 +95,21 @@ def figures(span: str) -> dict[str, Any]:
     """All figures; ``span`` is that of the chart."""
     now = _now()
     runners = _runners()
-    claims, orphans, orphaned = _claims()
+    claims, orphans = _claims()
     work = _work()
     wakes = _wakes()
     reaper = _reaper(now)
     total = _Totals(now)
     return {
         "now": now,
-        "empty": not runners,
+        "empty": not any(figure.number for figure in runners.values()),
         "groups": [
-            ("Runners", [*_runner_figures(runners)]),
+            ("Runners", [*runners.values()]),
             ("Claims", [claims, *orphans]),
             ("Work", [*work, wakes]),
         ],
-        "troubles": _troubles(runners, orphaned, work, wakes, reaper, now),
-        "orphans": _oldest_orphans() if orphaned else [],
+        "troubles": _troubles(runners, orphans, work, wakes, reaper, now),
+        "orphans": _oldest_orphans() if any(each.number for each in orphans) else [],
         "failing": _worst_failing(),
         "reaper": reaper,
         "totals": [(name, total.of(length)) for name, (length, _, _) in SPANS.items()],
@@ -125,29 +135,31 @@ def _now() -> datetime:
 # --- Now --------------------------------------------------------------------------------------
 
 
-def _runners() -> dict[tuple[str, str], int]:
-    """How many runners, by health and liveness."""
-    rows: Any = with_health(Runner.objects.all()).order_by()
-    counted = rows.values_list("health_status", "liveness_status").annotate(Count("pk"))
-    return {(health, liveness): n for health, liveness, n in counted}
-
-
-def _runner_figures(runners: dict[tuple[str, str], int]) -> list[Figure]:
+def _runners() -> dict[str, Figure]:
+    """How many runners, by each word for their health and for their liveness."""
     tones = {"healthy": "good", "degraded": "warn", "unhealthy": "bad", "expired": "bad"}
+    rows: Any = with_health(Runner.objects.all()).order_by()
+    counted = list(
+        rows.values_list("health_status", "liveness_status").annotate(
+            Count("pk"), Min("liveness__lease_expires_at")
+        )
+    )
 
     def figure(kind: str, place: int, word: str) -> Figure:
-        number = sum(n for key, n in runners.items() if key[place] == word)
-        url = list_of("runners_runner", f"{kind}={word}")
-        return Figure(word, number, url, tones.get(word, "") if number else "")
+        fitting = [(n, lease) for *words, n, lease in counted if words[place] == word]
+        number = sum(n for n, _ in fitting)
+        url = list_of("runners_runner", **{kind: word})
+        oldest = min(lease for _, lease in fitting) if number and word == "expired" else None
+        return Figure(word, number, url, tones.get(word, "") if number else "", oldest)
 
-    return [
-        *(figure("health", 0, word) for word in ("healthy", "degraded", "unhealthy")),
-        *(figure("liveness", 1, word) for word in ("online", "expired", "offline")),
-    ]
+    return {
+        **{word: figure("health", 0, word) for word in ("healthy", "degraded", "unhealthy")},
+        **{word: figure("liveness", 1, word) for word in ("online", "expired", "offline")},
+    }
 
 
-def _claims() -> tuple[Figure, list[Figure], int]:
-    """Those active, the orphaned of them by reason, and how many these are."""
+def _claims() -> tuple[Figure, list[Figure]]:
+    """Those active, and the orphaned of them by reason."""
     rows: Any = ConsumerClaim.objects.active().with_orphan_reason().order_by()
     counted = {
         reason: (n, oldest)
@@ -158,13 +170,13 @@ def _claims() -> tuple[Figure, list[Figure], int]:
     active = Figure(
         "active",
         sum(n for n, _ in counted.values()),
-        list_of("claims_consumerclaim", "status=active"),
+        list_of("claims_consumerclaim", status="active"),
     )
     orphans = [
         Figure(
             f"orphaned: {reason.label}",
             counted[reason.value][0],
-            list_of("claims_consumerclaim", f"orphaned={reason.value}"),
+            list_of("claims_consumerclaim", orphaned=reason.value),
             "bad",
             counted[reason.value][1],
         )
@@ -172,8 +184,8 @@ def _claims() -> tuple[Figure, list[Figure], int]:
         if reason.value in counted
     ]
     if not orphans:
-        orphans = [Figure("orphaned", 0, list_of("claims_consumerclaim", "orphaned=any"))]
-    return active, orphans, sum(each.number for each in orphans)
+        orphans = [Figure("orphaned", 0, list_of("claims_consumerclaim", orphaned="any"))]
+    return active, orphans
 
 
 def _oldest_orphans() -> list[Any]:
@@ -194,38 +206,44 @@ def _work() -> list[Figure]:
         stranded=Count("pk", filter=Q(runner=None)),
         stranded_since=Min("pending_since", filter=Q(runner=None)),
     )
-    failing = DispatchState.objects.failing().filter(ended="").count()
+    failing = DispatchState.objects.failing().count()
     return [
         Figure(
             "entities with pending work",
             found["n"],
-            list_of("dispatch_entity", "work=waiting"),
+            list_of("dispatch_entity", work="waiting"),
             oldest=found["oldest"],
         ),
         Figure(
             "of them without a runner",
             found["stranded"],
-            list_of("dispatch_entity", "work=stranded"),
+            list_of("dispatch_entity", work="stranded"),
             "bad" if found["stranded"] else "",
             found["stranded_since"],
         ),
         Figure(
             "entities that keep failing",
             failing,
-            list_of("dispatch_entity", "work=failing"),
+            list_of("dispatch_entity", work="failing"),
             "bad" if failing else "",
         ),
     ]
 
 
 def _worst_failing() -> list[DispatchState]:
-    failing = DispatchState.objects.failing().filter(ended="").select_related("entity")
-    return list(failing.order_by("-failures", "pk")[:5])
+    """With how the newest claim of each ended, and with what error."""
+    ended = ConsumerClaim.objects.exclude(status=ConsumerClaim.Status.ACTIVE)
+    newest = ended.filter(entity=OuterRef("pk")).order_by("-pk")
+    failing = DispatchState.objects.failing().select_related("entity")
+    told = failing.annotate(how=Subquery(newest.values("status")[:1])).annotate(
+        error=Subquery(newest.values("error")[:1])
+    )
+    return list(told.order_by("-failures", "pk")[:5])
 
 
 def _wakes() -> Figure:
     found = Wake.objects.outstanding().aggregate(n=Count("pk"), oldest=Min("created_at"))
-    url = list_of("dispatch_wake", "status=outstanding")
+    url = list_of("dispatch_wake", status="outstanding")
     return Figure("unclaimed wakes", found["n"], url, oldest=found["oldest"])
 
 
@@ -238,8 +256,8 @@ def _reaper(now: datetime) -> dict[str, Any]:
 
 
 def _troubles(
-    runners: dict[tuple[str, str], int],
-    orphaned: int,
+    runners: dict[str, Figure],
+    orphans: Sequence[Figure],
     work: Sequence[Figure],
     wakes: Figure,
     reaper: dict[str, Any],
@@ -250,9 +268,11 @@ def _troubles(
     _, stranded, failing = work
     if reaper["late"]:
         found.append(Trouble("The reaper does not run: is a server up?", "", reaper["ran"]))
+    orphaned = sum(each.number for each in orphans)
     if orphaned:
         says = f"{orphaned} orphaned claim{_s(orphaned)}: lapsed, or of a runner not at work"
-        found.append(Trouble(says, list_of("claims_consumerclaim", "orphaned=any")))
+        since = min(each.oldest for each in orphans if each.oldest is not None)
+        found.append(Trouble(says, list_of("claims_consumerclaim", orphaned="any"), since))
     if stranded.number:
         n = stranded.number
         says = f"{n} entit{'y has' if n == 1 else 'ies have'} work, and no runner"
@@ -261,16 +281,18 @@ def _troubles(
         n = failing.number
         says = f"{n} entit{'y keeps' if n == 1 else 'ies keep'} failing"
         found.append(Trouble(f"{says}: {FAILING} claims in a row or more", failing.url))
-    expired = sum(n for (_, liveness), n in runners.items() if liveness == "expired")
-    if expired:
-        says = f"{expired} runner{_s(expired)} fell silent: the heartbeat lease expired"
-        found.append(Trouble(says, list_of("runners_runner", "liveness=expired")))
+    silent = runners["expired"]
+    if silent.number:
+        n = silent.number
+        says = f"{n} runner{_s(n)} fell silent: the heartbeat lease expired"
+        found.append(Trouble(says, silent.url, silent.oldest))
     if wakes.oldest is not None and now - wakes.oldest > OLD_WAKE:
-        found.append(Trouble("Wakes stay unclaimed", wakes.url, wakes.oldest, "warn"))
-    degraded = sum(n for (health, _), n in runners.items() if health == "degraded")
-    if degraded:
-        says = f"{degraded} runner{_s(degraded)} degraded"
-        found.append(Trouble(says, list_of("runners_runner", "health=degraded"), tone="warn"))
+        says = f"{wakes.number} wake{_s(wakes.number)} unclaimed, for minutes already"
+        found.append(Trouble(says, wakes.url, wakes.oldest, "warn"))
+    degraded = runners["degraded"]
+    if degraded.number:
+        says = f"{degraded.number} runner{_s(degraded.number)} degraded"
+        found.append(Trouble(says, degraded.url, tone="warn"))
     return found
 
 
@@ -304,7 +326,7 @@ class _Totals:
             for name in OUTCOMES
         }
 
-    def chart(self, span: str) -> list[Bar]:
+    def chart(self, span: str) -> Chart:
         """The sums by steps of the span."""
         length, step, form = SPANS[span]
         first = tallies.floor(self.now, step) - length + step
@@ -313,14 +335,20 @@ class _Totals:
             bar = steps.get(tallies.floor(since, step))
             for name in OUTCOMES if bar is not None else ():
                 bar[name] += counts[name]  # type: ignore[index]
-        highest = max(sum(bar[name] for name in tallies.OUTCOMES) for bar in steps.values()) or 1
-        return [_bar(start.strftime(form), bar, highest) for start, bar in steps.items()]
+        highest = max(max(_ended(bar), bar["acquired"]) for bar in steps.values())
+        bars = [_bar(start.strftime(form), bar, highest or 1) for start, bar in steps.items()]
+        return Chart(bars, highest, span_of(step))
+
+
+def _ended(counts: dict[str, int]) -> int:
+    return sum(counts[name] for name in tallies.OUTCOMES)
 
 
 def _bar(label: str, counts: dict[str, int], highest: int) -> Bar:
-    shown = [(name, counts[name], 100 * counts[name] / highest) for name in tallies.OUTCOMES]
+    heights = {name: 100 * number / highest for name, number in counts.items()}
+    shown = [(name, counts[name], heights[name]) for name in tallies.OUTCOMES]
     said = ", ".join(f"{counts[name]} {name}" for name in OUTCOMES)
-    return Bar(label, shown, f"from {label} UTC: {said}")
+    return Bar(label, shown, heights["acquired"], f"from {label} UTC: {said}")
 
 
 def _wake_to_claim() -> list[float]:

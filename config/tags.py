@@ -35,7 +35,7 @@ def tone(status: str) -> str:
 @register.filter
 def held_for(claim: Any) -> str:
     """How long a claim that ended was held."""
-    return markup.span_of(claim.ended_at - claim.claimed_at)
+    return markup.took(claim.ended_at - claim.claimed_at)
 
 
 @register.filter
@@ -47,5 +47,5 @@ def as_json(value: Any) -> str:
 @register.simple_tag
 def outcome_list(outcome: str, span: str) -> str:
     """The list of claims behind a sum: those acquired, or those that ended in this way."""
-    when = f"age={span}" if outcome == "acquired" else f"status={outcome}&ended={span}"
-    return markup.list_of("claims_consumerclaim", when)
+    when = {"age": span} if outcome == "acquired" else {"status": outcome, "ended": span}
+    return markup.list_of("claims_consumerclaim", **when)

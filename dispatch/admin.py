@@ -7,6 +7,7 @@ from django import forms
 from django.contrib import admin
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest
+from django.utils.html import format_html
 from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
 
 from config.admin import (
@@ -250,6 +251,10 @@ class StatusFilter(WordFilter):
     title = "status"
     parameter_name = "status"
     words = {
+        "idle": (
+            "idle",
+            where(dispatch_state__ended="", dispatch_state__paused=False, claimed=False),
+        ),
         "running": ("running", lambda rows: rows.running()),
         "stopping": ("stopping", where(dispatch_state__stop_requested=True)),
         "paused": ("paused", where(dispatch_state__paused=True, claimed=False)),
@@ -265,10 +270,14 @@ class WorkFilter(WordFilter):
     parameter_name = "work"
     words = {
         "waiting": (
-            "pending, and nobody holds it",
+            "pending, could be done, and unclaimed",
             lambda rows: rows.of(DispatchState.objects.waiting()),
         ),
         "pending": ("pending", lambda rows: rows.of(DispatchState.objects.pending())),
+        "unclaimed": (
+            "pending, and unclaimed",
+            lambda rows: rows.of(DispatchState.objects.pending()).filter(claimed=False),
+        ),
         "stranded": (
             "pending, and no runner",
             lambda rows: rows.of(DispatchState.objects.stranded()),
@@ -347,7 +356,8 @@ class EntityAdmin(OperatorAdmin):
             "claims": list(row.claims.order_by("-pk")[:10]),
             "wakes": list(row.wakes.order_by("-generation")[:10]),
             "events": [_readable(event) for event in events],
-            "claims_url": list_of("claims_consumerclaim", f"entity={row.url}"),
+            "claims_url": list_of("claims_consumerclaim", entity=row.url),
+            "wakes_url": list_of("dispatch_wake", entity=row.url),
             "type_known": EntityType.objects.filter(pk=row.type).exists(),
         }
 
@@ -394,7 +404,9 @@ class EntityAdmin(OperatorAdmin):
         state = entity.dispatch_state
         if not state.failures:
             return NOTHING
-        tries = None if state.retry_at is None else moment(state.retry_at, entity.now)
+        tries = None
+        if state.retry_at is not None:
+            tries = format_html("next try {}", moment(state.retry_at, entity.now))
         return lines(badge(f"{state.failures} in a row", "bad" if state.failing else "warn"), tries)
 
     @admin.display(description="created")
@@ -654,7 +666,7 @@ class EntityTypeAdmin(OperatorAdmin):
                 for grant in row.permission_grants
             ],
             "facts": schemas,
-            "entities_url": list_of("dispatch_entity", f"type={row.pk}"),
+            "entities_url": list_of("dispatch_entity", type=row.pk),
         }
 
     @admin.display(description="type")
@@ -676,7 +688,7 @@ class EntityTypeAdmin(OperatorAdmin):
     @admin.display(description="registered by")
     def registrar(self, kind: Any) -> str:
         """Whose it is."""
-        return ident(principal(kind.registered_by), copyable=False)
+        return ident(principal(kind.registered_by))
 
     @admin.display(description="updated")
     def updated(self, kind: Any) -> str:

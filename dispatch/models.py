@@ -148,8 +148,8 @@ class DispatchStateQuerySet(models.QuerySet["DispatchState"]):
         return self.filter(last_work_offset__gt=F("cursor"))
 
     def failing(self) -> "DispatchStateQuerySet":
-        """Whose claims ended again and again without a release."""
-        return self.filter(failures__gte=FAILING)
+        """Whose claims ended again and again without a release, and that are tried still."""
+        return self.filter(failures__gte=FAILING, ended="")
 
     def stranded(self) -> "DispatchStateQuerySet":
         """With pending work that no runner is there for."""

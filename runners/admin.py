@@ -1,7 +1,7 @@
 """Runners and access tokens, as operators see them and act on them."""
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from django import forms
@@ -14,6 +14,7 @@ from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils import timezone
+from django.utils.html import format_html
 from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
 
 from config.admin import (
@@ -146,10 +147,10 @@ def _move(runner: Any, order: Order) -> str:
 
 
 def _delete_effect(runner: Any) -> str:
-    return (
-        f"It is gone for good: its {_held(runner)} expire, and its entities keep their work and"
-        " wait for a runner."
+    claims = {0: "", 1: "its active claim expires, "}.get(
+        runner.held, f"its {_held(runner)} expire, "
     )
+    return f"It is gone for good: {claims}and its entities keep their work and wait for a runner."
 
 
 def _delete(runner: Any, order: Order) -> str:
@@ -189,6 +190,7 @@ VERBS = (
         _expire,
         danger=True,
         one_transaction=False,
+        fits=lambda runner: bool(runner.held),
     ),
     Verb(
         "move-entities",
@@ -314,15 +316,15 @@ class RunnerAdmin(OperatorAdmin):
         return {
             "report": report,
             "owner": principal(row.owner_principal),
-            "diagnostics": list(_diagnostics(report.client or {})),
+            "diagnostics": list(_diagnostics(report.client or {}, row.now)),
             "active": active,
             "recent": list(row.claims.exclude(status="active").order_by("-pk")[:25]),
             "waiting": list(
                 row.wakes.outstanding().select_related("entity").order_by("offset")[:25]
             ),
-            "claims_url": list_of("claims_consumerclaim", f"runner={row.pk}"),
-            "wakes_url": list_of("dispatch_wake", f"runner={row.pk}&status=outstanding"),
-            "entities_url": list_of("dispatch_entity", f"runner={row.pk}"),
+            "claims_url": list_of("claims_consumerclaim", runner=row.pk),
+            "wakes_url": list_of("dispatch_wake", runner=row.pk, status="outstanding"),
+            "entities_url": list_of("dispatch_entity", runner=row.pk),
         }
 
     @admin.display(description="runner")
@@ -341,7 +343,11 @@ class RunnerAdmin(OperatorAdmin):
     def alive(self, runner: Any) -> str:
         """Whether its heartbeat lease runs, and for how long."""
         ends = runner.liveness.lease_expires_at
-        return lines(badge(liveness(runner, runner.now)), moment(ends, runner.now))
+        if ends is None:
+            return badge(liveness(runner, runner.now))
+        said = "ends" if ends > runner.now else "ended"
+        left = format_html("lease {} {}", said, moment(ends, runner.now))
+        return lines(badge(liveness(runner, runner.now)), left)
 
     @admin.display(description="claims")
     def held(self, runner: Any) -> str:
@@ -349,7 +355,7 @@ class RunnerAdmin(OperatorAdmin):
         limit = runner.max_concurrent_claims
         held = f"{runner.held} of {limit}" if limit is not None else str(runner.held)
         reconnects = (runner.liveness.diagnostics or {}).get("reconnect_count", 0)
-        many = f"{reconnects} reconnects"
+        many = f"{reconnects} reconnect{'' if reconnects == 1 else 's'}"
         return lines(
             held,
             None
@@ -368,7 +374,7 @@ class RunnerAdmin(OperatorAdmin):
     @admin.display(description="owner")
     def owner(self, runner: Any) -> str:
         """Whose it is."""
-        return ident(principal(runner.owner_principal), copyable=False)
+        return ident(principal(runner.owner_principal))
 
     @admin.display(description="kind")
     def place(self, runner: Any) -> str:
@@ -376,12 +382,23 @@ class RunnerAdmin(OperatorAdmin):
         return lines(runner.kind, None if runner.enabled else badge("disabled"))
 
 
-def _diagnostics(client: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _diagnostics(client: dict[str, Any], now: datetime) -> Iterator[tuple[str, str]]:
     for name in FIELDS:
         value = client.get(name)
         if isinstance(value, bool):
             value = "yes" if value else "no"
+        if name.endswith(("_at", "_since")):
+            value = _told_time(value, now)
         yield name.replace("_", " "), NOTHING if value is None else str(value)
+
+
+def _told_time(value: Any, now: datetime) -> Any:
+    """A client's time as any other; whatever else it wrote there stays as it is."""
+    try:
+        when = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        return value
+    return value if when.tzinfo is None else moment(when, now)
 
 
 # --- Access tokens -----------------------------------------------------------------------------

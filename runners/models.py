@@ -203,4 +203,5 @@ class AccessToken(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"access token of {self.principal}"
+        key = Principal.parse(self.principal).key
+        return f"{key} ({self.label})" if self.label else key

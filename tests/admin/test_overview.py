@@ -6,14 +6,15 @@ from datetime import timedelta
 
 import pytest
 from django.db.models.functions import Now
+from django.utils import timezone
 
-from claims import reaper
-from claims.models import ServerPulse
-from dispatch.models import DispatchState, Entity
+from claims import reaper, tallies
+from claims.models import ClaimTally, ServerPulse
+from config.clock import iso
+from dispatch.models import DispatchState, Entity, Wake
 from runners.models import Runner
 from tests.admin.conftest import World
 from tests.admin.test_verbs import text
-from tests.support import age_wakes
 
 FIGURE = re.compile(r'<a href="([^"]+)"><b>(\d+)</b> <span>([^<]+)</span>')
 
@@ -71,17 +72,53 @@ def test_it_counts_what_there_is(troubled, people):
 
 
 def test_it_names_what_is_wrong(troubled, people):
-    age_wakes()
+    Wake.objects.outstanding().update(created_at=Now() - timedelta(minutes=3))
     said = text(people["viewer"].get("/admin/"))
     for trouble in (
-        "1 orphaned claim: lapsed, or of a runner not at work",
+        "1 orphaned claim: lapsed, or of a runner not at work oldest",
         "1 entity has work, and no runner",
         "1 entity keeps failing",
-        "1 runner fell silent: the heartbeat lease expired",
+        "1 runner fell silent: the heartbeat lease expired oldest",
+        "2 wakes unclaimed, for minutes already oldest",
+        "3 in a row failed: no such tool",
         "1 runner degraded",
     ):
         assert trouble in said
     assert "Nothing needs you." not in said
+
+
+def test_it_takes_runners_that_were_seen_and_that_never_were(alice, people):
+    alice.register("r1")
+    alice.post("/_electric/runners/r1/heartbeat")
+    alice.post("/_electric/runners/r1/disable")
+    alice.register("r2")
+    assert figures(people["viewer"].get("/admin/"))["offline"][0] == 2
+
+
+def test_what_has_ended_keeps_failing_no_more(troubled, people):
+    troubled.api.signal("/agent/e2", "SIGKILL")
+    number, url = figures(people["viewer"].get("/admin/"))["entities that keep failing"]
+    assert number == people["viewer"].get(url).content.decode().count('class="data-row') == 0
+
+
+def test_a_runners_figures_lead_to_as_many_rows(world, people):
+    world.api.send("/agent/e3")  # claimed
+    world.api.signal("/agent/e4", "SIGSTOP")
+    page = people["viewer"].get("/admin/runners/runner/r1/change/").content.decode()
+    found = re.findall(r'<dd><a href="([^"]+)">(\d+)', page)
+    assert [int(number) for _, number in found] == [1, 0, 2]
+    for url, number in found:
+        listed = people["viewer"].get(html.unescape(url)).content.decode()
+        assert listed.count('class="data-row') == int(number), url
+
+
+def test_the_chart_shows_what_was_acquired_beside_what_ended(world, people):
+    past = tallies.floor(timezone.now()) - 2 * tallies.SLICE
+    ClaimTally.objects.create(since=past, acquired=8, released=2, failed=1)
+    page = people["viewer"].get("/admin/?span=hour").content.decode()
+    assert "Its height is 8 claims in 5 min." in page
+    bar = page[page.index("8 acquired, 2 released, 1 failed, 0 expired, 0 fenced") :]
+    assert re.findall(r"(?:bottom|height):([0-9.]+)%", bar)[:3] == ["100.00", "25.00", "12.50"]
 
 
 def test_it_says_when_nothing_is_wrong(alice, people):
@@ -215,10 +252,24 @@ def test_a_claims_page_tells_its_story(world, people):
     claim = world.row(world.failed)
     said = text(people["viewer"].get(f"/admin/claims/consumerclaim/{claim.pk}/change/"))
     story = said[said.index("Its story") :]
-    steps = ["The entity was woken", "The runner claimed it", "It ended: failed", "not woken again"]
+    steps = [
+        "The entity was woken",
+        "The runner claimed it",
+        "It ended: failed",
+        "The entity is woken again 1 failure in a row",
+    ]
     places = [story.index(step) for step in steps]
     assert places == sorted(places)
     assert "no such tool" in story
+    assert re.search(r"The runner claimed it \d+ ms after the wake", story)
+
+
+def test_a_claims_page_says_why_its_entity_was_not_woken_again(world, people):
+    claim = world.row(world.released)
+    path = f"/admin/claims/consumerclaim/{claim.pk}/change/"
+    assert "was not woken again nothing is left to do" in text(people["viewer"].get(path))
+    world.api.signal("/agent/e1", "SIGKILL")
+    assert "was not woken again it was killed" in text(people["viewer"].get(path))
 
 
 def test_a_runners_page_shows_what_the_health_endpoint_reports(world, people):
@@ -239,6 +290,8 @@ def test_a_runners_page_shows_all_sixteen_diagnostics(world, people):
         "last_heartbeat_ok": False,
         "last_claim_result": "no_work",
         "last_error": "connection reset",
+        "started_at": iso(timezone.now() - timedelta(days=3)),
+        "last_error_at": "who knows",
         "reconnect_count": 0,
         "claims_failed": 7,
     }
@@ -254,5 +307,7 @@ def test_a_runners_page_shows_all_sixteen_diagnostics(world, people):
         "Reconnect count 0",
         "Claims failed 7",
         "Last dispatch at -",
+        "Started at 3 d ago",
+        "Last error at who knows",
     ):
         assert expected in shown

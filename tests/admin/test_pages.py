@@ -2,8 +2,11 @@
 
 import html
 import re
+from typing import Any
 
 import pytest
+from django.apps import apps
+from django.contrib import admin
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
@@ -48,7 +51,7 @@ STATEMENTS = {
     "admin.logentry list": 3,
     "runner": 8,
     "claim": 4,
-    "ended claim": 5,
+    "ended claim": 6,
     "entity": 7,
     "wake": 4,
     "entity type": 3,
@@ -66,7 +69,52 @@ def test_it_asks_so_many_statements(world: World, people, page):
     assert len(asked) == STATEMENTS[page], [query["sql"][:150] for query in asked]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.endswith("list")])
+LISTS = [page for page in PAGES if page.endswith("list")]
+
+
+@pytest.mark.parametrize("page", LISTS)
+def test_every_filter_and_search_costs_as_many_statements(world: World, people, page):
+    """Each word of each filter, each filter for a value, and a search."""
+    app, _, model = page.removesuffix(" list").partition(".")
+    model_admin = admin.site.get_model_admin(apps.get_model(app, model))
+    asked = ["q=/agent/e1"]
+    filters: Any = model_admin.list_filter
+    for each in filters:
+        words = getattr(each, "words", ["user:alice"])
+        asked += [f"{each.parameter_name}={word}" for word in words]
+    path = world.paths()[page]
+    people["superuser"].get(path)
+    for query in asked:
+        with CaptureQueriesContext(connection) as statements:
+            answer = people["superuser"].get(f"{path}?{query}")
+        assert answer.status_code == 200, query
+        assert len(statements) == STATEMENTS[page], query
+
+
+# Statements of the page that asks for a confirmation, however many rows; two for who asks.
+CONFIRMATIONS = {
+    "claims/consumerclaim/do/expire": 3,
+    **{
+        f"dispatch/entity/do/{verb}": 3
+        for verb in ("wake", "send", "move", "pause", "stop", "kill")
+    },
+    **{f"runners/runner/do/{verb}": 3 for verb in ("enable", "disable", "expire-claims", "delete")},
+    "runners/accesstoken/do/revoke": 3,
+}
+
+
+@pytest.mark.parametrize("verb", CONFIRMATIONS)
+def test_a_confirmation_asks_as_many_statements_for_many_rows(world: World, people, verb):
+    rows = apps.get_model(*verb.split("/")[:2]).objects.values_list("pk", flat=True)
+    query = "&".join(f"pk={pk}" for pk in rows)
+    people["superuser"].get("/admin/runners/accesstoken/issue/")
+    with CaptureQueriesContext(connection) as asked:
+        page = people["superuser"].get(f"/admin/{verb}/?{query}")
+    assert page.content.decode().count('data-label="What will happen"') == len(rows)
+    assert len(asked) == CONFIRMATIONS[verb], [query["sql"][:150] for query in asked]
+
+
+@pytest.mark.parametrize("page", LISTS)
 def test_it_counts_no_table(world: World, people, page):
     path = world.paths()[page]
     with CaptureQueriesContext(connection) as asked:
@@ -86,9 +134,7 @@ def test_it_asks_as_many_statements_of_a_long_list(world: World, people):
 
 def test_it_loads_nothing_large_for_a_list(world: World, people):
     unseen = ("spawn_args", "acked_streams", "token_hash", "creation_schema", '"data"')
-    for page in PAGES:
-        if not page.endswith("list"):
-            continue
+    for page in LISTS:
         path = world.paths()[page]
         with CaptureQueriesContext(connection) as asked:
             people["superuser"].get(path)
@@ -140,3 +186,25 @@ def test_a_list_takes_any_place(world: World, people, place):
 def test_a_row_that_is_gone_leads_back(world: World, people):
     response = people["viewer"].get("/admin/runners/runner/nobody/change/")
     assert (response.status_code, response.headers["Location"]) == (302, "/admin/")
+
+
+@pytest.mark.parametrize("runner_id", ["gpu_40", "gpu+1", "a.b:c@d~e"])
+def test_a_runner_is_reached_whatever_its_id(alice, people, runner_id):
+    """An id may hold what an address or Django's own quoting means otherwise."""
+    alice.register(runner_id)
+    alice.make_entity("/agent/e+1", runner_id)
+    alice.send("/agent/e+1")
+    claim = alice.claim(runner_id)
+    seen: set[str] = set()
+    ask = ["/admin/runners/runner/"]
+    while ask:
+        path = ask.pop()
+        page = people["operator"].get(path)
+        assert page.status_code == 200, path
+        seen.add(path)
+        links = re.findall(r'href="(/admin/[^"]*(?:change/|[?][^"]*))"', page.content.decode())
+        ask += sorted({html.unescape(link) for link in links} - seen - set(ask))
+        if "/consumerclaim/?" in path and "status" not in path:
+            assert claim.body["consumerId"] in page.content.decode(), path
+    assert any("/do/disable/" in path for path in seen)
+    assert any("/dispatch/wake/" in path for path in seen)

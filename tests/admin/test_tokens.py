@@ -71,7 +71,7 @@ def test_it_issues_none_to_what_is_no_principal(superuser, principal):
 def test_it_revokes(superuser):
     secret = secret_in(issue(superuser))
     token = AccessToken.objects.get()
-    assert "1 revoked" in do(superuser, TOKENS, "revoke", token.pk)
+    assert "1 done (revoked)" in do(superuser, TOKENS, "revoke", token.pk)
     assert "It was revoked meanwhile." in do(superuser, TOKENS, "revoke", token.pk)
     assert Api(Authorization=f"Bearer {secret}").get("/_electric/runners").error == "UNAUTHORIZED"
 

@@ -51,11 +51,25 @@ def test_the_list_asks_before_it_does_anything(world, operator, pair):
 
 def test_it_counts_what_it_did_and_what_was_refused(world, operator, pair):
     said = do(operator, CLAIMS, "expire", *(each.pk for each in pair))
-    assert "Expire: 1 done (1 freed and woken again)." in said
+    assert "Expire: 1 done (freed and woken again)." in said
     assert "Expire: 1 refused." in said
     assert f"{pair[1]}: It has ended meanwhile: released." in said
     assert world.row(world.orphaned).status == "expired"
     assert world.row(world.released).status == "released"
+
+
+def test_it_counts_each_of_what_it_did(world, operator):
+    world.api.signal("/agent/e1", "SIGSTOP")
+    said = do(operator, ENTITIES, "stop", *(pk_of(f"/agent/e{number}") for number in (1, 2, 4)))
+    assert "Stop: 3 done (stopped, was idle: 2, stopped, was paused: 1)." in said
+
+
+def test_it_names_each_row_by_its_id_and_links_to_it(world, operator, pair):
+    claim, _ = pair
+    asked = operator.get(f"{CLAIMS}do/expire/?pk={claim.pk}").content.decode()
+    link = f'<a href="{CLAIMS}{claim.pk}/change/"><code>{claim.consumer_id}</code></a>'
+    assert link in asked
+    assert f'data-copy="{claim.consumer_id}"' in asked
 
 
 def test_it_is_refused_when_the_state_moved_on(world, operator, pair):
@@ -77,8 +91,10 @@ def test_it_says_who_did_what_to_which_and_why(world, operator, pair):
         "Expire: freed and woken again. Reason: the machine burned down"
     )
     assert "the machine burned down" in text(operator.get("/admin/admin/logentry/"))
-    history = operator.get(f"{CLAIMS}{claim.pk}/history/")
+    history = operator.get(f"{CLAIMS}{claim.pk}/history/", follow=True)
     assert "the machine burned down" in text(history)
+    other = operator.get(f"{CLAIMS}{claim.pk + 1}/history/", follow=True)
+    assert "the machine burned down" not in text(other)
 
 
 def test_rows_that_are_gone_are_counted_as_refused(world, operator, pair):
@@ -114,7 +130,7 @@ def test_it_warns_before_a_healthy_claim_is_expired(world, operator):
 )
 def test_it_acts_on_an_entity(world, operator, verb, form, said, status):
     answer = do(operator, ENTITIES, verb, pk_of("/agent/e1"), **form)
-    assert f"1 done (1 {said}" in answer
+    assert f"1 done ({said}" in answer
     assert world.api.status("/agent/e1") == status
 
 
@@ -129,14 +145,14 @@ def test_it_resumes_what_is_paused(world, operator):
 def test_it_wakes_an_entity_within_its_delay(world, operator):
     woken = {wake["stream"]: wake["generation"] for wake in world.api.wakes()}
     assert "agent/e2/main" not in woken  # it failed, and waits
-    assert "1 woken" in do(operator, ENTITIES, "wake", pk_of("/agent/e2"))
+    assert "1 done (woken)" in do(operator, ENTITIES, "wake", pk_of("/agent/e2"))
     woken = {wake["stream"]: wake["generation"] for wake in world.api.wakes()}
     assert woken["agent/e2/main"] == 2
 
 
 def test_it_emits_an_unclaimed_wake_again(world, operator):
     tail = world.api.get("/runners/r1/wake?offset=now").headers["Stream-Next-Offset"]
-    assert "1 woken" in do(operator, ENTITIES, "wake", pk_of("/agent/e4"))
+    assert "1 done (woken)" in do(operator, ENTITIES, "wake", pk_of("/agent/e4"))
     (wake,) = world.api.wakes(offset=tail)
     assert (wake["stream"], wake["generation"]) == ("agent/e4/main", 1)
 
@@ -209,15 +225,15 @@ def test_it_moves_nowhere_where_it_is(world, operator):
 
 
 def test_it_disables_and_enables(world, operator):
-    assert "1 disabled" in do(operator, RUNNERS, "disable", "r1")
+    assert "1 done (disabled)" in do(operator, RUNNERS, "disable", "r1")
     assert "It is disabled already." in do(operator, RUNNERS, "disable", "r1")
-    assert "1 enabled" in do(operator, RUNNERS, "enable", "r1")
+    assert "1 done (enabled)" in do(operator, RUNNERS, "enable", "r1")
     assert Runner.objects.get(pk="r1").enabled
 
 
 def test_it_expires_every_claim_of_a_runner(world, operator):
     said = do(operator, RUNNERS, "expire-claims", "r1", reason="burned down")
-    assert "1 done (1 1 expired)" in said
+    assert "1 done (1 expired)" in said
     assert world.row(world.orphaned).status == "expired"
     whole = sorted(LogEntry.objects.values_list("content_type__model", flat=True))
     assert whole == ["consumerclaim", "runner"]
@@ -235,7 +251,7 @@ def test_it_moves_every_entity_of_a_runner(world, operator):
 def test_it_deletes_a_runner_for_a_reason(world, operator):
     assert "This field is required." in do(operator, RUNNERS, "delete", "r1")
     said = do(operator, RUNNERS, "delete", "r1", reason="scrapped")
-    assert "1 deleted" in said
+    assert "1 done (deleted)" in said
     assert not Runner.objects.filter(pk="r1").exists()
     assert world.row(world.orphaned).status == "expired"
     entry = LogEntry.objects.get()

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import BrowserContext, Page, expect
 
 from tests.browser.conftest import PHONE, one_time_login
 from tests.support import Server
@@ -111,6 +111,59 @@ def test_times_count_on_and_say_exactly_when(page: Page, alice):
     )
 
 
+def test_a_click_on_a_time_shows_all_of_them_exactly(page: Page, alice):
+    alice.register("r1")
+    page.goto("/admin/runners/runner/r1/change/")
+    times = page.locator("dt", has_text=re.compile("Registered|Changed")).locator("+ dd time")
+    times.first.click()
+    for time in times.all():
+        expect(time).to_have_text(time.get_attribute("title") or "")
+    times.first.click()
+    expect(times.last).to_have_text(re.compile("ago$"))
+
+
+def test_the_overview_says_when_its_figures_are_old(context: BrowserContext, alice):
+    alice.register("r1")
+    page = context.new_page()  # where scripts may complain
+    page.goto("/admin/")
+    stale = page.get_by_text("The server does not answer: these figures are old.")
+    expect(stale).to_be_hidden()
+    page.route("**/admin/", lambda route: route.fulfill(status=503))
+    refresh(page)
+    expect(stale).to_be_visible()
+    page.unroute("**/admin/")
+    refresh(page)
+    expect(stale).to_be_hidden()
+
+
+def test_the_overview_leads_whoever_was_logged_out_to_the_login(page: Page, alice):
+    alice.register("r1")
+    page.goto("/admin/")
+    page.context.clear_cookies()
+    refresh(page)
+    expect(page).to_have_url(re.compile(r"/admin/login/\?next=/admin/"))
+    expect(page.get_by_label("Password")).to_be_visible()
+
+
+def refresh(page: Page) -> None:
+    """Let the overview refresh itself now, and not when it is time."""
+    page.evaluate("htmx.ajax('GET', '/admin/', {source: '#overview', target: '#overview'})")
+
+
+def test_ids_of_the_usual_length_are_in_one_piece(page: Page, alice):
+    """Beside what is long and takes all the room that it gets."""
+    runner_id, url = "of-a-long-name-" * 8, f"/agent/{'of-a-long-name-' * 8}"
+    alice.register(runner_id)
+    alice.make_entity(url, runner_id)
+    alice.send(url)
+    claim = alice.claim(runner_id)
+    assert claim.fail("and of long errors " * 20).status == 200
+    page.goto("/admin/claims/consumerclaim/")
+    box = page.locator("#result_list code", has_text=claim.body["consumerId"]).bounding_box()
+    assert box is not None
+    assert box["height"] < 24
+
+
 def test_a_filter_is_chosen_and_taken_away(page: Page, alice):
     alice.register("r1")
     alice.register("r2", kind="ci")
@@ -150,6 +203,7 @@ PAGES = (
     "/admin/runners/runner/doomed/change/",
     "/admin/claims/consumerclaim/",
     "/admin/claims/consumerclaim/1/change/",
+    "/admin/claims/consumerclaim/2/change/",
     "/admin/claims/consumerclaim/do/expire/?pk=1",
     "/admin/dispatch/entity/",
     "/admin/dispatch/entity/1/change/",
@@ -175,7 +229,15 @@ PAGES = (
     indirect=True,
     ids=["light", "dark", "phone", "dark phone"],
 )
-def test_every_page_fits_and_reads(page: Page, killed):
+def test_every_page_fits_and_reads(page: Page, alice, killed):
+    word = "/where/no/line/may/break" * 8
+    alice.make_entity(f"/agent/{'long-' * 20}", "doomed")
+    alice.send(f"/agent/{'long-' * 20}")
+    alice.post(
+        "/_electric/runners/doomed/heartbeat",
+        {"lease_ms": 1000, "diagnostics": {"last_error": word}},
+    )
+    assert alice.claim("doomed").fail(word).status == 200
     for path in PAGES:
         response = page.goto(path)
         assert response is not None

@@ -111,6 +111,7 @@ STEPS = {
         JOIN runners_runnerliveness l ON l.runner_id = w.runner_id
         CROSS JOIN LATERAL (SELECT CASE
             WHEN w.generation = %(claims_each)s AND active THEN 'active'
+            WHEN w.generation = %(claims_each)s AND failing THEN 'failed'
             WHEN w.id %% 100 < 93 THEN 'released' WHEN w.id %% 100 < 96 THEN 'failed'
             WHEN w.id %% 100 < 99 THEN 'expired' ELSE 'fenced' END) AS s(became)
         CROSS JOIN LATERAL (SELECT

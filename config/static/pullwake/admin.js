@@ -1,5 +1,5 @@
-// Ids are copied with one click, times stay relative to now, and the overview refreshes itself
-// only while that disturbs nobody.
+// Ids are copied with one click, times stay relative to now until they are clicked, and the overview
+// refreshes itself only while that disturbs nobody, and says when it cannot.
 (() => {
   "use strict";
 
@@ -12,12 +12,14 @@
     return hours % 24 && days < 10 ? `${days} d ${hours % 24} h` : `${days} d`;
   };
 
+  let exact = false;
   // The server wrote what it was by the database's clock; only what has passed since is added.
   const tick = () => {
     document.querySelectorAll("time.pw-time").forEach((time) => {
       const when = Date.parse(time.dateTime);
       const left = when - Number(time.dataset.now) - (performance.now() - pageShown(time));
-      time.textContent = left <= 0 ? `${span(left)} ago` : `in ${span(left)}`;
+      const relative = left <= 0 ? `${span(left)} ago` : `in ${span(left)}`;
+      time.textContent = exact ? time.title : relative;
     });
   };
   const shown = new WeakMap();
@@ -26,6 +28,13 @@
     return shown.get(time);
   };
   setInterval(tick, 1000);
+  // A phone has no hover, and times are compared: a click shows all of them exactly, or relative.
+  document.addEventListener("click", (event) => {
+    if (!event.target.closest("time.pw-time")) return;
+    event.preventDefault();
+    exact = !exact;
+    tick();
+  });
 
   document.addEventListener("click", async (event) => {
     const button = event.target.closest("[data-copy]");
@@ -50,4 +59,16 @@
     document.visibilityState === "visible" &&
     window.getSelection().isCollapsed &&
     !document.querySelector("#overview :focus-visible");
+
+  // Figures that look fresh and are not would be worse than none.
+  document.addEventListener("htmx:afterRequest", (event) => {
+    const stale = document.querySelector(".pw-stale");
+    if (stale && !event.detail.successful) stale.hidden = false;
+  });
+  // Whoever was logged out is answered with the login page, which has no figures to take.
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    if (event.detail.target.id !== "overview" || event.detail.xhr.response.includes('id="overview"')) return;
+    event.detail.shouldSwap = false;
+    if (event.detail.successful !== false && event.detail.xhr.status === 200) location.reload();
+  });
 })();
