@@ -129,7 +129,8 @@ def test_each_verb_has_its_permission(ready, people, verb):
 
 
 def test_it_offers_viewers_no_button(world, people):
-    for page in ("runner", "claim", "entity"):
+    DispatchState.objects.filter(entity__url="/agent/e2").update(failures=3)
+    for page in ("overview", "runner", "claim", "entity"):
         shown = {who: people[who].get(world.paths()[page]).content.decode() for who in people}
         assert "/do/" not in shown["viewer"]
         assert "/do/" in shown["operator"]

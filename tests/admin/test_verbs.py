@@ -90,7 +90,9 @@ def test_it_says_who_did_what_to_which_and_why(world, operator, pair):
     assert entry.change_message == (
         "Expire: freed and woken again. Reason: the machine burned down"
     )
-    assert "the machine burned down" in text(operator.get("/admin/admin/logentry/"))
+    log = text(operator.get("/admin/admin/logentry/"))
+    assert "the machine burned down" in log
+    assert "Log entries" not in log[log.index("Audit log") :]
     history = operator.get(f"{CLAIMS}{claim.pk}/history/", follow=True)
     assert "the machine burned down" in text(history)
     other = operator.get(f"{CLAIMS}{claim.pk + 1}/history/", follow=True)
