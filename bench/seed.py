@@ -41,8 +41,8 @@ _ENTITIES = """
         FROM seeding JOIN dispatch_entity entity USING (url);
     ANALYZE seeded;
 
-    INSERT INTO dispatch_streamevent (entity_id, "offset", message_key, data)
-    SELECT entity_id, place, NULL,
+    INSERT INTO dispatch_streamevent (entity_id, "offset", message_key, work, data)
+    SELECT entity_id, place, NULL, true,
            '{"type":"inbox","key":"msg","value":{"from":"/principal/user%%3Abench","payload":'
            || '"seeded","timestamp":"2026-01-01T00:00:00.000Z","mode":"immediate"},'
            || '"headers":{"operation":"insert","txid":"0","offset":"0000000000000000_'
