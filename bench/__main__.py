@@ -107,10 +107,14 @@ class Bench:
             if options.limits:
                 for line in lines:
                     self._limit(database, line)
-            env = {"GUNICORN_CMD_ARGS": "--reuse-port"} if options.servers > 1 else {}
+            # Wakes that a line left unclaimed are not to be emitted again under the next one, by
+            # neither: the empty view has the same worker, and so its housekeeping, too.
+            env = {"PULLWAKE_WAKE_REEMIT_MS": "86400000"}
+            if options.servers > 1:
+                env["GUNICORN_CMD_ARGS"] = "--reuse-port"
             with (
                 Server(database, options.workers, env=env) as server,
-                Server(database, options.workers, "bench.stack:application") as stack,
+                Server(database, options.workers, "bench.stack:application", env=env) as stack,
             ):
                 others = [
                     Server(database, options.workers, port=server.port, env=env).__enter__()
