@@ -136,13 +136,7 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
-    "config.middleware.WhiteNoiseMiddleware",
-    "config.middleware.SessionMiddleware",
-    "config.middleware.CommonMiddleware",
-    "config.middleware.CsrfViewMiddleware",
-    "config.middleware.AuthenticationMiddleware",
-    "config.middleware.MessageMiddleware",
-    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "config.middleware.PagesMiddleware",
 ]
 ROOT_URLCONF = "config.urls"
 WSGI_APPLICATION = "config.wsgi.application"
@@ -189,7 +183,8 @@ if _public.scheme == "https":
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
     CSRF_TRUSTED_ORIGINS = [PULLWAKE_PUBLIC_URL]
 SILENCED_SYSTEM_CHECKS = [
-    "security.W003",  # CSRF protection is on, for the pages: config.middleware.
+    # These are there, for the pages: config.middleware.
+    *("security.W002", "security.W003", "admin.E408", "admin.E409", "admin.E410"),
     "security.W005",  # HSTS for subdomains is a promise about the operator's other hosts.
     "security.W008",  # TLS ends at the proxy, and runners inside the network may speak plain HTTP.
     "security.W021",  # HSTS preload is the operator's to ask for.
