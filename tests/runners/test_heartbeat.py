@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
+from django.db import connection
 
 from runners.models import RunnerLiveness
 from tests.support import JSON
@@ -164,3 +165,21 @@ def test_unknown_fields_do_no_harm(alice, runner):
 def test_an_empty_body_needs_no_content_type(alice, runner):
     assert alice.post(PATH, Content_Type="").status == 200
     assert alice.post(PATH, b"{}", Content_Type=f"{JSON}; charset=utf-8").status == 200
+
+
+@pytest.mark.postgres
+def test_it_touches_no_index(alice, runner):
+    """A HOT update: however many runners there are, and however often, no index grows of it."""
+    reports = (
+        {},
+        {"lease_ms": 90_000, "wake_stream_offset": "-1"},
+        {"diagnostics": {"status": "streaming"}},
+    )
+    for body in reports:
+        assert alice.post(PATH, body).status == 200
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_xact_user_tables"
+            " WHERE relname = 'runners_runnerliveness'"
+        )
+        assert cursor.fetchall() == [(3, 3)]
