@@ -15,7 +15,7 @@ from config.identifiers import looked_up
 from config.openapi import documented
 from config.principals import Principal
 from dispatch.streams import offsets
-from runners.api import own_runner
+from runners.api import own_runner_alone
 from runners.authentication import bearer
 
 CURSOR_HEADER = "Pullwake-Cursor"
@@ -122,7 +122,7 @@ class ClaimView(ApiView):
     def post(self, request: HttpRequest, runner_id: str) -> HttpResponse:
         """Claim the entity that a wake event names, or the oldest wake."""
         body = read(request, WakeEvent, empty=True)
-        runner = own_runner(self.caller, runner_id)
+        runner = own_runner_alone(self.caller, runner_id)
         callbacks = settings.PULLWAKE_PUBLIC_URL or f"{request.scheme}://{request.get_host()}"
         subscription = None if body.subscription_id is UNSET else body.subscription_id
         verdict = lifecycle.acquire(runner, subscription)

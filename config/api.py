@@ -2,7 +2,7 @@
 
 from typing import Any, cast
 
-from django.http import HttpResponse
+from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from rest_framework.request import Request
 from rest_framework.views import APIView
@@ -20,6 +20,16 @@ class ApiView(APIView):
     renderer_classes = ()
     parser_classes = ()
     http_method_names = ["get", "post", "put", "patch", "delete", "head"]
+
+    def initialize_request(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Request:
+        """A request that is gone with its last use.
+
+        Parsers, of which there are none, would be told of the request by the request: a circle, and
+        for the ten thousand that are held the garbage collector stops everything for a second.
+        """
+        initialized = super().initialize_request(request, *args, **kwargs)
+        initialized.parser_context.clear()
+        return initialized
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         """Authenticate."""

@@ -62,9 +62,11 @@ class Worker(GeventWorker):  # type: ignore[misc]
         from claims.reaper import Housekeeper  # Django is set up by now
         from dispatch.streams.waiters import hub
 
-        # What was loaded stays: the garbage collector need not go through it again and again.
+        # What was loaded stays, and requests leave no garbage: little is left to collect, and each
+        # full collection would go through all that ten thousand held requests hold.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(10_000, 10, 100)
         self.stopping = Event()
         servers = [self._serve(each) for each in self.sockets]
         housekeeper = Housekeeper()

@@ -29,7 +29,7 @@ from config.principals import Principal
 from dispatch import access, entities, schemas, wakes
 from dispatch.models import Entity, EntityType
 from dispatch.streams import log, offsets, producers, reads
-from runners.api import own_runner, principal_field
+from runners.api import own_runner_alone, principal_field
 
 Tags = dict[
     Annotated[str, Meta(min_length=1, max_length=256)], Annotated[str, Meta(max_length=4096)]
@@ -482,7 +482,7 @@ class WakeStreamView(ApiView):
     )
     def get(self, request: HttpRequest, runner_id: str) -> HttpResponseBase:
         """The wakes that wait for one's own runner."""
-        runner = own_runner(self.caller, runner_id)
+        runner = own_runner_alone(self.caller, runner_id)
         return reads.serve(request, reads.WakesOf(runner.pk))
 
     @documented("Find the tail of a runner's wakes", answers={200: None})

@@ -1,6 +1,7 @@
 """POST /_electric/runners/:id/heartbeat."""
 
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 from django.db import connection
@@ -170,7 +171,7 @@ def test_an_empty_body_needs_no_content_type(alice, runner):
 @pytest.mark.postgres
 def test_it_touches_no_index(alice, runner):
     """A HOT update: however many runners there are, and however often, no index grows of it."""
-    reports = (
+    reports: tuple[Any, ...] = (
         {},
         {"lease_ms": 90_000, "wake_stream_offset": "-1"},
         {"diagnostics": {"status": "streaming"}},
