@@ -324,17 +324,21 @@ def renew(credentials: Credentials, acks: Sequence[Ack] = ()) -> datetime:
 
     Raises InvalidOffset for a bad ack, then nothing is renewed; see `_refusal` for other errors.
     """
+    if not acks:
+        return _renewed(credentials)
     with transaction.atomic():
-        state = None
-        if acks:
-            claim = _found(credentials)
-            state = _lock_state(claim)
-        rows = _RENEW.returned(**_proof(credentials))
-        if not rows:
-            raise _refusal(credentials)
-        if state is not None:
-            _acknowledge(state, claim, acks)
-            wakes.save(state)
+        claim = _found(credentials)
+        state = _lock_state(claim)
+        expires_at = _renewed(credentials)
+        _acknowledge(state, claim, acks)
+        wakes.save(state)
+    return expires_at
+
+
+def _renewed(credentials: Credentials) -> datetime:
+    rows = _RENEW.returned(**_proof(credentials))
+    if not rows:
+        raise _refusal(credentials)
     expires_at: datetime = rows[0][0]
     return expires_at
 
