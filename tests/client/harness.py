@@ -30,6 +30,21 @@ FAST = Timing(
     cancel_grace=0.5,
     farewell_timeout=1.0,
 )
+"""For tests in which only what they do themselves may take time."""
+
+BRISK = Timing(
+    heartbeat_interval=0.4,
+    heartbeat_gap=0.1,
+    heartbeat_timeout=1.0,
+    request_timeout=1.0,
+    connect_timeout=3.0,
+    long_poll_deadline=4.0,
+    sse_idle_deadline=4.0,
+    backoff_min=0.1,
+    backoff_max=1.0,
+    retry_after_max=5.0,
+)
+"""The protocol's durations on a smaller scale."""
 
 
 def fast(**durations: float) -> Timing:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +20,10 @@ from runners.client import Handler, PullWakeRunner, RunnerError, Timing, Wake
 from tests.support import ROOT, Database, HttpApi, Server
 
 from . import harness
+from .harness import BRISK
 from .proxy import Proxy
 
 SETTINGS = {"PULLWAKE_REAPER_INTERVAL_MS": "200", "PULLWAKE_LONG_POLL_MS": "2000"}
-
-BRISK = Timing(
-    heartbeat_interval=0.4,
-    heartbeat_gap=0.1,
-    heartbeat_timeout=1.0,
-    request_timeout=1.0,
-    connect_timeout=3.0,
-    long_poll_deadline=4.0,
-    sse_idle_deadline=4.0,
-    backoff_min=0.1,
-    backoff_max=1.0,
-    retry_after_max=5.0,
-)
-"""The protocol's durations on a smaller scale; so is the server's long-poll."""
 
 DO = 'echo "did $(python3 -c "import json,sys; '
 DO += "print(*(m['value']['payload'] for m in json.load(sys.stdin)['messages']))\")\""
@@ -68,14 +56,22 @@ def mortal(template: Database, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 class Runner:
-    """A runner process, as `python -m runners.client` starts it."""
+    """A runner process, as `python -m runners.client` starts it, or a program like it."""
 
-    def __init__(self, url: str, log: Path, command: str, *options: str, runner_id: str = "r1"):
+    def __init__(
+        self,
+        url: str,
+        log: Path,
+        command: str,
+        *options: str,
+        runner_id: str = "r1",
+        program: str = "runners.client",
+    ):
         self.log = log
         with log.open("ab") as out:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "runners.client", "--url", url, "--id", runner_id),
+                    *(sys.executable, "-m", program, "--url", url, "--id", runner_id),
                     *("--exec", command, *options),
                 ],
                 cwd=ROOT,
@@ -104,20 +100,35 @@ class Runner:
 
 
 Start = Callable[..., Runner]
+Said = Callable[[], str]
+"""What a runner has logged so far, a line for each record."""
 
 
 @pytest.fixture
 def start_runner(tmp_path: Path) -> Iterator[Start]:
     runners: list[Runner] = []
 
-    def start(url: str, command: str, *options: str, runner_id: str = "r1") -> Runner:
+    def start(url: str, command: str, *options: str, **how: str) -> Runner:
         log = tmp_path / f"runner-{len(runners)}.log"
-        runners.append(Runner(url, log, command, *options, runner_id=runner_id))
+        runners.append(Runner(url, log, command, *options, **how))
         return runners[-1]
 
     yield start
     for runner in runners:
         runner.close()
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Said:
+    """What a runner in this process has logged, as one that is a process writes it."""
+    name = "pullwake.runner"
+    caplog.set_level("INFO", name)
+
+    def lines() -> str:
+        records = [record for record in caplog.records if record.name == name]
+        return "".join(f"{record.levelname.lower()}: {record.getMessage()}\n" for record in records)
+
+    return lines
 
 
 async def until(condition: Callable[[], Any], what: str | Callable[[], str] = "") -> None:
@@ -146,6 +157,15 @@ async def did(api: HttpApi, url: str, *payloads: str) -> None:
     await until(done, lambda: f"{expected}; there is {outputs(api, url)}")
 
 
+def claims(server: Server, url: str) -> list[tuple[str, str]]:
+    """Who held the entity, in order, and how each claim ended: `released` is work that was done."""
+    rows = Database(server.env["DATABASE_URL"]).execute(
+        "SELECT runner_name, status FROM claims_consumerclaim WHERE entity_url = %s ORDER BY epoch",
+        url,
+    )
+    return [(runner_id, status) for runner_id, status in rows]
+
+
 def delays(log: str) -> list[float]:
     """Seconds it waited before each attempt to connect again."""
     return [float(seconds) for seconds in re.findall(r"connecting again in ([\d.]+) s", log)]
@@ -167,24 +187,50 @@ def back_within_backoff(
     assert len(waited) <= before + 2, (waited, before)
 
 
-async def health_says(api: HttpApi, runner_id: str, *errors: str) -> Any:
-    """Wait until the server calls the runner healthy, and knows what had happened to it."""
+def reported(log: str) -> list[str]:
+    """The errors it reported; that the process itself was held up is none."""
+    return re.findall(r"warning: (?!nothing ran for)(.*)", log)
 
-    def health() -> Any:
-        return api.get(f"/_electric/runners/{runner_id}/health").body
 
-    def told() -> Any:
-        now = health()
+def health_of(api: HttpApi, runner_id: str) -> Any:
+    return api.get(f"/_electric/runners/{runner_id}/health").body
+
+
+def issues(api: HttpApi, runner_id: str) -> str:
+    """What the server finds wrong with the runner, a sentence a line."""
+    return "\n".join(health_of(api, runner_id)["health"]["issues"])
+
+
+async def health_tells(api: HttpApi, runner_id: str, said: Said, fault: str) -> Any:
+    """Wait until the server calls the runner healthy, and tells what had happened to it.
+
+    The runner must have reported an error with the pattern `fault`. The server must tell of the
+    last one: that is the fault, unless the machine was so busy that a request took too long after
+    it, and then health has to say that.
+    """
+    assert any(re.search(fault, error) for error in reported(said())), (fault, said())
+
+    def expected() -> dict[str, Any]:
+        log = said()
+        return {
+            "status": "streaming",
+            "stream_connected": True,
+            "last_heartbeat_ok": True,
+            "last_error": reported(log)[-1],
+            "reconnect_count": log.count("connected to http") - 1,
+        }
+
+    def told() -> bool:
+        health = health_of(api, runner_id)
+        client: dict[str, Any] = health["client"]
         return (
-            now["health"]["status"] == "healthy"
-            and now["client"]["stream_connected"]
-            and now["client"]["last_error_at"]
-            and any(error in now["client"]["last_error"] for error in errors or ("",))
-            and now
+            health["health"]["status"] == "healthy"
+            and client["last_error_at"] is not None
+            and expected().items() <= client.items()
         )
 
-    await until(told, lambda: f"{errors} in {health()}")
-    return told() or health()
+    await until(told, lambda: f"{expected()} in {health_of(api, runner_id)}")
+    return health_of(api, runner_id)["client"]
 
 
 # The server dies
@@ -200,6 +246,13 @@ async def test_the_server_is_killed_and_started_again(
     """
     server = mortal
     api = server.client(None)
+    faults = {
+        "streams": "GET /runners/streams/wake: ",
+        "works": "GET /runners/works/wake: ",
+        "lapses": "epoch 1: cancelled, since its lease ran out",
+        "asks": "POST /_electric/runners/asks/claim: ",
+        "granted": "POST /_electric/runners/granted/claim: ",
+    }
     gate = tmp_path / "gate"
     gated = f"echo began; while ! test -e {gate}; do sleep 0.05; done; {DO}"
     asked, killed = asyncio.Event(), asyncio.Event()
@@ -251,8 +304,9 @@ async def test_the_server_is_killed_and_started_again(
         assert outputs(api, "/agent/works") == ["began", "did one"]
         assert outputs(api, "/agent/lapses") == ["began", "began", "did one"]
         for name, runner in runners.items():
-            health = await health_says(api, name)
-            assert health["client"]["reconnect_count"] >= 1
+            lost = [(name, "expired")] if name in ("lapses", "granted") else []
+            assert claims(server, f"/agent/{name}") == [*lost, (name, "released")]
+            await health_tells(api, name, runner.said, faults[name])
             back_within_backoff(runner.delays(), waited[name], Timing())
         for runner in runners.values():
             assert await runner.stop() == 0, runner.said()
@@ -270,7 +324,9 @@ async def test_the_servers_restart_in_good_order_is_no_trouble(
     waited = len(runner.delays())
     api.send("/agent/restart", payload="one")
     await did(api, "/agent/restart", "one")
-    assert (await health_says(api, "restart"))["client"]["reconnect_count"] == 1
+    assert claims(mortal, "/agent/restart") == [("restart", "released")]
+    health = await health_tells(api, "restart", runner.said, "GET /runners/restart/wake: ")
+    assert health["reconnect_count"] == 1
     back_within_backoff(runner.delays(), waited, Timing())
     assert await runner.stop() == 0
 
@@ -284,6 +340,7 @@ async def test_the_runner_is_stopped_past_its_leases_and_continued(
     """It finds itself fenced, ends what still works, and says nothing; another has done it all.
 
     Of its two commands, one has ended by the time it wakes up: that is not to be reported either.
+    The lease of its own heartbeats runs out, too.
     """
     api = shared.client(None)
     name = "${PULLWAKE_ENTITY_URL##*/}"
@@ -293,6 +350,7 @@ async def test_the_runner_is_stopped_past_its_leases_and_continued(
         f" while ! test -e {tmp_path}/{name}.gate; do sleep 0.05; done; {DO}",
         *("--claim-lease", "2"),
         runner_id="stopped",
+        program="tests.client.brisk",
     )
     other = start_runner(shared.url, DO, runner_id="other")
     await stopped.says("connected to")
@@ -303,6 +361,7 @@ async def test_the_runner_is_stopped_past_its_leases_and_continued(
         api.send(f"/agent/{ends}", payload="one")
         await began(api, f"/agent/{ends}")
         pids[ends] = int((tmp_path / f"{ends}.pid").read_text())
+    waited = len(stopped.delays())
     os.kill(stopped.process.pid, signal.SIGSTOP)
     for ends in pids:
         dispatch(api, f"/agent/{ends}", "other")
@@ -310,18 +369,31 @@ async def test_the_runner_is_stopped_past_its_leases_and_continued(
     (tmp_path / "ended.gate").touch()
     await until(lambda: not alive(pids["ended"]), "the command's end, with the runner stopped")
     assert alive(pids["works"])
+
+    def noticed() -> bool:
+        # For so long that every deadline of the runner's has passed when it continues.
+        expired = re.search(r"Heartbeat lease expired (\d+)s ago", issues(api, "stopped"))
+        return expired is not None and int(expired[1]) >= 3
+
+    await until(noticed, "the server's view meanwhile")
+    assert health_of(api, "stopped")["claims"]["active_count"] == 0
     os.kill(stopped.process.pid, signal.SIGCONT)
     await stopped.says("since the server fenced it", times=2)
     await until(lambda: not alive(pids["works"]), "the end of the command that works")
     assert "done in" not in stopped.said()
     for ends in pids:
         assert outputs(api, f"/agent/{ends}") == ["began", "did one"]
-    await health_says(api, "stopped", "the server fenced it")
+        held = [("stopped", "expired"), ("other", "released")]
+        assert claims(shared, f"/agent/{ends}") == held
+    await health_tells(api, "stopped", stopped.said, "the server fenced it")
     # And it is at work again.
     dispatch(api, "/agent/ended", "stopped")
     api.send("/agent/ended", payload="two")
     await did(api, "/agent/ended", "one", "two")
     await stopped.says("epoch 3: done in")
+    assert claims(shared, "/agent/ended") == [*held, ("stopped", "released")]
+    # Its stream outlives the stop if that came between two polls.
+    back_within_backoff(stopped.delays() or [0.0], waited, BRISK)
     assert await stopped.stop() == await other.stop() == 0
 
 
@@ -387,6 +459,28 @@ async def between(
             yield proxy, runner, errors
 
 
+@asynccontextmanager
+async def at_work(
+    server: Server, name: str, **options: Any
+) -> AsyncIterator[tuple[Proxy, PullWakeRunner, asyncio.Event]]:
+    """As `between`, with the runner at work for another entity, until the event is set."""
+    held = f"/agent/{name}-held"
+    working, proceed = asyncio.Event(), asyncio.Event()
+
+    async def handler(wake: Wake) -> None:
+        if wake.entity_url == held:
+            working.set()
+            await proceed.wait()
+        await handle(wake)
+
+    async with between(server, name, handler, **options) as (proxy, runner, _):
+        api = server.client(None)
+        api.make_entity(held, runner_id=name)
+        api.send(held, payload="held")
+        await working.wait()
+        yield proxy, runner, proceed
+
+
 def mode(mode: str) -> Callable[[Proxy], None]:
     def change(proxy: Proxy) -> None:
         proxy.mode = mode
@@ -401,74 +495,90 @@ def answer(status: int, **headers: str) -> Callable[[Proxy], None]:
     return change
 
 
+@dataclass(frozen=True)
+class Fault:
+    strike: Callable[[Proxy], None]
+    error: str
+    """A pattern of what the runner says of it."""
+    retry_after: float = 0.0
+
+
+CUT = r"(GET|POST) /\S+: (?!no answer)"
 FAULTS = {
-    "accepts and never answers": mode("accept"),
-    "cuts mid-response": mode("cut"),
-    "refuses": mode("refuse"),
-    "500": answer(500),
-    "503": answer(503, Retry_After="1"),
-    "429": answer(429, Retry_After="1"),
-    "401": answer(401),
+    "accepts and never answers": Fault(mode("accept"), "no answer within 1 s"),
+    "cuts mid-response": Fault(mode("cut"), CUT),
+    "refuses": Fault(mode("refuse"), CUT),
+    "500": Fault(answer(500), "500 INJECTED"),
+    "503": Fault(answer(503, Retry_After="1"), "503 INJECTED", retry_after=1.0),
+    "429": Fault(answer(429, Retry_After="1"), "429 INJECTED", retry_after=1.0),
+    "401": Fault(answer(401), "401 INJECTED"),
 }
 
 
 @pytest.mark.parametrize("live", ["long-poll", "sse"])
-@pytest.mark.parametrize("fault", FAULTS)
-async def test_trouble_that_passes(
-    shared: Server, fault: str, live: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize("kind", FAULTS)
+async def test_trouble_that_passes(shared: Server, kind: str, live: Any, said: Said) -> None:
     """It strikes a runner that streams and works, and the server says so.
 
     Then it is back at work by itself, each message is done once, and health tells of it still.
     """
-    caplog.set_level("INFO", "pullwake.runner")
-    name = f"{fault}-{live}".replace(" ", "-")
+    fault = FAULTS[kind]
+    name = f"{kind}-{live}".replace(" ", "-")
     url, held = f"/agent/{name}", f"/agent/{name}-held"
     api = shared.client(None)
-    working, proceed = asyncio.Event(), asyncio.Event()
-
-    async def handler(wake: Wake) -> None:
-        if wake.entity_url == held:
-            working.set()
-            await proceed.wait()
-        await handle(wake)
-
     # A 401 ends the work at once, and the lease has to run out before it can begin again.
-    lease = 2.0 if fault == "401" else 30.0
-    async with between(shared, name, handler, live=live, claim_lease=lease) as (proxy, runner, _):
-        api.make_entity(held, runner_id=name)
-        api.send(held, payload="held")
-        await working.wait()
-
-        FAULTS[fault](proxy)
+    lease = 2.0 if kind == "401" else 30.0
+    async with at_work(shared, name, live=live, claim_lease=lease) as (proxy, runner, proceed):
+        fault.strike(proxy)
         if proxy.mode != "accept":
             await proxy.cut_all()
         api.send(url, payload="during")
         proceed.set()
 
         def noticed() -> bool:
-            health = api.get(f"/_electric/runners/{name}/health").body["health"]
-            # Where the answers alone are cut, the server hears of it; else it hears nothing more.
-            issue = "stream disconnected" if proxy.mode == "cut" else "Heartbeat lease expired"
-            return health["status"] != "healthy" and issue in str(health["issues"])
+            if proxy.mode != "cut":
+                return "Heartbeat lease expired" in issues(api, name)
+            # Where the answers alone are cut, the server hears of it.
+            last_error = health_of(api, name)["client"]["last_error"] or ""
+            return disconnected(api, name) and re.search(fault.error, last_error) is not None
 
-        await until(noticed, "the server's view meanwhile")
+        def asked_to_wait() -> list[str]:
+            told = rf"warning: {fault.error}.*\ninfo: connecting again in ([\d.]+) s"
+            return re.findall(told, said())
+
+        await until(noticed, lambda: f"the server's view meanwhile: {health_of(api, name)}")
         await until(lambda: runner.get_health()["status"] == "reconnecting", "its own view")
         assert runner.get_health()["stream_connected"] is False
-        assert runner.get_health()["last_error"]
+        await until(lambda: re.search(fault.error, str(runner.get_health()["last_error"])), said)
+        if fault.retry_after:
+            await until(asked_to_wait, said)
+            assert all(float(seconds) >= fault.retry_after for seconds in asked_to_wait()), said()
 
-        waited = len(delays(caplog.text))
+        waited = len(delays(said()))
         proxy.mode = "pass"
         await did(api, url, "before", "during")
         await did(api, held, "held")
         api.send(url, payload="after")
         await did(api, url, "before", "during", "after")
-        assert (await health_says(api, name))["client"]["reconnect_count"] >= 1
-        retry_after = 1.0 if fault in ("503", "429") else 0.0
-        back_within_backoff(delays(caplog.text), waited, BRISK, retry_after)
+        assert claims(shared, url) == [(name, "released")] * 3
+        lost = [(name, "expired")] if kind == "401" else []
+        assert claims(shared, held) == [*lost, (name, "released")]
+        await health_tells(api, name, said, fault.error)
+        back_within_backoff(delays(said()), waited, BRISK, fault.retry_after)
 
 
-async def test_a_stream_that_breaks_again_and_again_shows_in_health(shared: Server) -> None:
+def disconnected(api: HttpApi, runner_id: str) -> bool:
+    """Whether the server has heard that neither stream nor heartbeats get through."""
+    found = issues(api, runner_id)
+    return (
+        "Client reports stream disconnected" in found
+        and "Client reports last heartbeat failed" in found
+    )
+
+
+async def test_a_stream_that_breaks_again_and_again_shows_in_health(
+    shared: Server, said: Said
+) -> None:
     """With heartbeats going through, the server is told while it lasts."""
     api = shared.client(None)
 
@@ -480,55 +590,77 @@ async def test_a_stream_that_breaks_again_and_again_shows_in_health(shared: Serv
         await proxy.cut_all()
 
         def told() -> bool:
-            health = api.get("/_electric/runners/broken/health").body
+            health = health_of(api, "broken")
             return (
                 health["health"]["status"] == "degraded"
                 and "Client reports stream disconnected" in health["health"]["issues"]
                 and health["client"]["status"] == "reconnecting"
-                and "/wake" in health["client"]["last_error"]
+                and "GET /runners/broken/wake: " in health["client"]["last_error"]
             )
 
         await until(told, "what is the matter, in the runner's health")
         api.send("/agent/broken", payload="during")
+        waited = len(delays(said()))
         proxy.on_request = None
         await did(api, "/agent/broken", "before", "during")
-        await health_says(api, "broken")
+        assert claims(shared, "/agent/broken") == [("broken", "released")] * 2
+        await health_tells(api, "broken", said, "GET /runners/broken/wake: ")
+        back_within_backoff(delays(said()), waited, BRISK)
 
 
-async def test_a_token_that_the_server_refuses_until_it_is_rotated(shared: Server) -> None:
+async def test_a_token_that_the_server_refuses_until_it_is_rotated(
+    shared: Server, said: Said
+) -> None:
+    """Work goes on meanwhile, by the claim's own token."""
     api = shared.client(None)
     headers: dict[str, str] = {}
-    async with between(shared, "rotates", headers=lambda: headers) as (proxy, runner, errors):
+    async with at_work(shared, "rotates", headers=lambda: headers) as (proxy, runner, proceed):
         headers["Authorization"] = "Bearer expired"
         await proxy.cut_all()
         api.send("/agent/rotates", payload="during")
-        await until(lambda: [str(error) for error in errors if "401" in str(error)], "a 401")
+        await until(lambda: "401 UNAUTHORIZED" in str(runner.get_health()["last_error"]), said)
         assert runner.get_health()["stream_connected"] is False
+        proceed.set()
+        await did(api, "/agent/rotates-held", "held")
+        await until(lambda: "Heartbeat lease expired" in issues(api, "rotates"), "its view")
+        waited = len(delays(said()))
         headers.clear()
         await did(api, "/agent/rotates", "before", "during")
-        await health_says(api, "rotates")
+        assert claims(shared, "/agent/rotates") == [("rotates", "released")] * 2
+        assert claims(shared, "/agent/rotates-held") == [("rotates", "released")]
+        await health_tells(api, "rotates", said, "401 UNAUTHORIZED")
+        back_within_backoff(delays(said()), waited, BRISK)
 
 
-async def test_connections_that_die_in_silence(shared: Server) -> None:
-    """No reset and no end: only the runner's own deadlines can tell."""
+async def test_connections_that_die_in_silence(shared: Server, said: Said) -> None:
+    """No reset and no end: only the runner's own deadlines can tell. New connections work."""
     api = shared.client(None)
-    async with between(shared, "blackhole") as (proxy, runner, _):
+    async with at_work(shared, "blackhole") as (proxy, _, proceed):
+        waited = len(delays(said()))
         proxy.blackhole()
         api.send("/agent/blackhole", payload="during")
+        proceed.set()
         await did(api, "/agent/blackhole", "before", "during")
-        assert runner.get_health()["reconnect_count"] >= 1
-        await health_says(api, "blackhole", "no answer within")
+        await did(api, "/agent/blackhole-held", "held")
+        assert claims(shared, "/agent/blackhole") == [("blackhole", "released")] * 2
+        assert claims(shared, "/agent/blackhole-held") == [("blackhole", "released")]
+        await health_tells(api, "blackhole", said, "no answer within")
+        back_within_backoff(delays(said()), waited, BRISK)
 
 
-async def test_a_slow_network(shared: Server) -> None:
+async def test_a_slow_network(shared: Server, said: Said) -> None:
     api = shared.client(None)
-    async with between(shared, "slow", timing=Timing()) as (proxy, runner, errors):
+    timing = Timing(heartbeat_gap=0.1)
+    async with between(shared, "slow", timing=timing) as (proxy, runner, errors):
         proxy.mode, proxy.delay = "delay", 0.05
         for number in range(2):
             api.send("/agent/slow", payload=str(number))
             await did(api, "/agent/slow", "before", *map(str, range(number + 1)))
-        assert errors == []
-        assert runner.get_health()["reconnect_count"] == 0
+        assert claims(shared, "/agent/slow") == [("slow", "released")] * 3
+        await until(lambda: not issues(api, "slow"), lambda: issues(api, "slow"))
+        health = health_of(api, "slow")["client"]
+        assert (health["reconnect_count"], health["last_error"]) == (0, None)
+        assert (runner.connections, errors, delays(said())) == (1, [], [])
 
 
 # One live mode alone
