@@ -663,6 +663,26 @@ async def test_a_slow_network(shared: Server, said: Said) -> None:
         assert (runner.connections, errors, delays(said())) == (1, [], [])
 
 
+async def test_a_network_slower_than_the_runner_waits(shared: Server, said: Said) -> None:
+    """What it gave up arrives all the same: heartbeats tell how it is, and work is not redone."""
+    name = "too-slow"
+    api = shared.client(None)
+    async with at_work(shared, name) as (proxy, runner, proceed):
+        proxy.mode, proxy.delay = "delay", 1.2
+        proceed.set()
+        await until(lambda: runner.get_health()["status"] == "reconnecting", "its own view")
+        api.send(f"/agent/{name}", payload="during")
+        await until(lambda: disconnected(api, name), "the server's view meanwhile")
+        waited = len(delays(said()))
+        proxy.mode = "pass"
+        await did(api, f"/agent/{name}", "before", "during")
+        await did(api, f"/agent/{name}-held", "held")
+        assert claims(shared, f"/agent/{name}") == [(name, "released")] * 2
+        assert claims(shared, f"/agent/{name}-held") == [(name, "released")]
+        await health_tells(api, name, said, "no answer within 1 s")
+        back_within_backoff(delays(said()), waited, BRISK)
+
+
 # One live mode alone
 
 
