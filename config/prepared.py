@@ -6,6 +6,7 @@ as running it (docs/performance.md has the numbers). A prepared one is written a
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, Generic, TypeVar
@@ -99,16 +100,28 @@ def cursor() -> Any:
     return wrapper._prepare_cursor(_ServerCursor(wrapper.connection))
 
 
-class Values:
+class _Prepared(ABC):
+    _statement: _Statement | None = None
+
+    def _run(self, values: dict[str, Any]) -> tuple[int, list[Row]]:
+        if self._statement is None:
+            # Only when all is compiled, for another thread may run it at the same time.
+            self._statement = self._compiled()
+        return self._statement.run(values)
+
+    @abstractmethod
+    def _compiled(self) -> _Statement: ...
+
+
+class Values(_Prepared):
     """A prepared ``SELECT`` of what a queryset's ``values_list`` names."""
 
     def __init__(self, build: "Callable[[], QuerySet[Any, Any]]") -> None:
         self._build = build
-        self._statement: _Statement | None = None
 
     def all(self, **values: Any) -> list[Row]:
         """The rows for these values of its params."""
-        return (self._statement or self._compiled()).run(values)[1]
+        return self._run(values)[1]
 
     def first(self, **values: Any) -> Row | None:
         """The first of `all`."""
@@ -119,8 +132,7 @@ class Values:
         self._compiler: Any = self._rows.query.get_compiler(connection=connection)
         sql, params = self._compiler.as_sql()
         columns = [each[0] for each in self._compiler.select]
-        self._statement = _Statement(sql, params, self._compiler, columns)
-        return self._statement
+        return _Statement(sql, params, self._compiler, columns)
 
 
 class Select(Values, Generic[M]):
@@ -160,7 +172,7 @@ class Select(Values, Generic[M]):
         return instance
 
 
-class Update:
+class Update(_Prepared):
     """A prepared ``UPDATE``; for filters on the table itself only."""
 
     def __init__(
@@ -172,7 +184,6 @@ class Update:
         self._build = build
         self._returning = returning
         self._values = values
-        self._statement: _Statement | None = None
 
     def count(self, **values: Any) -> int:
         """How many rows it changed: the verdict of a guarded transition."""
@@ -181,9 +192,6 @@ class Update:
     def returned(self, **values: Any) -> list[Row]:
         """The ``returning`` fields of each row that it changed."""
         return self._run(values)[1]
-
-    def _run(self, values: dict[str, Any]) -> tuple[int, list[Row]]:
-        return (self._statement or self._compiled()).run(values)
 
     def _compiled(self) -> _Statement:
         rows = self._build()
@@ -198,21 +206,18 @@ class Update:
             names = ", ".join(connection.ops.quote_name(field.column) for field in fields)
             sql = f"{sql} RETURNING {names}"
         columns = [Col(meta.db_table, field) for field in fields]
-        self._statement = _Statement(sql, params, compiler, columns)
-        return self._statement
+        return _Statement(sql, params, compiler, columns)
 
 
-class Insert:
+class Insert(_Prepared):
     """A prepared ``INSERT`` of one row, of all its columns but the key that the database gives."""
 
     def __init__(self, model: type[Model]) -> None:
         self._model = model
-        self._statement: _Statement | None = None
 
     def add(self, row: Model) -> None:
         """Insert a row, and give it its key."""
-        statement = self._statement or self._compiled()
-        ((row.pk,),) = statement.run(vars(row))[1]
+        ((row.pk,),) = self._run(vars(row))[1]
 
     def _compiled(self) -> _Statement:
         key = self._model._meta.pk
@@ -225,8 +230,7 @@ class Insert:
         compiler: Any = query.get_compiler(connection=connection)
         compiler.returning_fields = [key]
         ((sql, bound),) = compiler.as_sql()
-        self._statement = _Statement(sql, bound, compiler, [Col(self._model._meta.db_table, key)])
-        return self._statement
+        return _Statement(sql, bound, compiler, [Col(self._model._meta.db_table, key)])
 
 
 def save_all(model: type[Model]) -> Update:
