@@ -1,4 +1,4 @@
-"""What Django's ORM lacks for requests that come all the time: the database's time, and pauses."""
+"""What the ORM lacks for requests: the database's time, and to wait without a connection."""
 
 from typing import Any, TypeVar
 
