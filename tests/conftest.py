@@ -17,6 +17,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what this machine or this run's database cannot do."""
     lacks = {
         "postgres": settings.SQLITE and "needs PostgreSQL (make test-postgres)",
+        "sqlite": not settings.SQLITE and "needs SQLite (make test-sqlite)",
         "browser": not shutil.which("chromium") and "needs Chromium",
         "interop": not (shutil.which("node") and shutil.which("npm")) and "needs Node.js and npm",
     }

@@ -295,7 +295,7 @@ async def test_the_server_is_killed_and_started_again(
             await runner.says("connecting again in")
         await runners["lapses"].says("cancelled, since its lease ran out")
         gate.touch()
-        server.start()
+        await asyncio.to_thread(server.start)  # the proxies go on meanwhile
         waited = {name: len(runner.delays()) for name, runner in runners.items()}
         api.send("/agent/streams", payload="one")
         for name in runners:
@@ -305,7 +305,7 @@ async def test_the_server_is_killed_and_started_again(
         assert outputs(api, "/agent/lapses") == ["began", "began", "did one"]
         for name, runner in runners.items():
             lost = [(name, "expired")] if name in ("lapses", "granted") else []
-            assert claims(server, f"/agent/{name}") == [*lost, (name, "released")]
+            assert claims(server, f"/agent/{name}") == [*lost, (name, "released")], runner.said()
             await health_tells(api, name, runner.said, faults[name])
             back_within_backoff(runner.delays(), waited[name], Timing())
         for runner in runners.values():
