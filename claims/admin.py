@@ -194,7 +194,6 @@ class ConsumerClaimAdmin(OperatorAdmin):
     verbs = (EXPIRE,)
     unseen = ("acked_streams", "claim_token_hash", "write_token_hash", "delivered_offset", "lease")
     story_template = "operators/claim.html"
-    confirmed_with = ("entity__dispatch_state",)
     list_display = ("claim", "state", "entity_", "runner_", "claimed", "heartbeat", "ends")
     list_display_links = None
     list_filter = (StatusFilter, OrphanedFilter, RunnerFilter, EntityFilter, AgeFilter, EndedFilter)
@@ -206,6 +205,10 @@ class ConsumerClaimAdmin(OperatorAdmin):
         rows: Any = super().get_queryset(request)
         told: QuerySet[Any] = rows.with_orphan_reason()
         return told
+
+    def with_prospects(self, rows: "QuerySet[Any]") -> "QuerySet[Any]":
+        """Claims with the dispatch state, which says whether the entity is woken again."""
+        return rows.select_related("entity__dispatch_state")
 
     def get_search_results(
         self, request: HttpRequest, queryset: "QuerySet[Any]", search_term: str

@@ -252,8 +252,6 @@ class OperatorAdmin(ModelAdmin):  # type: ignore[misc]
     verbs: ClassVar[Sequence[Verb]] = ()
     search_help_text: str | None
     story_template: ClassVar[str]
-    confirmed_with: ClassVar[Sequence[str]] = ()
-    """What the effects of verbs look at beside the row itself."""
 
     change_list_template = "operators/list.html"
     show_full_result_count = False
@@ -333,6 +331,10 @@ class OperatorAdmin(ModelAdmin):  # type: ignore[misc]
         return HttpResponseRedirect(list_of("admin_logentry", **of))
 
     # --- What may be done
+
+    def with_prospects(self, rows: "QuerySet[Any]") -> "QuerySet[Any]":
+        """The rows, with what the effects of verbs look at beside them."""
+        return rows
 
     def permitted(self, request: HttpRequest) -> Iterator[Verb]:
         """The verbs that this operator may use."""
@@ -439,8 +441,7 @@ class OperatorAdmin(ModelAdmin):  # type: ignore[misc]
 
     def _rows(self, request: HttpRequest, pks: Iterable[str]) -> list[Any]:
         try:
-            found = self.get_queryset(request).filter(pk__in=list(pks))
-            found = found.select_related(*self.confirmed_with) if self.confirmed_with else found
+            found = self.with_prospects(self.get_queryset(request)).filter(pk__in=list(pks))
         except (ValueError, ValidationError):
             raise Http404 from None
         return list(found.order_by(self.row_order))

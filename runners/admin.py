@@ -9,12 +9,12 @@ from django.contrib import admin, messages
 from django.contrib.admin.models import ADDITION
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
-from django.db.models import Q, QuerySet
+from django.db.models import Count, OuterRef, Q, QuerySet, Subquery
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils import timezone
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
 
 from config.admin import (
@@ -48,17 +48,39 @@ from runners.diagnostics import FIELDS
 from runners.health import MANY_RECONNECTS, health, liveness, with_health, with_held
 from runners.models import AccessToken, Runner
 
-MOST_MOVED = 200
+MOST_MOVED = 1_000
 """Entities that one confirmation moves; each is a transaction of its own."""
 
+MOST_OFFERED = 200
+"""Runners to choose from; any other's id can be typed."""
+
 # --- What may be done to a runner --------------------------------------------------------------
+
+
+class RunnerInput(UnfoldAdminTextInputWidget):  # type: ignore[misc]
+    """The id of a runner: typed, or chosen from those that can be at work."""
+
+    def render(self, name: str, value: Any, attrs: Any = None, renderer: Any = None) -> str:
+        """The field, and beside it the runners that are offered as it is typed."""
+        offered = f"{name}-offered"
+        field = super().render(name, value, {**(attrs or {}), "list": offered}, renderer)
+        runners = with_held(Runner.objects.able()).order_by("pk")[:MOST_OFFERED]
+        options = format_html_join(
+            "",
+            '<option value="{}">{}</option>',
+            ((runner.pk, f"{runner.label}, {_held(runner)}") for runner in runners),
+        )
+        return format_html('{}<datalist id="{}">{}</datalist>', field, offered, options)
 
 
 class TargetForm(ReasonForm):
     """Which runner is to take over, and why."""
 
     target = forms.CharField(
-        label="Runner", max_length=128, widget=UnfoldAdminTextInputWidget(), help_text="Its id."
+        label="Runner",
+        max_length=128,
+        widget=RunnerInput(attrs={"autocomplete": "off"}),
+        help_text="Its id; those that are online are offered.",
     )
     field_order = ("target", "reason")
 
@@ -120,10 +142,10 @@ def _expire(runner: Any, order: Order) -> str:
 
 
 def _move_effect(runner: Any) -> str:
-    count = runner.dispatch_states.all()[: MOST_MOVED + 1].count()
+    count = runner.dispatched
     if not count:
         raise InvalidRequest("No entity is dispatched to it.")
-    some = f"the first {MOST_MOVED} of its" if count > MOST_MOVED else f"its {count}"
+    some = f"the first {MOST_MOVED} of its {count}" if count > MOST_MOVED else f"its {count}"
     return (
         f"Dispatches {some} entit{'y' if count == 1 else 'ies'} to the runner named below, with"
         " their unclaimed wakes. Claims that run stay where they are. The other runner's owner can"
@@ -297,6 +319,13 @@ class RunnerAdmin(OperatorAdmin):
         rows: Any = super().get_queryset(request).select_related("liveness")
         filtered = {"health", "liveness"} & set(request.GET)
         return with_health(rows) if filtered else with_held(rows)
+
+    def with_prospects(self, rows: "QuerySet[Any]") -> "QuerySet[Any]":
+        """Runners with how many entities are dispatched to each."""
+        each = Runner.objects.filter(pk=OuterRef("pk")).order_by().values("pk")
+        count = Subquery(each.annotate(n=Count("dispatch_states")).values("n"))
+        counted: QuerySet[Any] = rows.annotate(dispatched=count)
+        return counted
 
     def get_search_results(
         self, request: HttpRequest, queryset: "QuerySet[Any]", search_term: str

@@ -46,6 +46,10 @@ class RunnerQuerySet(models.QuerySet["Runner"]):
         """Those that may claim."""
         return self.filter(admin_status=Runner.AdminStatus.ENABLED)
 
+    def able(self) -> "RunnerQuerySet":
+        """Those that can be at work: enabled, and heard of in time."""
+        return self.enabled().filter(liveness__lease_expires_at__gt=Now())
+
     def unable(self) -> "RunnerQuerySet":
         """Those that cannot be at work: disabled, never seen, or with a lapsed liveness lease."""
         return self.exclude(

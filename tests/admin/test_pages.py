@@ -96,9 +96,11 @@ CONFIRMATIONS = {
     "claims/consumerclaim/do/expire": 3,
     **{
         f"dispatch/entity/do/{verb}": 3
-        for verb in ("wake", "send", "move", "pause", "stop", "kill")
+        for verb in ("wake", "send", "pause", "resume", "stop", "kill")
     },
+    "dispatch/entity/do/move": 4,  # the runners that are offered
     **{f"runners/runner/do/{verb}": 3 for verb in ("enable", "disable", "expire-claims", "delete")},
+    "runners/runner/do/move-entities": 4,
     "runners/accesstoken/do/revoke": 3,
 }
 

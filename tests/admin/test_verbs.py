@@ -218,6 +218,27 @@ def test_nothing_moves_to_a_runner_that_does_not_exist(world, operator):
     assert Entity.objects.get(url="/agent/e4").dispatch_state.runner_id == "r1"
 
 
+@pytest.mark.parametrize("where", [f"{ENTITIES}do/move/?pk=1", f"{RUNNERS}do/move-entities/?pk=r1"])
+def test_it_offers_the_runners_that_can_take_over(world, operator, where):
+    """Not one that is dead, as r1, was never seen, as r2, or is disabled."""
+    world.api.register("heir", label="The heir")
+    world.api.register("off")
+    for runner_id in ("heir", "off"):
+        world.api.post(f"/_electric/runners/{runner_id}/heartbeat", {})
+    do(operator, RUNNERS, "disable", "off")
+    asked = operator.get(where.replace("=1", f"={pk_of('/agent/e4')}")).content.decode()
+    offered = re.findall(r'<option value="([^"]*)">([^<]*)</option>', asked)
+    assert offered == [("heir", "The heir, 0 active claims")]
+    (field,) = re.findall(r'<input [^>]*name="target"[^>]*>', asked)
+    assert f'list="{re.findall("<datalist id=.([^ >]+).>", asked)[0]}"' in field
+
+
+def test_it_says_how_many_entities_will_move(world, operator):
+    asked = text(operator.get(f"{RUNNERS}do/move-entities/?pk=r1&pk=r2"))
+    assert "Dispatches its 4 entities to the runner named below" in asked
+    assert "No entity is dispatched to it." in asked
+
+
 def test_it_moves_nowhere_where_it_is(world, operator):
     said = do(operator, ENTITIES, "move", pk_of("/agent/e4"), target="r1")
     assert "It is dispatched to that runner already." in said
