@@ -287,6 +287,7 @@ class _Run:
 
     def _heartbeats_failing(self, last: RunnerError) -> None:
         reason = ServerUnreachable(f"two heartbeats in a row have failed, the last with: {last}")
+        reason.retry_after = last.retry_after
         self.lifecycle.post(Event.STREAM_RESET, reason)
 
     def _adopt(self, record: RunnerRecord) -> None:

@@ -334,6 +334,15 @@ async def test_the_server_may_ask_for_a_longer_wait() -> None:
             assert second.at - first.at >= 0.3
 
 
+async def test_the_server_may_ask_it_of_heartbeats(delays: list[float]) -> None:
+    """That they failed resets the stream, which then waits as long."""
+    async with FakeServer() as server, running(server, timing=fast(heartbeat_interval=0.1)):
+        await server.seen("wake", 2)
+        server.fault("heartbeat", status(500), status(503, Retry_After="0.3"))
+        await until(lambda: delays)
+        assert delays[0] >= 0.3
+
+
 @pytest.mark.parametrize("state", [State.STREAMING, State.RECONNECTING, State.CONNECTING])
 async def test_a_clock_jump_reconnects_at_once(state: State) -> None:
     clock = TestClock()
