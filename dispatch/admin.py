@@ -140,6 +140,8 @@ def _send(entity: Any, order: Order) -> str:
 
 def _move_effect(entity: Any) -> str:
     state = entity.dispatch_state
+    if state.ended:
+        raise NotRunning(f"The entity is {state.ended}.")
     along = ", and its unclaimed wake goes along" if state.outstanding_wake_id else ""
     stays = " The claim that runs stays where it is." if entity.claimed else ""
     return (

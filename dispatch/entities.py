@@ -199,11 +199,14 @@ def update(
 def move(entity: Entity, runner_id: str) -> bool:
     """Dispatch an entity to this runner, whoever owns it: for operators. Whether it moved.
 
-    Its outstanding wake goes along; a running claim stays where it is. Raises NotFound.
+    Its outstanding wake goes along; a running claim stays where it is. Raises NotFound for the
+    runner, NotRunning for an entity that is stopped or killed.
     """
     with transaction.atomic():
         runner = registry.lock(runner_id)
         state = _locked(entity)
+        if state.ended:
+            raise NotRunning(f"The entity is {state.ended}.")
         moved = state.runner_id != runner.pk
         wakes.redirect(state, runner)
         wakes.settle(state)

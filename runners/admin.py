@@ -157,15 +157,16 @@ def _move(runner: Any, order: Order) -> str:
     target = order.data["target"]
     if target == runner.pk:
         raise InvalidRequest("It is the same runner.")
+    states = runner.dispatch_states.filter(ended="")
     moved = 0
-    for state in runner.dispatch_states.select_related("entity").order_by("pk")[:MOST_MOVED]:
+    for state in states.select_related("entity").order_by("pk")[:MOST_MOVED]:
         with transaction.atomic():
             if state.entity.move(target):
                 moved += 1
                 said = f"Move: from {runner} to {target}. {_because(order)}".strip()
                 log(order.user, state.entity, said)
-    left = runner.dispatch_states.exists()
-    return f"{moved} entities moved to {target}" + (", more are left: move again" if left else "")
+    more = ", more are left: move again" if states.exists() else ""
+    return f"{moved} entities moved to {target}{more}"
 
 
 def _delete_effect(runner: Any) -> str:
@@ -321,9 +322,10 @@ class RunnerAdmin(OperatorAdmin):
         return with_health(rows) if filtered else with_held(rows)
 
     def with_prospects(self, rows: "QuerySet[Any]") -> "QuerySet[Any]":
-        """Runners with how many entities are dispatched to each."""
+        """Runners with how many entities that have not ended are dispatched to each."""
         each = Runner.objects.filter(pk=OuterRef("pk")).order_by().values("pk")
-        count = Subquery(each.annotate(n=Count("dispatch_states")).values("n"))
+        living = Count("dispatch_states", filter=Q(dispatch_states__ended=""))
+        count = Subquery(each.annotate(n=living).values("n"))
         counted: QuerySet[Any] = rows.annotate(dispatched=count)
         return counted
 

@@ -233,6 +233,17 @@ def test_it_offers_the_runners_that_can_take_over(world, operator, where):
     assert f'list="{re.findall("<datalist id=.([^ >]+).>", asked)[0]}"' in field
 
 
+def test_what_has_ended_stays_where_it_is(world, operator):
+    world.api.signal("/agent/e4", "SIGKILL")
+    killed = pk_of("/agent/e4")
+    asked = text(operator.get(f"{ENTITIES}do/move/?pk={killed}"))
+    assert "refused The entity is killed." in asked
+    assert "The entity is killed." in do(operator, ENTITIES, "move", killed, target="r2")
+    assert "its 3 entities" in text(operator.get(f"{RUNNERS}do/move-entities/?pk=r1"))
+    assert "3 entities moved to r2)" in do(operator, RUNNERS, "move-entities", "r1", target="r2")
+    assert Entity.objects.get(pk=killed).dispatch_state.runner_id == "r1"
+
+
 def test_it_says_how_many_entities_will_move(world, operator):
     asked = text(operator.get(f"{RUNNERS}do/move-entities/?pk=r1&pk=r2"))
     assert "Dispatches its 4 entities to the runner named below" in asked
