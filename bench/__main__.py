@@ -153,7 +153,17 @@ class Bench:
     def _limit(self, database: Database, line: Line) -> None:
         print(f"pgbench: {line.name}", file=sys.stderr)
         prefix = self._seeded(database, line, RECORDED)
-        order = Order(line.name, 0, self.token, 1, 60, prefix, RECORDED, requests=RECORDED)
+        order = Order(
+            line.name,
+            0,
+            self.token,
+            1,
+            60,
+            prefix,
+            RECORDED,
+            requests=RECORDED,
+            events=line.events,
+        )
         self.limits[line.name] = limit(
             database,
             order,
@@ -175,6 +185,7 @@ class Bench:
                 seconds,
                 self._seeded(database, line, count),
                 count,
+                events=line.events,
             )
             outcome = measured(order, lambda: sum(each.cpu() for each in servers), database.cpu)
             self.found.append(summary(line, connections, outcome))

@@ -2,9 +2,9 @@
 
     python -m bench.growth [--scale 0.1] [--seconds 3]
 
-At scale 1 a full one holds 1 000 000 claims of 100 000 entities, 10 000 000 events, a runner with
-10 000 wakes that wait, and an entity with 1 000 000 events. Shows the plan of every statement, and
-exits with 1 if one of them reads a whole table, or a heartbeat's update is not HOT.
+At scale 1 a full one holds 10 000 runners, 1 000 000 claims of 100 000 entities, 10 000 000 events,
+a runner with 10 000 wakes that wait, and an entity with 1 000 000 events. Looks at the plan of every
+statement, and exits with 1 if one of them reads a whole table, or a heartbeat's update is not HOT.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import psycopg
 from bench import seed
 from bench.__main__ import RESULTS
 from bench.client import BenchError
-from bench.lines import LINES, RUNNER, RUNNERS, Line
+from bench.lines import LINES, RUNNERS, Line
 from bench.load import Order, measured
 from bench.machine import Database, Server, access_token, conditions, migrated_database
 from bench.replay import recorded
@@ -101,18 +101,19 @@ class Growth:
         """The case's rows, seeded, and what is to be done with them."""
         line = next(each for each in LINES if each.name == case.line)
         self.passes += 1
-        prefix, runner, runners = f"g{self.passes}-", RUNNER, RUNNERS
+        # Runners of its own, for what other samples left would be theirs, too.
+        prefix, runners = f"g{self.passes}-", RUNNERS
         count, events = line.rows(self.seconds), line.events
+        if case.where == WAKES:
+            runners, count = 1, waking
+        elif case.where == EVENTS:
+            count, events = 1, streaming
         with self.database.connect() as connection:
-            if case.where == WAKES:
-                runner, runners, count = prefix, 1, waking
-                seed.runners(connection, runner, 1)
-            elif case.where == EVENTS:
-                count, events = 1, streaming
+            seed.runners(connection, prefix, runners)
             stage = line.stage or ("pending" if case.where == WAKES else None)
             if stage is not None:
                 seed.entities(
-                    connection, prefix, count, stage, runner=runner, runners=runners, events=events
+                    connection, prefix, count, stage, runner=prefix, runners=runners, events=events
                 )
                 connection.execute("ANALYZE")
         return line, Order(
@@ -123,14 +124,16 @@ class Growth:
             seconds=self.seconds,
             prefix=prefix,
             count=count,
-            runner=runner,
+            runner=prefix,
             runners=runners,
+            events=events,
         )
 
     def grow(self, scale: float) -> None:
         """Fill the database."""
+        runners = max(1, int(10_000 * scale))
         with self.database.connect() as connection:
-            seed.runners(connection, "old-", 100)
+            seed.runners(connection, "old-", runners)
             # In parts: a transaction of so many rows would need the disk twice.
             parts = 10
             for part in range(parts):
@@ -141,7 +144,7 @@ class Growth:
                     int(100_000 * scale / parts),
                     "idle",
                     runner="old-",
-                    runners=100,
+                    runners=runners,
                     events=100,
                     past=10,
                 )
@@ -205,8 +208,6 @@ def main() -> int:
     try:
         with migrated_database() as database:
             growth = Growth(database, options.seconds)
-            with database.connect() as connection:
-                seed.runners(connection, RUNNER, RUNNERS)
             before = growth.measure(waking=500, streaming=100)
             growth.grow(options.scale)
             after = growth.measure(waking=max(waking, 500), streaming=max(streaming, 100))
@@ -215,7 +216,9 @@ def main() -> int:
             print(f"\n{sizes}\n")
             for title, statement, plan in growth.plans(max(waking, 500), max(streaming, 100)):
                 whole = [
-                    table for table in GROWING if any(f"Seq Scan on {table}" in p for p in plan)
+                    table
+                    for table in GROWING
+                    if re.search(rf"Seq Scan on {table}\b", "".join(plan))
                 ]
                 if whole:
                     problems.append(f"{title}: reads all of {', '.join(whole)}: {statement}")

@@ -60,6 +60,8 @@ class Work:
     """Numbers, which all scripts share."""
     runner: str = RUNNER
     runners: int = RUNNERS
+    events: int = 2
+    """In the stream of each entity."""
 
     @property
     def principal(self) -> bytes:
@@ -204,7 +206,7 @@ def _appends(work: Work) -> Script:
 
 def _reads(work: Work) -> Script:
     for _, name in work.names(once=False):
-        path = f"/bench/{name}/main?offset=0000000000000000_0000000000000090"
+        path = f"/bench/{name}/main?offset=0000000000000000_{work.events - 10:016}"
         yield from call(work.loop, "read", request("GET", path, work.principal))
 
 

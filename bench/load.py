@@ -30,6 +30,8 @@ class Order:
     """Stop after as many units; 0: never."""
     runner: str = RUNNER
     runners: int = RUNNERS
+    events: int = 2
+    """In the stream of each seeded entity."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,16 @@ def _carry_out(pipe: Connection, order: Order) -> None:
         line = next(each for each in [*LINES, *STACK.values()] if each.name == order.line)
         loop = Loop()
         turn = iter(range(order.requests)) if order.requests else itertools.count()
-        work = Work(loop, order.token, order.prefix, order.count, turn, order.runner, order.runners)
+        work = Work(
+            loop,
+            order.token,
+            order.prefix,
+            order.count,
+            turn,
+            order.runner,
+            order.runners,
+            order.events,
+        )
         for _ in range(order.connections):
             loop.start(line.script(work), order.port)
         if not order.requests:

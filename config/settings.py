@@ -100,11 +100,17 @@ if SQLITE:
         "NAME": str(Path(tempfile.gettempdir()) / f"pullwake-test-{os.getpid()}.sqlite3")
     }
 else:
+    _given = _database.get("OPTIONS", {})
+    # What `config.prepared` has is prepared, and planned once: PostgreSQL would plan a read of a
+    # wake stream anew each time, for more than it costs. Not behind a pooling proxy: that gives
+    # the next transaction to another connection, which knows nothing of it.
+    _prepared = {
+        "prepare_threshold": 0,
+        "options": f"{_given.get('options', '')} -c plan_cache_mode=force_generic_plan".lstrip(),
+    }
     _database["OPTIONS"] = {
-        **_database.get("OPTIONS", {}),
-        # What `config.prepared` has is prepared, but behind a pooling proxy: that gives the next
-        # transaction to another connection, which knows nothing of it.
-        "prepare_threshold": None if PULLWAKE_LISTEN_URL else 0,
+        **_given,
+        **({} if PULLWAKE_LISTEN_URL else _prepared),
         "pool": {
             "connection_class": cooperative.Connection,
             "min_size": 1,

@@ -9,7 +9,7 @@ import hashlib
 from datetime import datetime
 
 from django.db import models
-from django.db.models import Count, Exists, F, OuterRef, Q, Subquery
+from django.db.models import Count, Exists, F, FilteredRelation, OuterRef, Q, Subquery
 from django.db.models.functions import Now
 
 from runners.models import PrincipalField, Runner, canonical
@@ -169,11 +169,13 @@ class DispatchStateQuerySet(models.QuerySet["DispatchState"]):
 
     def counts(self) -> "models.QuerySet[DispatchState, tuple[int, ...]]":
         """For each runner how many of these are claimed, woken, and waiting with work."""
-        by_runner = self.with_claimed().order_by().values("runner")
+        active = FilteredRelation("entity__claims", condition=Q(entity__claims__status="active"))
+        pending = Q(last_work_offset__gt=F("cursor"))
+        by_runner = self.annotate(claim=active).order_by().values("runner")
         return by_runner.annotate(
-            active_count=Count("pk", filter=Q(claimed=True)),
+            active_count=Count("claim"),
             woken_count=Count("outstanding_wake"),
-            waiting_count=Count("pk", filter=Q(claimed=False, last_work_offset__gt=F("cursor"))),
+            waiting_count=Count("pk", filter=pending & Q(claim=None)),
         ).values_list("active_count", "woken_count", "waiting_count")
 
     def awake(self) -> "DispatchStateQuerySet":
@@ -337,6 +339,9 @@ class Wake(models.Model):
         indexes = [
             models.Index(
                 fields=["runner", "offset"], name="wake_stream", condition=Q(status="outstanding")
+            ),
+            models.Index(
+                fields=["runner", "id"], name="wake_oldest", condition=Q(status="outstanding")
             ),
             models.Index(
                 fields=["emitted_at"], name="wake_stale", condition=Q(status="outstanding")

@@ -75,7 +75,7 @@ _STATE_OLDEST = Select(
             outstanding_wake=Subquery(
                 Wake.objects.outstanding()
                 .filter(runner=Param("runner"))
-                .order_by("created_at", "pk")
+                .order_by("pk")
                 .values("pk")[:1]
             ),
         )

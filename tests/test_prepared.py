@@ -131,16 +131,18 @@ def test_all_columns_are_written_back(alice):
 
 
 @pytest.mark.postgres
-def test_postgresql_prepares_it_by_its_first_run(runner):
+def test_postgresql_prepares_it_by_its_first_run_and_plans_it_once(runner):
     select = Select(
         lambda: Runner.objects.enabled().filter(pk=Param("id"), label="only of this test")
     )
     select.first(id="r1")
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT statement FROM pg_prepared_statements WHERE statement LIKE '%only of this%'"
+            "SELECT statement, custom_plans FROM pg_prepared_statements"
+            " WHERE statement LIKE '%only of this%'"
         )
-        ((statement,),) = cursor.fetchall()
+        ((statement, plans_of_one_run),) = cursor.fetchall()
+    assert plans_of_one_run == 0
     # A plan for any status could not use an index of the enabled alone.
     assert "= 'enabled'" in statement
     assert "$1" in statement

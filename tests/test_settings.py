@@ -165,8 +165,16 @@ def test_the_tests_run_in_no_other_environment():
     assert [name for name in ours if not name.startswith("PULLWAKE_TEST_")] == ["PULLWAKE_MODE"]
 
 
-@pytest.mark.parametrize(("listen_url", "threshold"), [("", 0), ("postgres://db.example/p", None)])
-def test_nothing_is_prepared_behind_a_pooling_proxy(read, listen_url, threshold):
-    postgres = "postgres://db.example/p"
+@pytest.mark.parametrize(
+    ("listen_url", "threshold", "options"),
+    [
+        ("", 0, "-c jit=off -c plan_cache_mode=force_generic_plan"),
+        ("postgres://db.example/p", None, "-c jit=off"),
+    ],
+)
+def test_nothing_is_prepared_behind_a_pooling_proxy(read, listen_url, threshold, options):
+    """And what the URL says of the connection is kept."""
+    postgres = "postgres://db.example/p?options=-c%20jit%3Doff"
     found = read(**PRODUCTION, DATABASE_URL=postgres, PULLWAKE_LISTEN_URL=listen_url)
-    assert found["DATABASES"]["default"]["OPTIONS"]["prepare_threshold"] == threshold
+    said = found["DATABASES"]["default"]["OPTIONS"]
+    assert (said.get("prepare_threshold"), said["options"]) == (threshold, options)
