@@ -2,9 +2,10 @@
 
     python -m bench.growth [--scale 0.1] [--seconds 3]
 
-At scale 1 a full one holds 10 000 runners, 1 000 000 claims of 100 000 entities, 10 000 000 events,
-a runner with 10 000 wakes that wait, and an entity with 1 000 000 events. Looks at the plan of every
-statement, and exits with 1 if one of them reads a whole table, or a heartbeat's update is not HOT.
+At scale 1 a full one holds 10 000 runners, 1 000 000 claims of 100 000 entities, 10 000 000
+events, a runner with 10 000 wakes that wait, and an entity with 1 000 000 events. Looks at the plan
+of every statement, and exits with 1 if one of them reads a whole table, or a heartbeat's update is
+not HOT.
 """
 
 import argparse
