@@ -106,7 +106,9 @@ class Bench:
             lines = [each for each in LINES if not options.only or each.name in options.only]
             if options.limits:
                 for line in lines:
-                    self._limit(database, line)
+                    # What it leaves, claims that runners hold, would be theirs for the other lines.
+                    with database.copy() as copy:
+                        self._limit(copy, line)
             # Wakes that a line left unclaimed are not to be emitted again under the next one, by
             # neither: the empty view has the same worker, and so its housekeeping, too.
             env = {"PULLWAKE_WAKE_REEMIT_MS": "86400000"}

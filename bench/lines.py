@@ -232,6 +232,7 @@ STACK = {method: Line(f"empty view, {method}", _empty(method)) for method in ("P
 LINES = [
     Line("heartbeat", _heartbeats),
     Line("health", _healths, stack="GET"),
+    Line("health of 4 claims", _healths, "claimed", stack="GET"),
     Line("list", _lists, stack="GET"),
     Line("cycle", _cycles, "pending", per_second=800, calls=4),
     Line("claim", _claims, "pending", per_second=2000),

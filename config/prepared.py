@@ -12,7 +12,8 @@ from types import SimpleNamespace
 from typing import Any, Generic, TypeVar
 
 import psycopg
-from django.db import connection
+from django.db import DEFAULT_DB_ALIAS, connection, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Expression, Model, QuerySet
 from django.db.models.expressions import Col
 from django.db.models.query import get_related_populators
@@ -37,12 +38,10 @@ class Param(Expression):
         """A placeholder, whose value is this param until a run binds it."""
         return "%s", [self]
 
-    def bound(self, values: dict[str, Any]) -> Any:
+    def bound(self, values: dict[str, Any], database: BaseDatabaseWrapper) -> Any:
         """What a run sends in its place."""
         value = values[self.name]
-        return (
-            value if self.stored_as is None else self.stored_as.get_db_prep_save(value, connection)
-        )
+        return value if self.stored_as is None else self.stored_as.get_db_prep_save(value, database)
 
 
 class _Statement:
@@ -57,8 +56,10 @@ class _Statement:
 
     def run(self, values: dict[str, Any]) -> tuple[int, list[Row]]:
         """How many rows it concerned, and those that it answers."""
-        params = [p.bound(values) if isinstance(p, Param) else p for p in self._params]
-        with cursor() as running:
+        # Looked up once: each use of `django.db.connection` asks which thread this is.
+        database = connections[DEFAULT_DB_ALIAS]
+        params = [p.bound(values, database) if isinstance(p, Param) else p for p in self._params]
+        with cursor(database) as running:
             running.execute(self._sql, params)
             rows = running.fetchall() if self._answers else []
             count = running.rowcount
@@ -91,13 +92,12 @@ class _ServerCursor(psycopg.Cursor[Any]):
         return super()._get_prepared(pgq, prepare)
 
 
-def cursor() -> Any:
-    """A cursor of the connection that PostgreSQL prepares statements for."""
-    wrapper: Any = connection
-    if wrapper.vendor != "postgresql":
-        return wrapper.cursor()
-    wrapper.ensure_connection()
-    return wrapper._prepare_cursor(_ServerCursor(wrapper.connection))
+def cursor(database: Any) -> Any:
+    """A cursor that PostgreSQL prepares statements for."""
+    if database.vendor != "postgresql":
+        return database.cursor()
+    database.ensure_connection()
+    return database._prepare_cursor(_ServerCursor(database.connection))
 
 
 class _Prepared(ABC):

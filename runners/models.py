@@ -6,7 +6,6 @@
 from datetime import datetime
 from typing import Any
 
-from django.core.serializers.json import DjangoJSONEncoder
 from django.db import models
 from django.db.models import F, Func, Q, Value
 from django.db.models.functions import Now, Substr
@@ -139,7 +138,7 @@ class RunnerLiveness(models.Model):
     last_seen_at = models.DateTimeField(null=True)
     lease_expires_at = models.DateTimeField(null=True)
     wake_stream_offset = models.CharField(max_length=64, null=True)
-    diagnostics = models.JSONField(null=True, encoder=DjangoJSONEncoder)
+    diagnostics = models.JSONField(null=True)
 
     class Meta:
         default_permissions = ()

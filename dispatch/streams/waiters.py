@@ -45,7 +45,7 @@ def entity_stream_key(entity_id: int) -> str:
 def announce(key: str) -> None:
     """Tell every server's waiters, once the current transaction commits, that a stream grew."""
     if connection.vendor == "postgresql":
-        with prepared.cursor() as cursor:
+        with prepared.cursor(connection) as cursor:
             cursor.execute("SELECT pg_notify(%s, %s)", [CHANNEL, key])
     else:
         transaction.on_commit(partial(hub.wake, key))
