@@ -291,7 +291,8 @@ def send(entity: Entity, message: Message) -> str:
                 return known
         if state.ended or state.stop_requested:
             raise NotRunning("The entity is stopping, stopped or killed.")
-        _check_message(_type(entity.type), message, "/payload")
+        if message.type is not None:  # only such a one has a schema
+            _check_message(_type(entity.type), message, "/payload")
         txid = _deliver(state, message)
         wakes.settle(state)
     return txid
