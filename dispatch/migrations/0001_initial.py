@@ -412,14 +412,6 @@ class Migration(migrations.Migration):
             model_name="wake",
             index=models.Index(
                 condition=models.Q(("status", "outstanding")),
-                fields=["runner", "id"],
-                name="wake_oldest",
-            ),
-        ),
-        migrations.AddIndex(
-            model_name="wake",
-            index=models.Index(
-                condition=models.Q(("status", "outstanding")),
                 fields=["emitted_at"],
                 name="wake_stale",
             ),
