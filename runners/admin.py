@@ -1,6 +1,7 @@
 """Runners and access tokens, as operators see them and act on them."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -160,7 +161,8 @@ def _move(runner: Any, order: Order) -> str:
     states = runner.dispatch_states.filter(ended="")
     moved = 0
     for state in states.select_related("entity").order_by("pk")[:MOST_MOVED]:
-        with transaction.atomic():
+        # One that ends meanwhile stays, and does not keep the others.
+        with suppress(NotRunning), transaction.atomic():
             if state.entity.move(target):
                 moved += 1
                 said = f"Move: from {runner} to {target}. {_because(order)}".strip()

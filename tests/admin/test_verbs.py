@@ -7,6 +7,7 @@ import pytest
 from django.contrib.admin.models import DELETION, LogEntry
 
 from claims.models import ConsumerClaim
+from dispatch import entities
 from dispatch.models import Entity, StreamEvent
 from runners.models import Runner
 from tests.admin.conftest import World
@@ -242,6 +243,19 @@ def test_what_has_ended_stays_where_it_is(world, operator):
     assert "its 3 entities" in text(operator.get(f"{RUNNERS}do/move-entities/?pk=r1"))
     assert "3 entities moved to r2)" in do(operator, RUNNERS, "move-entities", "r1", target="r2")
     assert Entity.objects.get(pk=killed).dispatch_state.runner_id == "r1"
+
+
+def test_what_ends_meanwhile_does_not_keep_the_others(world, operator, monkeypatch):
+    move = entities.move
+
+    def late(entity, runner_id):
+        if entity.url == "/agent/e1":
+            world.api.signal("/agent/e2", "SIGKILL")
+        return move(entity, runner_id)
+
+    monkeypatch.setattr(entities, "move", late)
+    assert "3 entities moved to r2)" in do(operator, RUNNERS, "move-entities", "r1", target="r2")
+    assert Entity.objects.get(url="/agent/e2").dispatch_state.runner_id == "r1"
 
 
 def test_it_says_how_many_entities_will_move(world, operator):
