@@ -21,7 +21,7 @@ from tests.postgres import private_postgres
 
 ROOT = Path(__file__).resolve().parent.parent
 PRINCIPAL = "user:bench"
-CONFIGURATION = "config/gunicorn.conf.py"
+CONFIGURATION = "config/serving/gunicorn.conf.py"
 PRODUCT = "config.wsgi:application"
 _TICK = os.sysconf("SC_CLK_TCK")
 

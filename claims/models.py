@@ -81,18 +81,6 @@ class ClaimQuerySet(models.QuerySet["ConsumerClaim"]):
         """Active, and whose claim or write token has this hash."""
         return self.active().filter(Q(claim_token_hash=token_hash) | Q(write_token_hash=token_hash))
 
-    def expire(self) -> int:
-        """Expire those active; the caller holds their dispatch states. See `claims.lifecycle`."""
-        from claims import lifecycle  # the verbs are built on these models
-
-        return lifecycle.end(self, ConsumerClaim.Status.EXPIRED)
-
-    def fence(self) -> int:
-        """Fence those active; the caller holds their dispatch states. See `claims.lifecycle`."""
-        from claims import lifecycle  # the verbs are built on these models
-
-        return lifecycle.fence(self)
-
 
 class ConsumerClaim(models.Model):
     """A runner's hold on an entity: leased, and fenced by (consumer_id, epoch)."""
@@ -131,7 +119,7 @@ class ConsumerClaim(models.Model):
 
     objects = ClaimQuerySet.as_manager()
 
-    now: datetime  # of `config.orm.with_now`
+    now: datetime  # of `core.clock.with_now`
 
     class Meta:
         verbose_name = "claim"
@@ -179,11 +167,11 @@ class ConsumerClaim(models.Model):
     def __str__(self) -> str:
         return self.consumer_id
 
-    def take_back(self) -> bool:
-        """Whether this expired it, whatever its lease. See `claims.lifecycle`."""
-        from claims import lifecycle  # the verbs are built on these models
-
-        return lifecycle.take_back(self) is not None
+    @property
+    def lease_end(self) -> datetime:
+        """When the lease of an active claim ends; a constraint gives each of those one."""
+        assert self.lease_expires_at is not None  # noqa: S101
+        return self.lease_expires_at
 
 
 class ServerPulse(models.Model):
@@ -201,7 +189,7 @@ class ServerPulse(models.Model):
     reemitted = models.PositiveIntegerField(default=0, help_text="wakes, in the last round")
     retried = models.PositiveIntegerField(default=0, help_text="entities, in the last round")
 
-    now: datetime  # of `config.orm.with_now`
+    now: datetime  # of `core.clock.with_now`
 
     class Meta:
         default_permissions = ()

@@ -22,7 +22,7 @@ from django.db.models.functions import Now
 
 from claims import lifecycle, retention, tallies
 from claims.models import ClaimQuerySet, ConsumerClaim, ServerPulse
-from config.orm import with_now
+from core.clock import with_now
 from dispatch import wakes
 
 logger = logging.getLogger(__name__)

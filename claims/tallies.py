@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from django.db.models import Count, Max, Min
 
 from claims.models import ClaimQuerySet, ClaimTally, ConsumerClaim, ServerPulse
-from config.orm import with_now
+from core.clock import with_now
 
 SLICE = timedelta(minutes=5)
 GRACE = timedelta(minutes=1)

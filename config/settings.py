@@ -10,7 +10,7 @@ import environ
 import structlog
 from django.core.exceptions import ImproperlyConfigured
 
-from config import cooperative, theme
+from operators import theme
 
 env = environ.Env()
 
@@ -101,7 +101,7 @@ if SQLITE:
     }
 else:
     _given = _database.get("OPTIONS", {})
-    # What `config.prepared` has is prepared, and planned once: PostgreSQL would plan a read of a
+    # What `core.prepared` has is prepared, and planned once: PostgreSQL would plan a read of a
     # wake stream anew each time, for more than it costs. Not behind a pooling proxy: that gives
     # the next transaction to another connection, which knows nothing of it.
     _prepared = {
@@ -112,7 +112,6 @@ else:
         **_given,
         **({} if PULLWAKE_LISTEN_URL else _prepared),
         "pool": {
-            "connection_class": cooperative.Connection,
             "min_size": 1,
             "max_size": env.int("PULLWAKE_DB_POOL", 16),
             # A pool that is dry for this long is answered with 503 and Retry-After.
@@ -134,15 +133,18 @@ INSTALLED_APPS = [
     "django.contrib.sessions",
     "django.contrib.messages",
     "django.contrib.staticfiles",
+    "rest_framework",
     "drf_spectacular",
     "drf_spectacular_sidecar",
     "runners",
     "dispatch",
     "claims",
+    "operators",
+    "config.serving",
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
-    "config.middleware.PagesMiddleware",
+    "config.serving.middleware.PagesMiddleware",
 ]
 ROOT_URLCONF = "config.urls"
 WSGI_APPLICATION = "config.wsgi.application"
@@ -158,7 +160,6 @@ TEMPLATES = [
                 "django.contrib.auth.context_processors.auth",
                 "django.contrib.messages.context_processors.messages",
             ],
-            "libraries": {"pullwake": "config.tags"},
         },
     },
 ]
@@ -176,7 +177,6 @@ TIME_ZONE = "UTC"
 USE_TZ = True
 USE_I18N = False
 STATIC_URL = "static/"
-STATICFILES_DIRS = [BASE_DIR / "config" / "static"]
 # Static files are served straight from the packages that bring them: nothing to collect first.
 WHITENOISE_USE_FINDERS = True
 DATA_UPLOAD_MAX_MEMORY_SIZE = PULLWAKE_MAX_BODY_BYTES
@@ -189,18 +189,19 @@ if _public.scheme == "https":
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
     CSRF_TRUSTED_ORIGINS = [PULLWAKE_PUBLIC_URL]
 SILENCED_SYSTEM_CHECKS = [
-    # These are there, for the pages: config.middleware.
+    # These are there, for the pages: config.serving.middleware.
     *("security.W002", "security.W003", "admin.E408", "admin.E409", "admin.E410"),
     "security.W005",  # HSTS for subdomains is a promise about the operator's other hosts.
     "security.W008",  # TLS ends at the proxy, and runners inside the network may speak plain HTTP.
     "security.W021",  # HSTS preload is the operator's to ask for.
 ]
 
+UNFOLD = theme.UNFOLD
 REST_FRAMEWORK = {
-    "EXCEPTION_HANDLER": "config.errors.exception_handler",
-    "DEFAULT_AUTHENTICATION_CLASSES": ["runners.authentication.PrincipalAuthentication"],
-    "DEFAULT_PERMISSION_CLASSES": [],
-    "DEFAULT_SCHEMA_CLASS": "config.openapi.Schema",
+    "EXCEPTION_HANDLER": "api.http_errors.exception_handler",
+    "DEFAULT_AUTHENTICATION_CLASSES": ["api.authentication.PrincipalAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_SCHEMA_CLASS": "api.openapi.Schema",
     "UNAUTHENTICATED_USER": None,
 }
 SPECTACULAR_SETTINGS = {
@@ -213,9 +214,8 @@ SPECTACULAR_SETTINGS = {
     "SERVE_AUTHENTICATION": [],
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
-    "POSTPROCESSING_HOOKS": ["config.openapi.add_components"],
+    "POSTPROCESSING_HOOKS": ["api.openapi.add_components"],
 }
-UNFOLD = theme.UNFOLD
 
 LOGGING = {
     "version": 1,

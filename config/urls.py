@@ -5,28 +5,28 @@ from django.urls import include, path
 from django.views.generic import RedirectView
 from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerView
 
-from config import health, login
+from config.serving import metrics, probes
+from operators import login
 
-handler400 = "config.errors.bad_request"
-handler403 = "config.errors.permission_denied"
-handler404 = "config.errors.page_not_found"
-handler500 = "config.errors.server_error"
+handler400 = "config.error_pages.bad_request"
+handler403 = "config.error_pages.permission_denied"
+handler404 = "config.error_pages.page_not_found"
+handler500 = "config.error_pages.server_error"
 
 READ_ONLY = {"http_method_names": ["get", "head"]}
 
 urlpatterns = [
-    path("livez", health.LiveView.as_view()),
-    path("readyz", health.ReadyView.as_view()),
-    path("_electric/health", health.ElectricHealthView.as_view()),
+    path("livez", probes.LiveView.as_view()),
+    path("readyz", probes.ReadyView.as_view()),
+    path("metrics", metrics.MetricsView.as_view()),
+    path("_electric/health", probes.ElectricHealthView.as_view()),
     path("_electric/openapi.json", SpectacularJSONAPIView.as_view(**READ_ONLY), name="schema"),
     path(
         "_electric/docs",
         SpectacularSwaggerView.as_view(url_name="schema", **READ_ONLY),
         name="docs",
     ),
-    path("", include("claims.urls")),
-    path("", include("runners.urls")),
-    path("", include("dispatch.urls")),
+    path("", include("api.urls")),
     path("admin/login-once/<str:token>/", login.login_once, name="login-once"),
     path("admin/", admin.site.urls),
     path("", RedirectView.as_view(pattern_name="admin:index")),

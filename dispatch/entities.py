@@ -1,4 +1,4 @@
-"""Entities and entity types: made, sent to, signalled, moved and deleted.
+"""Entities: made, sent to, tagged and moved. `claims.endings` deletes them.
 
 Whatever changes an entity locks its dispatch state first, changes it through `dispatch.wakes`, and
 ends with `wakes.settle`, all in one transaction.
@@ -12,26 +12,24 @@ from typing import Any
 
 import msgspec
 from django.db import IntegrityError, transaction
-from django.db.models import F, QuerySet
+from django.db.models import QuerySet
 from django.db.models.functions import Now
 
-from config.bodies import JsonObject
-from config.clock import iso
-from config.errors import (
+from core.bodies import JsonObject
+from core.clock import iso
+from core.errors import (
     AlreadyClaimed,
     DuplicateUrl,
     Forbidden,
-    InvalidRequest,
-    InvalidSignal,
     NoPendingWork,
     NotFound,
     NotRunning,
     PullwakeError,
 )
-from config.identifiers import new_id
-from config.prepared import Param, Select
-from config.principals import Principal
-from dispatch import schemas, wakes
+from core.identifiers import new_id, require_id
+from core.prepared import Param, Select
+from core.principals import Principal
+from dispatch import schemas, types, wakes
 from dispatch.models import (
     DispatchState,
     Entity,
@@ -42,9 +40,7 @@ from dispatch.models import (
 )
 from dispatch.streams import log
 from runners import registry
-from runners.models import Runner, RunnerQuerySet
-
-SPAWN, MANAGE = "spawn", "manage"
+from runners.models import Runner
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,43 +55,28 @@ class Message:
     position: Any = msgspec.UNSET
 
 
-@dataclass(frozen=True, slots=True)
-class Signalled:
-    """What a signal did: the entity's status before and after it."""
+_ENTITY = Select(
+    lambda: Entity.objects.select_related("dispatch_state__runner").filter(url=Param("url"))
+)
 
-    entity: Entity
-    signal: str
-    previous_state: str
-    new_state: str
-    created_at: datetime
-    txid: str
+
+def find(type_name: str, name: str) -> Entity:
+    """The entity at an address, with its dispatch state and its runner. Raises NotFound."""
+    require_id(type_name, name)
+    entity = _ENTITY.first(url=f"/{type_name}/{name}")
+    if entity is None:
+        raise NotFound(f"There is no entity /{type_name}/{name}.")
+    return entity
 
 
 # --- Who may ----------------------------------------------------------------------------------
 
 
-def granted(entity_type: EntityType | None, principal: Principal, *permissions: str) -> bool:
-    """Whether the registrar is this principal, or granted it one of these permissions."""
-    if entity_type is None:
-        return False
-    subjects = {("principal", principal.url), ("principal_kind", principal.kind)}
-    return entity_type.registered_by == principal.url or any(
-        grant["permission"] in permissions
-        and (grant["subject_kind"], grant["subject_value"]) in subjects
-        for grant in entity_type.permission_grants
-    )
-
-
-_TYPE = Select(lambda: EntityType.objects.filter(name=Param("name")))
-
-
-def _type(name: str) -> EntityType | None:
-    return _TYPE.first(name=name)
-
-
 def may_act(entity: Entity, principal: Principal) -> bool:
     """Whether the principal may do what the creator may."""
-    return entity.created_by == principal.url or granted(_type(entity.type), principal, MANAGE)
+    return entity.created_by == principal.url or types.granted(
+        types.find(entity.type), principal, types.MANAGE
+    )
 
 
 def may_read(entity: Entity, principal: Principal) -> bool:
@@ -104,19 +85,6 @@ def may_read(entity: Entity, principal: Principal) -> bool:
     return (runner is not None and runner.owner_principal == principal.url) or may_act(
         entity, principal
     )
-
-
-def runner_for(caller: Principal, runner_id: str) -> Runner:
-    """The runner that the caller dispatches to. Raises NotFound, or Forbidden for another's.
-
-    Locked against its deletion until the transaction ends, and before any dispatch state is.
-    """
-    runner = Runner.objects.select_for_update(no_key=True).filter(pk=runner_id).first()
-    if runner is None:
-        raise NotFound(f"There is no runner {runner_id}.")
-    if runner.owner_principal != caller.url:
-        raise Forbidden(f"The runner {runner_id} is another principal's.")
-    return runner
 
 
 # --- Entities ---------------------------------------------------------------------------------
@@ -138,18 +106,18 @@ def create(
 
     Raises DuplicateUrl; Forbidden where the type is registered and not open to the caller;
     InvalidRequest where the args or the message are not what the type asks for; for the runner
-    what `runner_for` raises.
+    what `registry.lock_own` raises.
     """
     url = f"/{type_name}/{name}"
     with transaction.atomic():
-        entity_type = _type(type_name)
+        entity_type = types.find(type_name)
         if entity_type is not None:
-            if not granted(entity_type, caller, SPAWN, MANAGE):
+            if not types.granted(entity_type, caller, types.SPAWN, types.MANAGE):
                 raise Forbidden(f"Entities of type {type_name} are not the caller's to make.")
             if entity_type.creation_schema is not None:
                 schemas.check(args, entity_type.creation_schema, "/args")
         if message is not None:
-            _check_message(entity_type, message, "/initialMessage")
+            types.check_message(entity_type, message.payload, message.type, "/initialMessage")
         runner = _first_runner(caller, runner_id, entity_type)
         try:
             with transaction.atomic():
@@ -170,7 +138,7 @@ def create(
         state.cursor = state.tail
         if message is not None:
             _deliver(state, message)
-        wakes.settle(state, claimed=False)
+        wakes.settle(state)
     entity.dispatch_state = state
     return entity
 
@@ -184,11 +152,11 @@ def update(
 ) -> None:
     """Replace an entity's tags, its runner, or both; a running claim stays where it is.
 
-    For the runner raises what `runner_for` raises.
+    For the runner raises what `registry.lock_own` raises.
     """
     with transaction.atomic():
-        runner = runner_for(caller, runner_id) if runner_id is not None else None
-        state = _locked(entity)
+        runner = registry.lock_own(caller, runner_id) if runner_id is not None else None
+        state = lock(entity)
         if runner is not None:
             wakes.redirect(state, runner)
         wakes.settle(state)
@@ -204,7 +172,7 @@ def move(entity: Entity, runner_id: str) -> bool:
     """
     with transaction.atomic():
         runner = registry.lock(runner_id)
-        state = _locked(entity)
+        state = lock(entity)
         if state.ended:
             raise NotRunning(f"The entity is {state.ended}.")
         moved = state.runner_id != runner.pk
@@ -220,25 +188,25 @@ def wake_now(entity: Entity) -> Wake:
     Raises what `why_not_woken` says.
     """
     with transaction.atomic():
-        state = _locked(entity)
-        problem = why_not_woken(state, claimed=wakes.is_claimed(entity.pk))
+        state = lock(entity)
+        problem = why_not_woken(state)
         if problem is not None:
             raise problem
         wake = state.outstanding_wake
         if wake is not None:
-            Wake.objects.filter(pk=wake.pk).reemit()
+            wakes.reemit(Wake.objects.filter(pk=wake.pk))
             return wake
         state.retry_at = None
-        wake = wakes.settle(state, claimed=False)
+        wake = wakes.settle(state)
         assert wake is not None  # noqa: S101  nothing was in its way
         return wake
 
 
-def why_not_woken(state: DispatchState, *, claimed: bool) -> PullwakeError | None:
+def why_not_woken(state: DispatchState) -> PullwakeError | None:
     """What stands against waking an entity now, whatever its delay; None if nothing does."""
     if state.ended or state.stop_requested:
         return NotRunning("The entity is stopping, stopped or killed.")
-    if claimed:
+    if state.claimed:
         return AlreadyClaimed()
     if state.paused:
         return NotRunning("The entity is paused.")
@@ -252,7 +220,7 @@ def why_not_woken(state: DispatchState, *, claimed: bool) -> PullwakeError | Non
 def set_tag(entity: Entity, key: str, value: str | None) -> None:
     """Set a tag, or with None take it away."""
     with transaction.atomic():
-        _locked(entity)
+        lock(entity)
         tags = Entity.objects.values_list("tags", flat=True).get(pk=entity.pk)
         if value is None:
             tags.pop(key, None)
@@ -261,18 +229,7 @@ def set_tag(entity: Entity, key: str, value: str | None) -> None:
         Entity.objects.filter(pk=entity.pk).update(tags=tags, updated_at=Now())
 
 
-def delete(entity: Entity) -> None:
-    """Delete an entity and its stream; an active claim is fenced."""
-    with transaction.atomic():
-        wakes.lock_limited(_holder(entity))
-        state = _locked(entity)
-        entity.claims.fence()
-        wakes.end(state, DispatchState.End.KILLED)
-        wakes.save(state)
-        entity.delete()
-
-
-# --- Messages and signals ---------------------------------------------------------------------
+# --- Messages ---------------------------------------------------------------------
 
 
 def send(entity: Entity, message: Message) -> str:
@@ -283,7 +240,7 @@ def send(entity: Entity, message: Message) -> str:
     payload that its type does not allow.
     """
     with transaction.atomic():
-        state = _locked(entity)
+        state = lock(entity)
         if message.key is not None:
             first = StreamEvent.objects.filter(entity=entity, message_key=message.key).first()
             if first is not None:
@@ -292,87 +249,10 @@ def send(entity: Entity, message: Message) -> str:
         if state.ended or state.stop_requested:
             raise NotRunning("The entity is stopping, stopped or killed.")
         if message.type is not None:  # only such a one has a schema
-            _check_message(_type(entity.type), message, "/payload")
+            types.check_message(types.find(entity.type), message.payload, message.type, "/payload")
         txid = _deliver(state, message)
         wakes.settle(state)
     return txid
-
-
-HANDLERS = ("SIGINT", "SIGHUP", "SIGUSR")
-"""Signals that change nothing here and are work for the handler."""
-SIGNALS = ("SIGSTOP", "SIGCONT", "SIGTERM", "SIGKILL", *HANDLERS)
-
-
-def signal(
-    entity: Entity,
-    name: str,
-    *,
-    sender: str,
-    reason: str | None = None,
-    payload: Any = msgspec.UNSET,
-) -> Signalled:
-    """Signal an entity, and append that to its stream. Raises InvalidSignal at its end.
-
-    SIGSTOP pauses, SIGCONT resumes, SIGTERM stops, each once an active claim has ended; SIGKILL
-    kills at once and fences it. The others are work for the handler.
-    """
-    txid = str(uuid.uuid4())
-    with transaction.atomic():
-        if name == "SIGKILL":
-            wakes.lock_limited(_holder(entity))
-        state = _locked(entity)
-        if state.ended:
-            raise InvalidSignal
-        claimed = wakes.is_claimed(entity.pk)
-        before = state.status(claimed=claimed)
-        if name in HANDLERS:
-            outcome: JsonObject = {"status": "unhandled"}
-        else:
-            changed = _transition(state, name, claimed=claimed)
-            claimed = claimed and not state.ended
-            outcome = {"status": "handled", "outcome": "transitioned" if changed else "ignored"}
-        stopped = state.stop_requested and not claimed
-        after = DispatchState.End.STOPPED.value if stopped else state.status(claimed=claimed)
-        if name not in HANDLERS:
-            outcome |= {"previous_state": before, "new_state": after}
-        value = {"signal": name, **outcome, "sender": sender, "timestamp": iso(state.now)}
-        if reason is not None:
-            value["reason"] = reason
-        if payload is not msgspec.UNSET:
-            value["payload"] = payload
-        headers = {"operation": "insert", "timestamp": iso(state.now), "txid": txid}
-        log.append(
-            state,
-            [{"type": "signal", "key": new_id("sig"), "value": value, "headers": headers}],
-            work=name in HANDLERS,
-        )
-        if name in HANDLERS:
-            state.retry_at = None
-        if name == "SIGKILL":
-            wakes.save(state)
-        else:
-            wakes.settle(state, claimed=claimed)
-        Entity.objects.filter(pk=entity.pk).update(updated_at=Now())
-    return Signalled(entity, name, before, after, state.now, txid)
-
-
-def _transition(state: DispatchState, name: str, *, claimed: bool) -> bool:
-    """Whether the signal changed anything; stopping an unclaimed entity is left to `settle`."""
-    if name == "SIGKILL":
-        state.entity.claims.fence()
-        wakes.end(state, DispatchState.End.KILLED)
-        return True
-    if state.stop_requested:
-        return False
-    if name == "SIGTERM":
-        state.stop_requested = True
-        return True
-    pause = name == "SIGSTOP"
-    changed = state.paused != pause
-    if pause:
-        wakes.withdraw(state)
-    state.paused = pause
-    return changed
 
 
 def _deliver(state: DispatchState, message: Message) -> str:
@@ -396,15 +276,6 @@ def _deliver(state: DispatchState, message: Message) -> str:
     return txid
 
 
-def _check_message(entity_type: EntityType | None, message: Message, path: str) -> None:
-    inbox = entity_type.inbox_schemas if entity_type is not None else None
-    if not inbox or message.type is None:
-        return
-    if message.type not in inbox:
-        raise InvalidRequest.field("/type", f"the entity takes only {', '.join(sorted(inbox))}")
-    schemas.check(message.payload, inbox[message.type], path)
-
-
 def _created_event(entity: Entity, now: datetime) -> JsonObject:
     value: JsonObject = {
         "url": entity.url,
@@ -424,12 +295,8 @@ def _created_event(entity: Entity, now: datetime) -> JsonObject:
     }
 
 
-def _holder(entity: Entity) -> RunnerQuerySet:
-    """The runner whose claim on the entity is active."""
-    return Runner.objects.filter(claims__entity=entity, claims__status="active")
-
-
-def _locked(entity: Entity) -> DispatchState:
+def lock(entity: Entity) -> DispatchState:
+    """The entity's dispatch state, locked until the transaction ends. Raises NotFound."""
     state = wakes.lock_of(entity.pk)
     if state is None:
         raise NotFound("The entity was deleted.")
@@ -440,7 +307,7 @@ def _first_runner(
     caller: Principal, runner_id: str | None, entity_type: EntityType | None
 ) -> Runner | None:
     if runner_id is not None:
-        return runner_for(caller, runner_id)
+        return registry.lock_own(caller, runner_id)
     if entity_type is None or entity_type.default_runner_id is None:
         return None
     # Its registrar owned that runner, and so consented.
@@ -448,38 +315,7 @@ def _first_runner(
     return default.filter(pk=entity_type.default_runner_id).first()
 
 
-# --- Entity types -----------------------------------------------------------------------------
-
-
-def register_type(caller: Principal, name: str, facts: JsonObject) -> EntityType:
-    """Register a type, or update what is given of one and raise its revision.
-
-    ``facts`` are fields of `EntityType`, and ``runner_id`` for its default runner (None: no
-    default). Raises Forbidden for a type that is not the caller's to change, and for the runner
-    what `runner_for` raises.
-    """
-    facts = dict(facts)
-    with transaction.atomic():
-        if "runner_id" in facts:
-            runner_id = facts.pop("runner_id")
-            facts["default_runner"] = (
-                runner_for(caller, runner_id) if runner_id is not None else None
-            )
-        known = EntityType.objects.select_for_update(of=("self",)).filter(pk=name)
-        registered = known.first()
-        if registered is None:
-            try:
-                with transaction.atomic():
-                    return EntityType.objects.create(name=name, registered_by=caller.url, **facts)
-            except IntegrityError:  # another registration was first, so this one is an update
-                registered = known.get()
-        if not granted(registered, caller, MANAGE):
-            raise Forbidden(f"The type {name} is another principal's.")
-        known.update(revision=F("revision") + 1, updated_at=Now(), **facts)
-        return EntityType.objects.get(pk=name)
-
-
 def entities_of(principal: Principal) -> QuerySet[Entity]:
-    """The principal's entities, newest first, with ``claimed``: whether a claim is active."""
+    """The principal's entities, newest first, with their dispatch states."""
     own = Entity.objects.filter(created_by=principal.url)
-    return own.with_claimed().order_by("-pk")
+    return own.select_related("dispatch_state").order_by("-pk")

@@ -1,15 +1,15 @@
 """Entities, their work, and the wakes that tell runners of it.
 
-`dispatch.entities` writes entities and their types, `dispatch.wakes` writes dispatch states and
-wakes, `dispatch.streams.log` writes events. Whether an entity is running is not stored: it is
-while it has an active claim (`entity.claims.active()`).
+`dispatch.entities` writes entities, `dispatch.types` their types, `dispatch.wakes` dispatch states
+and wakes, `dispatch.streams.log` events. No status is stored: it is computed from the dispatch
+state, which knows the epoch of the claim that holds the entity.
 """
 
 import hashlib
 from datetime import datetime
 
 from django.db import models
-from django.db.models import Count, Exists, F, FilteredRelation, OuterRef, Q, Subquery
+from django.db.models import Count, F, OuterRef, Q, Subquery
 from django.db.models.functions import Now
 
 from runners.models import PrincipalField, Runner, canonical
@@ -52,7 +52,9 @@ class EntityQuerySet(models.QuerySet["Entity"]):
 
     def running(self) -> "EntityQuerySet":
         """With an active claim, and not asked to stop."""
-        return self.filter(claims__status="active", dispatch_state__stop_requested=False)
+        return self.filter(
+            dispatch_state__active_epoch__isnull=False, dispatch_state__stop_requested=False
+        )
 
     def of(self, states: "DispatchStateQuerySet") -> "EntityQuerySet":
         """Whose dispatch state is one of these."""
@@ -61,10 +63,6 @@ class EntityQuerySet(models.QuerySet["Entity"]):
     def with_pending_since(self) -> "EntityQuerySet":
         """With ``pending_since``: when the oldest work past the cursor came, or None."""
         return self.annotate(pending_since=Subquery(_oldest_work("dispatch_state__")))
-
-    def with_claimed(self) -> "EntityQuerySet":
-        """With ``claimed``: whether there is an active claim."""
-        return self.annotate(claimed=has_active_claim("pk"))  # type: ignore[no-redef]
 
 
 class Entity(models.Model):
@@ -82,8 +80,6 @@ class Entity(models.Model):
     updated_at = models.DateTimeField(db_default=Now())
 
     objects = EntityQuerySet.as_manager()
-
-    claimed: bool  # of `with_claimed`
 
     class Meta:
         verbose_name_plural = "entities"
@@ -108,21 +104,10 @@ class Entity(models.Model):
     def __str__(self) -> str:
         return self.url
 
-    def move(self, runner_id: str) -> bool:
-        """Dispatch it to this runner: whether it moved. See `dispatch.entities`."""
-        from dispatch import entities  # the verbs are built on these models
-
-        return entities.move(self, runner_id)
-
     @property
     def stream_path(self) -> str:
         """Where its main stream is read and written."""
         return f"{self.url}/main"
-
-
-def has_active_claim(entity_id: str) -> Exists:
-    """SQL for whether the entity whose id is in this column has an active claim."""
-    return Exists(Entity.objects.filter(pk=OuterRef(entity_id), claims__status="active"))
 
 
 FAILING = 2
@@ -157,36 +142,25 @@ class DispatchStateQuerySet(models.QuerySet["DispatchState"]):
 
     def waiting(self) -> "DispatchStateQuerySet":
         """With pending work that could be done and that nobody holds."""
-        return self.pending().awake().exclude(has_active_claim("pk"))
+        return self.pending().awake().filter(active_epoch=None)
 
     def with_pending_since(self) -> "DispatchStateQuerySet":
         """With ``pending_since``: when the oldest work past the cursor came, or None."""
         return self.annotate(pending_since=Subquery(_oldest_work()))
 
-    def with_claimed(self) -> "DispatchStateQuerySet":
-        """With ``claimed``: whether the entity has an active claim."""
-        return self.annotate(claimed=has_active_claim("pk"))
-
     def counts(self) -> "models.QuerySet[DispatchState, tuple[int, ...]]":
         """For each runner how many of these are claimed, woken, and waiting with work."""
-        active = FilteredRelation("entity__claims", condition=Q(entity__claims__status="active"))
         pending = Q(last_work_offset__gt=F("cursor"))
-        by_runner = self.annotate(claim=active).order_by().values("runner")
+        by_runner = self.order_by().values("runner")
         return by_runner.annotate(
-            active_count=Count("claim"),
+            active_count=Count("active_epoch"),
             woken_count=Count("outstanding_wake"),
-            waiting_count=Count("pk", filter=pending & Q(claim=None)),
+            waiting_count=Count("pk", filter=pending & Q(active_epoch=None)),
         ).values_list("active_count", "woken_count", "waiting_count")
 
     def awake(self) -> "DispatchStateQuerySet":
         """Neither paused nor at its end."""
         return self.filter(paused=False, ended="")
-
-    def abandon(self, runner: Runner) -> None:
-        """Leave a runner that is going for good without entities, see `dispatch.wakes.abandon`."""
-        from dispatch import wakes  # the verbs are built on these models
-
-        wakes.abandon(runner)
 
     def retry_due(self) -> "DispatchStateQuerySet":
         """Whose delay after a failure is over."""
@@ -221,6 +195,9 @@ class DispatchState(models.Model):
     outstanding_wake = models.OneToOneField(
         "dispatch.Wake", null=True, on_delete=models.SET_NULL, related_name="outstanding_for"
     )
+    active_epoch = models.PositiveBigIntegerField(
+        null=True, help_text="epoch of the active claim; `claims.lifecycle` sets and clears it"
+    )
     paused = models.BooleanField(default=False)
     stop_requested = models.BooleanField(default=False)
     ended = models.CharField(max_length=8, choices=End.choices, default="", blank=True)
@@ -232,7 +209,7 @@ class DispatchState(models.Model):
 
     objects = DispatchStateQuerySet.as_manager()
 
-    now: datetime  # of `config.orm.with_now`
+    now: datetime  # of `core.clock.with_now`
 
     class Meta:
         default_permissions = ("view",)
@@ -267,6 +244,14 @@ class DispatchState(models.Model):
                 | Q(ended="", paused=False, runner__isnull=False),
                 name="state_wake_only_when_awake",
             ),
+            models.CheckConstraint(
+                condition=Q(outstanding_wake=None) | Q(active_epoch=None),
+                name="state_woken_or_claimed",
+            ),
+            models.CheckConstraint(
+                condition=Q(active_epoch=None) | Q(active_epoch__lte=F("generation"), ended=""),
+                name="state_claim_of_a_wake",
+            ),
         ]
 
     def __str__(self) -> str:
@@ -287,11 +272,17 @@ class DispatchState(models.Model):
         """Whether it may be woken at all: neither paused nor at its end."""
         return not (self.paused or self.stop_requested or self.ended)
 
-    def status(self, *, claimed: bool) -> str:
-        """killed, stopped, stopping, running, paused or idle; ``claimed``: has an active claim."""
+    @property
+    def claimed(self) -> bool:
+        """Whether the entity has an active claim."""
+        return self.active_epoch is not None
+
+    @property
+    def status(self) -> str:
+        """killed, stopped, stopping, running, paused or idle."""
         if self.ended:
             return self.ended
-        if claimed:
+        if self.claimed:
             return "stopping" if self.stop_requested else "running"
         return "paused" if self.paused else "idle"
 
@@ -302,12 +293,6 @@ class WakeQuerySet(models.QuerySet["Wake"]):
     def outstanding(self) -> "WakeQuerySet":
         """Emitted, and neither claimed nor withdrawn."""
         return self.filter(status=Wake.Status.OUTSTANDING)
-
-    def reemit(self) -> int:
-        """Emit those outstanding again, see `dispatch.wakes.reemit`."""
-        from dispatch import wakes  # the verbs are built on these models
-
-        return wakes.reemit(self)
 
 
 class Wake(models.Model):
@@ -332,7 +317,7 @@ class Wake(models.Model):
 
     objects = WakeQuerySet.as_manager()
 
-    now: datetime  # of `config.orm.with_now`
+    now: datetime  # of `core.clock.with_now`
 
     class Meta:
         default_permissions = ("view",)

@@ -11,7 +11,7 @@ from jsonschema.validators import validator_for
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
-from config.errors import InvalidRequest, pointer
+from core.errors import InvalidRequest, pointer
 
 # A $ref is never fetched: a schema must not make the server call addresses of its author's choice.
 _NOTHING_REMOTE: Registry[Any] = Registry()

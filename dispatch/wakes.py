@@ -5,7 +5,7 @@ an entity is        when
 ==================  ========================================================================
 pending             a message or an unhandled signal lies past its cursor
 due                 pending, awake, with a runner, and not within its delay after a failure
-claimed             a runner holds it: nothing is emitted, the end of the claim looks again
+claimed             a claim is active: nothing is emitted, the end of the claim looks again
 outstanding         its wake is emitted and unclaimed: nothing more is emitted
 ==================  ========================================================================
 
@@ -14,31 +14,27 @@ entity due. It emits a wake if, and only if, none is outstanding and no claim is
 sends that race, or a send that races a done, make one wake and never none.
 
 A wake is outstanding, and ends as claimed (`take`) or withdrawn (`withdraw`). Emitting it again
-(`reemit`) gives it a new offset and keeps its generation. Lock order: runner, dispatch state,
-claim, wake, then the tail of the runner's wake stream.
+(`reemit`) gives it a new offset and keeps its generation. Lock order: dispatch state, claim, wake,
+then the tail of the runner's wake stream; a runner that must not be deleted is locked before all.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
 
 from django.conf import settings
 from django.db import connection, transaction
-from django.db.models import Count, F, Q, QuerySet, Subquery, Value
-from django.db.models.functions import Coalesce, Now
+from django.db.models import F, Subquery
+from django.db.models.functions import Now
 
-from config.identifiers import new_id
-from config.orm import with_now
-from config.prepared import Insert, Param, Select, Update, save_all
+from core.clock import with_now
+from core.identifiers import new_id
+from core.prepared import Insert, Param, Select, Update, save_all
 from dispatch.models import DispatchState, DispatchStateQuerySet, Entity, Wake, WakeQuerySet
 from dispatch.streams import waiters
-from runners.models import Runner, RunnerQuerySet, WakeStream
+from runners.models import Runner, WakeStream
 
-FAILED_DELAY = timedelta(seconds=10)
-"""Before an entity whose claim failed is woken again; doubles with each failure in a row."""
-EXPIRED_DELAY = timedelta(seconds=1)
-"""The same after a second expiry in a row; after the first there is none."""
 MAX_DELAY = timedelta(hours=1)
+"""The longest that an entity waits after a failure."""
 
 
 def lock(states: DispatchStateQuerySet, *, skip_locked: bool = False) -> list[DispatchState]:
@@ -59,6 +55,13 @@ def _locking(states: DispatchStateQuerySet, *, skip_locked: bool = False) -> Dis
 
 
 _STATE_OF = Select(lambda: _locking(DispatchState.objects.filter(entity=Param("entity"))))
+
+
+def lock_of(entity_id: int) -> DispatchState | None:
+    """`lock` for the state of this entity; None when it was deleted."""
+    return _STATE_OF.first(entity=entity_id)
+
+
 _STATE_SUBSCRIBED = Select(
     lambda: _locking(
         DispatchState.objects.filter(
@@ -66,6 +69,11 @@ _STATE_SUBSCRIBED = Select(
         )
     )
 )
+
+
+def lock_subscribed(runner_id: str, subscription_key: str) -> DispatchState | None:
+    """`lock` for the state, of the runner's, whose subscription this is; None if none is."""
+    return _STATE_SUBSCRIBED.first(runner=runner_id, subscription_key=subscription_key)
 
 
 _STATE_OLDEST = Select(
@@ -83,25 +91,15 @@ _STATE_OLDEST = Select(
 )
 
 
-def lock_of(entity_id: int) -> DispatchState | None:
-    """`lock` for the state of this entity; None when it was deleted."""
-    return _STATE_OF.first(entity=entity_id)
-
-
-def lock_subscribed(runner_id: str, subscription_key: str) -> DispatchState | None:
-    """`lock` for the state, of the runner's, whose subscription this is; None if none is."""
-    return _STATE_SUBSCRIBED.first(runner=runner_id, subscription_key=subscription_key)
-
-
-def _can_skip_locked() -> bool:
-    return connection.features.has_select_for_update_skip_locked
-
-
 def lock_oldest(runner_id: str) -> DispatchState | None:
     """`lock` for the state whose wake is the runner's oldest; None when there is no wake, or when
     that one was taken while its lock was waited for.
     """
     return _STATE_OLDEST.first(runner=runner_id)
+
+
+def _can_skip_locked() -> bool:
+    return connection.features.has_select_for_update_skip_locked
 
 
 def begin(entity: Entity, runner: Runner | None) -> DispatchState:
@@ -125,31 +123,17 @@ def due(state: DispatchState) -> bool:
     return state.pending and state.awake and state.runner_id is not None and retry_over
 
 
-_CLAIMED = Select(
-    lambda: Entity.objects.filter(pk=Param("entity"), claims__status="active").only("pk")
-)
-
-
-def is_claimed(entity_id: int) -> bool:
-    """Whether the entity has an active claim."""
-    return _CLAIMED.first(entity=entity_id) is not None
-
-
-def settle(state: DispatchState, *, claimed: bool | None = None) -> Wake | None:
+def settle(state: DispatchState) -> Wake | None:
     """Do what the state of an entity asks for, and save it: the new wake, or None.
 
-    An entity without a claim that was asked to stop stops; one that is due is woken. ``claimed``
-    says whether an active claim exists; None looks.
+    An entity without a claim that was asked to stop stops; one that is due is woken.
     """
     wake = None
-    if state.stop_requested or (state.outstanding_wake_id is None and due(state)):
-        if claimed is None:
-            claimed = is_claimed(state.entity_id)
-        if not claimed:
-            if state.stop_requested:
-                end(state, DispatchState.End.STOPPED)
-            else:
-                wake = _emit(state)
+    if state.active_epoch is None:
+        if state.stop_requested:
+            end(state, DispatchState.End.STOPPED)
+        elif state.outstanding_wake_id is None and due(state):
+            wake = _emit(state)
     save(state)
     return wake
 
@@ -181,39 +165,25 @@ def redirect(state: DispatchState, runner: Runner | None) -> None:
         state.runner = runner
 
 
-def backoff(state: DispatchState, first: timedelta, failures: int) -> None:
-    """Delay the next wake by ``first``, doubled with each of ``failures`` after the first."""
-    doublings = min(failures - 1, 30)
-    state.retry_at = state.now + min(first * 2**doublings, MAX_DELAY) if failures > 0 else None
+def delay(first: timedelta, failures: int) -> timedelta:
+    """How long an entity waits after this many failures in a row: ``first``, doubled with each."""
+    return min(first * 2 ** min(failures - 1, 30), MAX_DELAY) if failures > 0 else timedelta()
 
 
-def _taken() -> WakeQuerySet:
-    return Wake.objects.outstanding().filter(pk=Param("wake"))
+_TAKE = Update(
+    lambda: Wake.objects.outstanding().filter(pk=Param("wake")),
+    returning=["wake_id", "generation"],
+    status=Wake.Status.CLAIMED,
+)
 
 
-def _taking(wakes: Callable[[], WakeQuerySet]) -> Update:
-    return Update(wakes, returning=["wake_id", "generation"], status=Wake.Status.CLAIMED)
-
-
-_TAKE = _taking(_taken)
-
-
-def take(state: DispatchState, runner: Runner) -> tuple[str, int] | None:
-    """Claim the outstanding wake for its runner, whose row is locked if it has a claim limit: the
-    wake's id and generation.
-
-    None when the runner holds as many claims as it may.
-    """
-    assert state.outstanding_wake_id is not None  # noqa: S101  the caller has looked
-    take = _TAKE
-    if runner.max_concurrent_claims is not None:
-        wakes = _taken().alias(held=_held(runner)).filter(held__lt=runner.max_concurrent_claims)
-        take = _taking(lambda: wakes)
-    taken = take.returned(wake=state.outstanding_wake_id)
-    if not taken:
-        return None
+def take(state: DispatchState) -> tuple[str, int]:
+    """A claim takes the outstanding wake of a locked state: the wake's id and generation."""
+    ((wake_id, generation),) = _TAKE.returned(wake=state.outstanding_wake_id)
     state.outstanding_wake = None
-    return taken[0][0], taken[0][1]
+    state.active_epoch = generation
+    state.last_claimed_at = state.now
+    return wake_id, generation
 
 
 def reemit(wakes: WakeQuerySet) -> int:
@@ -242,33 +212,16 @@ def _emit_again(wakes: Sequence[Wake]) -> None:
     Wake.objects.bulk_update(wakes, ["offset", "emitted_at", "emissions"], batch_size=500)
 
 
-def lock_limited(runners: RunnerQuerySet) -> None:
-    """Lock those of these runners that have a claim limit, before any dispatch state: nobody counts
-    their claims while the number of them changes.
-    """
-    list(locking_limited(runners))
-
-
-def locking_limited(runners: RunnerQuerySet) -> RunnerQuerySet:
-    """The query of `lock_limited`."""
-    limited = runners.filter(max_concurrent_claims__isnull=False)
-    return limited.order_by("pk").select_for_update(of=("self",), no_key=True)
-
-
-def reemit_oldest_if_at_limit(runner: Runner) -> None:
+def reemit_refused(runner: Runner, free: int) -> None:
     """After a claim of a runner at its limit ended: its wakes were refused, and are due again.
 
-    The places that wakes emitted again have not yet taken are taken: so when two claims end, two
-    wakes are emitted again, whether or not the first was claimed in between.
+    ``free`` is how many claims it may make now. The places that wakes emitted again have not yet
+    taken are taken: so when two claims end, two wakes are emitted again, whether or not the first
+    was claimed in between.
     """
-    if runner.max_concurrent_claims is None:
-        return
     outstanding = runner.wakes.outstanding()
-    free = Value(runner.max_concurrent_claims) - _held(runner)
-    refused = outstanding.alias(free=free, waiting=_counted(outstanding)).filter(
-        waiting__gte=F("free")
-    )
-    _emit_again(list(_lock_unused(refused.order_by("emitted_at", "pk"))[:1]))
+    if outstanding[:free].count() >= free:
+        _emit_again(list(_lock_unused(outstanding.order_by("emitted_at", "pk"))[:1]))
 
 
 def reemit_stale(*, limit: int) -> int:
@@ -302,35 +255,12 @@ def retry_due(*, limit: int) -> int:
     return woken
 
 
-def abandon(runner: Runner) -> None:
-    """A runner is going for good: expire its claims, and leave its entities without a runner.
-
-    Inside a transaction that has locked the runner. Their pending work is kept; an entity that was
-    meanwhile dispatched to another runner is woken there.
-    """
-    held = runner.claims.active().values("entity_id")
-    concerned = DispatchState.objects.filter(Q(runner=runner) | Q(entity_id__in=held))
-    states = lock(concerned)
-    while len(states) < concerned.count():
-        # One was claimed and dispatched elsewhere while its lock was waited for.
-        states = lock(concerned)
-    runner.claims.expire()
-    for state in states:
-        if state.runner_id == runner.pk:
-            redirect(state, None)
-    for state in sorted(states, key=lambda each: each.runner_id or ""):
-        settle(state)
+_TAIL = Select(lambda: WakeStream.objects.filter(runner=Param("runner")).select_for_update())
 
 
-def _held(runner: Runner) -> Coalesce:
-    """SQL for how many active claims a runner holds, as of the statement that it stands in."""
-    return _counted(runner.claims.active())
-
-
-def _counted(rows: "QuerySet[Any]") -> Coalesce:
-    """SQL for how many of a runner's rows there are."""
-    counted = rows.order_by().values("runner").annotate(n=Count("pk"))
-    return Coalesce(Subquery(counted.values("n")), Value(0))
+def lock_tail(runner_id: str) -> None:
+    """Lock the tail of a runner's wake stream until the transaction ends."""
+    _TAIL.first(runner=runner_id)
 
 
 _ADD = Insert(Wake)

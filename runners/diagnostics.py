@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from config.bodies import JsonObject
+from core.bodies import JsonObject
 
 MAX_TEXT = 4096
 """Characters of a diagnostic text; a longer one is cut, for an error's beginning tells most."""

@@ -1,29 +1,14 @@
-"""A runner's health: a pure function of its rows and the time.
+"""A runner's health: a pure function of its rows, the number of its claims, and the time.
 
-The rules are the wire contract's section Health; the admin shows the same report. `with_health`
-says the same in SQL, for counting and filtering; a test holds the two together.
+The rules are the wire contract's section Health; `claims.reports` gathers what they are asked of.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
-from django.db.models import (
-    Case,
-    CharField,
-    Count,
-    F,
-    IntegerField,
-    OuterRef,
-    Q,
-    Subquery,
-    Value,
-    When,
-)
-from django.db.models.functions import Coalesce, Now
-
-from runners.models import Runner, RunnerQuerySet
+from runners.models import Runner
 
 Liveness = Literal["online", "offline", "expired"]
 Status = Literal["healthy", "degraded", "unhealthy"]
@@ -81,42 +66,3 @@ def _degraded(runner: Runner, claims: int, lapsed: int) -> Iterable[str]:
     limit = runner.max_concurrent_claims
     if limit is not None and claims >= limit:
         yield f"Runner holds {claims} of at most {limit} claims"
-
-
-def with_held(runners: RunnerQuerySet) -> RunnerQuerySet:
-    """With ``held`` and ``lapsed``: how many active claims, and how many lapsed ones of them."""
-
-    def counted(**which: Any) -> Coalesce:
-        claims = Runner.objects.filter(pk=OuterRef("pk"), claims__status="active", **which)
-        n = claims.order_by().values("pk").annotate(n=Count("claims")).values("n")
-        return Coalesce(Subquery(n, output_field=IntegerField()), Value(0))
-
-    return runners.annotate(held=counted(), lapsed=counted(claims__lease_expires_at__lte=Now()))
-
-
-def with_health(runners: RunnerQuerySet) -> RunnerQuerySet:
-    """With ``liveness_status`` and ``health_status``, and what `with_held` gives."""
-    disabled = ~Q(admin_status=Runner.AdminStatus.ENABLED)
-    never = Q(liveness__lease_expires_at=None)
-    expired = Q(liveness__lease_expires_at__lte=Now())
-    degraded = (
-        Q(liveness__last_seen_at=None)
-        | Q(liveness__diagnostics__isnull=True)
-        | Q(liveness__diagnostics__stream_connected=False)
-        | Q(liveness__diagnostics__last_heartbeat_ok=False)
-        | Q(liveness__diagnostics__reconnect_count__gt=MANY_RECONNECTS)
-        | Q(lapsed__gt=0)
-        | Q(max_concurrent_claims__isnull=False, held__gte=F("max_concurrent_claims"))
-    )
-    return with_held(runners).annotate(
-        liveness_status=_case("online", (disabled | never, "offline"), (expired, "expired")),
-        health_status=_case("healthy", (disabled | expired, "unhealthy"), (degraded, "degraded")),
-    )
-
-
-def _case(default: str, *cases: tuple[Q, str]) -> Case:
-    return Case(
-        *(When(condition, then=Value(word)) for condition, word in cases),
-        default=Value(default),
-        output_field=CharField(),
-    )

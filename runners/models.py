@@ -11,7 +11,7 @@ from django.db.models import F, Func, Q, Value
 from django.db.models.functions import Now, Substr
 from django.db.models.lookups import Exact
 
-from config.principals import MAX_URL_LENGTH, URL_CHARACTERS, URL_PREFIX, Principal
+from core.principals import MAX_URL_LENGTH, URL_CHARACTERS, URL_PREFIX, Principal
 
 
 class PrincipalField(models.CharField):  # type: ignore[type-arg]
@@ -89,7 +89,7 @@ class Runner(models.Model):
 
     objects = RunnerQuerySet.as_manager()
 
-    now: datetime  # of `config.orm.with_now`
+    now: datetime  # of `core.clock.with_now`
 
     class Meta:
         default_permissions = ("view", "delete")

@@ -1,4 +1,4 @@
-"""Runners: registered, seen, enabled, disabled and deleted; the only writer of their rows.
+"""Runners: registered, seen, enabled and disabled; the only writer of their rows.
 
 Lock order: a runner is locked before any dispatch state.
 """
@@ -10,10 +10,11 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models.functions import Now
 
-from config.bodies import JsonObject
-from config.errors import Forbidden, NotFound
-from config.prepared import Param, Update
-from config.principals import Principal
+from core.bodies import JsonObject
+from core.clock import with_now
+from core.errors import Forbidden, NotFound
+from core.prepared import Param, Select, Update
+from core.principals import Principal
 from runners.models import Runner, RunnerLiveness, WakeStream
 
 HEARTBEAT_LEASE = timedelta(seconds=30)
@@ -23,8 +24,7 @@ HEARTBEAT_LEASE = timedelta(seconds=30)
 def register(owner: Principal, runner_id: str, facts: JsonObject) -> Runner:
     """Register a runner, or update what is given of the owner's own.
 
-    ``facts`` are fields of `Runner`. Its unclaimed wakes are emitted again, so that a restarted
-    runner need not wait for them. Raises Forbidden for an id that another principal owns.
+    ``facts`` are fields of `Runner`. Raises Forbidden for an id that another principal owns.
     """
     with transaction.atomic():
         new = Runner(
@@ -36,19 +36,34 @@ def register(owner: Principal, runner_id: str, facts: JsonObject) -> Runner:
         while runner is None:  # a deletion may come between the two
             # Two first registrations may race: one inserts, both go on from the row.
             Runner.objects.bulk_create([new], ignore_conflicts=True)
-            runner = _locked(runner_id)
+            runner = _lock(runner_id)
         if runner.owner_principal != owner.url:
             raise Forbidden(f"The runner {runner_id} is another principal's.")
         Runner.objects.filter(pk=runner_id).update(updated_at=Now(), **facts)
         RunnerLiveness.objects.bulk_create([RunnerLiveness(runner=runner)], ignore_conflicts=True)
         WakeStream.objects.bulk_create([WakeStream(runner=runner)], ignore_conflicts=True)
-        runner.wakes.reemit()
-        return get(runner_id)
+        return find_seen(runner_id)
 
 
-def get(runner_id: str) -> Runner:
-    """A runner with its liveness. Raises NotFound."""
-    runner = Runner.objects.select_related("liveness").filter(pk=runner_id).first()
+_RUNNER = Select(lambda: Runner.objects.filter(pk=Param("id")))
+
+
+def find(runner_id: str) -> Runner:
+    """A runner. Raises NotFound."""
+    return _found(_RUNNER.first(id=runner_id), runner_id)
+
+
+_RUNNER_SEEN = Select(
+    lambda: with_now(Runner.objects.select_related("liveness")).filter(pk=Param("id"))
+)
+
+
+def find_seen(runner_id: str) -> Runner:
+    """A runner with its liveness and ``now``. Raises NotFound."""
+    return _found(_RUNNER_SEEN.first(id=runner_id), runner_id)
+
+
+def _found(runner: Runner | None, runner_id: str) -> Runner:
     if runner is None:
         raise NotFound(f"There is no runner {runner_id}.")
     return runner
@@ -56,35 +71,30 @@ def get(runner_id: str) -> Runner:
 
 def lock(runner_id: str) -> Runner:
     """A runner, locked until the transaction ends. Raises NotFound."""
-    runner = _locked(runner_id)
-    if runner is None:
-        raise NotFound(f"There is no runner {runner_id}.")
+    return _found(_lock(runner_id), runner_id)
+
+
+def lock_own(caller: Principal, runner_id: str) -> Runner:
+    """The caller's runner, locked against its deletion until the transaction ends.
+
+    Raises NotFound, or Forbidden for another's.
+    """
+    runner = lock(runner_id)
+    if runner.owner_principal != caller.url:
+        raise Forbidden(f"The runner {runner_id} is another principal's.")
     return runner
 
 
-def _locked(runner_id: str) -> Runner | None:
+def _lock(runner_id: str) -> Runner | None:
     return Runner.objects.select_for_update(no_key=True).filter(pk=runner_id).first()
 
 
 def set_admin_status(runner_id: str, status: Runner.AdminStatus) -> Runner:
-    """Enable or disable a runner; enabling emits its unclaimed wakes again. Raises NotFound."""
+    """Enable or disable a runner. Raises NotFound."""
     with transaction.atomic():
-        runner = lock(runner_id)
+        lock(runner_id)
         Runner.objects.filter(pk=runner_id).update(admin_status=status, updated_at=Now())
-        if status == Runner.AdminStatus.ENABLED:
-            runner.wakes.reemit()
-        return get(runner_id)
-
-
-def delete(runner_id: str) -> None:
-    """Delete a runner: its claims expire and their entities are freed. Raises NotFound.
-
-    Its entities keep their pending work, and have no runner until they are given one.
-    """
-    with transaction.atomic():
-        runner = lock(runner_id)
-        runner.dispatch_states.abandon(runner)
-        runner.delete()
+        return find_seen(runner_id)
 
 
 @cache

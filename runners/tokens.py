@@ -6,9 +6,9 @@ from datetime import datetime, timedelta
 
 from django.db.models.functions import Now
 
-from config.identifiers import hashed, new_secret
-from config.prepared import Param, Update
-from config.principals import Principal
+from core.identifiers import hash_secret, new_secret
+from core.prepared import Param, Update
+from core.principals import Principal
 from runners.models import AccessToken
 
 PREFIX = "pwa"
@@ -33,7 +33,7 @@ def issue(
     """A new token and its secret, which is never to be had again."""
     secret = new_secret(PREFIX)
     token = AccessToken.objects.create(
-        principal=principal.url, token_hash=hashed(secret), label=label, expires_at=expires_at
+        principal=principal.url, token_hash=hash_secret(secret), label=label, expires_at=expires_at
     )
     return token, secret
 
@@ -45,7 +45,7 @@ def revoke(token: AccessToken) -> bool:
 
 def principal_of(secret: str) -> Principal | None:
     """Whose valid token this is, or None. At most one statement."""
-    key = hashed(secret)
+    key = hash_secret(secret)
     known = _remembered.get(key)
     if known is not None and known[0] > time.monotonic():
         return known[1]

@@ -10,7 +10,7 @@ from django.apps import apps
 from django.db import transaction
 from django.urls import URLPattern, URLResolver, get_resolver
 
-from config.principals import Principal
+from core.principals import Principal
 from runners import tokens
 from tests.support import Api, Claim
 

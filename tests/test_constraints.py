@@ -7,7 +7,7 @@ from django.apps import apps
 from django.db import IntegrityError, connection, models, transaction
 
 from claims import reaper
-from config.principals import Principal
+from core.principals import Principal
 from runners import tokens
 from tests.endpoints import APPS
 from tests.support import Api
@@ -97,6 +97,13 @@ FORBIDDEN: dict[str, list[Any]] = {
         lambda: copied("claims_consumerclaim", "status = 'active'", epoch="epoch + 1"),
     ],
     "claim_epoch_from_1": ["UPDATE claims_consumerclaim SET epoch = 0"],
+    "state_woken_or_claimed": [
+        "UPDATE dispatch_dispatchstate SET active_epoch = generation WHERE outstanding_wake_id > 0"
+    ],
+    "state_claim_of_a_wake": [
+        "UPDATE dispatch_dispatchstate SET active_epoch = generation + 1 WHERE active_epoch > 0",
+        "UPDATE dispatch_dispatchstate SET ended = 'killed' WHERE active_epoch > 0",
+    ],
     "claim_active_has_lease": ["UPDATE claims_consumerclaim SET lease_expires_at = NULL"],
     "claim_ended_iff_terminal": [
         "UPDATE claims_consumerclaim SET ended_at = claimed_at",

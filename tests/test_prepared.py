@@ -7,8 +7,8 @@ from django.db import connection
 from django.db.models import F
 from django.db.models.functions import Now
 
-from config.orm import with_now
-from config.prepared import Insert, Param, Select, Update, Values, save_all
+from core.clock import with_now
+from core.prepared import Insert, Param, Select, Update, Values, save_all
 from dispatch.models import DispatchState, Wake
 from runners.models import Runner, RunnerLiveness
 

@@ -12,7 +12,7 @@ from django.db.models.functions import Now
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config.principals import MAX_URL_LENGTH, Principal
+from core.principals import MAX_URL_LENGTH, Principal
 from runners import tokens
 from runners.models import AccessToken
 from tests.endpoints import ENDPOINTS, Scene, bearer, everything, routes, undone

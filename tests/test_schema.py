@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, Phase, settings
 from schemathesis import checks
 from schemathesis.specs.openapi import checks as openapi_checks
 
+from api import streams
 from config.wsgi import application
-from dispatch.streams import reads
 from tests.endpoints import Scene, routes, undone
 from tests.support import Database
 
@@ -31,7 +31,7 @@ CHECKS = (
 def scene(db, settings, monkeypatch):
     """In a transaction that requests do not close; reads that would wait are answered at once."""
     settings.PULLWAKE_LONG_POLL_MS = 0
-    monkeypatch.setattr(reads, "SSE_LENGTH_S", 0.0)
+    monkeypatch.setattr(streams, "SSE_LENGTH_S", 0.0)
     scene = Scene.set()
     ends = (request_started, request_finished)
     for end in ends:

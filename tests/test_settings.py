@@ -48,7 +48,8 @@ def read(monkeypatch):
 
 def test_every_variable_of_the_contract_is_read():
     read = "".join(
-        Path(ROOT, "config", name).read_text() for name in ("settings.py", "gunicorn.conf.py")
+        Path(ROOT, "config", name).read_text()
+        for name in ("settings.py", "serving/gunicorn.conf.py")
     )
     named = set(re.findall(r'"([A-Z][A-Z_]+)"', read))
     assert set(CONTRACT) <= named

@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
-from config.bodies import JsonObject
-from config.prepared import Insert
+from core.bodies import JsonObject
+from core.prepared import Insert
 from dispatch.models import DispatchState, StreamEvent
 from dispatch.streams import offsets, waiters
 

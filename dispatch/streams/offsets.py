@@ -2,7 +2,7 @@
 
 import re
 
-from config.errors import InvalidRequest
+from core.errors import InvalidRequest
 
 START, NOW = "-1", "now"
 _FORM = re.compile(r"([0-9]{16})_([0-9]{16})")

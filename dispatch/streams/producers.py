@@ -7,7 +7,7 @@ gives them.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from config.errors import InvalidRequest, ProducerFenced, ProducerGap
+from core.errors import InvalidRequest, ProducerFenced, ProducerGap
 from dispatch.models import Entity, Producer
 
 _MAX = 2**53 - 1
@@ -47,7 +47,7 @@ def advance(entity: Entity, append: Sequence) -> bool:
     """
     known = Producer.objects.filter(entity=entity, producer_id=append.producer_id).first()
     if known is not None and append.epoch < known.epoch:
-        raise ProducerFenced(headers={"Producer-Epoch": str(known.epoch)})
+        raise ProducerFenced(epoch=known.epoch)
     if known is not None and append.epoch > known.epoch and append.seq != 0:
         raise InvalidRequest.field("/Producer-Seq", "a new epoch starts at 0")
     same_epoch = known is not None and append.epoch == known.epoch
@@ -55,12 +55,7 @@ def advance(entity: Entity, append: Sequence) -> bool:
     if append.seq < expected:
         return False
     if append.seq > expected:
-        raise ProducerGap(
-            headers={
-                "Producer-Expected-Seq": str(expected),
-                "Producer-Received-Seq": str(append.seq),
-            }
-        )
+        raise ProducerGap(expected=expected, received=append.seq)
     place = {"epoch": append.epoch, "seq": append.seq}
     if known is None:
         Producer.objects.create(entity=entity, producer_id=append.producer_id, **place)

@@ -1,39 +1,22 @@
-"""Reading a durable stream: catch-up, long-poll and SSE, the same for wakes and main streams."""
+"""Reading a durable stream, of wakes or of an entity: a page of it, or what comes next."""
 
-import hashlib
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import msgspec
-from django.conf import settings
-from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
-from django.http.response import HttpResponseBase
 
-from config.bodies import parameter
-from config.clock import epoch_ms
-from config.errors import InvalidRequest, NotFound
-from config.orm import hand_back
-from config.prepared import Param, Select
+from core.clock import epoch_ms
+from core.errors import NotFound
+from core.prepared import Param, Select, hand_back
 from dispatch.models import DispatchState, StreamEvent, Wake
-from dispatch.streams import offsets, waiters
+from dispatch.streams import waiters
 from runners.models import WakeStream
 
 PAGE_EVENTS = 1000
 """Events in one answer at the most."""
 PAGE_BYTES = 4 * 1024 * 1024
 """Bytes after which an answer is cut; one event is always given whole."""
-
-SSE_LENGTH_S = 60.0
-_SSE_KEEPALIVE_S = 15.0
-
-_CURSOR_EPOCH = datetime(2024, 10, 9, tzinfo=UTC)
-_CURSOR_INTERVAL_S = 20
-_CURSOR_DIGITS = 15
-
-R = TypeVar("R", HttpResponse, StreamingHttpResponse)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,85 +133,8 @@ def _page(found: list[tuple[int, str]], tail: int) -> Page:
     return Page([text for _, text in found], tail, up_to_date=True)
 
 
-def serve(request: HttpRequest, source: Source) -> HttpResponseBase:
-    """Answer a GET or HEAD of a stream, in the mode that it asks for.
-
-    Raises InvalidRequest for an unknown mode, a malformed offset, or live without an offset.
-    """
-    if request.method == "HEAD":
-        return _headed(HttpResponse(), source.tail(), cache="no-store")
-    offset = parameter(request, "offset")
-    live = parameter(request, "live")
-    cursor = parameter(request, "cursor")
-    if live not in (None, "long-poll", "sse"):
-        raise InvalidRequest.field("/live", "expected long-poll or sse")
-    if live is not None and offset is None:
-        raise InvalidRequest.field("/offset", "live reads need one")
-    if offset is None:
-        offset = offsets.START
-    after = source.tail() if offset == offsets.NOW else offsets.decode(offset)
-    if live == "sse":
-        return _sse(source, after, cursor)
-    if live == "long-poll":
-        return _long_poll(source, after, cursor)
-    return _catch_up(request, source.read(after))
-
-
-def _catch_up(request: HttpRequest, page: Page) -> HttpResponse:
-    body = _array(page)
-    digest = hashlib.sha256(f"{page.next_offset} {page.up_to_date} {body}".encode()).hexdigest()
-    etag = f'"{digest[:32]}"'
-    asked = [each.strip() for each in request.META.get("HTTP_IF_NONE_MATCH", "").split(",")]
-    fresh = etag in asked or f"W/{etag}" in asked or "*" in asked
-    response = HttpResponse(status=304) if fresh else HttpResponse(body)
-    response.headers["ETag"] = etag
-    return _headed(response, page.next_offset, page.up_to_date, cache="private, no-cache")
-
-
-def _long_poll(source: Source, after: int, cursor: str | None) -> HttpResponse:
-    page = _wait(source, after, settings.PULLWAKE_LONG_POLL_MS / 1000)
-    # An offset past the tail is told the real one at once: 200 with nothing, which heals it.
-    if page.events or after > page.next_offset:
-        response = HttpResponse(_array(page))
-    else:
-        response = HttpResponse(status=204)
-    response.headers["Stream-Cursor"] = _next_cursor(cursor)
-    return _headed(response, page.next_offset, page.up_to_date, cache="no-store")
-
-
-def _sse(source: Source, after: int, cursor: str | None) -> StreamingHttpResponse:
-    # Read before the answer begins, while trouble can still be told as a status.
-    page = source.read(after)
-
-    def stream() -> Iterator[str]:
-        nonlocal page
-        deadline = time.monotonic() + SSE_LENGTH_S
-        said = None
-        while True:
-            hand_back()  # a slow reader holds no connection
-            if page.events:
-                yield f"event: data\ndata:{_array(page)}\n\n"
-            control = (page.next_offset, page.up_to_date)
-            if control != said:
-                yield f"event: control\ndata:{_control(page, cursor)}\n\n"
-                said = control
-            remaining = deadline - time.monotonic()
-            if remaining <= 0 or waiters.hub.closing:
-                return
-            if page.up_to_date:
-                page = _wait(source, page.next_offset, min(remaining, _SSE_KEEPALIVE_S))
-                if not page.events:
-                    yield ":\n\n"  # fails when the reader is gone
-            else:
-                page = source.read(page.next_offset)
-
-    response = StreamingHttpResponse(stream(), content_type="text/event-stream")
-    # Where it starts: what is past it comes in the body.
-    return _headed(response, min(after, page.next_offset), cache="no-cache")
-
-
-def _wait(source: Source, after: int, patience_s: float) -> Page:
-    """What lies past ``after``, as soon as something does; nothing after ``patience_s``."""
+def wait(source: Source, after: int, patience_s: float) -> Page:
+    """What lies past ``after``, as soon as something does; nothing after ``patience_s`` seconds."""
     deadline = time.monotonic() + patience_s
     with waiters.hub.waiter(source.key) as grown:
         while True:
@@ -244,37 +150,3 @@ def _wait(source: Source, after: int, patience_s: float) -> Page:
                 grown.wait(remaining)
             if waiters.hub.closing:
                 return page  # and none of the thousands that wait looks once more
-
-
-def _array(page: Page) -> str:
-    return f"[{','.join(page.events)}]"
-
-
-def _control(page: Page, cursor: str | None) -> str:
-    control: dict[str, object] = {
-        "streamNextOffset": offsets.encode(page.next_offset),
-        "streamCursor": _next_cursor(cursor),
-    }
-    if page.up_to_date:
-        control["upToDate"] = True
-    return msgspec.json.encode(control).decode()
-
-
-def _next_cursor(given: str | None) -> str:
-    """The interval that it is now, or one past the reader's own when that is not smaller."""
-    since = datetime.now(UTC) - _CURSOR_EPOCH
-    interval = int(since.total_seconds()) // _CURSOR_INTERVAL_S
-    if given is not None and given.isdecimal() and len(given) <= _CURSOR_DIGITS:
-        interval = max(interval, int(given) + 1)
-    return str(interval)
-
-
-def _headed(response: R, next_offset: int, up_to_date: bool = False, *, cache: str) -> R:
-    response.headers["Stream-Next-Offset"] = offsets.encode(next_offset)
-    if up_to_date:
-        response.headers["Stream-Up-To-Date"] = "true"
-    response.headers["Cache-Control"] = cache
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    if response.status_code == 200 and not response.streaming:
-        response.headers["Content-Type"] = "application/json"
-    return response

@@ -19,7 +19,7 @@ import psycopg
 from django.conf import settings
 from django.db import connection, transaction
 
-from config import prepared
+from core import prepared
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from django.contrib.auth.models import Group, User
 from django.test import Client
 
 from claims.models import ConsumerClaim
-from config.principals import Principal
+from core.principals import Principal
 from dispatch.models import Entity, Wake
 from runners import tokens
 from runners.models import AccessToken, Runner, RunnerLiveness

@@ -9,8 +9,9 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from claims.models import ConsumerClaim, OrphanReason
-from config.orm import with_now
-from runners.health import health, liveness, with_health
+from claims.reports import with_health
+from core.clock import with_now
+from runners.health import health, liveness
 from runners.models import Runner, RunnerLiveness
 from tests.support import PAST, lapse
 

@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from claims import reaper, tallies
 from claims.models import ClaimTally, ServerPulse
-from config.clock import iso
+from core.clock import iso
 from dispatch.models import DispatchState, Entity, Wake
 from runners.models import Runner
 from tests.admin.conftest import World

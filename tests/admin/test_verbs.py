@@ -307,7 +307,7 @@ def test_it_deletes_a_runner_for_a_reason(world, operator):
 
 
 def test_a_verb_takes_only_so_many_at_once(world, operator, monkeypatch):
-    monkeypatch.setattr("config.admin.MOST_AT_ONCE", 1)
+    monkeypatch.setattr("operators.kit.MOST_AT_ONCE", 1)
     pks = [str(each.pk) for each in ConsumerClaim.objects.order_by("pk")]
     ticked = {"action": "expire", "_selected_action": pks, "index": "0"}
     assert "2 are left out" in text(operator.post(CLAIMS, ticked))

@@ -6,8 +6,8 @@ from io import StringIO
 import pytest
 from django.core.management import CommandError, call_command
 
-from config.identifiers import hashed
-from config.principals import Principal
+from core.identifiers import hash_secret
+from core.principals import Principal
 from runners import tokens
 from runners.models import AccessToken
 
@@ -35,7 +35,7 @@ def test_it_shows_the_token_once_and_keeps_its_hash(database):
     (row,) = database.execute(
         "SELECT principal, token_hash, label, expires_at FROM runners_accesstoken"
     )
-    assert row == ("/principal/user%3Aalice", hashed(secret), "laptop", None)
+    assert row == ("/principal/user%3Aalice", hash_secret(secret), "laptop", None)
     assert secret not in str(database.execute("SELECT * FROM runners_accesstoken"))
 
 

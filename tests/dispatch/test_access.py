@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from config.principals import Principal
+from core.principals import Principal
 from runners import tokens
 from tests.support import Api
 

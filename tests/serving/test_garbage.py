@@ -6,7 +6,7 @@ import pytest
 from django.test import RequestFactory
 from rest_framework.request import Request
 
-from dispatch.api import WakeStreamView
+from api.streams import WakeStreamView
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from dispatch.streams import reads
+from api import streams
 from tests.serving.conftest import Held, make_idle, tail
 from tests.support import Answer, Api, Server
 
@@ -18,7 +18,7 @@ ONE = "0000000000000000_0000000000000001"
 @pytest.fixture(autouse=True)
 def _no_wait(monkeypatch):
     """The answer ends when what is there has been told."""
-    monkeypatch.setattr(reads, "SSE_LENGTH_S", 0.0)
+    monkeypatch.setattr(streams, "SSE_LENGTH_S", 0.0)
 
 
 @pytest.fixture

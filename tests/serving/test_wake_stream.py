@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from dispatch.streams import reads
+from api import streams
 from tests.support import Answer, Api
 
 ZERO = "0000000000000000_0000000000000000"
@@ -21,7 +21,7 @@ CURSOR_EPOCH, CURSOR_INTERVAL = 1728432000, 20
 def _no_wait(settings, monkeypatch):
     """A live read with nothing to tell ends at once."""
     settings.PULLWAKE_LONG_POLL_MS = 0
-    monkeypatch.setattr(reads, "SSE_LENGTH_S", 0.0)
+    monkeypatch.setattr(streams, "SSE_LENGTH_S", 0.0)
 
 
 @pytest.fixture

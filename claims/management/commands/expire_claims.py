@@ -9,7 +9,7 @@ from django.core.management.base import BaseCommand, CommandParser
 from django.db import OperationalError, connection
 
 from claims import reaper
-from config.clock import iso
+from core.clock import iso
 
 
 def positive(text: str) -> float:

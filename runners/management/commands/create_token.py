@@ -7,8 +7,8 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime, parse_duration
 
-from config.clock import iso
-from config.principals import Principal
+from core.clock import iso
+from core.principals import Principal
 from runners import tokens
 
 MAX_LABEL = 256

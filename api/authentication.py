@@ -1,0 +1,148 @@
+"""Who calls: a bearer token, a trusted proxy's header, in development mode nobody; or a handler.
+
+A handler proves itself with the claim or write token of its entity's active claim, in
+``Electric-Claim-Token`` or ``Authorization: Bearer``.
+"""
+
+import ipaddress
+from dataclasses import dataclass
+from typing import ClassVar
+
+from django.conf import settings
+from django.http import HttpRequest
+from rest_framework.authentication import BaseAuthentication
+
+from claims import writes
+from core.errors import Forbidden, Unauthenticated
+from core.principals import DEVELOPER, Principal
+from runners import tokens
+
+
+class PrincipalAuthentication(BaseAuthentication):
+    """Every call that is made by a principal; ``request.user`` is a `Principal`."""
+
+    def authenticate(self, request: HttpRequest) -> tuple[Principal, None]:
+        """The caller. Raises Unauthenticated, or Forbidden when two credentials disagree."""
+        return principal_of(request), None
+
+    def authenticate_header(self, request: HttpRequest) -> str:
+        """The challenge that goes with a 401."""
+        return "Bearer"
+
+
+def bearer(request: HttpRequest) -> str | None:
+    """The secret in ``Authorization: Bearer``, or None without that header.
+
+    Raises Unauthenticated when the header is there and says anything else.
+    """
+    header: str | None = request.META.get("HTTP_AUTHORIZATION")
+    if header is None:
+        return None
+    scheme, _, secret = header.partition(" ")
+    secret = secret.strip()
+    if scheme.lower() != "bearer" or not secret:
+        raise Unauthenticated("The Authorization header must be Bearer and a token.")
+    return secret
+
+
+def principal_of(request: HttpRequest) -> Principal:
+    """The principal that calls, by the rules of the wire contract's section Principals."""
+    secret = bearer(request)
+    if secret is None:
+        return _unproven(request)
+    principal = principal_behind(secret)
+    named = _named(request)
+    if named is not None and named != principal:
+        raise Forbidden("Electric-Principal names another principal than the access token.")
+    return principal
+
+
+def principal_behind(secret: str) -> Principal:
+    """Whose access token this is. Raises Unauthenticated."""
+    principal = tokens.principal_of(secret)
+    if principal is None:
+        raise Unauthenticated("The access token is unknown, revoked or expired.")
+    return principal
+
+
+def _named(request: HttpRequest) -> Principal | None:
+    header: str | None = request.META.get("HTTP_ELECTRIC_PRINCIPAL")
+    if header is None:
+        return None
+    try:
+        return Principal.parse(header)
+    except ValueError as exc:
+        raise Unauthenticated(f"Electric-Principal is not a principal: {exc}.") from None
+
+
+def _unproven(request: HttpRequest) -> Principal:
+    named = _named(request)
+    if named is None:
+        if settings.DEVELOPMENT:
+            return DEVELOPER
+        raise Unauthenticated
+    if settings.DEVELOPMENT or _from_trusted_proxy(request):
+        return named
+    raise Unauthenticated("Electric-Principal is believed only from a trusted proxy.")
+
+
+def _from_trusted_proxy(request: HttpRequest) -> bool:
+    try:
+        address = ipaddress.ip_address(request.META.get("REMOTE_ADDR", ""))
+    except ValueError:
+        return False
+    return any(address in network for network in settings.PULLWAKE_TRUSTED_PROXIES)
+
+
+# --- Handlers ---------------------------------------------------------------------------------
+
+CLAIM_TOKEN_PREFIX = "pwc_"  # noqa: S105
+WRITE_TOKEN_PREFIX = "pww_"  # noqa: S105
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who sends: the principal whose rights hold, and the URL that the message is from."""
+
+    principal: Principal
+    url: str
+
+    # Django REST framework's idea of a user, which this stands in for.
+    is_authenticated: ClassVar = True
+
+
+def claim_token(request: HttpRequest) -> str | None:
+    """The claim or write token that the request carries, or None.
+
+    Raises Unauthenticated when two headers carry two tokens.
+    """
+    held = bearer(request)
+    header: str | None = request.META.get("HTTP_ELECTRIC_CLAIM_TOKEN")
+    if held is not None and not held.startswith((CLAIM_TOKEN_PREFIX, WRITE_TOKEN_PREFIX)):
+        if header is not None:
+            # A bad Bearer is refused whatever else is sent. Electric-Principal says nothing here: a
+            # handler names its entity's creator there, and its runner's owner by its access token.
+            principal_behind(held)
+        return header
+    if held is not None and header not in (None, held):
+        raise Unauthenticated("Two different claim tokens were sent.")
+    return header or held
+
+
+class ActorAuthentication(BaseAuthentication):
+    """A principal, or a handler as its entity's creator; ``request.user`` is an `Actor`."""
+
+    def authenticate(self, request: HttpRequest) -> tuple[Actor, None]:
+        """Who acts. Raises Unauthenticated for a token that is dead or unknown."""
+        token = claim_token(request)
+        if token is None:
+            principal = principal_of(request)
+            return Actor(principal, principal.url), None
+        entity = writes.entity_of(token)
+        if entity is None:
+            raise Unauthenticated("The write token is dead or unknown.")
+        return Actor(Principal.parse(entity.created_by), entity.url), None
+
+    def authenticate_header(self, request: HttpRequest) -> str:
+        """The challenge that goes with a 401."""
+        return "Bearer"

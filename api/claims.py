@@ -1,0 +1,241 @@
+"""The REST API of claims: a runner claims a wake, and its handler calls back."""
+
+from typing import Annotated, Literal
+
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse
+from msgspec import UNSET, Meta, UnsetType
+
+from api.authentication import bearer
+from api.openapi import documented
+from api.views import ApiView, RunnerResource
+from claims import lifecycle
+from core.bodies import Body, JsonObject, answer, decode, raw_body, read
+from core.clock import iso
+from core.errors import InvalidRequest, Unauthenticated
+from core.identifiers import require_id
+from core.principals import Principal
+from dispatch.streams import offsets
+
+CURSOR_HEADER = "Pullwake-Cursor"
+"""Ours: on a claim's answer, the offset up to which the entity's stream was acked before it."""
+
+
+class WakeEvent(Body, frozen=True, kw_only=True):
+    """The wake event that a runner claims; only its subscription_id selects."""
+
+    subscription_id: str | UnsetType = UNSET
+
+
+class StreamPlace(Body, frozen=True, kw_only=True):
+    """A stream, and its tail when it was claimed."""
+
+    path: str
+    offset: str
+
+
+class ClaimedEntity(Body, frozen=True, kw_only=True):
+    """The entity that was claimed, as it was before."""
+
+    type: str
+    status: str
+    url: str
+    streams: dict[str, str]
+    tags: dict[str, str]
+    spawnArgs: JsonObject  # noqa: N815
+    sandbox: JsonObject | None
+    createdBy: str  # noqa: N815
+
+
+class PrincipalBody(Body, frozen=True, kw_only=True):
+    """A principal."""
+
+    url: str
+    key: str
+    kind: str
+    id: str
+
+
+class ClaimBody(Body, frozen=True, kw_only=True):
+    """A claim that was made."""
+
+    consumerId: str  # noqa: N815
+    epoch: int
+    wakeId: str  # noqa: N815
+    streamPath: str  # noqa: N815
+    streams: list[StreamPlace]
+    callback: str
+    claimToken: str  # noqa: N815
+    triggerEvent: Literal["message_received"]  # noqa: N815
+    entity: ClaimedEntity
+    principal: PrincipalBody
+
+
+class NothingToDo(Body, frozen=True, kw_only=True):
+    """The entity is paused, stopping, or at its end."""
+
+    done: Literal[True]
+
+
+class Acked(Body, frozen=True, kw_only=True):
+    """An offset up to which a stream has been worked off."""
+
+    offset: str
+    path: str | UnsetType = UNSET
+    stream: str | UnsetType = UNSET
+
+
+class Callback(Body, frozen=True, kw_only=True):
+    """What a handler calls back with: done, failed, a claim of a write token, or a heartbeat."""
+
+    epoch: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
+    generation: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
+    wakeId: str | UnsetType = UNSET  # noqa: N815
+    wake_id: str | UnsetType = UNSET
+    acks: Annotated[list[Acked], Meta(max_length=1000)] | UnsetType = UNSET
+    done: bool | UnsetType = UNSET
+    failed: bool | UnsetType = UNSET
+    error: str | UnsetType = UNSET
+
+
+class CallbackAnswer(Body, frozen=True, kw_only=True):
+    """What became of a callback."""
+
+    ok: Literal[True]
+    writeToken: str | UnsetType = UNSET  # noqa: N815
+    next_wake: bool | UnsetType = UNSET
+    lease_expires_at: str | UnsetType = UNSET
+    entity_cleared: bool | UnsetType = UNSET
+    retry_at: str | UnsetType = UNSET
+
+
+class ClaimView(RunnerResource):
+    """/_electric/runners/:id/claim"""
+
+    @documented(
+        "Claim a wake",
+        body=WakeEvent,
+        answers={200: (ClaimBody, NothingToDo), 204: None},
+        errors=[409],
+    )
+    def post(self, request: HttpRequest, runner_id: str) -> HttpResponse:
+        """Claim the entity that a wake event names, or the oldest wake."""
+        body = read(request, WakeEvent, empty=True)
+        runner = self.runner(runner_id)
+        callbacks = settings.PULLWAKE_PUBLIC_URL or f"{request.scheme}://{request.get_host()}"
+        subscription = None if body.subscription_id is UNSET else body.subscription_id
+        verdict = lifecycle.acquire(runner, subscription)
+        match verdict:
+            case None:
+                return HttpResponse(status=204)
+            case lifecycle.NotAwake():
+                return answer(NothingToDo(done=True))
+        return answer(
+            claim_body(verdict, callbacks), headers={CURSOR_HEADER: offsets.encode(verdict.cursor)}
+        )
+
+
+def claim_body(made: lifecycle.Acquisition, callbacks: str) -> ClaimBody:
+    """A claim as its runner is told of it; ``callbacks`` is this server's own URL."""
+    claim, entity = made.claim, made.entity
+    creator = Principal.parse(entity.created_by)
+    return ClaimBody(
+        consumerId=claim.consumer_id,
+        epoch=claim.epoch,
+        wakeId=claim.consumer_id,
+        streamPath=entity.stream_path,
+        streams=[StreamPlace(path=entity.stream_path, offset=offsets.encode(made.tail))],
+        callback=f"{callbacks}/_electric/wake-callbacks/{claim.consumer_id}",
+        claimToken=made.claim_token,
+        triggerEvent="message_received",
+        entity=ClaimedEntity(
+            type=entity.type,
+            status="idle",  # as it was before: only such a one is claimed
+            url=entity.url,
+            streams={"main": entity.stream_path},
+            tags=entity.tags,
+            spawnArgs=entity.spawn_args,
+            sandbox=entity.sandbox,
+            createdBy=entity.created_by,
+        ),
+        principal=PrincipalBody(url=creator.url, key=creator.key, kind=creator.kind, id=creator.id),
+    )
+
+
+class CallbackView(ApiView):
+    """/_electric/wake-callbacks/:consumerId"""
+
+    authentication_classes = ()
+    permission_classes = ()
+
+    @documented(
+        "Call back about a claim",
+        body=Callback,
+        answers={200: CallbackAnswer},
+        errors=[409],
+        headers=["Electric-Claim-Token"],
+    )
+    def post(self, request: HttpRequest, consumer_id: str) -> HttpResponse:
+        """Mint a write token, renew the lease, or end the claim."""
+        token = request.META.get("HTTP_ELECTRIC_CLAIM_TOKEN") or bearer(request)
+        if not token:
+            raise Unauthenticated("A callback needs its claim token.")
+        require_id(consumer_id)
+        try:
+            body = decode(raw_body(request), Callback)
+            credentials = _credentials(body, consumer_id, token)
+            acks = _acks(body)
+        except InvalidRequest:
+            # A caller without the claim gets 401, not a hint about the body.
+            lifecycle.authenticate(consumer_id, token)
+            raise
+        return answer(_carry_out(body, credentials, acks))
+
+
+def _credentials(body: Callback, consumer_id: str, token: str) -> lifecycle.Credentials:
+    epoch = body.generation if body.epoch is UNSET else body.epoch
+    if epoch is UNSET:
+        raise InvalidRequest.field("/epoch", "is required")
+    if body.done and body.failed:
+        raise InvalidRequest.field("/failed", "a claim is done or failed, not both")
+    wake_id = body.wake_id if body.wakeId is UNSET else body.wakeId
+    return lifecycle.Credentials(consumer_id, epoch, token, None if wake_id is UNSET else wake_id)
+
+
+def _carry_out(
+    body: Callback, credentials: lifecycle.Credentials, acks: list[lifecycle.Ack] | None
+) -> CallbackAnswer:
+    if body.done:
+        release = lifecycle.release(credentials, acks)
+        return CallbackAnswer(
+            ok=True,
+            next_wake=release.next_wake is not None,
+            entity_cleared=release.entity_cleared,
+        )
+    if body.failed:
+        failure = lifecycle.fail(credentials, body.error or "")
+        return CallbackAnswer(
+            ok=True,
+            entity_cleared=True,
+            retry_at=UNSET if failure.retry_at is None else iso(failure.retry_at),
+        )
+    if credentials.wake_id is not None and acks is None:
+        return CallbackAnswer(ok=True, writeToken=lifecycle.mint(credentials))
+    expires_at = lifecycle.renew(credentials, acks or ())
+    return CallbackAnswer(ok=True, next_wake=False, lease_expires_at=iso(expires_at))
+
+
+def _acks(body: Callback) -> list[lifecycle.Ack] | None:
+    """The acks; None for none, which a done takes for all that was delivered."""
+    if not body.acks:
+        return None
+    return [_ack(each, index) for index, each in enumerate(body.acks)]
+
+
+def _ack(acked: Acked, index: int) -> lifecycle.Ack:
+    path = acked.stream if acked.path is UNSET else acked.path
+    if path is UNSET:
+        raise InvalidRequest.field(f"/acks/{index}/path", "is required")
+    return lifecycle.Ack(
+        "/" + path.removeprefix("/"), offsets.decode(acked.offset, f"/acks/{index}/offset")
+    )

@@ -1,0 +1,52 @@
+"""Fields that the bodies of several resources share."""
+
+from typing import Annotated, Any, Literal
+
+from msgspec import UNSET, Meta, UnsetType
+
+from core.bodies import Body
+from core.errors import InvalidRequest
+from core.principals import Principal
+
+Key = Annotated[str, Meta(min_length=1, max_length=256)]
+
+RESERVED_TYPES = ("_electric",)
+"""Entity types whose streams would stand where the API does."""
+
+
+class Target(Body, frozen=True, kw_only=True):
+    """Where wakes go."""
+
+    type: Literal["runner"]
+    runnerId: str  # noqa: N815  as runners write it
+
+
+class DispatchPolicy(Body, frozen=True, kw_only=True):
+    """To which runner an entity is dispatched."""
+
+    targets: Annotated[list[Target], Meta(min_length=1, max_length=1)]
+
+    @property
+    def runner_id(self) -> str:
+        """The one runner."""
+        return self.targets[0].runnerId
+
+
+def known(value: Any) -> Any:
+    """The value, UNSET when there is none."""
+    return UNSET if value is None or value == "" else value
+
+
+def policy_to(runner_id: str | None) -> DispatchPolicy | UnsetType:
+    """The policy that dispatches to this runner, UNSET for none."""
+    if runner_id is None:
+        return UNSET
+    return DispatchPolicy(targets=[Target(type="runner", runnerId=runner_id)])
+
+
+def principal_field(text: str, path: str) -> Principal:
+    """The principal that a field names. Raises InvalidRequest."""
+    try:
+        return Principal.parse(text)
+    except ValueError as exc:
+        raise InvalidRequest.field(path, str(exc)) from None

@@ -1,0 +1,34 @@
+"""Who may do what: DRF permission classes, over the rules of `dispatch.entities`."""
+
+from typing import Any
+
+from django.http import HttpRequest
+from rest_framework.permissions import SAFE_METHODS, BasePermission, IsAuthenticated
+
+from dispatch import entities
+from dispatch.models import Entity
+from runners.models import Runner
+
+__all__ = ["IsAuthenticated", "MayReadOrAct", "OwnsRunner"]
+
+
+class OwnsRunner(BasePermission):
+    """A runner is its owner's alone."""
+
+    message = "The runner is another principal's."
+
+    def has_object_permission(self, request: HttpRequest, view: Any, runner: Runner) -> bool:
+        """Whether the caller owns the runner."""
+        return bool(runner.owner_principal == view.caller.url)
+
+
+class MayReadOrAct(BasePermission):
+    """Whoever may read an entity may look at it; changing it takes what its creator may."""
+
+    message = "The entity is another principal's."
+
+    def has_object_permission(self, request: HttpRequest, view: Any, entity: Entity) -> bool:
+        """Whether the caller may read the entity, or act on it."""
+        if request.method in SAFE_METHODS:
+            return entities.may_read(entity, view.caller)
+        return entities.may_act(entity, view.caller)

@@ -1,0 +1,330 @@
+"""The runners' REST API: register, list, heartbeat, enable, disable, delete, health."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, ClassVar, Literal, cast
+
+import msgspec
+from django.http import HttpRequest, HttpResponse
+from msgspec import UNSET, Meta, UnsetType
+
+from api.fields import principal_field
+from api.openapi import documented
+from api.views import ApiView, RunnerResource
+from claims import endings, reports
+from core.bodies import Body, Id, JsonObject, answer, parameter, read
+from core.clock import iso, iso_or_none
+from core.errors import Forbidden, InvalidRequest
+from core.identifiers import OFFSET_PATTERN
+from dispatch import arrivals
+from runners import diagnostics, registry
+from runners.health import liveness
+from runners.models import Runner
+
+AdminStatus = Literal["enabled", "disabled"]
+Kind = Literal["local", "cloud-worker", "sandbox", "ci", "server"]
+
+Text = Annotated[str, Meta(min_length=1, max_length=256)]
+Offset = Annotated[str, Meta(pattern=OFFSET_PATTERN)]
+
+
+class SandboxProfile(Body, frozen=True, kw_only=True):
+    """A sandbox that the runner offers."""
+
+    name: Text
+    label: Text
+    description: Annotated[str, Meta(max_length=4096)] | UnsetType = UNSET
+    remote: bool | UnsetType = UNSET
+
+
+class Registration(Body, frozen=True, kw_only=True):
+    """A runner as it registers itself; what is left out keeps its value."""
+
+    id: Id
+    label: Text
+    owner_principal: str | UnsetType = UNSET
+    kind: Kind | UnsetType = UNSET
+    admin_status: AdminStatus | UnsetType = UNSET
+    wake_stream: str | UnsetType = UNSET
+    sandbox_profiles: Annotated[list[SandboxProfile], Meta(max_length=256)] | UnsetType = UNSET
+    max_concurrent_claims: Annotated[int, Meta(ge=1, le=10_000)] | UnsetType | None = UNSET
+    claim_lease_ms: Annotated[int, Meta(ge=1_000, le=600_000)] | UnsetType = UNSET
+
+
+class RunnerBody(Body, frozen=True, kw_only=True):
+    """A runner."""
+
+    id: str
+    owner_principal: str
+    label: str
+    kind: Kind
+    admin_status: AdminStatus
+    wake_stream: str
+    sandbox_profiles: list[JsonObject]
+    claim_lease_ms: int
+    created_at: str
+    updated_at: str
+    max_concurrent_claims: int | UnsetType = UNSET
+    last_seen_at: str | UnsetType = UNSET
+    liveness_lease_expires_at: str | UnsetType = UNSET
+    wake_stream_offset: str | UnsetType = UNSET
+    diagnostics: JsonObject | UnsetType = UNSET
+
+
+class Heartbeat(Body, frozen=True, kw_only=True):
+    """A runner's sign of life; what is left out keeps its value."""
+
+    lease_ms: Annotated[float, Meta(ge=1_000, le=3_600_000)] | UnsetType = UNSET
+    wake_stream_offset: Offset | UnsetType = UNSET
+    wakeStreamOffset: Offset | UnsetType = UNSET  # noqa: N815  runners may write either
+    liveness_lease_expires_at: Annotated[datetime, Meta(tz=True)] | UnsetType = UNSET
+    diagnostics: JsonObject | UnsetType = UNSET
+
+
+class RunnerHealth(Body, frozen=True, kw_only=True):
+    """The runner as the server sees it."""
+
+    id: str
+    admin_status: AdminStatus
+    liveness_status: Literal["online", "offline", "expired"]
+    lease_expires_at: str | None
+    lease_remaining_ms: int | None
+    wake_stream: str
+    wake_stream_offset: str | None
+    last_seen_at: str | None
+    created_at: str
+
+
+class ActiveClaim(Body, frozen=True, kw_only=True):
+    """A claim that the runner holds."""
+
+    consumer_id: str
+    epoch: int
+    entity_url: str
+    stream_path: str
+    claimed_at: str
+    last_heartbeat_at: str | None
+    lease_expires_at: str
+
+
+class ActiveClaims(Body, frozen=True, kw_only=True):
+    """The claims that the runner holds, oldest first."""
+
+    active_count: int
+    active: list[ActiveClaim]
+
+
+class DispatchCounts(Body, frozen=True, kw_only=True):
+    """Of the entities dispatched to the runner."""
+
+    entities_with_active_claim: int
+    entities_with_outstanding_wake: int
+    entities_with_pending_work: int
+
+
+class HealthVerdict(Body, frozen=True, kw_only=True):
+    """The worst of the issues, and each in a sentence."""
+
+    status: Literal["healthy", "degraded", "unhealthy"]
+    issues: list[str]
+
+
+class HealthReport(Body, frozen=True, kw_only=True):
+    """Everything that is known of a runner; what has no value is null."""
+
+    runner: RunnerHealth
+    client: JsonObject | None
+    claims: ActiveClaims
+    dispatch: DispatchCounts
+    health: HealthVerdict
+
+
+def runner_body(runner: Runner) -> RunnerBody:
+    """A runner, with its liveness, as the API shows it."""
+    seen = runner.liveness
+
+    def known(value: Any) -> Any:
+        return UNSET if value is None else value
+
+    return RunnerBody(
+        id=runner.id,
+        owner_principal=runner.owner_principal,
+        label=runner.label,
+        kind=cast(Kind, runner.kind),
+        admin_status=cast(AdminStatus, runner.admin_status),
+        wake_stream=runner.wake_stream_path,
+        sandbox_profiles=runner.sandbox_profiles,
+        max_concurrent_claims=known(runner.max_concurrent_claims),
+        claim_lease_ms=runner.claim_lease_ms,
+        created_at=iso(runner.created_at),
+        updated_at=iso(runner.updated_at),
+        last_seen_at=known(iso_or_none(seen.last_seen_at)),
+        liveness_lease_expires_at=known(iso_or_none(seen.lease_expires_at)),
+        wake_stream_offset=known(seen.wake_stream_offset),
+        diagnostics=known(seen.diagnostics),
+    )
+
+
+class RunnersView(ApiView):
+    """/_electric/runners"""
+
+    @documented("Register a runner", body=Registration, answers={201: RunnerBody})
+    def post(self, request: HttpRequest) -> HttpResponse:
+        """Register a runner, or update one's own."""
+        body = read(request, Registration)
+        if body.owner_principal is not UNSET:
+            owner = principal_field(body.owner_principal, "/owner_principal")
+            if owner != self.caller:
+                raise Forbidden("A runner is registered by its owner.")
+        if body.wake_stream not in (UNSET, f"/runners/{body.id}/wake"):
+            raise InvalidRequest.field("/wake_stream", f"it is /runners/{body.id}/wake")
+        facts = msgspec.structs.asdict(body)
+        for not_a_fact in ("id", "owner_principal", "wake_stream"):
+            del facts[not_a_fact]
+        facts = {name: value for name, value in facts.items() if value is not UNSET}
+        if "sandbox_profiles" in facts:
+            facts["sandbox_profiles"] = msgspec.to_builtins(facts["sandbox_profiles"])
+        return answer(runner_body(arrivals.register(self.caller, body.id, facts)), 201)
+
+    @documented(
+        "List the caller's runners", answers={200: list[RunnerBody]}, parameters=["owner_principal"]
+    )
+    def get(self, request: HttpRequest) -> HttpResponse:
+        """The caller's runners, newest first."""
+        named = parameter(request, "owner_principal")
+        if named is not None and principal_field(named, "/owner_principal") != self.caller:
+            raise Forbidden("These are another principal's runners.")
+        runners = Runner.objects.owned_by(self.caller).select_related("liveness")
+        return answer([runner_body(each) for each in runners.order_by("-created_at", "-id")])
+
+
+class RunnerView(RunnerResource):
+    """/_electric/runners/:id"""
+
+    find = staticmethod(registry.find_seen)
+
+    @documented("Get a runner", answers={200: RunnerBody})
+    def get(self, request: HttpRequest, runner_id: str) -> HttpResponse:
+        """One's own runner."""
+        return answer(runner_body(self.runner(runner_id)))
+
+    @documented("Delete a runner", answers={204: None})
+    def delete(self, request: HttpRequest, runner_id: str) -> HttpResponse:
+        """Its claims expire and its entities are freed."""
+        endings.delete_runner(self.runner(runner_id).pk)
+        return HttpResponse(status=204)
+
+
+class HeartbeatView(RunnerResource):
+    """/_electric/runners/:id/heartbeat"""
+
+    find = staticmethod(registry.find_seen)
+
+    @documented("Report that a runner lives", body=Heartbeat, answers={200: RunnerBody})
+    def post(self, request: HttpRequest, runner_id: str) -> HttpResponse:
+        """Renew the runner's liveness lease."""
+        body = read(request, Heartbeat, empty=True, any_text=True)
+        runner = self.runner(runner_id)
+        offset = body.wake_stream_offset
+        if offset is UNSET:
+            offset = body.wakeStreamOffset
+        registry.heartbeat(
+            runner,
+            now=runner.now,
+            lease_expires_at=_lease_end(body, runner.now),
+            wake_stream_offset=None if offset is UNSET else offset,
+            diagnostics=None
+            if body.diagnostics is UNSET
+            else diagnostics.cleaned(body.diagnostics),
+        )
+        return answer(runner_body(runner))
+
+
+def _lease_end(body: Heartbeat, now: datetime) -> datetime:
+    if body.liveness_lease_expires_at is not UNSET:
+        lease = body.liveness_lease_expires_at - now
+        if not timedelta(seconds=1) <= lease <= timedelta(hours=1):
+            raise InvalidRequest.field(
+                "/liveness_lease_expires_at", "it must be 1 s to 1 h from now"
+            )
+        return body.liveness_lease_expires_at.astimezone(UTC)
+    if body.lease_ms is not UNSET:
+        return now + timedelta(milliseconds=body.lease_ms)
+    return now + registry.HEARTBEAT_LEASE
+
+
+class AdminStatusView(RunnerResource):
+    """/_electric/runners/:id/enable and /disable"""
+
+    status: ClassVar[Runner.AdminStatus]
+
+    @documented("Enable or disable a runner", answers={200: RunnerBody})
+    def post(self, request: HttpRequest, runner_id: str) -> HttpResponse:
+        """Let the runner claim, or no longer."""
+        runner = self.runner(runner_id)
+        return answer(runner_body(arrivals.set_admin_status(runner.pk, self.status)))
+
+
+class EnableView(AdminStatusView):
+    """/_electric/runners/:id/enable"""
+
+    status = Runner.AdminStatus.ENABLED
+
+
+class DisableView(AdminStatusView):
+    """/_electric/runners/:id/disable"""
+
+    status = Runner.AdminStatus.DISABLED
+
+
+class HealthView(RunnerResource):
+    """/_electric/runners/:id/health"""
+
+    find = staticmethod(registry.find_seen)
+
+    @documented("Report a runner's health", answers={200: HealthReport})
+    def get(self, request: HttpRequest, runner_id: str) -> HttpResponse:
+        """Everything that is known of one's own runner."""
+        return answer(health_body(reports.examine(self.runner(runner_id))))
+
+
+def health_body(report: reports.Report) -> HealthReport:
+    """A runner's health as the API shows it."""
+    runner, now = report.runner, report.runner.now
+    seen = runner.liveness
+    expires_at = seen.lease_expires_at
+    remaining = None if expires_at is None else (expires_at - now) // timedelta(milliseconds=1)
+    return HealthReport(
+        runner=RunnerHealth(
+            id=runner.id,
+            admin_status=cast(AdminStatus, runner.admin_status),
+            liveness_status=liveness(runner, now),
+            lease_expires_at=iso_or_none(expires_at),
+            lease_remaining_ms=None if remaining is None else max(remaining, 0),
+            wake_stream=runner.wake_stream_path,
+            wake_stream_offset=seen.wake_stream_offset,
+            last_seen_at=iso_or_none(seen.last_seen_at),
+            created_at=iso(runner.created_at),
+        ),
+        client=seen.diagnostics,
+        claims=ActiveClaims(
+            active_count=len(report.claims),
+            active=[
+                ActiveClaim(
+                    consumer_id=claim.consumer_id,
+                    epoch=claim.epoch,
+                    entity_url=claim.entity_url,
+                    stream_path=f"{claim.entity_url}/main",
+                    claimed_at=iso(claim.claimed_at),
+                    last_heartbeat_at=iso_or_none(claim.last_heartbeat_at),
+                    lease_expires_at=iso(claim.lease_end),
+                )
+                for claim in report.claims
+            ],
+        ),
+        dispatch=DispatchCounts(
+            entities_with_active_claim=report.active,
+            entities_with_outstanding_wake=report.outstanding,
+            entities_with_pending_work=report.pending,
+        ),
+        health=HealthVerdict(status=report.health.status, issues=list(report.health.issues)),
+    )

@@ -1,0 +1,276 @@
+"""The REST API of streams: a runner's wakes and an entity's events, read and appended to.
+
+Reading follows the Durable Streams protocol, as the wire contract's section Wake stream gives it.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import msgspec
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http.response import HttpResponseBase
+
+from api.authentication import claim_token, principal_of
+from api.http_errors import error_response, status_of, translate
+from api.openapi import documented
+from api.permissions import MayReadOrAct
+from api.views import ApiView, RunnerResource
+from claims import writes
+from core.bodies import JsonObject, decode, parameter, raw_body
+from core.errors import (
+    Forbidden,
+    InvalidRequest,
+    NotFound,
+    PullwakeError,
+    ServiceUnavailable,
+    Unauthenticated,
+)
+from core.identifiers import hash_secret, require_id
+from core.prepared import hand_back
+from dispatch import entities
+from dispatch.models import Entity
+from dispatch.streams import offsets, producers, reads, waiters
+from dispatch.streams.reads import Page, Source
+
+SSE_LENGTH_S = 60.0
+_SSE_KEEPALIVE_S = 15.0
+
+_CURSOR_EPOCH = datetime(2024, 10, 9, tzinfo=UTC)
+_CURSOR_INTERVAL_S = 20
+_CURSOR_DIGITS = 15
+
+R = TypeVar("R", HttpResponse, StreamingHttpResponse)
+
+READ_PARAMETERS = ("offset", "live", "cursor")
+LIVE: dict[int | tuple[int, str], Any] = {(200, "text/event-stream"): str}
+
+
+class WakeStreamView(RunnerResource):
+    """/runners/:id/wake"""
+
+    @documented(
+        "Read a runner's wakes",
+        answers={200: list[JsonObject], **LIVE, 204: None, 304: None},
+        parameters=READ_PARAMETERS,
+    )
+    def get(self, request: HttpRequest, runner_id: str) -> HttpResponseBase:
+        """The wakes that wait for one's own runner."""
+        return serve(request, reads.WakesOf(self.runner(runner_id).pk))
+
+    @documented("Find the tail of a runner's wakes", answers={200: None})
+    def head(self, request: HttpRequest, runner_id: str) -> HttpResponseBase:
+        """The headers alone."""
+        return self.get(request, runner_id)
+
+    def handle_exception(self, exc: Exception) -> HttpResponse:  # type: ignore[override]
+        """Trouble is 503 with Retry-After: the existing client does not back off otherwise."""
+        error = translate(exc)
+        return error_response(ServiceUnavailable() if status_of(error) == 500 else error)
+
+
+class MainStreamView(ApiView):
+    """/:type/:id/main"""
+
+    authentication_classes = ()
+    permission_classes = ()
+
+    @documented(
+        "Read an entity's stream",
+        answers={200: list[Any], **LIVE, 204: None, 304: None},
+        parameters=READ_PARAMETERS,
+        headers=["Electric-Claim-Token"],
+    )
+    def get(self, request: HttpRequest, type_name: str, name: str) -> HttpResponseBase:
+        """For whoever may read the entity, and the holder of its active claim."""
+        entity = _find_to_read(request, type_name, name)
+        return serve(request, reads.EventsOf(entity.pk))
+
+    @documented("Find the tail of an entity's stream", answers={200: None})
+    def head(self, request: HttpRequest, type_name: str, name: str) -> HttpResponseBase:
+        """The headers alone."""
+        return self.get(request, type_name, name)
+
+    @documented(
+        "Append to an entity's stream",
+        body=Any,
+        answers={200: None, 204: None},
+        errors=[409],
+        headers=["Electric-Claim-Token", *producers.HEADERS],
+    )
+    def post(self, request: HttpRequest, type_name: str, name: str) -> HttpResponse:
+        """Append an event, or an array of events, with the active claim's write token."""
+        token = claim_token(request)
+        if token is None:
+            raise Unauthenticated("Appending needs the active claim's write token.")
+        entity = _find_for_holder(type_name, name)
+        try:
+            sequence = producers.Sequence.parse(request.headers)
+            events = _events(request)
+        except PullwakeError:
+            # A caller without the write token gets 401, not a hint about the body.
+            writes.require_holder(entity, token)
+            raise
+        appended = writes.append(entity, token, events, sequence)
+        response = HttpResponse(status=200 if appended.is_new and sequence is not None else 204)
+        response.headers["Stream-Next-Offset"] = offsets.encode(appended.tail)
+        if sequence is not None:
+            response.headers["Producer-Epoch"] = str(sequence.epoch)
+            response.headers["Producer-Seq"] = str(sequence.seq)
+        return response
+
+
+def _find_to_read(request: HttpRequest, type_name: str, name: str) -> Entity:
+    """The entity, for one who may read its stream. Raises Unauthenticated, NotFound, Forbidden.
+
+    NotFound is for principals; see `_find_for_holder`.
+    """
+    token = claim_token(request)
+    if token is None:
+        caller = principal_of(request)
+        entity = entities.find(type_name, name)
+        if not entities.may_read(entity, caller):
+            raise Forbidden(MayReadOrAct.message)
+        return entity
+    entity = _find_for_holder(type_name, name)
+    if not entity.claims.opened_by(hash_secret(token)).exists():
+        raise Unauthenticated(writes.NOT_THE_HOLDER)
+    return entity
+
+
+def _find_for_holder(type_name: str, name: str) -> Entity:
+    """The entity, for a token that is yet to be looked at.
+
+    Raises NotFound where none can be, and Unauthenticated where none is: a token opens nothing
+    there, and a caller that holds none of an entity's is not told whether there is one.
+    """
+    require_id(type_name, name)
+    try:
+        return entities.find(type_name, name)
+    except NotFound:
+        raise Unauthenticated(writes.NOT_THE_HOLDER) from None
+
+
+def _events(request: HttpRequest) -> list[Any]:
+    body = decode(raw_body(request), Any)
+    events = body if isinstance(body, list) else [body]
+    if not events:
+        raise InvalidRequest("There is no event to append.")
+    return events
+
+
+# --- Reading -----------------------------------------------------------------------------------
+
+
+def serve(request: HttpRequest, source: Source) -> HttpResponseBase:
+    """Answer a GET or HEAD of a stream, in the mode that it asks for.
+
+    Raises InvalidRequest for an unknown mode, a malformed offset, or live without an offset.
+    """
+    if request.method == "HEAD":
+        return _headed(HttpResponse(), source.tail(), cache="no-store")
+    offset = parameter(request, "offset")
+    live = parameter(request, "live")
+    cursor = parameter(request, "cursor")
+    if live not in (None, "long-poll", "sse"):
+        raise InvalidRequest.field("/live", "expected long-poll or sse")
+    if live is not None and offset is None:
+        raise InvalidRequest.field("/offset", "live reads need one")
+    if offset is None:
+        offset = offsets.START
+    after = source.tail() if offset == offsets.NOW else offsets.decode(offset)
+    if live == "sse":
+        return _sse(source, after, cursor)
+    if live == "long-poll":
+        return _long_poll(source, after, cursor)
+    return _catch_up(request, source.read(after))
+
+
+def _catch_up(request: HttpRequest, page: Page) -> HttpResponse:
+    body = _array(page)
+    digest = hashlib.sha256(f"{page.next_offset} {page.up_to_date} {body}".encode()).hexdigest()
+    etag = f'"{digest[:32]}"'
+    asked = [each.strip() for each in request.META.get("HTTP_IF_NONE_MATCH", "").split(",")]
+    fresh = etag in asked or f"W/{etag}" in asked or "*" in asked
+    response = HttpResponse(status=304) if fresh else HttpResponse(body)
+    response.headers["ETag"] = etag
+    return _headed(response, page.next_offset, page.up_to_date, cache="private, no-cache")
+
+
+def _long_poll(source: Source, after: int, cursor: str | None) -> HttpResponse:
+    page = reads.wait(source, after, settings.PULLWAKE_LONG_POLL_MS / 1000)
+    # An offset past the tail is told the real one at once: 200 with nothing, which heals it.
+    if page.events or after > page.next_offset:
+        response = HttpResponse(_array(page))
+    else:
+        response = HttpResponse(status=204)
+    response.headers["Stream-Cursor"] = _next_cursor(cursor)
+    return _headed(response, page.next_offset, page.up_to_date, cache="no-store")
+
+
+def _sse(source: Source, after: int, cursor: str | None) -> StreamingHttpResponse:
+    # Read before the answer begins, while trouble can still be told as a status.
+    page = source.read(after)
+
+    def stream() -> Iterator[str]:
+        nonlocal page
+        deadline = time.monotonic() + SSE_LENGTH_S
+        said = None
+        while True:
+            hand_back()  # a slow reader holds no connection
+            if page.events:
+                yield f"event: data\ndata:{_array(page)}\n\n"
+            control = (page.next_offset, page.up_to_date)
+            if control != said:
+                yield f"event: control\ndata:{_control(page, cursor)}\n\n"
+                said = control
+            remaining = deadline - time.monotonic()
+            if remaining <= 0 or waiters.hub.closing:
+                return
+            if page.up_to_date:
+                page = reads.wait(source, page.next_offset, min(remaining, _SSE_KEEPALIVE_S))
+                if not page.events:
+                    yield ":\n\n"  # fails when the reader is gone
+            else:
+                page = source.read(page.next_offset)
+
+    response = StreamingHttpResponse(stream(), content_type="text/event-stream")
+    # Where it starts: what is past it comes in the body.
+    return _headed(response, min(after, page.next_offset), cache="no-cache")
+
+
+def _array(page: Page) -> str:
+    return f"[{','.join(page.events)}]"
+
+
+def _control(page: Page, cursor: str | None) -> str:
+    control: dict[str, object] = {
+        "streamNextOffset": offsets.encode(page.next_offset),
+        "streamCursor": _next_cursor(cursor),
+    }
+    if page.up_to_date:
+        control["upToDate"] = True
+    return msgspec.json.encode(control).decode()
+
+
+def _next_cursor(given: str | None) -> str:
+    """The interval that it is now, or one past the reader's own when that is not smaller."""
+    since = datetime.now(UTC) - _CURSOR_EPOCH
+    interval = int(since.total_seconds()) // _CURSOR_INTERVAL_S
+    if given is not None and given.isdecimal() and len(given) <= _CURSOR_DIGITS:
+        interval = max(interval, int(given) + 1)
+    return str(interval)
+
+
+def _headed(response: R, next_offset: int, up_to_date: bool = False, *, cache: str) -> R:
+    response.headers["Stream-Next-Offset"] = offsets.encode(next_offset)
+    if up_to_date:
+        response.headers["Stream-Up-To-Date"] = "true"
+    response.headers["Cache-Control"] = cache
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    if response.status_code == 200 and not response.streaming:
+        response.headers["Content-Type"] = "application/json"
+    return response

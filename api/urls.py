@@ -1,0 +1,39 @@
+"""Every address of the REST API."""
+
+from django.urls import path, register_converter
+from django.urls.converters import PathConverter
+
+from api import claims, entities, runners, streams, types
+
+
+class _TextConverter(PathConverter):
+    """Any text: an encoded slash in it is a slash by the time that WSGI has it."""
+
+    regex = "(?s:.+)"
+
+
+register_converter(_TextConverter, "text")
+
+_ENTITY = "_electric/entities/<str:type_name>/<str:name>"
+
+_RUNNER = "_electric/runners/<str:runner_id>"
+
+urlpatterns = [
+    path("_electric/runners", runners.RunnersView.as_view()),
+    path(_RUNNER, runners.RunnerView.as_view()),
+    path(f"{_RUNNER}/heartbeat", runners.HeartbeatView.as_view()),
+    path(f"{_RUNNER}/enable", runners.EnableView.as_view()),
+    path(f"{_RUNNER}/disable", runners.DisableView.as_view()),
+    path(f"{_RUNNER}/health", runners.HealthView.as_view()),
+    path(f"{_RUNNER}/claim", claims.ClaimView.as_view()),
+    path("_electric/wake-callbacks/<str:consumer_id>", claims.CallbackView.as_view()),
+    path("_electric/entities", entities.EntitiesView.as_view()),
+    path(_ENTITY, entities.EntityView.as_view()),
+    path(f"{_ENTITY}/send", entities.SendView.as_view()),
+    path(f"{_ENTITY}/signal", entities.SignalView.as_view()),
+    path(f"{_ENTITY}/tags/<text:key>", entities.TagView.as_view()),
+    path("_electric/entity-types", types.EntityTypesView.as_view()),
+    path("_electric/entity-types/<str:name>", types.EntityTypeView.as_view()),
+    path("runners/<str:runner_id>/wake", streams.WakeStreamView.as_view()),
+    path("<str:type_name>/<str:name>/main", streams.MainStreamView.as_view()),
+]

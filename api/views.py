@@ -1,0 +1,103 @@
+"""What every API view shares: Django REST framework without what JSON alone does not need."""
+
+from typing import Any, NoReturn, cast
+
+from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
+from rest_framework.request import Request
+from rest_framework.views import APIView
+
+from api.permissions import IsAuthenticated, MayReadOrAct, OwnsRunner
+from core.errors import Forbidden, Unauthenticated
+from core.identifiers import require_id
+from core.prepared import hand_back
+from core.principals import Principal
+from dispatch import entities
+from dispatch.models import Entity
+from runners import registry
+from runners.models import Runner
+
+
+class ApiView(APIView):
+    """A view that reads with `core.bodies.read` and answers with `core.bodies.answer`.
+
+    Its authentication, permission and throttle classes are DRF's; content negotiation and
+    versioning are passed by, for all bodies are JSON.
+    """
+
+    renderer_classes = ()
+    parser_classes = ()
+    http_method_names = ["get", "post", "put", "patch", "delete", "head"]
+
+    def initialize_request(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Request:
+        """A request that is gone with its last use.
+
+        Parsers, of which there are none, would be told of the request by the request: a circle, and
+        for the ten thousand that are held the garbage collector stops everything for a second.
+        """
+        initialized = super().initialize_request(request, *args, **kwargs)
+        initialized.parser_context.clear()
+        return initialized
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        """Authenticate, and ask the permission and throttle classes."""
+        self.perform_authentication(request)
+        self.check_permissions(request)
+        self.check_throttles(request)
+
+    def permission_denied(
+        self, request: Request, message: str | None = None, code: str | None = None
+    ) -> NoReturn:
+        """Raise Forbidden with the permission's message, or Unauthenticated without a caller."""
+        if request.user is None:
+            raise Unauthenticated
+        raise Forbidden(message)
+
+    def finalize_response(  # type: ignore[override]  # DRF takes any response, too
+        self, request: Request, response: HttpResponseBase, *args: Any, **kwargs: Any
+    ) -> HttpResponseBase:
+        """Name the allowed methods where the one tried is not, and the length of the body.
+
+        The request is done with the database: a reader that takes its time holds no connection.
+        """
+        hand_back()
+        if response.status_code == 405:
+            response.headers["Allow"] = ", ".join(self.allowed_methods)
+        if isinstance(response, HttpResponse):
+            if response.status_code not in (204, 304):
+                response.headers["Content-Length"] = str(len(response.content))
+            if not response.content and request.method != "HEAD":
+                del response.headers["Content-Type"]
+        return response
+
+    @property
+    def caller(self) -> Principal:
+        """The authenticated principal."""
+        return cast(Principal, self.request.user)
+
+
+class RunnerResource(ApiView):
+    """A view of one runner, for its owner."""
+
+    permission_classes = (IsAuthenticated, OwnsRunner)
+    find = staticmethod(registry.find)
+    """`registry.find_seen` for a view that needs to know when the runner was seen."""
+
+    def runner(self, runner_id: str) -> Runner:
+        """The caller's runner. Raises NotFound, Forbidden."""
+        require_id(runner_id)
+        runner = self.find(runner_id)
+        self.check_object_permissions(self.request, runner)
+        return runner
+
+
+class EntityResource(ApiView):
+    """A view of one entity, for whoever may read it, or may do what its creator may."""
+
+    permission_classes = (IsAuthenticated, MayReadOrAct)
+
+    def entity(self, type_name: str, name: str) -> Entity:
+        """The entity, with its dispatch state and runner. Raises NotFound, Forbidden."""
+        entity = entities.find(type_name, name)
+        self.check_object_permissions(self.request, entity)
+        return entity

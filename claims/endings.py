@@ -1,0 +1,107 @@
+"""What ends an entity or a runner, and so a claim, whatever its lease: kill, delete, take back.
+
+Each goes through `lifecycle.end`, the one gate out of a claim, under the entity's lock.
+"""
+
+import logging
+
+from django.db import transaction
+from django.db.models import Q
+
+from claims import lifecycle
+from claims.lifecycle import Expiry
+from claims.models import ConsumerClaim
+from core.errors import InvalidSignal
+from dispatch import entities, signals, wakes
+from dispatch.models import DispatchState, Entity
+from runners import registry
+from runners.models import Runner
+
+logger = logging.getLogger(__name__)
+
+Status = ConsumerClaim.Status
+
+
+def take_back(claim: ConsumerClaim) -> Expiry | None:
+    """An operator takes a claim back: its holder, should it be at work after all, is fenced.
+
+    None if the claim ended meanwhile. The entity is woken again at once: it is not blamed.
+    """
+    with transaction.atomic():
+        state = wakes.lock_of(claim.entity_id or 0)
+        if state is None or not lifecycle.end(claim, state, Status.EXPIRED):
+            return None
+        next_wake = lifecycle.wake_next(claim, state)
+    logger.warning("claim taken back", extra=lifecycle.facts(claim))
+    return Expiry(next_wake)
+
+
+def kill(entity: Entity, signal: signals.Signal) -> signals.Signalled:
+    """SIGKILL ends the entity at once, and fences its claim. Raises InvalidSignal at its end."""
+    with transaction.atomic():
+        state = entities.lock(entity)
+        if state.ended:
+            raise InvalidSignal
+        before = state.status
+        holder = _fence(state)
+        wakes.end(state, DispatchState.End.KILLED)
+        signalled = signals.record(entity, state, signal, before=before, changed=True)
+        wakes.save(state)
+        _reemit_refused(holder)
+    return signalled
+
+
+def delete_entity(entity: Entity) -> None:
+    """Delete an entity and its stream; an active claim is fenced. Raises NotFound."""
+    with transaction.atomic():
+        state = entities.lock(entity)
+        holder = _fence(state)
+        wakes.end(state, DispatchState.End.KILLED)
+        wakes.save(state)
+        entity.delete()
+        _reemit_refused(holder)
+
+
+def delete_runner(runner_id: str) -> None:
+    """Delete a runner: its claims are taken back and their entities freed. Raises NotFound.
+
+    Its entities keep their pending work, and have no runner until they are given one; an entity
+    that was meanwhile dispatched to another runner is woken there.
+    """
+    with transaction.atomic():
+        runner = registry.lock(runner_id)
+        states = _lock_concerned(runner)
+        for claim in runner.claims.active():
+            lifecycle.end(claim, states[claim.entity_id], Status.EXPIRED)
+        for state in states.values():
+            if state.runner_id == runner.pk:
+                wakes.redirect(state, None)
+        # Tails are locked in the order of their runners.
+        for state in sorted(states.values(), key=lambda each: each.runner_id or ""):
+            wakes.settle(state)
+        runner.delete()
+
+
+def _lock_concerned(runner: Runner) -> dict[int | None, DispatchState]:
+    """The states, by entity, of what is dispatched to a runner or claimed by it."""
+    held = runner.claims.active().values("entity_id")
+    concerned = DispatchState.objects.filter(Q(runner=runner) | Q(entity_id__in=held))
+    states = wakes.lock(concerned)
+    while len(states) < concerned.count():
+        # One was claimed and dispatched elsewhere while its lock was waited for.
+        states = wakes.lock(concerned)
+    return {state.entity_id: state for state in states}
+
+
+def _fence(state: DispatchState) -> Runner | None:
+    """Fence the claim of a locked entity, if it has one: its runner."""
+    if not state.claimed:
+        return None
+    claim = state.entity.claims.active().select_related("runner").get()
+    lifecycle.end(claim, state, Status.FENCED)
+    return claim.runner
+
+
+def _reemit_refused(holder: Runner | None) -> None:
+    if holder is not None:
+        lifecycle.reemit_refused(holder)

@@ -1,0 +1,52 @@
+"""What the holder of an active claim writes with its write token: its entity's main stream."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from django.db import transaction
+
+from core.errors import Unauthenticated
+from core.identifiers import hash_secret
+from core.prepared import Param, Select
+from dispatch import wakes
+from dispatch.models import Entity
+from dispatch.streams import append as streams
+from dispatch.streams import producers
+
+NOT_THE_HOLDER = "The token is not one of the entity's active claim."
+
+_WRITTEN_BY = Select(
+    lambda: Entity.objects.filter(
+        claims__status="active", claims__write_token_hash=Param("token_hash")
+    )
+)
+
+
+def entity_of(token: str) -> Entity | None:
+    """The entity whose active claim has this write token, or None."""
+    return _WRITTEN_BY.first(token_hash=hash_secret(token))
+
+
+def require_holder(entity: Entity, token: str) -> None:
+    """Raise Unauthenticated unless the token is the write token of the entity's active claim."""
+    if entity_of(token) != entity:
+        raise Unauthenticated(NOT_THE_HOLDER)
+
+
+def append(
+    entity: Entity, token: str, events: Sequence[Any], sequence: producers.Sequence | None = None
+) -> streams.Appended:
+    """Append events to the entity's main stream; it is not woken by them.
+
+    Raises Unauthenticated unless the token is the active claim's write token, and what
+    `producers.advance` raises.
+    """
+    with transaction.atomic():
+        state = wakes.lock_of(entity.pk)
+        if state is None:
+            raise Unauthenticated(NOT_THE_HOLDER)
+        require_holder(entity, token)
+        appended = streams.append(state, events, sequence)
+        if appended.is_new:
+            wakes.save(state)
+    return appended

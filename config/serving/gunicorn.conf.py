@@ -1,0 +1,33 @@
+"""How gunicorn serves Pullwake; `manage.py serve` starts it with this."""
+
+import resource
+from typing import Any
+
+import environ
+
+env = environ.Env()
+
+bind = f"{env.str('HOST', '127.0.0.1')}:{env.int('PORT', 8000)}"
+# SQLite has one writer, and its waiters hear of each other only within a process.
+workers = env.int("WEB_CONCURRENCY", 2) if env.str("DATABASE_URL", "").startswith("postgres") else 1
+worker_class = "config.serving.worker.Worker"
+# Each held long-poll is a connection.
+worker_connections = 20_000
+keepalive = 75
+timeout = 30
+graceful_timeout = 5
+control_socket_disable = True
+accesslog = None
+loglevel = "warning"
+
+# A connection is a file: take as many as the system grants.
+_soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (_hard, _hard))
+
+
+def post_worker_init(worker: Any) -> None:
+    """Begin what a server does besides answering, once Django is set up."""
+    from config.serving import process
+
+    worker.process = process.Process()
+    worker.process.start()

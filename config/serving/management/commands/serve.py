@@ -1,0 +1,98 @@
+"""``manage.py serve``: bring the database up to date, say what to do next, and serve."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.contrib.auth.tokens import default_token_generator
+from django.core.management import call_command
+from django.core.management.base import BaseCommand
+from django.db import connection
+from django.urls import reverse
+
+_MIGRATION_LOCK = 0x70756C6C
+"""An arbitrary key; servers that start together migrate one after the other."""
+
+NEXT = """
+Pullwake serves on {url} ({mode} mode, {database}).
+
+  Admin      {admin}
+  API        {url}/_electric/docs
+
+Start a runner, in another terminal:
+
+  {python} -m runners.client --url {url} --id my-laptop --exec 'cat'
+
+Make an entity that is dispatched to it, and send it a message:
+
+  curl -X PUT {url}/_electric/entities/agent/hello -H 'Content-Type: application/json' \\
+       -d '{{"dispatch_policy": {{"targets": [{{"type": "runner", "runnerId": "my-laptop"}}]}}}}'
+  curl -X POST {url}/_electric/entities/agent/hello/send -H 'Content-Type: application/json' \\
+       -d '{{"payload": "Hello"}}'
+
+See it done:
+
+  curl {url}/agent/hello/main
+"""
+
+
+class Command(BaseCommand):
+    """Migrate, and serve with gunicorn."""
+
+    help = "Bring the database up to date, say what to do next, and serve until stopped."
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Become gunicorn."""
+        with _alone():
+            call_command("migrate", verbosity=0)
+        url = settings.PULLWAKE_PUBLIC_URL or f"http://{settings.HOST}:{settings.PORT}"
+        admin = f"{url}{reverse('admin:index')}"
+        if settings.DEVELOPMENT:
+            admin = f"{url}{_login_path()}   (logs you in, once)"
+            self.stdout.write(
+                NEXT.format(
+                    url=url,
+                    mode=settings.PULLWAKE_MODE,
+                    database="SQLite in var/" if settings.SQLITE else "PostgreSQL",
+                    admin=admin,
+                    python=os.path.relpath(sys.executable),
+                )
+            )
+        self.stdout.flush()
+        connection.close()
+        os.chdir(settings.BASE_DIR)
+        gunicorn = [
+            sys.executable,
+            "-m",
+            "gunicorn",
+            "-c",
+            "config/serving/gunicorn.conf.py",
+            "config.wsgi",
+        ]
+        os.execv(sys.executable, gunicorn)  # noqa: S606
+
+
+def _login_path() -> str:
+    users = get_user_model()._default_manager
+    developer, _ = users.get_or_create(
+        username="developer", defaults={"is_staff": True, "is_superuser": True}
+    )
+    token = default_token_generator.make_token(developer)
+    return reverse("login-once", kwargs={"token": token})
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    if connection.vendor != "postgresql":
+        yield
+        return
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_lock(%s)", [_MIGRATION_LOCK])
+        try:
+            yield
+        finally:
+            cursor.execute("SELECT pg_advisory_unlock(%s)", [_MIGRATION_LOCK])

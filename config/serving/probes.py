@@ -1,0 +1,47 @@
+"""Whether this server lives, and whether it can serve."""
+
+from django.db import connection
+from django.db.migrations.executor import MigrationExecutor
+from django.http import HttpRequest, HttpResponse
+
+from api.openapi import documented
+from api.views import ApiView
+from core.bodies import Body, answer
+from core.errors import ServiceUnavailable
+
+
+class Ok(Body, frozen=True, kw_only=True):
+    """All is well."""
+
+    status: str
+
+
+class LiveView(ApiView):
+    """/livez"""
+
+    authentication_classes = ()
+    permission_classes = ()
+
+    @documented("Tell that the process answers", answers={200: Ok})
+    def get(self, request: HttpRequest) -> HttpResponse:
+        """No database is asked."""
+        return answer(Ok(status="ok"))
+
+
+class ElectricHealthView(LiveView):
+    """/_electric/health, where existing runners look."""
+
+
+class ReadyView(ApiView):
+    """/readyz"""
+
+    authentication_classes = ()
+    permission_classes = ()
+
+    @documented("Tell that requests can be served", answers={200: Ok})
+    def get(self, request: HttpRequest) -> HttpResponse:
+        """The database answers, and no migration is missing."""
+        executor = MigrationExecutor(connection)
+        if executor.migration_plan(executor.loader.graph.leaf_nodes()):
+            raise ServiceUnavailable("Migrations are missing: run manage.py migrate.")
+        return answer(Ok(status="ok"))

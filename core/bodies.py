@@ -1,0 +1,237 @@
+"""Request and response bodies: each declared once, as a msgspec Struct.
+
+The Struct validates what comes in, shapes what goes out, and is what the OpenAPI schema shows.
+"""
+
+import re
+from collections.abc import Hashable, Iterable, Iterator
+from functools import lru_cache
+from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
+
+import msgspec
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse
+from msgspec import Meta, Struct
+
+from core.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType, pointer
+from core.identifiers import ID_PATTERN
+
+Id = Annotated[str, Meta(pattern=ID_PATTERN)]
+JsonObject = dict[str, Any]
+T = TypeVar("T")
+
+MAX_DEPTH = 200
+"""Arrays and objects within each other: more, and what handles a body would run out of stack."""
+
+_EXACT = 2**53
+"""Below it a float is the number that was written."""
+
+# One escape each, so that a pair and an escaped backslash are passed over; group 1: half a pair.
+_ESCAPES = re.compile(
+    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
+
+_decoder = lru_cache(msgspec.json.Decoder)
+
+
+class Body(Struct, frozen=True, omit_defaults=True):
+    """A JSON object; optional fields are UNSET when they have no value, and are then left out."""
+
+
+def raw_body(request: HttpRequest) -> bytes:
+    """The bytes of the request's body.
+
+    Raises PayloadTooLarge past PULLWAKE_MAX_BODY_BYTES, UnsupportedMediaType for a body that says
+    it is not JSON, InvalidRequest for one that was cut short.
+    """
+    limit: int = settings.PULLWAKE_MAX_BODY_BYTES
+    length = int(request.META.get("CONTENT_LENGTH") or 0)
+    if length > limit:
+        raise PayloadTooLarge
+    if "HTTP_TRANSFER_ENCODING" in request.META:
+        # Django reads as far as Content-Length, so a chunked body has to be taken from the server.
+        try:
+            body: bytes = request.META["wsgi.input"].read(limit + 1)
+        except OSError:
+            raise InvalidRequest("The body was cut short.") from None
+        if len(body) > limit:
+            raise PayloadTooLarge
+    else:
+        body = request.body
+        if len(body) < length:
+            raise InvalidRequest("The body is shorter than its Content-Length.")
+    media_type = request.META.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
+    if body and media_type and media_type != "application/json":
+        raise UnsupportedMediaType
+    return body
+
+
+def decode(raw: bytes, kind: type[T], *, any_text: bool = False) -> T:
+    """The value of ``kind`` that this JSON says; unknown keys are passed over.
+
+    Raises InvalidRequest for what is not JSON, is nested deeper than `MAX_DEPTH`, or is not of that
+    kind; then its details name every bad field. No database takes half a surrogate pair or a NUL in
+    a string: they are refused, too, but with ``any_text`` the first become U+FFFD, and the second
+    are left to the caller.
+    """
+    text = ""
+    try:
+        text = raw.decode()  # the decoder does not look into what it passes over
+        if any_text and "\\u" in text:
+            text = _ESCAPES.sub(_without_half, text)
+        value = _decoded(text, kind)
+        if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _is_deep(msgspec.json.decode(text)):
+            raise InvalidRequest("The body is nested too deeply.")
+        if not any_text and "\\u0000" in text:
+            details = list(_nuls(msgspec.json.decode(text), ""))
+            if details:
+                raise InvalidRequest("A string holds a NUL character.", details=details)
+    except msgspec.ValidationError as exc:
+        details = list(_problems(kind, _whole(_untyped(text)), ""))
+        raise InvalidRequest(_sentence(details, exc), details=details) from None
+    except RecursionError:
+        raise InvalidRequest("The body is nested too deeply.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise InvalidRequest(f"The body is not JSON: {exc}.") from None
+    return value
+
+
+def read(request: HttpRequest, kind: type[T], *, empty: bool = False, any_text: bool = False) -> T:
+    """The request's body as ``kind``; see `raw_body` and `decode`. ``empty``: none means ``{}``."""
+    raw = raw_body(request)
+    if not raw and empty:
+        raw = b"{}"
+    return decode(raw, kind, any_text=any_text)
+
+
+def parameter(request: HttpRequest, name: str) -> str | None:
+    """A query parameter.
+
+    Raises InvalidRequest when it is given twice (neither could be meant), or holds a NUL.
+    """
+    values = request.GET.getlist(name)
+    if len(values) > 1:
+        raise InvalidRequest.field(f"/{name}", "given more than once")
+    if values and "\0" in values[0]:
+        raise InvalidRequest.field(f"/{name}", "holds a NUL character")
+    return values[0] if values else None
+
+
+def answer(body: object, status: int = 200, headers: dict[str, str] | None = None) -> HttpResponse:
+    """A JSON answer."""
+    return HttpResponse(
+        msgspec.json.encode(body), status=status, content_type="application/json", headers=headers
+    )
+
+
+def _without_half(escape: re.Match[str]) -> str:
+    return escape[0] if escape[1] is None else "\\ufffd"
+
+
+def _decoded(text: str, kind: type[T]) -> T:
+    try:
+        value: T = _decoder(cast(Hashable, kind)).decode(text)
+    except msgspec.ValidationError:
+        # JSON has one kind of number: who writes 3e4 or 30000.0 has written an integer.
+        value = msgspec.convert(_whole(msgspec.json.decode(text)), kind)
+    return value
+
+
+def _whole(value: Any) -> Any:
+    """The value, with integers for the floats in it that are integers."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) < _EXACT else value
+    if isinstance(value, dict):
+        return {key: _whole(each) for key, each in value.items()}
+    return list(map(_whole, value)) if isinstance(value, list) else value
+
+
+def _untyped(text: str) -> Any:
+    try:
+        value = msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise InvalidRequest(f"The body is not JSON that can be kept: {exc}.") from None
+    if _is_deep(value):
+        raise InvalidRequest("The body is nested too deeply.")
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [inner for each in level for inner in _inside(each)]
+        if not level:
+            return False
+    return True
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def _nuls(value: Any, path: str) -> Iterator[dict[str, str]]:
+    """Every string of ``value`` that holds a NUL, be it a key, as JSON pointer and message."""
+    if isinstance(value, str) and "\0" in value:
+        yield {"path": path, "message": "holds a NUL character"}
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            yield from _nuls(key, path + pointer(key))
+            yield from _nuls(each, path + pointer(key))
+    elif isinstance(value, list):
+        for index, each in enumerate(value):
+            yield from _nuls(each, f"{path}/{index}")
+
+
+def _problems(kind: Any, value: Any, path: str) -> Iterator[dict[str, str]]:
+    """Every field of ``value`` that is not what ``kind`` says, as JSON pointer and message."""
+    try:
+        msgspec.convert(value, kind)
+        return
+    except msgspec.ValidationError as exc:
+        own = {"path": path, "message": re.sub(r" - at `[^`]*`$", "", str(exc))}
+    found = list(_problems_inside(_container(kind, value), value, path))
+    yield from found or [own]
+
+
+def _problems_inside(container: Any, value: Any, path: str) -> Iterator[dict[str, str]]:
+    if get_origin(container) is list:
+        for index, each in enumerate(value):
+            yield from _problems(get_args(container)[0], each, f"{path}/{index}")
+    elif get_origin(container) is dict:
+        of_key, of_value = get_args(container)
+        for key, each in value.items():
+            at = path + pointer(key)
+            yield from _problems(of_key, key, at)
+            yield from _problems(of_value, each, at)
+    elif container is not None:
+        for field in msgspec.structs.fields(container):
+            if field.encode_name in value:
+                yield from _problems(
+                    field.type, value[field.encode_name], f"{path}/{field.encode_name}"
+                )
+            elif field.required:
+                yield {"path": f"{path}/{field.encode_name}", "message": "is required"}
+
+
+def _container(kind: Any, value: Any) -> Any:
+    """The Struct, list or dict type within ``kind`` that ``value`` was meant to be, or None."""
+    if get_origin(kind) is Annotated:
+        return _container(get_args(kind)[0], value)
+    if get_origin(kind) is Union or isinstance(kind, type(int | str)):
+        return next(filter(None, (_container(each, value) for each in get_args(kind))), None)
+    if get_origin(kind) is list:
+        return kind if isinstance(value, list) else None
+    if get_origin(kind) is dict:
+        return kind if isinstance(value, dict) else None
+    is_struct = isinstance(kind, type) and issubclass(kind, Struct)
+    return kind if is_struct and isinstance(value, dict) else None
+
+
+def _sentence(details: list[dict[str, str]], exc: Exception) -> str:
+    if not details:
+        return f"The body is not valid: {exc}."
+    named = ", ".join(each["path"] or "the body" for each in details)
+    return f"Not valid: {named}."

@@ -1,0 +1,30 @@
+"""Times: the database's, which alone decides, and their form on the wire."""
+
+from datetime import datetime
+from typing import Any, TypeVar
+
+from django.db import models
+from django.db.models.functions import Now
+
+Rows = TypeVar("Rows", bound="models.QuerySet[Any]")
+
+
+def with_now(rows: Rows) -> Rows:
+    """Rows with ``now``, the database's time of the statement that fetches them."""
+    timed: Rows = rows.annotate(now=Now())
+    return timed
+
+
+def iso(when: datetime) -> str:
+    """ISO-8601 UTC with milliseconds and Z."""
+    return when.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+
+
+def iso_or_none(when: datetime | None) -> str | None:
+    """`iso`, or None for None."""
+    return None if when is None else iso(when)
+
+
+def epoch_ms(when: datetime) -> int:
+    """Milliseconds since 1970-01-01T00:00Z."""
+    return int(when.timestamp() * 1000)

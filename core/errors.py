@@ -1,0 +1,144 @@
+"""Every error a caller can meet: one class a rule, its docstring the message, and a stable code.
+
+The codes are the wire contract's. What HTTP makes of them is said in `api.http_errors` alone.
+"""
+
+from typing import Any, ClassVar
+
+
+def pointer(*steps: object) -> str:
+    """The JSON pointer to where these steps lead."""
+    return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in steps)
+
+
+class PullwakeError(Exception):
+    """The server failed; nothing was changed."""
+
+    code: ClassVar[str] = "INTERNAL_SERVER_ERROR"
+
+    def __init__(self, message: str | None = None, *, details: Any = None) -> None:
+        self.message = message or (self.__doc__ or "").partition("\n")[0]
+        self.details = details
+        super().__init__(self.message)
+
+
+class InvalidRequest(PullwakeError):
+    """The request is not of the form that this endpoint takes."""
+
+    code = "INVALID_REQUEST"
+
+    @classmethod
+    def field(cls, path: str, message: str) -> "InvalidRequest":
+        """The error for one bad field; ``path`` is a JSON pointer such as ``/lease_ms``."""
+        return cls(f"{path} is not valid: {message}", details=[{"path": path, "message": message}])
+
+
+class Unauthenticated(PullwakeError):
+    """A valid credential is needed."""
+
+    code = "UNAUTHORIZED"
+
+
+class Forbidden(PullwakeError):
+    """The caller is known, but may not do this."""
+
+    code = "UNAUTHORIZED"
+
+
+class ProducerFenced(PullwakeError):
+    """A newer epoch of this producer has written."""
+
+    code = "PRODUCER_FENCED"
+
+    def __init__(self, *, epoch: int) -> None:
+        super().__init__()
+        self.epoch = epoch
+
+
+class NotFound(PullwakeError):
+    """There is nothing at this address."""
+
+    code = "NOT_FOUND"
+
+
+class MethodNotAllowed(PullwakeError):
+    """This address does not take this method."""
+
+    code = "METHOD_NOT_ALLOWED"
+
+
+class NotRunning(PullwakeError):
+    """It is disabled, stopping, stopped or killed."""
+
+    code = "NOT_RUNNING"
+
+
+class AlreadyClaimed(PullwakeError):
+    """A live claim holds this entity."""
+
+    code = "ALREADY_CLAIMED"
+
+
+class NoPendingWork(PullwakeError):
+    """Nothing lies past this entity's cursor."""
+
+    code = "NO_PENDING_WORK"
+
+
+class ClaimLimitReached(PullwakeError):
+    """The runner holds as many claims as its max_concurrent_claims."""
+
+    code = "CLAIM_LIMIT_REACHED"
+
+
+class Fenced(PullwakeError):
+    """This claim has ended, or the epoch is not the claim's."""
+
+    code = "FENCED"
+
+
+class InvalidOffset(PullwakeError):
+    """An acked offset is beyond the tail, below the cursor, or of another stream."""
+
+    code = "INVALID_OFFSET"
+
+
+class InvalidSignal(PullwakeError):
+    """A stopped or killed entity takes no signals."""
+
+    code = "INVALID_SIGNAL"
+
+
+class DuplicateUrl(PullwakeError):
+    """An entity with this URL exists."""
+
+    code = "DUPLICATE_URL"
+
+
+class ProducerGap(PullwakeError):
+    """The sequence number is not the one that comes next."""
+
+    code = "PRODUCER_GAP"
+
+    def __init__(self, *, expected: int, received: int) -> None:
+        super().__init__()
+        self.expected = expected
+        self.received = received
+
+
+class PayloadTooLarge(PullwakeError):
+    """The body is larger than this server takes."""
+
+    code = "PAYLOAD_TOO_LARGE"
+
+
+class UnsupportedMediaType(PullwakeError):
+    """Bodies are JSON: send Content-Type: application/json."""
+
+    code = "UNSUPPORTED_MEDIA_TYPE"
+
+
+class ServiceUnavailable(PullwakeError):
+    """The database cannot be reached; try again."""
+
+    code = "SERVICE_UNAVAILABLE"

@@ -1,0 +1,18 @@
+"""Statements that are compiled once, for the few that runners have run all the time.
+
+Belongs here: how a query becomes a prepared statement. Does not: any statement; each stands beside
+the verb that runs it.
+"""
+
+from core.prepared.statements import (
+    Insert,
+    Param,
+    Select,
+    Update,
+    Values,
+    cursor,
+    hand_back,
+    save_all,
+)
+
+__all__ = ["Insert", "Param", "Select", "Update", "Values", "cursor", "hand_back", "save_all"]

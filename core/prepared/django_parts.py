@@ -1,0 +1,80 @@
+"""The parts of Django's ORM that `core.prepared` uses and that no documentation promises.
+
+Each has a test in tests/core/test_django_parts.py, run on every supported Django.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import Model, QuerySet
+from django.db.models.expressions import Col
+from django.db.models.query import get_related_populators
+from django.db.models.sql import InsertQuery, UpdateQuery
+
+__all__ = [
+    "Col",
+    "Shape",
+    "insert_compiler",
+    "select_compiler",
+    "shape_of",
+    "update_compiler",
+    "wrap_cursor",
+]
+
+wrap_cursor = BaseDatabaseWrapper._prepare_cursor  # type: ignore[attr-defined]
+"""Django's wrapper for a cursor of the driver: it translates errors and logs queries."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How a row of a ``SELECT`` becomes an instance, as Django's ModelIterable has it."""
+
+    model: Any
+    names: Sequence[str]
+    columns: slice
+    related: Sequence[Any]
+    annotations: Sequence[tuple[str, int]]
+
+
+def select_compiler(rows: "QuerySet[Any, Any]", connection: BaseDatabaseWrapper) -> Any:
+    """The compiler of a queryset's ``SELECT``."""
+    return rows.query.get_compiler(connection=connection)
+
+
+def shape_of(rows: "QuerySet[Any, Any]", compiler: Any, alias: str) -> Shape:
+    """The shape of a compiled ``SELECT`` of model rows."""
+    selected = compiler.select
+    info = compiler.klass_info
+    fields = info["select_fields"]
+    columns = slice(fields[0], fields[-1] + 1)
+    modes = [rows._fetch_mode] if hasattr(rows, "_fetch_mode") else []  # Django 6.1 and later
+    return Shape(
+        model=info["model"],
+        names=[each[0].target.attname for each in selected[columns]],
+        columns=columns,
+        related=get_related_populators(info, selected, alias, *modes),
+        annotations=list((compiler.annotation_col_map or {}).items()),
+    )
+
+
+def update_compiler(
+    rows: "QuerySet[Any, Any]", values: dict[str, Any], connection: BaseDatabaseWrapper
+) -> Any:
+    """The compiler of an ``UPDATE`` of a queryset's rows."""
+    query: Any = rows.query.chain(UpdateQuery)
+    query.add_update_values(values)
+    query.annotations = {}
+    return query.get_compiler(connection=connection)
+
+
+def insert_compiler(
+    model: type[Model], fields: list[Any], row: Any, key: Any, connection: BaseDatabaseWrapper
+) -> Any:
+    """The compiler of an ``INSERT`` of one row, answering its key."""
+    query = InsertQuery(model)
+    query.insert_values(fields, [row], raw=True)
+    compiler: Any = query.get_compiler(connection=connection)
+    compiler.returning_fields = [key]
+    return compiler

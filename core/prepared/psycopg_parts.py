@@ -1,0 +1,19 @@
+"""The parts of psycopg that `core.prepared` uses and that no documentation promises.
+
+Each has a test in tests/core/test_psycopg_parts.py.
+"""
+
+from typing import Any
+
+import psycopg
+
+ServerCursor = psycopg.Cursor[Any]
+"""Binds at the server, which is what prepares a statement."""
+
+
+class LoggedCursor(psycopg.Cursor[Any]):
+    """The same while Django logs queries: it looks for the text where its own cursor keeps it."""
+
+    def _get_prepared(self, pgq: Any, prepare: bool | None = None) -> Any:
+        self._query = pgq
+        return super()._get_prepared(pgq, prepare)

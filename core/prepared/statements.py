@@ -1,0 +1,225 @@
+"""Statements that are compiled once: for the few that runners have run all the time.
+
+Django builds and compiles a query anew each time that it runs, which takes several times as long
+as running it (docs/performance.md has the numbers). A prepared one is written as any other, with a
+`Param` wherever each run has a value of its own, and is compiled by its first run.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any, Generic, TypeVar
+
+from django.db import DEFAULT_DB_ALIAS, connection, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import Expression, Model, QuerySet
+
+from core.prepared import django_parts as parts
+from core.prepared.psycopg_parts import LoggedCursor, ServerCursor
+
+M = TypeVar("M", bound=Model)
+Row = tuple[Any, ...]
+
+
+class Param(Expression):
+    """The value that a run gives by this name.
+
+    ``field`` says how it is stored; without, it is text or a number, as every database takes it.
+    """
+
+    def __init__(self, name: str, field: Any = None) -> None:
+        super().__init__(output_field=field)
+        self.name = name
+        self.stored_as = field
+
+    def as_sql(self, compiler: Any, connection: Any) -> tuple[str, list["Param"]]:  # type: ignore[override]
+        """A placeholder, whose value is this param until a run binds it."""
+        return "%s", [self]
+
+    def bound(self, values: dict[str, Any], database: BaseDatabaseWrapper) -> Any:
+        """What a run sends in its place."""
+        value = values[self.name]
+        return value if self.stored_as is None else self.stored_as.get_db_prep_save(value, database)
+
+
+class _Statement:
+    """SQL with params, and what becomes of its rows' columns."""
+
+    def __init__(self, sql: str, params: Sequence[Any], compiler: Any, columns: list[Any]) -> None:
+        self._params = [each for each in params if not isinstance(each, str | int)]
+        self._sql = _with_literals(sql, params)
+        self._compiler = compiler
+        self._converters = compiler.get_converters(columns)
+        self._answers = bool(columns)
+
+    def run(self, values: dict[str, Any]) -> tuple[int, list[Row]]:
+        """How many rows it concerned, and those that it answers."""
+        # Looked up once: each use of `django.db.connection` asks which thread this is.
+        database = connections[DEFAULT_DB_ALIAS]
+        params = [p.bound(values, database) if isinstance(p, Param) else p for p in self._params]
+        with cursor(database) as running:
+            running.execute(self._sql, params)
+            rows = running.fetchall() if self._answers else []
+            count = running.rowcount
+        if self._converters:
+            rows = [tuple(r) for r in self._compiler.apply_converters(rows, self._converters)]
+        return count, rows
+
+
+def _with_literals(sql: str, params: Sequence[Any]) -> str:
+    """The SQL with the texts and numbers that are the same in each run written out.
+
+    A plan for any value of ``status`` could not use an index of the active rows.
+    """
+    written = map(_literal, params)
+    return re.sub(r"(?<!%)%s", lambda _: next(written), sql)
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, str):
+        value = value.replace("'", "''").replace("%", "%%")
+        return f"'{value}'"
+    return str(value) if isinstance(value, int) else "%s"
+
+
+def cursor(database: Any) -> Any:
+    """A cursor whose statements PostgreSQL prepares, for it binds at the server."""
+    if database.vendor != "postgresql":
+        return database.cursor()
+    database.ensure_connection()
+    kind = LoggedCursor if database.queries_logged else ServerCursor
+    return parts.wrap_cursor(database, kind(database.connection))
+
+
+def hand_back() -> None:
+    """Give the connection back to the pool; inside a transaction it is still needed."""
+    if not connection.in_atomic_block:
+        connection.close_if_unusable_or_obsolete()
+
+
+class _Prepared(ABC):
+    _statement: _Statement | None = None
+
+    def _run(self, values: dict[str, Any]) -> tuple[int, list[Row]]:
+        if self._statement is None:
+            # Only when all is compiled, for another thread may run it at the same time.
+            self._statement = self._compiled()
+        return self._statement.run(values)
+
+    @abstractmethod
+    def _compiled(self) -> _Statement: ...
+
+
+class Values(_Prepared):
+    """A prepared ``SELECT`` of what a queryset's ``values_list`` names."""
+
+    def __init__(self, build: "Callable[[], QuerySet[Any, Any]]") -> None:
+        self._build = build
+
+    def all(self, **values: Any) -> list[Row]:
+        """The rows for these values of its params."""
+        return self._run(values)[1]
+
+    def first(self, **values: Any) -> Row | None:
+        """The first of `all`."""
+        return next(iter(self.all(**values)), None)
+
+    def _compiled(self) -> _Statement:
+        self._rows = self._build()
+        self._compiler = parts.select_compiler(self._rows, connection)
+        sql, params = self._compiler.as_sql()
+        columns = [each[0] for each in self._compiler.select]
+        return _Statement(sql, params, self._compiler, columns)
+
+
+class Select(Values, Generic[M]):
+    """A prepared ``SELECT`` of a model's rows, with what it annotates and relates to."""
+
+    def __init__(self, build: "Callable[[], QuerySet[M]]") -> None:
+        super().__init__(build)
+
+    def all(self, **values: Any) -> list[M]:  # type: ignore[override]  # rows of another kind
+        """The rows for these values of its params."""
+        return [self._instance(row) for row in super().all(**values)]
+
+    def first(self, **values: Any) -> M | None:  # type: ignore[override]  # a row of another kind
+        """The first of `all`."""
+        return next(iter(self.all(**values)), None)
+
+    def _compiled(self) -> _Statement:
+        statement = super()._compiled()
+        self._shape = parts.shape_of(self._rows, self._compiler, connection.alias)
+        return statement
+
+    def _instance(self, row: Row) -> M:
+        shape = self._shape
+        instance: M = shape.model.from_db(connection.alias, shape.names, row[shape.columns])
+        for related in shape.related:
+            related.populate(row, instance)
+        for name, place in shape.annotations:
+            setattr(instance, name, row[place])
+        return instance
+
+
+class Update(_Prepared):
+    """A prepared ``UPDATE``; for filters on the table itself only."""
+
+    def __init__(
+        self,
+        build: "Callable[[], QuerySet[Any]]",
+        returning: Sequence[str] = (),
+        **values: Any,
+    ) -> None:
+        self._build = build
+        self._returning = returning
+        self._values = values
+
+    def count(self, **values: Any) -> int:
+        """How many rows it changed: the verdict of a guarded transition."""
+        return self._run(values)[0]
+
+    def returned(self, **values: Any) -> list[Row]:
+        """The ``returning`` fields of each row that it changed."""
+        return self._run(values)[1]
+
+    def _compiled(self) -> _Statement:
+        rows = self._build()
+        compiler = parts.update_compiler(rows, self._values, connection)
+        sql, params = compiler.as_sql()
+        meta = rows.model._meta
+        fields: list[Any] = [meta.get_field(name) for name in self._returning]
+        if fields:
+            names = ", ".join(connection.ops.quote_name(field.column) for field in fields)
+            sql = f"{sql} RETURNING {names}"
+        columns = [parts.Col(meta.db_table, field) for field in fields]
+        return _Statement(sql, params, compiler, columns)
+
+
+class Insert(_Prepared):
+    """A prepared ``INSERT`` of one row, of all its columns but the key that the database gives."""
+
+    def __init__(self, model: type[Model]) -> None:
+        self._model = model
+
+    def add(self, row: Model) -> None:
+        """Insert a row, and give it its key."""
+        ((row.pk,),) = self._run(vars(row))[1]
+
+    def _compiled(self) -> _Statement:
+        key = self._model._meta.pk
+        fields = [field for field in self._model._meta.concrete_fields if field is not key]
+        row: Any = SimpleNamespace(
+            **{field.attname: Param(field.attname, field) for field in fields}
+        )
+        compiler = parts.insert_compiler(self._model, fields, row, key, connection)
+        ((sql, bound),) = compiler.as_sql()
+        return _Statement(sql, bound, compiler, [parts.Col(self._model._meta.db_table, key)])
+
+
+def save_all(model: type[Model]) -> Update:
+    """A prepared ``UPDATE`` that writes back all columns of a row, which gives the values."""
+    key = model._meta.pk
+    fields = [field for field in model._meta.concrete_fields if field is not key]
+    written: dict[str, Any] = {field.name: Param(field.attname, field) for field in fields}
+    return Update(lambda: model._default_manager.filter(pk=Param(key.attname, key)), **written)

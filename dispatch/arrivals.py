@@ -1,0 +1,29 @@
+"""A runner comes, or comes back: it is told again at once of the wakes that wait for it.
+
+A runner commits its offset on receipt; so one that restarted would otherwise wait for the reaper.
+"""
+
+from django.db import transaction
+
+from core.bodies import JsonObject
+from core.principals import Principal
+from dispatch import wakes
+from runners import registry
+from runners.models import Runner
+
+
+def register(owner: Principal, runner_id: str, facts: JsonObject) -> Runner:
+    """`registry.register`, and its unclaimed wakes emitted again. Raises Forbidden."""
+    with transaction.atomic():
+        runner = registry.register(owner, runner_id, facts)
+        wakes.reemit(runner.wakes.all())
+    return runner
+
+
+def set_admin_status(runner_id: str, status: Runner.AdminStatus) -> Runner:
+    """`registry.set_admin_status`; enabling emits unclaimed wakes again. Raises NotFound."""
+    with transaction.atomic():
+        runner = registry.set_admin_status(runner_id, status)
+        if status == Runner.AdminStatus.ENABLED:
+            wakes.reemit(runner.wakes.all())
+    return runner

@@ -1,0 +1,29 @@
+"""Appending what a handler wrote: each retry of an idempotent producer once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dispatch.models import DispatchState
+from dispatch.streams import log, producers
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """Whether the events are new, and the stream's tail after them."""
+
+    is_new: bool
+    tail: int
+
+
+def append(
+    state: DispatchState, events: Sequence[Any], sequence: producers.Sequence | None = None
+) -> Appended:
+    """Append events to the stream of an entity whose locked state this is; the caller saves it.
+
+    ``sequence`` is an idempotent producer's; raises what `producers.advance` raises.
+    """
+    is_new = sequence is None or producers.advance(state.entity, sequence)
+    if is_new:
+        log.append(state, events)
+    return Appended(is_new, state.tail)

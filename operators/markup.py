@@ -1,0 +1,179 @@
+"""How the admin's pages write times, ids, states and links; the same in lists and in templates."""
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Any, Literal
+from urllib.parse import urlencode
+
+from django.contrib.admin.utils import quote
+from django.urls import reverse
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
+
+from core.clock import epoch_ms
+from core.principals import Principal
+
+Tone = Literal["good", "warn", "bad", "info", "idle"]
+
+NOTHING = "-"
+
+# With each tone goes a sign, so that a page reads without colour.
+SIGNS: dict[Tone, str] = {"good": "✓", "warn": "!", "bad": "✕", "info": "▸", "idle": "○"}
+
+TONES: dict[str, Tone] = {
+    "healthy": "good",
+    "degraded": "warn",
+    "unhealthy": "bad",
+    "online": "good",
+    "expired": "bad",
+    "offline": "idle",
+    "enabled": "good",
+    "disabled": "idle",
+    "active": "info",
+    "released": "good",
+    "failed": "bad",
+    "fenced": "warn",
+    "running": "info",
+    "stopping": "warn",
+    "paused": "warn",
+    "idle": "idle",
+    "stopped": "idle",
+    "killed": "idle",
+    "outstanding": "warn",
+    "claimed": "good",
+    "withdrawn": "idle",
+    "valid": "good",
+    "revoked": "idle",
+}
+
+
+def span_of(length: timedelta) -> str:
+    """A length of time in its largest unit, two for hours and days: 42 s, 5 min, 3 h 20 min."""
+    seconds = abs(int(length.total_seconds()))
+    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
+    if seconds < 100:
+        return f"{seconds} s"
+    if minutes < 100:
+        return f"{minutes} min"
+    if hours < 48:
+        return f"{hours} h {minutes % 60} min" if minutes % 60 else f"{hours} h"
+    return f"{days} d {hours % 24} h" if hours % 24 and days < 10 else f"{days} d"
+
+
+def took(length: timedelta) -> str:
+    """A length of time that was measured: 12 ms, 1.4 s, 3 min."""
+    return milliseconds(length.total_seconds() * 1000)
+
+
+def milliseconds(value: float | None) -> str:
+    """A measured time: 12 ms, 1.4 s, 3 min."""
+    if value is None:
+        return NOTHING
+    if value < 1000:
+        return f"{value:.0f} ms"
+    if value < 100_000:
+        return f"{value / 1000:.1f} s"
+    return span_of(timedelta(milliseconds=value))
+
+
+def moment(when: datetime | None, now: datetime) -> SafeString | str:
+    """A time as it is from now, and exactly on hover: ``3 min ago``, ``in 5 s``."""
+    if when is None:
+        return NOTHING
+    said = f"{span_of(now - when)} ago" if when <= now else f"in {span_of(when - now)}"
+    return format_html(
+        '<time class="pw-time" datetime="{}" data-now="{}" title="{}">{}</time>',
+        when.isoformat(timespec="milliseconds"),
+        epoch_ms(now),
+        f"{when:%Y-%m-%d %H:%M:%S}.{when.microsecond // 1000:03d} UTC",
+        said,
+    )
+
+
+def ident(text: str, url: str | None = None) -> SafeString | str:
+    """An id, monospaced, to be copied with one click, and a link where there is a page."""
+    if not text:
+        return NOTHING
+    code = format_html("<code>{}</code>", text)
+    if url is not None:
+        code = format_html('<a href="{}">{}</a>', url, code)
+    return format_html(
+        '<span class="pw-id">{}<button type="button" class="pw-copy" data-copy="{}"'
+        ' title="Copy" aria-label="Copy {}">'
+        '<span class="material-symbols-outlined" aria-hidden="true">content_copy</span>'
+        "</button></span>",
+        code,
+        text,
+        text,
+    )
+
+
+def badge(word: str, tone: Tone | None = None, title: str = "") -> SafeString:
+    """A state in a word, with its sign and colour."""
+    tone = tone or TONES.get(word, "idle")
+    return format_html(
+        '<span class="pw-badge pw-{}" title="{}"><span aria-hidden="true">{}</span> {}</span>',
+        tone,
+        title,
+        SIGNS[tone],
+        word,
+    )
+
+
+def lines(*parts: Any) -> SafeString | str:
+    """The parts that say something, one under the other."""
+    said = [part for part in parts if part not in (None, "", NOTHING)]
+    if not said:
+        return NOTHING
+    return format_html(
+        '<span class="pw-lines">{}</span>',
+        format_html_join("", "<span>{}</span>", ((part,) for part in said)),
+    )
+
+
+def quiet(text: Any) -> SafeString:
+    """Text that matters less."""
+    return format_html('<span class="pw-quiet">{}</span>', text)
+
+
+def sentences(texts: Iterable[str]) -> SafeString:
+    """Sentences as a list."""
+    return format_html(
+        '<ul class="pw-issues">{}</ul>',
+        format_html_join("", "<li>{}</li>", ((text,) for text in texts)),
+    )
+
+
+def principal(url: str) -> str:
+    """A principal as its key, which is easier to read than its URL."""
+    try:
+        return Principal.parse(url).key
+    except ValueError:
+        return url
+
+
+def page_of(model: str, pk: Any) -> str:
+    """The page of a row; ``model`` is as in ``claims_consumerclaim``."""
+    return reverse(f"admin:{model}_change", args=(quote(pk),))
+
+
+def list_of(model: str, **filters: Any) -> str:
+    """The list of a model, filtered."""
+    return reverse(f"admin:{model}_changelist") + (f"?{urlencode(filters)}" if filters else "")
+
+
+def runner_link(runner_id: str | None, name: str = "") -> SafeString | str:
+    """A runner by its id; of one that is gone only its name is left."""
+    if runner_id is None:
+        return format_html("{} {}", ident(name), quiet("gone")) if name else NOTHING
+    return ident(runner_id, page_of("runners_runner", runner_id))
+
+
+def entity_link(entity_id: int | None, url: str) -> SafeString | str:
+    """An entity by its URL; one that was deleted has no page."""
+    return ident(url, None if entity_id is None else page_of("dispatch_entity", entity_id))
+
+
+def claim_link(pk: int, consumer_id: str) -> SafeString | str:
+    """A claim by its consumer id."""
+    return ident(consumer_id, page_of("claims_consumerclaim", pk))

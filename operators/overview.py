@@ -1,0 +1,376 @@
+"""The figures on the admin's front page, each of which the list behind it shows in full.
+
+None of them counts claims, wakes or events that are over: those are in `claims.tallies`. So the
+page costs what is going on now, and not what ever happened.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.conf import settings
+from django.db.models import Count, Min, OuterRef, Q, Subquery
+from django.http import HttpRequest
+from django.utils import timezone
+
+from claims import tallies
+from claims.models import ClaimTally, ConsumerClaim, OrphanReason, ServerPulse
+from claims.reports import with_health
+from core.clock import with_now
+from dispatch.models import FAILING, DispatchState, Wake
+from operators.markup import list_of, milliseconds, span_of
+from runners.models import Runner
+
+SAMPLE = 1000
+"""Newest claims that the times are taken from."""
+OLD_WAKE = timedelta(minutes=2)
+"""From this age on an unclaimed wake is one to look at."""
+
+SPANS = {
+    "hour": (timedelta(hours=1), timedelta(minutes=5), "%H:%M"),
+    "day": (timedelta(days=1), timedelta(hours=1), "%H:%M"),
+    "week": (timedelta(days=7), timedelta(hours=6), "%a %H:%M"),
+}
+OUTCOMES = ("acquired", *tallies.OUTCOMES)
+
+PERMISSIONS = ("runners.view_runner", "claims.view_consumerclaim", "dispatch.view_entity")
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A number, what it counts, and the list behind it."""
+
+    label: str
+    number: int
+    url: str
+    tone: str = ""
+    oldest: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Something to look at, and where."""
+
+    says: str
+    url: str
+    since: datetime | None = None
+    tone: str = "bad"
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A stretch of time in the chart; heights are percent of the chart's."""
+
+    label: str
+    counts: Sequence[tuple[str, int, float]]
+    acquired: float
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Bars, how many claims its height stands for, and how long each bar's stretch is."""
+
+    bars: Sequence[Bar]
+    highest: int
+    step: str
+
+
+def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
+    """Unfold's DASHBOARD_CALLBACK: what the front page shows to this operator."""
+    user = request.user
+    context["title"] = "Overview"
+    context["may_look"] = all(user.has_perm(name) for name in PERMISSIONS)
+    if context["may_look"]:
+        span = request.GET.get("span", "")
+        context |= figures(span if span in SPANS else "day")
+        context["here"] = request.get_full_path()
+        context["server"] = settings.PULLWAKE_PUBLIC_URL or request.build_absolute_uri("/")[:-1]
+        context["development"] = settings.DEVELOPMENT
+    return context
+
+
+def figures(span: str) -> dict[str, Any]:
+    """All figures; ``span`` is that of the chart."""
+    now = _now()
+    runners = _runners()
+    claims, orphans = _claims()
+    work = _work()
+    wakes = _wakes()
+    reaper = _reaper(now)
+    total = _Totals(now)
+    return {
+        "now": now,
+        "empty": not any(figure.number for figure in runners.values()),
+        "groups": [
+            ("Runners", [*runners.values()]),
+            ("Claims", [claims, *orphans]),
+            ("Work", [*work, wakes]),
+        ],
+        "troubles": _troubles(runners, orphans, work, wakes, reaper, now),
+        "orphans": _oldest_orphans() if any(each.number for each in orphans) else [],
+        "failing": _worst_failing(),
+        "reaper": reaper,
+        "totals": [(name, total.of(length)) for name, (length, _, _) in SPANS.items()],
+        "outcomes": OUTCOMES,
+        "chart": total.chart(span),
+        "span": span,
+        "spans": list(SPANS),
+        "times": [
+            ("wake to claim", _percentiles(_wake_to_claim())),
+            ("claim to done", _percentiles(_claim_to_done())),
+        ],
+        "sample": SAMPLE,
+    }
+
+
+def _now() -> datetime:
+    pulse = with_now(ServerPulse.objects.all()).first()
+    if pulse is not None:
+        return pulse.now
+    return timezone.now()
+
+
+# --- Now --------------------------------------------------------------------------------------
+
+
+def _runners() -> dict[str, Figure]:
+    """How many runners, by each word for their health and for their liveness."""
+    tones = {"healthy": "good", "degraded": "warn", "unhealthy": "bad", "expired": "bad"}
+    rows: Any = with_health(Runner.objects.all()).order_by()
+    counted = list(
+        rows.values_list("health_status", "liveness_status").annotate(
+            Count("pk"), Min("liveness__lease_expires_at")
+        )
+    )
+
+    def figure(kind: str, place: int, word: str) -> Figure:
+        fitting = [(n, lease) for *words, n, lease in counted if words[place] == word]
+        number = sum(n for n, _ in fitting)
+        url = list_of("runners_runner", **{kind: word})
+        oldest = min(lease for _, lease in fitting) if number and word == "expired" else None
+        return Figure(word, number, url, tones.get(word, "") if number else "", oldest)
+
+    return {
+        **{word: figure("health", 0, word) for word in ("healthy", "degraded", "unhealthy")},
+        **{word: figure("liveness", 1, word) for word in ("online", "expired", "offline")},
+    }
+
+
+def _claims() -> tuple[Figure, list[Figure]]:
+    """Those active, and the orphaned of them by reason."""
+    rows: Any = ConsumerClaim.objects.active().with_orphan_reason().order_by()
+    counted = {
+        reason: (n, oldest)
+        for reason, n, oldest in rows.values_list("orphan_reason").annotate(
+            n=Count("pk"), oldest=Min("orphaned_since")
+        )
+    }
+    active = Figure(
+        "active",
+        sum(n for n, _ in counted.values()),
+        list_of("claims_consumerclaim", status="active"),
+    )
+    orphans = [
+        Figure(
+            f"orphaned: {reason.label}",
+            counted[reason.value][0],
+            list_of("claims_consumerclaim", orphaned=reason.value),
+            "bad",
+            counted[reason.value][1],
+        )
+        for reason in OrphanReason
+        if reason.value in counted
+    ]
+    if not orphans:
+        orphans = [Figure("orphaned", 0, list_of("claims_consumerclaim", orphaned="any"))]
+    return active, orphans
+
+
+def _oldest_orphans() -> list[Any]:
+    rows: Any = with_now(ConsumerClaim.objects.active().with_orphan_reason())
+    orphaned = rows.exclude(orphan_reason="").select_related("runner").order_by("orphaned_since")
+    shown = list(orphaned[:5])
+    for claim in shown:
+        claim.reason = OrphanReason(claim.orphan_reason).label
+    return shown
+
+
+def _work() -> list[Figure]:
+    """Entities with work that nobody holds, those without a runner, and those that keep failing."""
+    waiting = DispatchState.objects.waiting().with_pending_since()
+    found = waiting.aggregate(
+        n=Count("pk"),
+        oldest=Min("pending_since"),
+        stranded=Count("pk", filter=Q(runner=None)),
+        stranded_since=Min("pending_since", filter=Q(runner=None)),
+    )
+    failing = DispatchState.objects.failing().count()
+    return [
+        Figure(
+            "entities with pending work",
+            found["n"],
+            list_of("dispatch_entity", work="waiting"),
+            oldest=found["oldest"],
+        ),
+        Figure(
+            "of them without a runner",
+            found["stranded"],
+            list_of("dispatch_entity", work="stranded"),
+            "bad" if found["stranded"] else "",
+            found["stranded_since"],
+        ),
+        Figure(
+            "entities that keep failing",
+            failing,
+            list_of("dispatch_entity", work="failing"),
+            "bad" if failing else "",
+        ),
+    ]
+
+
+def _worst_failing() -> list[DispatchState]:
+    """With how the newest claim of each ended, and with what error."""
+    ended = ConsumerClaim.objects.exclude(status=ConsumerClaim.Status.ACTIVE)
+    newest = ended.filter(entity=OuterRef("pk")).order_by("-pk")
+    failing = DispatchState.objects.failing().select_related("entity")
+    told = failing.annotate(how=Subquery(newest.values("status")[:1])).annotate(
+        error=Subquery(newest.values("error")[:1])
+    )
+    return list(told.order_by("-failures", "pk")[:5])
+
+
+def _wakes() -> Figure:
+    found = Wake.objects.outstanding().aggregate(n=Count("pk"), oldest=Min("created_at"))
+    url = list_of("dispatch_wake", status="outstanding")
+    return Figure("unclaimed wakes", found["n"], url, oldest=found["oldest"])
+
+
+def _reaper(now: datetime) -> dict[str, Any]:
+    """When it last ran, what it did, and whether it is late."""
+    pulse = ServerPulse.objects.first()
+    ran = None if pulse is None else pulse.reaped_at
+    patience = timedelta(milliseconds=6 * settings.PULLWAKE_REAPER_INTERVAL_MS)
+    return {"pulse": pulse, "ran": ran, "late": ran is None or now - ran > patience}
+
+
+def _troubles(
+    runners: dict[str, Figure],
+    orphans: Sequence[Figure],
+    work: Sequence[Figure],
+    wakes: Figure,
+    reaper: dict[str, Any],
+    now: datetime,
+) -> list[Trouble]:
+    """What is wrong, worst first."""
+    found: list[Trouble] = []
+    _, stranded, failing = work
+    if reaper["late"]:
+        found.append(Trouble("The reaper does not run: is a server up?", "", reaper["ran"]))
+    orphaned = sum(each.number for each in orphans)
+    if orphaned:
+        says = f"{orphaned} orphaned claim{_s(orphaned)}: lapsed, or of a runner not at work"
+        since = min(each.oldest for each in orphans if each.oldest is not None)
+        found.append(Trouble(says, list_of("claims_consumerclaim", orphaned="any"), since))
+    if stranded.number:
+        n = stranded.number
+        says = f"{n} entit{'y has' if n == 1 else 'ies have'} work, and no runner"
+        found.append(Trouble(says, stranded.url, stranded.oldest))
+    if failing.number:
+        n = failing.number
+        says = f"{n} entit{'y keeps' if n == 1 else 'ies keep'} failing"
+        found.append(Trouble(f"{says}: {FAILING} claims in a row or more", failing.url))
+    silent = runners["expired"]
+    if silent.number:
+        n = silent.number
+        says = f"{n} runner{_s(n)} fell silent: the heartbeat lease expired"
+        found.append(Trouble(says, silent.url, silent.oldest))
+    if wakes.oldest is not None and now - wakes.oldest > OLD_WAKE:
+        says = f"{wakes.number} wake{_s(wakes.number)} unclaimed, for minutes already"
+        found.append(Trouble(says, wakes.url, wakes.oldest, "warn"))
+    degraded = runners["degraded"]
+    if degraded.number:
+        says = f"{degraded.number} runner{_s(degraded.number)} degraded"
+        found.append(Trouble(says, degraded.url, tone="warn"))
+    return found
+
+
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"
+
+
+# --- Over time ----------------------------------------------------------------------------------
+
+
+class _Totals:
+    """The slices of a week, with what came after the last of them."""
+
+    def __init__(self, now: datetime) -> None:
+        self.now = now
+        week = SPANS["week"][0]
+        rows = ClaimTally.objects.filter(since__gte=now - week - tallies.SLICE).order_by("since")
+        self.slices = [
+            (each.since, {name: getattr(each, name) for name in OUTCOMES}) for each in rows
+        ]
+        until = self.slices[-1][0] + tallies.SLICE if self.slices else now - SPANS["hour"][0]
+        # Without a reaper there are no slices: no more than an hour is counted here and now.
+        until = max(until, now - SPANS["hour"][0])
+        self.slices.append((until, tallies.count(until, now + timedelta(minutes=1))))
+
+    def of(self, length: timedelta) -> dict[str, int]:
+        """The sums of the last while."""
+        start = self.now - length
+        return {
+            name: sum(counts[name] for since, counts in self.slices if since >= start)
+            for name in OUTCOMES
+        }
+
+    def chart(self, span: str) -> Chart:
+        """The sums by steps of the span."""
+        length, step, form = SPANS[span]
+        first = tallies.floor(self.now, step) - length + step
+        steps = {first + step * i: dict.fromkeys(OUTCOMES, 0) for i in range(length // step)}
+        for since, counts in self.slices:
+            bar = steps.get(tallies.floor(since, step))
+            for name in OUTCOMES if bar is not None else ():
+                bar[name] += counts[name]  # type: ignore[index]
+        highest = max(max(_ended(bar), bar["acquired"]) for bar in steps.values())
+        bars = [_bar(start.strftime(form), bar, highest or 1) for start, bar in steps.items()]
+        return Chart(bars, highest, span_of(step))
+
+
+def _ended(counts: dict[str, int]) -> int:
+    return sum(counts[name] for name in tallies.OUTCOMES)
+
+
+def _bar(label: str, counts: dict[str, int], highest: int) -> Bar:
+    heights = {name: 100 * number / highest for name, number in counts.items()}
+    shown = [(name, counts[name], heights[name]) for name in tallies.OUTCOMES]
+    said = ", ".join(f"{counts[name]} {name}" for name in OUTCOMES)
+    return Bar(label, shown, heights["acquired"], f"from {label} UTC: {said}")
+
+
+def _wake_to_claim() -> list[float]:
+    newest = ConsumerClaim.objects.order_by("-pk").values_list("consumer_id", "claimed_at")
+    claimed = dict(newest[:SAMPLE])
+    woken = Wake.objects.filter(wake_id__in=claimed).values_list("wake_id", "created_at")
+    return [(claimed[wake_id] - when).total_seconds() * 1000 for wake_id, when in woken]
+
+
+def _claim_to_done() -> list[float]:
+    released = ConsumerClaim.objects.filter(status=ConsumerClaim.Status.RELEASED)
+    newest = released.order_by("-ended_at").values_list("claimed_at", "ended_at")[:SAMPLE]
+    return [(ended - claimed).total_seconds() * 1000 for claimed, ended in newest if ended]
+
+
+def _percentiles(times: list[float]) -> tuple[str, str]:
+    """The median and the 95th percentile, by nearest rank."""
+    if not times:
+        return milliseconds(None), milliseconds(None)
+    ranked = sorted(times)
+
+    def at(share: float) -> str:
+        return milliseconds(ranked[min(int(share * len(ranked)), len(ranked) - 1)])
+
+    return at(0.5), at(0.95)

@@ -1,0 +1,51 @@
+"""`operators.markup` for templates: ``{% load pullwake %}``."""
+
+import json
+from typing import Any
+
+from django import template
+
+from operators import markup
+
+register = template.Library()
+
+for function in (
+    markup.moment,
+    markup.ident,
+    markup.badge,
+    markup.sentences,
+    markup.page_of,
+    markup.list_of,
+    markup.runner_link,
+    markup.entity_link,
+    markup.claim_link,
+):
+    register.simple_tag(function)
+
+register.filter(markup.milliseconds)
+register.filter(markup.span_of)
+
+
+@register.filter
+def tone(status: str) -> str:
+    """The colour of a state."""
+    return markup.TONES.get(status, "idle")
+
+
+@register.filter
+def held_for(claim: Any) -> str:
+    """How long a claim that ended was held."""
+    return markup.took(claim.ended_at - claim.claimed_at)
+
+
+@register.filter
+def as_json(value: Any) -> str:
+    """JSON, set out."""
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+@register.simple_tag
+def outcome_list(outcome: str, span: str) -> str:
+    """The list of claims behind a sum: those acquired, or those that ended in this way."""
+    when = {"age": span} if outcome == "acquired" else {"status": outcome, "ended": span}
+    return markup.list_of("claims_consumerclaim", **when)
