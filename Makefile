@@ -24,7 +24,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
-setup: .venv/.base ## Make .venv with what the server needs
+setup: .venv/.base ## Make .venv with what the server needs, and the SDK
 
 .PHONY: run
 run: export PULLWAKE_MODE ?= development
@@ -32,7 +32,7 @@ run: .venv/.base ## Serve on http://127.0.0.1:8000, setting up first (PULLWAKE_M
 	@exec $(BIN)/python manage.py serve $(ARGS)
 
 .PHONY: test
-test: lint types contracts checks test-sqlite test-postgres ## Everything: lint, types, import contracts, checks, tests on both databases
+test: lint types contracts checks test-sdk test-sqlite test-postgres ## Everything: lint, types, import contracts, checks, tests on both databases
 
 .PHONY: lint
 lint: .venv/.dev ## Lint, and check the formatting
@@ -58,6 +58,10 @@ checks: .venv/.dev ## Check that no migration is missing, and the production set
 	env -u DATABASE_URL PULLWAKE_MODE=production ALLOWED_HOSTS=pullwake.example \
 		SECRET_KEY="$$($(BIN)/python -c 'import secrets; print(secrets.token_urlsafe(64))')" \
 		$(BIN)/python manage.py check --deploy --fail-level WARNING
+
+.PHONY: test-sdk
+test-sdk: .venv/.dev ## Run the SDK's own tests, which need no server (ARGS=… too)
+	cd sdk/python && ../../$(PYTEST) $(ARGS)
 
 .PHONY: test-sqlite
 test-sqlite: .venv/.dev ## Run the tests on SQLite (ARGS='-k name -x' goes to pytest)
@@ -85,13 +89,14 @@ lock: .venv/.dev ## Lock requirements/*.in again (ARGS=--upgrade for newer versi
 
 .PHONY: clean
 clean: ## Remove .venv and the caches; var/, the data, stays
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .mypy_cache .pytest_cache sdk/python/.pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# A stamp is newer than its lock file exactly when .venv holds what the lock file says.
-.venv/.base .venv/.dev: .venv/.%: requirements/%.txt .venv/bin/python
+# A stamp is newer than its lock file exactly when .venv holds what the lock file says, and the SDK.
+.venv/.base .venv/.dev: .venv/.%: requirements/%.txt sdk/python/pyproject.toml .venv/bin/python
 	@echo "Installing $< into .venv ..."
 	@$(PIP) install --quiet --require-hashes -r $<
+	@$(PIP) install --quiet --no-index --no-deps --no-build-isolation --editable sdk/python
 	@touch $@
 
 .venv/bin/python:

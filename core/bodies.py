@@ -53,8 +53,8 @@ def raw_body(request: HttpRequest) -> bytes:
         # Django reads as far as Content-Length, so a chunked body has to be taken from the server.
         try:
             body: bytes = request.META["wsgi.input"].read(limit + 1)
-        except OSError:
-            raise InvalidRequest("The body was cut short.") from None
+        except Exception as exc:  # noqa: BLE001  each server has errors of its own for bad chunks
+            raise InvalidRequest(f"The body could not be read: {exc}.") from None
         if len(body) > limit:
             raise PayloadTooLarge
     else:

@@ -141,7 +141,7 @@ def test_it_says_when_the_reaper_does_not_run(world, people):
 def test_it_says_how_to_begin_while_there_is_no_runner(people):
     said = text(people["viewer"].get("/admin/"))
     assert "How to begin" in said
-    assert "runners.client --url http://testserver --id my-laptop" in said
+    assert "pullwake run --url http://testserver --id my-laptop" in said
 
 
 def test_it_does_not_say_how_to_begin_once_there_is_one(alice, people):

@@ -5,10 +5,12 @@ import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import httpx2
 import pytest
 
+from config.serving.management.commands import serve
 from tests.support import ROOT, Database, Server
 
 
@@ -44,7 +46,8 @@ def log_in(url):
 def test_it_serves_from_nothing_says_what_to_do_and_finds_its_data_again(first):
     said = first.log.read_text()
     assert f"Pullwake serves on {first.url} (development mode" in said
-    assert f"python -m runners.client --url {first.url} --id my-laptop --exec 'cat'" in said
+    pullwake = os.path.relpath(Path(sys.executable).with_name("pullwake"), ROOT)
+    assert f"\n  {pullwake} run --url {first.url} --id my-laptop --exec 'cat'\n" in said
 
     # The addresses that it names are right: what its curl lines send is what happens here.
     api = first.client(None)
@@ -60,6 +63,14 @@ def test_it_serves_from_nothing_says_what_to_do_and_finds_its_data_again(first):
     first.start()
     assert api.claim("my-laptop").body["entity"]["url"] == "/agent/hello"
     first.stop()
+
+
+def test_it_names_a_command_that_is_there(tmp_path, monkeypatch):
+    """The container has none: there the runner's machine brings its own."""
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert serve._pullwake() == "pullwake"
+    (tmp_path / "pullwake").touch()
+    assert serve._pullwake() == os.path.relpath(tmp_path / "pullwake")
 
 
 def test_its_login_works_exactly_once(first):

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from django.conf import settings
@@ -25,7 +26,7 @@ Pullwake serves on {url} ({mode} mode, {database}).
 
 Start a runner, in another terminal:
 
-  {python} -m runners.client --url {url} --id my-laptop --exec 'cat'
+  {pullwake} run --url {url} --id my-laptop --exec 'cat'
 
 Make an entity that is dispatched to it, and send it a message:
 
@@ -59,7 +60,7 @@ class Command(BaseCommand):
                     mode=settings.PULLWAKE_MODE,
                     database="SQLite in var/" if settings.SQLITE else "PostgreSQL",
                     admin=admin,
-                    python=os.path.relpath(sys.executable),
+                    pullwake=_pullwake(),
                 )
             )
         self.stdout.flush()
@@ -74,6 +75,12 @@ class Command(BaseCommand):
             "config.wsgi",
         ]
         os.execv(sys.executable, gunicorn)  # noqa: S606
+
+
+def _pullwake() -> str:
+    """The SDK's command: this environment's, or whichever one the runner's machine has."""
+    beside = Path(sys.executable).with_name("pullwake")
+    return os.path.relpath(beside) if beside.exists() else "pullwake"
 
 
 def _login_path() -> str:

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from runners.client import Handler, PullWakeRunner, RunnerError, Timing, Wake
+import harness
+from pullwake import Handler, PullWakeRunner, RunnerError, Timing, Wake
 from tests.support import ROOT, Database, HttpApi, Server
 
-from . import harness
-from .harness import BRISK
+from .brisk import BRISK
 from .proxy import Proxy
 
 SETTINGS = {"PULLWAKE_REAPER_INTERVAL_MS": "200", "PULLWAKE_LONG_POLL_MS": "2000"}
@@ -56,7 +56,7 @@ def mortal(template: Database, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 class Runner:
-    """A runner process, as `python -m runners.client` starts it, or a program like it."""
+    """A runner process, as `pullwake run` starts it, or a program like it."""
 
     def __init__(
         self,
@@ -65,14 +65,14 @@ class Runner:
         command: str,
         *options: str,
         runner_id: str = "r1",
-        program: str = "runners.client",
+        program: str = "pullwake",
     ):
         self.log = log
         with log.open("ab") as out:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", program, "--url", url, "--id", runner_id),
-                    *("--exec", command, *options),
+                    *(sys.executable, "-m", program, "run"),
+                    *("--url", url, "--id", runner_id, "--exec", command, *options),
                 ],
                 cwd=ROOT,
                 stdout=out,
@@ -350,7 +350,7 @@ async def test_the_runner_is_stopped_past_its_leases_and_continued(
         f" while ! test -e {tmp_path}/{name}.gate; do sleep 0.05; done; {DO}",
         *("--claim-lease", "2"),
         runner_id="stopped",
-        program="tests.client.brisk",
+        program="tests.sdk.brisk",
     )
     other = start_runner(shared.url, DO, runner_id="other")
     await stopped.says("connected to")

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from runners.client.lifecycle import Lifecycle, Scope
-from runners.client.machine import Event, State
+from pullwake.lifecycle import Lifecycle, Scope
+from pullwake.machine import Event, State
 
 
 class Effects:

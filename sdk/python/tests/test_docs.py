@@ -7,21 +7,32 @@ import re
 import sys
 from pathlib import Path
 
-from runners.client.__main__ import parser
-from runners.client.timing import Timing
+import pytest
 
-from .fake import PATIENCE, FakeServer
+from fake import PATIENCE, FakeServer
+from pullwake.__main__ import main
+from pullwake.timing import Timing
 
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "writing-a-runner.md").read_text()
+SDK = Path(__file__).parents[1]
+README = (SDK / "README.md").read_text()
+PAGE = (SDK.parents[1] / "docs" / "writing-a-runner.md").read_text()
+
+
+def python_of(page: str) -> str:
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    return str(code)
+
+
+def test_both_pages_begin_with_the_same_ten_lines() -> None:
+    assert python_of(README) == python_of(PAGE)
 
 
 async def test_the_ten_lines_are_a_runner() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    code = python_of(PAGE)
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
     async with FakeServer() as server, asyncio.timeout(PATIENCE):
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", code.replace("http://127.0.0.1:8000", server.url)), cwd=ROOT
+            *(sys.executable, "-c", code.replace("http://127.0.0.1:8000", server.url))
         )
         try:
             await server.seen("wake", 2)
@@ -38,10 +49,11 @@ async def test_the_ten_lines_are_a_runner() -> None:
                 await process.wait()
 
 
-def test_the_options_it_names_exist() -> None:
-    exist = {option for action in parser()._actions for option in action.option_strings}
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGE))
-    assert named <= exist
+def test_the_options_it_names_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    option = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    assert set(option.findall(PAGE)) <= set(option.findall(capsys.readouterr().out))
 
 
 def test_the_durations_it_names_are_the_defaults() -> None:

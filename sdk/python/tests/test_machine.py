@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from runners.client.machine import OUTCOMES, TABLE, Action, Do, Event, Go, Ignore, State
+from pullwake.machine import OUTCOMES, TABLE, Action, Do, Event, Go, Ignore, State
 
 # "-" ignores, "!x" does x and stays, anything else is the state that follows.
 EXPECTED = {

@@ -14,13 +14,10 @@ from typing import Any
 
 import pytest
 
-from runners.client.__main__ import main
-from runners.client.command import CommandHandler
-
-from .fake import PATIENCE, Claim, FakeServer, status
-from .harness import running, until
-
-ROOT = Path(__file__).parents[2]
+from fake import PATIENCE, Claim, FakeServer, status
+from harness import running, until
+from pullwake.__main__ import main
+from pullwake.command import CommandHandler
 
 
 async def ended(server: FakeServer, path: str = "chat/1") -> Claim:
@@ -257,12 +254,12 @@ async def test_a_command_does_not_outlive_its_runner(tmp_path: Path, trap: str) 
         command = GROUP.format(tmp_path, trap)
         code = f"""
 import asyncio
-from runners.client import PullWakeRunner
-from runners.client.command import CommandHandler
+from pullwake import PullWakeRunner
+from pullwake.command import CommandHandler
 handler = CommandHandler({command!r}, {server.url!r}, kill_after=0.2)
 asyncio.run(PullWakeRunner({server.url!r}, "r", handler).run())
 """
-        runner = await asyncio.create_subprocess_exec(sys.executable, "-c", code, cwd=ROOT)
+        runner = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
         pids: list[int] = []
         try:
             await server.seen("wake", 2)
@@ -305,11 +302,8 @@ async def process(
     server: FakeServer, command: str, *options: str, **env: str
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     started = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "runners.client",
+        *(sys.executable, "-m", "pullwake", "run"),
         *("--url", server.url, "--id", "r", "--exec", command, *options),
-        cwd=ROOT,
         env={k: v for k, v in os.environ.items() if not k.startswith("PULLWAKE_")} | env,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -480,5 +474,25 @@ async def test_a_command_may_be_given_so_much_time() -> None:
 def test_wrong_usage_is_status_2(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PULLWAKE_URL", raising=False)
     with pytest.raises(SystemExit) as caught:
+        main(["run", *arguments])
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("arguments", [[], ["walk"]])
+def test_without_a_subcommand_it_says_which_there_are(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
+    assert "usage: pullwake [-h] COMMAND" in capsys.readouterr().err
+
+
+async def test_it_is_installed_as_a_command() -> None:
+    installed = Path(sys.executable).with_name("pullwake")
+    helped = await asyncio.create_subprocess_exec(
+        installed, "run", "--help", stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await helped.communicate()
+    assert helped.returncode == 0
+    assert out.startswith(b"usage: pullwake run ")

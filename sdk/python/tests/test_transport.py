@@ -6,11 +6,10 @@ from time import time
 
 import pytest
 
-from runners.client.clock import Clock
-from runners.client.errors import ServerUnreachable
-from runners.client.transport import Transport, _retry_after, _ssl_context
-
-from .fake import FakeServer
+from fake import FakeServer
+from pullwake.clock import Clock
+from pullwake.errors import ServerUnreachable
+from pullwake.transport import Transport, _retry_after, _ssl_context
 
 
 async def test_once_closed_it_says_so() -> None:

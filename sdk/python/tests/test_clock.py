@@ -6,10 +6,9 @@ import asyncio
 
 import pytest
 
-from runners.client.clock import watch
-from runners.client.timing import Timing
-
-from .virtual import VirtualClock, virtual
+from pullwake.clock import watch
+from pullwake.timing import Timing
+from virtual import VirtualClock, virtual
 
 
 class Watch:

@@ -12,7 +12,7 @@ import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from runners.client.clock import Clock
+from pullwake.clock import Clock
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):

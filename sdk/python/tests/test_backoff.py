@@ -4,11 +4,10 @@ import asyncio
 
 import pytest
 
-from runners.client.backoff import Backoff, insist
-from runners.client.errors import RunnerError, ServerRefused, ServerUnreachable
-from runners.client.timing import Timing
-
-from .virtual import VirtualClock, virtual
+from pullwake.backoff import Backoff, insist
+from pullwake.errors import RunnerError, ServerRefused, ServerUnreachable
+from pullwake.timing import Timing
+from virtual import VirtualClock, virtual
 
 
 def delays(draw: float, count: int) -> list[float]:

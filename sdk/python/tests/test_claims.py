@@ -9,14 +9,13 @@ from typing import Any, cast
 
 import pytest
 
-from runners.client.api import Api, Grant, NoWork, Registration
-from runners.client.claims import Claims, Handler
-from runners.client.diagnostics import Diagnostics
-from runners.client.errors import ClaimLost, RunnerError, ServerRefused, ServerUnreachable
-from runners.client.timing import Timing
-from runners.client.wake import Wake
-
-from .virtual import VirtualClock, virtual
+from pullwake.api import Api, Grant, NoWork, Registration
+from pullwake.claims import Claims, Handler
+from pullwake.diagnostics import Diagnostics
+from pullwake.errors import ClaimLost, RunnerError, ServerRefused, ServerUnreachable
+from pullwake.timing import Timing
+from pullwake.wake import Wake
+from virtual import VirtualClock, virtual
 
 FENCED = ServerRefused(409, "FENCED", "not yours")
 UNAUTHORIZED = ServerRefused(401, "UNAUTHORIZED", "who are you")

@@ -1,4 +1,7 @@
-"""Tests of the Python runner. Async tests run in an event loop of their own, and leave it clean."""
+"""Async tests run in an event loop of their own, and leave it clean.
+
+A conftest.py that imports `pytest_pyfunc_call` has them do so.
+"""
 
 from __future__ import annotations
 

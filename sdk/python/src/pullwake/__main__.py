@@ -1,4 +1,4 @@
-"""`python -m runners.client`: a runner that runs a command for each wake."""
+"""`pullwake`, or `python -m pullwake`: the command, one subcommand a job."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from .command import CommandHandler
@@ -45,8 +46,18 @@ DEFAULT_CLAIMS = 10
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m runners.client",
-        description="Run a command for each wake of a pull-wake runner.",
+        prog="pullwake", description="What a machine does for a pull-wake control plane."
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    add_run(commands.add_parser)
+    return parser
+
+
+def add_run(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
+    parser = add_parser(
+        "run",
+        help="be a runner, and run a command for each wake",
+        description="Be a pull-wake runner, and run a command for each wake.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -115,15 +126,20 @@ def parser() -> argparse.ArgumentParser:
     add("--log-format", choices=("text", "json"), default="text", help="(default: text)")
     add("-v", "--verbose", action="store_true", help="log more")
     add("-q", "--quiet", action="store_true", help="log only what is wrong")
-    return parser
+    parser.set_defaults(act=partial(run, parser))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run until stopped. Returns the exit status."""
-    options = parser()
-    args = options.parse_args(arguments)
+    """Do what the arguments say. Returns the exit status."""
+    args = parser().parse_args(arguments)
+    status: int = args.act(args)
+    return status
+
+
+def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    """Be a runner until stopped. Returns the exit status."""
     if not args.url:
-        options.error("--url or $PULLWAKE_URL is needed")
+        parser.error("--url or $PULLWAKE_URL is needed")
     level = logging.INFO
     if args.verbose or args.quiet:
         level = logging.DEBUG if args.verbose else logging.WARNING
@@ -131,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return asyncio.run(serve(args))
     except ValueError as error:  # a URL or a number that cannot be right
-        options.error(str(error))
+        parser.error(str(error))
     except KeyboardInterrupt:
         return EX_CANCELLED
     except Exception:

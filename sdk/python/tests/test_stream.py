@@ -9,12 +9,11 @@ from typing import Any, cast
 
 import pytest
 
-from runners.client.stream import Batch, Live, WakeStream
-from runners.client.timing import Timing
-from runners.client.transport import Answer, Transport
-
-from .fake import offset
-from .virtual import VirtualClock, virtual
+from fake import offset
+from pullwake.stream import Batch, Live, WakeStream
+from pullwake.timing import Timing
+from pullwake.transport import Answer, Transport
+from virtual import VirtualClock, virtual
 
 WAKE = b'[{"type": "wake", "stream": "chat/1/main"}]'
 

@@ -1,4 +1,4 @@
-"""A pull-wake runner, as a library; `python -m runners.client` is the command.
+"""A pull-wake runner, as a library; `pullwake run` is the command.
 
 docs/writing-a-runner.md begins with one in ten lines. The modules, from the outside in: `runner`
 (what happens, and who owns it), `machine` and `lifecycle` (when), `heartbeats`, `claims` and

@@ -12,13 +12,7 @@ from typing import Any
 
 import pytest
 
-from runners.client import HeadersFailed, PullWakeRunner, RunnerError, State, Wake
-from runners.client import runner as runner_module
-from runners.client.backoff import Backoff
-from runners.client.machine import Event
-from runners.client.runner import _Run
-
-from .fake import (
+from fake import (
     Cut,
     FakeServer,
     Fault,
@@ -32,7 +26,12 @@ from .fake import (
     offset,
     status,
 )
-from .harness import Handled, TestClock, fast, make, running, until
+from harness import Handled, TestClock, fast, make, running, until
+from pullwake import HeadersFailed, PullWakeRunner, RunnerError, State, Wake
+from pullwake import runner as runner_module
+from pullwake.backoff import Backoff
+from pullwake.machine import Event
+from pullwake.runner import _Run
 
 SIXTEEN = {
     "status",

@@ -8,10 +8,9 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from runners.client import Handler, PullWakeRunner, Timing, Wake
-from runners.client.clock import Clock
-
-from .fake import PATIENCE, FakeServer
+from fake import PATIENCE, FakeServer
+from pullwake import Handler, PullWakeRunner, Timing, Wake
+from pullwake.clock import Clock
 
 FAST = Timing(
     heartbeat_interval=30.0,
@@ -31,20 +30,6 @@ FAST = Timing(
     farewell_timeout=1.0,
 )
 """For tests in which only what they do themselves may take time."""
-
-BRISK = Timing(
-    heartbeat_interval=0.4,
-    heartbeat_gap=0.1,
-    heartbeat_timeout=1.0,
-    request_timeout=1.0,
-    connect_timeout=3.0,
-    long_poll_deadline=4.0,
-    sse_idle_deadline=4.0,
-    backoff_min=0.1,
-    backoff_max=1.0,
-    retry_after_max=5.0,
-)
-"""The protocol's durations on a smaller scale."""
 
 
 def fast(**durations: float) -> Timing:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
-from runners.client.clock import Clock
-from runners.client.diagnostics import Diagnostics
-from runners.client.errors import RunnerError, ServerRefused, ServerUnreachable
-from runners.client.heartbeats import Heartbeats
-from runners.client.machine import State
-from runners.client.timing import Timing
-
-from .virtual import VirtualClock, virtual
+from pullwake.clock import Clock
+from pullwake.diagnostics import Diagnostics
+from pullwake.errors import RunnerError, ServerRefused, ServerUnreachable
+from pullwake.heartbeats import Heartbeats
+from pullwake.machine import State
+from pullwake.timing import Timing
+from virtual import VirtualClock, virtual
 
 
 class Sender:
