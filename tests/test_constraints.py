@@ -9,7 +9,7 @@ from django.db import IntegrityError, connection, models, transaction
 from claims import reaper
 from core.principals import Principal
 from runners import tokens
-from tests.endpoints import APPS
+from tests.api.endpoints import APPS
 from tests.support import Api
 
 MINE = "entity_id = (SELECT id FROM dispatch_entity WHERE url = '/agent/claimed')"

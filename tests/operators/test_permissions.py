@@ -7,8 +7,8 @@ from django.contrib.auth.models import Permission, User
 from claims.models import ConsumerClaim
 from dispatch.models import DispatchState, Entity
 from runners.models import Runner
-from tests.admin.conftest import World, person
-from tests.admin.test_pages import PAGES
+from tests.operators.conftest import World, person
+from tests.operators.test_pages import PAGES
 
 SECRET_PAGES = {"runners.accesstoken list", "token", "issue"}
 """For superusers alone."""

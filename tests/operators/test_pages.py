@@ -10,7 +10,7 @@ from django.contrib import admin
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from tests.admin.conftest import World
+from tests.operators.conftest import World
 
 PAGES = [
     "overview",

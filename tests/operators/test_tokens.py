@@ -7,7 +7,7 @@ from django.contrib.admin.models import LogEntry
 from django.utils import timezone
 
 from runners.models import AccessToken
-from tests.admin.test_verbs import do, text
+from tests.operators.test_verbs import do, text
 from tests.support import Api
 
 TOKENS = "/admin/runners/accesstoken/"

@@ -10,7 +10,7 @@ from schemathesis.specs.openapi import checks as openapi_checks
 
 from api import streams
 from config.wsgi import application
-from tests.endpoints import Scene, routes, undone
+from tests.api.endpoints import Scene, routes, undone
 from tests.support import Database
 
 SCHEMA = "/_electric/openapi.json"

@@ -7,7 +7,7 @@ import socket
 import msgspec
 import pytest
 
-from tests.endpoints import (
+from tests.api.endpoints import (
     ENDPOINTS,
     ENTITIES,
     ENTITY,

@@ -10,7 +10,7 @@ from claims.models import ConsumerClaim
 from dispatch import entities
 from dispatch.models import Entity, StreamEvent
 from runners.models import Runner
-from tests.admin.conftest import World
+from tests.operators.conftest import World
 from tests.support import Api
 
 CLAIMS, RUNNERS, ENTITIES = (

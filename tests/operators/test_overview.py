@@ -13,8 +13,8 @@ from claims.models import ClaimTally, ServerPulse
 from core.clock import iso
 from dispatch.models import DispatchState, Entity, Wake
 from runners.models import Runner
-from tests.admin.conftest import World
-from tests.admin.test_verbs import text
+from tests.operators.conftest import World
+from tests.operators.test_verbs import text
 
 FIGURE = re.compile(r'<a href="([^"]+)"><b>(\d+)</b> <span>([^<]+)</span>')
 

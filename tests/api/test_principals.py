@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from core.principals import MAX_URL_LENGTH, Principal
 from runners import tokens
 from runners.models import AccessToken
-from tests.endpoints import ENDPOINTS, Scene, bearer, everything, routes, undone
+from tests.api.endpoints import ENDPOINTS, Scene, bearer, everything, routes, undone
 from tests.support import Api
 
 RUNNERS = "/_electric/runners"
