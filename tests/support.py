@@ -244,6 +244,16 @@ class Database:
             cursor = connection.execute(sql, params)
             return cursor.fetchall() if cursor.description else []
 
+    def load(self, dump: Path) -> None:
+        """Run a file of SQL statements."""
+        sql = dump.read_text(encoding="utf-8")
+        if self.path is not None:
+            with closing(sqlite3.connect(self.path)) as lite:
+                lite.executescript(sql)
+            return
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(sql.encode())
+
     @contextmanager
     def locked(self, table: str) -> Iterator[None]:
         """Let nobody else write to a table (on SQLite to any) for a while."""
@@ -285,16 +295,21 @@ class Database:
 
 
 @contextmanager
-def migrated_template(folder: Path) -> Iterator[Database]:
-    """A fresh database of the kind that this run is on, with every migration."""
+def empty_database(folder: Path) -> Iterator[Database]:
+    """A database of the kind that this run is on, with no table, gone afterwards."""
     if settings.SQLITE:
-        database = Database(f"sqlite:///{folder / 'template.sqlite3'}")
-        _migrate(database)
-        yield database
+        yield Database(f"sqlite:///{folder / 'database.sqlite3'}")
         return
     with _created_database("") as url:
-        _migrate(Database(url))
         yield Database(url)
+
+
+@contextmanager
+def migrated_template(folder: Path) -> Iterator[Database]:
+    """A fresh database of the kind that this run is on, with every migration."""
+    with empty_database(folder) as database:
+        _migrate(database)
+        yield database
 
 
 def _migrate(database: Database) -> None:
