@@ -56,8 +56,6 @@ def delete_entity(entity: Entity) -> None:
     with transaction.atomic():
         state = entities.lock(entity)
         holder = _fence(state)
-        wakes.end(state, DispatchState.End.KILLED)
-        wakes.save(state)
         entity.delete()
         _reemit_refused(holder)
 

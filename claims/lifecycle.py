@@ -184,9 +184,11 @@ def _try_acquire(runner: Runner, lock: Lock) -> Acquisition | NotAwake | Pullwak
         problem = _make_claimable(state)
         if problem is not None:
             return problem
+    wake_id, generation = wakes.take(state)
     if _free_places(runner) == 0:
+        wakes.put_back(state)
         return ClaimLimitReached()
-    acquisition = _create(runner, state, *wakes.take(state))
+    acquisition = _create(runner, state, wake_id, generation)
     wakes.save(state)
     return acquisition
 

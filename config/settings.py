@@ -10,6 +10,7 @@ import environ
 import structlog
 from django.core.exceptions import ImproperlyConfigured
 
+from config.serving import cooperative
 from operators import theme
 
 env = environ.Env()
@@ -112,6 +113,7 @@ else:
         **_given,
         **({} if PULLWAKE_LISTEN_URL else _prepared),
         "pool": {
+            "connection_class": cooperative.Connection,
             "min_size": 1,
             "max_size": env.int("PULLWAKE_DB_POOL", 16),
             # A pool that is dry for this long is answered with 503 and Retry-After.

@@ -186,6 +186,16 @@ def take(state: DispatchState) -> tuple[str, int]:
     return wake_id, generation
 
 
+def put_back(state: DispatchState) -> None:
+    """Undo `take` in the transaction that took, for a claim that was refused after all.
+
+    What follows in it is not saved of ``state``, so nothing of that changed.
+    """
+    Wake.objects.filter(entity=state.entity_id, generation=state.active_epoch).update(
+        status=Wake.Status.OUTSTANDING
+    )
+
+
 def reemit(wakes: WakeQuerySet) -> int:
     """Emit outstanding wakes of one runner again, oldest first: how many. Wakes in use are left."""
     with transaction.atomic():

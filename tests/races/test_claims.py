@@ -134,7 +134,7 @@ def limited(alice: Api) -> Api:
 def test_it_gives_the_last_place_of_a_runner_to_one_of_two_claims(limited: Api, line: Line):
     limited.claim()
     answers = line.meet(
-        "runner", ("first", "second"), first=limited.try_claim, second=limited.try_claim
+        "tail", ("first", "second"), first=limited.try_claim, second=limited.try_claim
     )
     assert answers["first"].status == 200
     assert answers["second"].error == "CLAIM_LIMIT_REACHED"
@@ -149,7 +149,7 @@ def test_it_emits_a_refused_wake_again_or_does_not_refuse_it(
     first = limited.claim()
     limited.claim()
     tail = limited.get("/runners/r1/wake?offset=now").headers["Stream-Next-Offset"]
-    answers = line.meet("runner", order, claim=limited.try_claim, done=first.done)
+    answers = line.meet("tail", order, claim=limited.try_claim, done=first.done)
     assert answers["done"].body["entity_cleared"]
     if order[0] == "claim":
         assert answers["claim"].error == "CLAIM_LIMIT_REACHED"
@@ -185,9 +185,9 @@ def test_it_does_not_lose_a_wake_that_is_refused_while_another_claim_is_being_ma
     done = line.join(first.done)
     third = line.join(limited.try_claim)
     line.let_go("state of e2")
-    assert being_made.result(timeout=30).status == 200
     line.settle()
     line.let_go("tail")
+    assert being_made.result(timeout=30).status == 200
     assert done.result(timeout=30).body["entity_cleared"]
     claimed = third.result(timeout=30).status == 200
     emitted_again = {wake["stream"] for wake in limited.wakes(offset=tail)} - {"agent/e1/main"}
