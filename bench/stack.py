@@ -6,7 +6,6 @@ A POST answers with the body that it was sent, so that as many bytes go over the
 import os
 
 from django.conf import settings
-from django.core.wsgi import get_wsgi_application
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
 
@@ -23,4 +22,7 @@ def empty(request: HttpRequest) -> HttpResponse:
 
 
 urlpatterns = [path("livez", empty), path("empty", empty)]
-application = get_wsgi_application()
+
+from config.wsgi import application  # noqa: E402  with these addresses
+
+__all__ = ["application"]

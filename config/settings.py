@@ -145,8 +145,15 @@ INSTALLED_APPS = [
     "config.serving",
 ]
 MIDDLEWARE = [
+    # For pages; the API goes through config.serving.application's.
     "django.middleware.security.SecurityMiddleware",
-    "config.serving.middleware.PagesMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
 ROOT_URLCONF = "config.urls"
 WSGI_APPLICATION = "config.wsgi.application"
@@ -191,8 +198,6 @@ if _public.scheme == "https":
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
     CSRF_TRUSTED_ORIGINS = [PULLWAKE_PUBLIC_URL]
 SILENCED_SYSTEM_CHECKS = [
-    # These are there, for the pages: config.serving.middleware.
-    *("security.W002", "security.W003", "admin.E408", "admin.E409", "admin.E410"),
     "security.W005",  # HSTS for subdomains is a promise about the operator's other hosts.
     "security.W008",  # TLS ends at the proxy, and runners inside the network may speak plain HTTP.
     "security.W021",  # HSTS preload is the operator's to ask for.

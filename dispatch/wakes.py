@@ -191,7 +191,7 @@ def put_back(state: DispatchState) -> None:
 
     What follows in it is not saved of ``state``, so nothing of that changed.
     """
-    Wake.objects.filter(entity=state.entity_id, generation=state.active_epoch).update(
+    Wake.objects.filter(entity=state.entity_id, generation=state.generation).update(
         status=Wake.Status.OUTSTANDING
     )
 
