@@ -93,12 +93,13 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
 
 def figures(span: str) -> dict[str, Any]:
     """All figures; ``span``, of `SPANS`, is the chart's."""
-    now = _now()
+    pulse = with_now(ServerPulse.objects.all()).first()
+    now = timezone.now() if pulse is None else pulse.now
     runners = _runners()
     claims, orphans = _claims()
     work = _work()
     wakes = _wakes()
-    reaper = _reaper(now)
+    reaper = _reaper(pulse, now)
     total = _Totals(now)
     return {
         "now": now,
@@ -123,11 +124,6 @@ def figures(span: str) -> dict[str, Any]:
         ],
         "sample": SAMPLE,
     }
-
-
-def _now() -> datetime:
-    pulse = with_now(ServerPulse.objects.all()).first()
-    return timezone.now() if pulse is None else pulse.now
 
 
 # --- Now --------------------------------------------------------------------------------------
@@ -240,8 +236,7 @@ def _wakes() -> Figure:
     return Figure("unclaimed wakes", found["n"], url, oldest=found["oldest"])
 
 
-def _reaper(now: datetime) -> dict[str, Any]:
-    pulse = ServerPulse.objects.first()
+def _reaper(pulse: ServerPulse | None, now: datetime) -> dict[str, Any]:
     ran = None if pulse is None else pulse.reaped_at
     patience = timedelta(milliseconds=6 * settings.PULLWAKE_REAPER_INTERVAL_MS)
     return {"pulse": pulse, "ran": ran, "late": ran is None or now - ran > patience}
