@@ -17,7 +17,7 @@ from core.clock import with_now
 from operators.kit.markup import CALLED, entity_link, moment, runner_link
 
 Narrow = Callable[[Any], Any]
-"""Makes a queryset of rows a narrower one."""
+"""Narrows a queryset."""
 
 
 class Uncounted(Paginator):  # type: ignore[type-arg]
@@ -131,7 +131,7 @@ class ReadOnlyAdmin(ModelAdmin):  # type: ignore[misc]
 # --- Columns ----------------------------------------------------------------------------------
 
 
-def column(title: str, value: Narrow, *, name: str = "") -> Callable[[Any], Any]:
+def column(title: str, value: Callable[[Any], Any], *, name: str = "") -> Callable[[Any], Any]:
     """A column for ``list_display``; ``name`` is that of its CSS class, ``field-…``."""
 
     @admin.display(description=title)
@@ -142,7 +142,7 @@ def column(title: str, value: Narrow, *, name: str = "") -> Callable[[Any], Any]
     return shown
 
 
-def row_column(title: str, value: Narrow) -> Callable[[Any], Any]:
+def row_column(title: str, value: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """The column that says which row it is, which gets the most room."""
     return column(title, value, name="row")
 
