@@ -124,7 +124,7 @@ class ConsumerClaim(models.Model):
     class Meta:
         verbose_name = "claim"
         default_permissions = ("view",)
-        permissions = [("expire_consumerclaim", "Can expire claims")]
+        permissions = [("expire_consumerclaim", "Can take claims back")]
         indexes = [
             # Small however many claims there were; no index on what a heartbeat writes.
             models.Index(fields=["runner"], name="claim_active", condition=Q(status="active")),

@@ -204,8 +204,9 @@ def wake_now(entity: Entity) -> Wake:
 
 def why_not_woken(state: DispatchState) -> PullwakeError | None:
     """What stands against waking an entity now, whatever its delay; None if nothing does."""
-    if state.ended or state.stop_requested:
-        return NotRunning("The entity is stopping, stopped or killed.")
+    closed = why_not_sent(state)
+    if closed is not None:
+        return closed
     if state.claimed:
         return AlreadyClaimed()
     if state.paused:
@@ -246,13 +247,19 @@ def send(entity: Entity, message: Message) -> str:
             if first is not None:
                 known: str = msgspec.json.decode(first.data)["headers"]["txid"]
                 return known
-        if state.ended or state.stop_requested:
-            raise NotRunning("The entity is stopping, stopped or killed.")
+        closed = why_not_sent(state)
+        if closed is not None:
+            raise closed
         if message.type is not None:  # only such a one has a schema
             types.check_message(types.find(entity.type), message.payload, message.type, "/payload")
         txid = _deliver(state, message)
         wakes.settle(state)
     return txid
+
+
+def why_not_sent(state: DispatchState) -> NotRunning | None:
+    """What stands against sending an entity a message; None if nothing does."""
+    return NotRunning("The entity is stopping, stopped or killed.") if state.closed else None
 
 
 def _deliver(state: DispatchState, message: Message) -> str:

@@ -270,7 +270,12 @@ class DispatchState(models.Model):
     @property
     def awake(self) -> bool:
         """Whether it may be woken at all: neither paused nor at its end."""
-        return not (self.paused or self.stop_requested or self.ended)
+        return not (self.paused or self.closed)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no message any more: it is stopping, stopped or killed."""
+        return bool(self.stop_requested or self.ended)
 
     @property
     def claimed(self) -> bool:

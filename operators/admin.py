@@ -1,5 +1,6 @@
 """Every page: Django's admin looks for them here."""
 
-from operators import claim, entity, kit, runner
+from operators import audit, claim, entity, people, runner, state, token, wake
+from operators import type as entity_type
 
-__all__ = ["claim", "entity", "kit", "runner"]
+__all__ = ["audit", "claim", "entity", "entity_type", "people", "runner", "state", "token", "wake"]

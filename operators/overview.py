@@ -1,7 +1,7 @@
-"""The figures on the admin's front page, each of which the list behind it shows in full.
+"""The figures on the admin's front page, each of which leads to the list behind it.
 
-None of them counts claims, wakes or events that are over: those are in `claims.tallies`. So the
-page costs what is going on now, and not what ever happened.
+None of them counts claims, wakes or events that are over: `claims.tallies` has those. So the page
+costs what is going on now, not what ever happened.
 """
 
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ from claims.models import ClaimTally, ConsumerClaim, OrphanReason, ServerPulse
 from claims.reports import with_health
 from core.clock import with_now
 from dispatch.models import FAILING, DispatchState, Wake
-from operators.markup import list_of, milliseconds, span_of
+from operators.kit.markup import counted, list_of, milliseconds, span_of, tone
 from runners.models import Runner
 
 SAMPLE = 1000
 """Newest claims that the times are taken from."""
 OLD_WAKE = timedelta(minutes=2)
-"""From this age on an unclaimed wake is one to look at."""
+"""An unclaimed wake that is older is worth a look."""
 
 SPANS = {
     "hour": (timedelta(hours=1), timedelta(minutes=5), "%H:%M"),
@@ -92,13 +92,14 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
 
 
 def figures(span: str) -> dict[str, Any]:
-    """All figures; ``span`` is that of the chart."""
-    now = _now()
+    """All figures; ``span``, of `SPANS`, is the chart's."""
+    pulse = with_now(ServerPulse.objects.all()).first()
+    now = timezone.now() if pulse is None else pulse.now
     runners = _runners()
     claims, orphans = _claims()
     work = _work()
     wakes = _wakes()
-    reaper = _reaper(now)
+    reaper = _reaper(pulse, now)
     total = _Totals(now)
     return {
         "now": now,
@@ -125,32 +126,24 @@ def figures(span: str) -> dict[str, Any]:
     }
 
 
-def _now() -> datetime:
-    pulse = with_now(ServerPulse.objects.all()).first()
-    if pulse is not None:
-        return pulse.now
-    return timezone.now()
-
-
 # --- Now --------------------------------------------------------------------------------------
 
 
 def _runners() -> dict[str, Figure]:
     """How many runners, by each word for their health and for their liveness."""
-    tones = {"healthy": "good", "degraded": "warn", "unhealthy": "bad", "expired": "bad"}
     rows: Any = with_health(Runner.objects.all()).order_by()
-    counted = list(
+    found = list(
         rows.values_list("health_status", "liveness_status").annotate(
             Count("pk"), Min("liveness__lease_expires_at")
         )
     )
 
     def figure(kind: str, place: int, word: str) -> Figure:
-        fitting = [(n, lease) for *words, n, lease in counted if words[place] == word]
+        fitting = [(n, lease) for *words, n, lease in found if words[place] == word]
         number = sum(n for n, _ in fitting)
         url = list_of("runners_runner", **{kind: word})
         oldest = min(lease for _, lease in fitting) if number and word == "expired" else None
-        return Figure(word, number, url, tones.get(word, "") if number else "", oldest)
+        return Figure(word, number, url, tone(word) if number else "", oldest)
 
     return {
         **{word: figure("health", 0, word) for word in ("healthy", "degraded", "unhealthy")},
@@ -161,31 +154,27 @@ def _runners() -> dict[str, Figure]:
 def _claims() -> tuple[Figure, list[Figure]]:
     """Those active, and the orphaned of them by reason."""
     rows: Any = ConsumerClaim.objects.active().with_orphan_reason().order_by()
-    counted = {
+    found = {
         reason: (n, oldest)
         for reason, n, oldest in rows.values_list("orphan_reason").annotate(
             n=Count("pk"), oldest=Min("orphaned_since")
         )
     }
-    active = Figure(
-        "active",
-        sum(n for n, _ in counted.values()),
-        list_of("claims_consumerclaim", status="active"),
-    )
+    number = sum(n for n, _ in found.values())
+    active = Figure("active", number, list_of("claims_consumerclaim", status="active"))
     orphans = [
         Figure(
             f"orphaned: {reason.label}",
-            counted[reason.value][0],
+            found[reason.value][0],
             list_of("claims_consumerclaim", orphaned=reason.value),
-            "bad",
-            counted[reason.value][1],
+            tone("orphaned"),
+            found[reason.value][1],
         )
         for reason in OrphanReason
-        if reason.value in counted
+        if reason.value in found
     ]
-    if not orphans:
-        orphans = [Figure("orphaned", 0, list_of("claims_consumerclaim", orphaned="any"))]
-    return active, orphans
+    nothing = Figure("orphaned", 0, list_of("claims_consumerclaim", orphaned="any"))
+    return active, orphans or [nothing]
 
 
 def _oldest_orphans() -> list[Any]:
@@ -218,20 +207,20 @@ def _work() -> list[Figure]:
             "of them without a runner",
             found["stranded"],
             list_of("dispatch_entity", work="stranded"),
-            "bad" if found["stranded"] else "",
+            tone("no runner") if found["stranded"] else "",
             found["stranded_since"],
         ),
         Figure(
             "entities that keep failing",
             failing,
             list_of("dispatch_entity", work="failing"),
-            "bad" if failing else "",
+            tone("keeps failing") if failing else "",
         ),
     ]
 
 
 def _worst_failing() -> list[DispatchState]:
-    """With how the newest claim of each ended, and with what error."""
+    """Each with ``how`` its newest claim ended, and with what ``error``."""
     ended = ConsumerClaim.objects.exclude(status=ConsumerClaim.Status.ACTIVE)
     newest = ended.filter(entity=OuterRef("pk")).order_by("-pk")
     failing = DispatchState.objects.failing().select_related("entity")
@@ -247,9 +236,7 @@ def _wakes() -> Figure:
     return Figure("unclaimed wakes", found["n"], url, oldest=found["oldest"])
 
 
-def _reaper(now: datetime) -> dict[str, Any]:
-    """When it last ran, what it did, and whether it is late."""
-    pulse = ServerPulse.objects.first()
+def _reaper(pulse: ServerPulse | None, now: datetime) -> dict[str, Any]:
     ran = None if pulse is None else pulse.reaped_at
     patience = timedelta(milliseconds=6 * settings.PULLWAKE_REAPER_INTERVAL_MS)
     return {"pulse": pulse, "ran": ran, "late": ran is None or now - ran > patience}
@@ -267,37 +254,30 @@ def _troubles(
     found: list[Trouble] = []
     _, stranded, failing = work
     if reaper["late"]:
-        found.append(Trouble("The reaper does not run: is a server up?", "", reaper["ran"]))
+        found.append(Trouble("The reaper is not running: is a server up?", "", reaper["ran"]))
     orphaned = sum(each.number for each in orphans)
     if orphaned:
-        says = f"{orphaned} orphaned claim{_s(orphaned)}: lapsed, or of a runner not at work"
+        says = f"{counted(orphaned, 'orphaned claim')}: lapsed, or the runner is not at work"
         since = min(each.oldest for each in orphans if each.oldest is not None)
         found.append(Trouble(says, list_of("claims_consumerclaim", orphaned="any"), since))
     if stranded.number:
-        n = stranded.number
-        says = f"{n} entit{'y has' if n == 1 else 'ies have'} work, and no runner"
+        says = f"{counted(stranded.number, 'entity has', 'entities have')} work, but no runner"
         found.append(Trouble(says, stranded.url, stranded.oldest))
     if failing.number:
-        n = failing.number
-        says = f"{n} entit{'y keeps' if n == 1 else 'ies keep'} failing"
-        found.append(Trouble(f"{says}: {FAILING} claims in a row or more", failing.url))
+        says = counted(failing.number, "entity keeps failing", "entities keep failing")
+        found.append(Trouble(f"{says}: {FAILING} or more claims in a row", failing.url))
     silent = runners["expired"]
     if silent.number:
-        n = silent.number
-        says = f"{n} runner{_s(n)} fell silent: the heartbeat lease expired"
+        says = f"{counted(silent.number, 'runner')} fell silent: the heartbeat lease expired"
         found.append(Trouble(says, silent.url, silent.oldest))
     if wakes.oldest is not None and now - wakes.oldest > OLD_WAKE:
-        says = f"{wakes.number} wake{_s(wakes.number)} unclaimed, for minutes already"
+        says = f"{counted(wakes.number, 'unclaimed wake')}, the oldest for minutes"
         found.append(Trouble(says, wakes.url, wakes.oldest, "warn"))
     degraded = runners["degraded"]
     if degraded.number:
-        says = f"{degraded.number} runner{_s(degraded.number)} degraded"
+        says = f"{counted(degraded.number, 'runner is', 'runners are')} degraded"
         found.append(Trouble(says, degraded.url, tone="warn"))
     return found
-
-
-def _s(count: int) -> str:
-    return "" if count == 1 else "s"
 
 
 # --- Over time ----------------------------------------------------------------------------------
@@ -319,7 +299,6 @@ class _Totals:
         self.slices.append((until, tallies.count(until, now + timedelta(minutes=1))))
 
     def of(self, length: timedelta) -> dict[str, int]:
-        """The sums of the last while."""
         start = self.now - length
         return {
             name: sum(counts[name] for since, counts in self.slices if since >= start)
@@ -327,7 +306,6 @@ class _Totals:
         }
 
     def chart(self, span: str) -> Chart:
-        """The sums by steps of the span."""
         length, step, form = SPANS[span]
         first = tallies.floor(self.now, step) - length + step
         steps = {first + step * i: dict.fromkeys(OUTCOMES, 0) for i in range(length // step)}

@@ -7,21 +7,14 @@ from django.templatetags.static import static
 from django.urls import reverse_lazy
 
 
-def _may(permission: str) -> Any:
-    def check(request: HttpRequest) -> bool:
-        return bool(request.user.has_perm(permission))
+def _list(title: str, icon: str, app: str, model: str) -> dict[str, Any]:
+    """The item that leads to a model's list, for whoever may see it."""
 
-    return check
+    def may_see(request: HttpRequest) -> bool:
+        return bool(request.user.has_perm(f"{app}.view_{model}"))
 
-
-def _item(title: str, icon: str, page: str, permission: str) -> dict[str, Any]:
-
-    return {
-        "title": title,
-        "icon": icon,
-        "link": reverse_lazy(f"admin:{page}"),
-        "permission": _may(permission),
-    }
+    link = reverse_lazy(f"admin:{app}_{model}_changelist")
+    return {"title": title, "icon": icon, "link": link, "permission": may_see}
 
 
 UNFOLD = {
@@ -49,60 +42,28 @@ UNFOLD = {
                         "icon": "monitoring",
                         "link": reverse_lazy("admin:index"),
                     },
-                    _item("Runners", "dns", "runners_runner_changelist", "runners.view_runner"),
-                    _item(
-                        "Claims",
-                        "lock_clock",
-                        "claims_consumerclaim_changelist",
-                        "claims.view_consumerclaim",
-                    ),
-                    _item(
-                        "Entities",
-                        "token",
-                        "dispatch_entity_changelist",
-                        "dispatch.view_entity",
-                    ),
-                    _item(
-                        "Wakes",
-                        "notifications_active",
-                        "dispatch_wake_changelist",
-                        "dispatch.view_wake",
-                    ),
+                    _list("Runners", "dns", "runners", "runner"),
+                    _list("Claims", "lock_clock", "claims", "consumerclaim"),
+                    _list("Entities", "token", "dispatch", "entity"),
+                    _list("Wakes", "notifications_active", "dispatch", "wake"),
                 ],
             },
             {
-                "title": "Behind it",
+                "title": "Internals",
                 "separator": True,
                 "items": [
-                    _item(
-                        "Dispatch states",
-                        "conversion_path",
-                        "dispatch_dispatchstate_changelist",
-                        "dispatch.view_dispatchstate",
-                    ),
-                    _item(
-                        "Entity types",
-                        "category",
-                        "dispatch_entitytype_changelist",
-                        "dispatch.view_entitytype",
-                    ),
-                    _item(
-                        "Access tokens",
-                        "key",
-                        "runners_accesstoken_changelist",
-                        "runners.view_accesstoken",
-                    ),
+                    _list("Dispatch states", "conversion_path", "dispatch", "dispatchstate"),
+                    _list("Entity types", "category", "dispatch", "entitytype"),
+                    _list("Access tokens", "key", "runners", "accesstoken"),
                 ],
             },
             {
                 "title": "People",
                 "separator": True,
                 "items": [
-                    _item(
-                        "Audit log", "history", "admin_logentry_changelist", "admin.view_logentry"
-                    ),
-                    _item("Users", "person", "auth_user_changelist", "auth.view_user"),
-                    _item("Groups", "group", "auth_group_changelist", "auth.view_group"),
+                    _list("Audit log", "history", "admin", "logentry"),
+                    _list("Users", "person", "auth", "user"),
+                    _list("Groups", "group", "auth", "group"),
                 ],
             },
         ],

@@ -1,11 +1,11 @@
-"""`operators.markup` for templates: ``{% load pullwake %}``."""
+"""`operators.kit.markup` for templates: ``{% load pullwake %}``."""
 
 import json
 from typing import Any
 
 from django import template
 
-from operators import markup
+from operators.kit import markup
 
 register = template.Library()
 
@@ -24,23 +24,16 @@ for function in (
 
 register.filter(markup.milliseconds)
 register.filter(markup.span_of)
-
-
-@register.filter
-def tone(status: str) -> str:
-    """The colour of a state."""
-    return markup.TONES.get(status, "idle")
+register.filter(markup.tone)
 
 
 @register.filter
 def held_for(claim: Any) -> str:
-    """How long a claim that ended was held."""
     return markup.took(claim.ended_at - claim.claimed_at)
 
 
 @register.filter
 def as_json(value: Any) -> str:
-    """JSON, set out."""
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 

@@ -30,7 +30,7 @@ def killed(alice):
     return alice.claim("doomed")
 
 
-def test_an_orphaned_claim_is_found_expired_and_done_by_another(page: Page, alice, killed):
+def test_an_orphaned_claim_is_found_taken_back_and_done_by_another(page: Page, alice, killed):
     page.goto("/admin/")
     # The page finds it out by itself.
     trouble = page.get_by_role("link", name="1 orphaned claim")
@@ -47,8 +47,8 @@ def test_an_orphaned_claim_is_found_expired_and_done_by_another(page: Page, alic
 
     expect(page.get_by_role("table")).to_contain_text("/agent/e1 is freed, and woken again at once")
     page.get_by_label("Reason").fill("the machine is gone")
-    page.get_by_role("button", name="Expire").click()
-    expect(page.get_by_text("Expire: 1 done (freed and woken again).")).to_be_visible()
+    page.get_by_role("button", name="Take back").click()
+    expect(page.get_by_text("Take back: 1 done (freed and woken again).")).to_be_visible()
     expect(page.get_by_text("It ended: expired")).to_be_visible()
     expect(page.get_by_text("The entity was woken again")).to_be_visible()
     assert killed.done().error == "FENCED"
@@ -71,13 +71,13 @@ def test_an_orphaned_claim_is_found_expired_and_done_by_another(page: Page, alic
     expect(page.get_by_text("Reason: the machine is gone")).to_be_visible()
 
 
-def test_an_orphaned_claim_is_expired_in_two_clicks(page: Page, alice, killed):
+def test_an_orphaned_claim_is_taken_back_in_two_clicks(page: Page, alice, killed):
     wait_until(lambda: "expired" in str(alice.get("/_electric/runners/doomed/health").body))
     page.goto("/admin/")
     orphans = page.locator("section", has_text="Orphaned claims, oldest first")
-    orphans.get_by_role("link", name="Expire").click()
-    page.get_by_role("button", name="Expire").click()
-    expect(page.get_by_text("Expire: 1 done (freed and woken again).")).to_be_visible()
+    orphans.get_by_role("link", name="Take back").click()
+    page.get_by_role("button", name="Take back").click()
+    expect(page.get_by_text("Take back: 1 done (freed and woken again).")).to_be_visible()
 
 
 def test_the_overview_refreshes_without_losing_the_readers_place(page: Page, alice):
@@ -135,7 +135,7 @@ def test_the_overview_says_when_its_figures_are_old(context: BrowserContext, ali
     alice.register("r1")
     page = context.new_page()  # where scripts may complain
     page.goto("/admin/")
-    stale = page.get_by_text("The server does not answer: these figures are old.")
+    stale = page.get_by_text("The server does not answer. These figures are old.")
     expect(stale).to_be_hidden()
     page.route("**/admin/", lambda route: route.fulfill(status=503))
     refresh(page)

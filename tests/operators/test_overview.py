@@ -75,13 +75,13 @@ def test_it_names_what_is_wrong(troubled, people):
     Wake.objects.outstanding().update(created_at=Now() - timedelta(minutes=3))
     said = text(people["viewer"].get("/admin/"))
     for trouble in (
-        "1 orphaned claim: lapsed, or of a runner not at work oldest",
-        "1 entity has work, and no runner",
+        "1 orphaned claim: lapsed, or the runner is not at work oldest",
+        "1 entity has work, but no runner",
         "1 entity keeps failing",
         "1 runner fell silent: the heartbeat lease expired oldest",
-        "2 wakes unclaimed, for minutes already oldest",
+        "2 unclaimed wakes, the oldest for minutes oldest",
         "3 in a row failed: no such tool",
-        "1 runner degraded",
+        "1 runner is degraded",
     ):
         assert trouble in said
     assert "Nothing needs you." not in said
@@ -116,7 +116,7 @@ def test_the_chart_shows_what_was_acquired_beside_what_ended(world, people):
     past = tallies.floor(timezone.now()) - 2 * tallies.SLICE
     ClaimTally.objects.create(since=past, acquired=8, released=2, failed=1)
     page = people["viewer"].get("/admin/?span=hour").content.decode()
-    assert "Its height is 8 claims in 5 min." in page
+    assert "The full height is 8 claims in 5 min." in page
     bar = page[page.index("8 acquired, 2 released, 1 failed, 0 expired, 0 fenced") :]
     assert re.findall(r"(?:bottom|height):([0-9.]+)%", bar)[:3] == ["100.00", "25.00", "12.50"]
 
@@ -130,12 +130,12 @@ def test_it_says_when_nothing_is_wrong(alice, people):
 
 
 def test_it_says_when_the_reaper_does_not_run(world, people):
-    assert "The reaper does not run" in text(people["viewer"].get("/admin/"))
+    assert "The reaper is not running" in text(people["viewer"].get("/admin/"))
     reaper.pulse()
     reaper.reap()
-    assert "The reaper does not run" not in text(people["viewer"].get("/admin/"))
+    assert "The reaper is not running" not in text(people["viewer"].get("/admin/"))
     ServerPulse.objects.update(reaped_at=Now() - timedelta(hours=1))
-    assert "The reaper does not run" in text(people["viewer"].get("/admin/"))
+    assert "The reaper is not running" in text(people["viewer"].get("/admin/"))
 
 
 def test_it_says_how_to_begin_while_there_is_no_runner(people):
@@ -267,7 +267,7 @@ def test_a_claims_page_tells_its_story(world, people):
 def test_a_claims_page_says_why_its_entity_was_not_woken_again(world, people):
     claim = world.row(world.released)
     path = f"/admin/claims/consumerclaim/{claim.pk}/change/"
-    assert "was not woken again nothing is left to do" in text(people["viewer"].get(path))
+    assert "was not woken again it has no work left" in text(people["viewer"].get(path))
     world.api.signal("/agent/e1", "SIGKILL")
     assert "was not woken again it was killed" in text(people["viewer"].get(path))
 

@@ -72,7 +72,7 @@ def test_it_revokes(superuser):
     secret = secret_in(issue(superuser))
     token = AccessToken.objects.get()
     assert "1 done (revoked)" in do(superuser, TOKENS, "revoke", token.pk)
-    assert "It was revoked meanwhile." in do(superuser, TOKENS, "revoke", token.pk)
+    assert "It has already been revoked." in do(superuser, TOKENS, "revoke", token.pk)
     assert Api(Authorization=f"Bearer {secret}").get("/_electric/runners").error == "UNAUTHORIZED"
 
 

@@ -45,16 +45,19 @@ def test_the_list_asks_before_it_does_anything(world, operator, pair):
     ticked = {"action": "expire", "_selected_action": [each.pk for each in pair], "index": "0"}
     asked = operator.post(CLAIMS, ticked)
     said = text(asked)
-    assert "its runner's heartbeat lease expired. /agent/e3 is freed, and woken again" in said
-    assert "It has ended meanwhile: released." in said
+    assert (
+        "Taken back, as its runner's heartbeat lease expired. /agent/e3 is freed, and woken again"
+        in said
+    )
+    assert "It has already ended: released." in said
     assert world.row(world.orphaned).status == "active"
 
 
 def test_it_counts_what_it_did_and_what_was_refused(world, operator, pair):
     said = do(operator, CLAIMS, "expire", *(each.pk for each in pair))
-    assert "Expire: 1 done (freed and woken again)." in said
-    assert "Expire: 1 refused." in said
-    assert f"{pair[1]}: It has ended meanwhile: released." in said
+    assert "Take back: 1 done (freed and woken again)." in said
+    assert "Take back: 1 refused." in said
+    assert f"{pair[1]}: It has already ended: released." in said
     assert world.row(world.orphaned).status == "expired"
     assert world.row(world.released).status == "released"
 
@@ -78,7 +81,7 @@ def test_it_is_refused_when_the_state_moved_on(world, operator, pair):
     assert operator.get(f"{CLAIMS}do/expire/?pk={claim.pk}").status_code == 200
     world.orphaned.done()
     said = do(operator, CLAIMS, "expire", claim.pk)
-    assert "It has ended meanwhile: released." in said
+    assert "It has already ended: released." in said
     assert "1 done" not in said
     assert not LogEntry.objects.exists()
 
@@ -89,7 +92,7 @@ def test_it_says_who_did_what_to_which_and_why(world, operator, pair):
     entry = LogEntry.objects.get()
     assert (entry.user.username, entry.object_id) == ("operator", str(claim.pk))
     assert entry.change_message == (
-        "Expire: freed and woken again. Reason: the machine burned down"
+        "Take back: freed and woken again. Reason: the machine burned down"
     )
     log = text(operator.get("/admin/admin/logentry/"))
     assert "the machine burned down" in log
@@ -111,11 +114,11 @@ def test_an_order_for_nothing_is_not_found(world, operator):
     assert operator.get(f"{CLAIMS}do/expire/?pk=x").status_code == 404
 
 
-def test_it_warns_before_a_healthy_claim_is_expired(world, operator):
+def test_it_warns_before_a_healthy_claim_is_taken_back(world, operator):
     world.api.post("/_electric/runners/r1/heartbeat", {"lease_ms": 60_000})
     claim = world.row(world.orphaned)
     said = text(operator.get(f"{CLAIMS}do/expire/?pk={claim.pk}"))
-    assert "Expires although nothing is wrong with it: its handler is fenced" in said
+    assert "Taken back although nothing is wrong with it: its handler is fenced" in said
 
 
 # --- Entities -----------------------------------------------------------------------------------
@@ -266,7 +269,7 @@ def test_it_says_how_many_entities_will_move(world, operator):
 
 def test_it_moves_nowhere_where_it_is(world, operator):
     said = do(operator, ENTITIES, "move", pk_of("/agent/e4"), target="r1")
-    assert "It is dispatched to that runner already." in said
+    assert "It is already dispatched to that runner." in said
 
 
 # --- Runners ------------------------------------------------------------------------------------
@@ -274,18 +277,18 @@ def test_it_moves_nowhere_where_it_is(world, operator):
 
 def test_it_disables_and_enables(world, operator):
     assert "1 done (disabled)" in do(operator, RUNNERS, "disable", "r1")
-    assert "It is disabled already." in do(operator, RUNNERS, "disable", "r1")
+    assert "It is already disabled." in do(operator, RUNNERS, "disable", "r1")
     assert "1 done (enabled)" in do(operator, RUNNERS, "enable", "r1")
     assert Runner.objects.get(pk="r1").enabled
 
 
-def test_it_expires_every_claim_of_a_runner(world, operator):
+def test_it_takes_back_every_claim_of_a_runner(world, operator):
     said = do(operator, RUNNERS, "expire-claims", "r1", reason="burned down")
-    assert "1 done (1 expired)" in said
+    assert "1 done (1 taken back)" in said
     assert world.row(world.orphaned).status == "expired"
     whole = sorted(LogEntry.objects.values_list("content_type__model", flat=True))
     assert whole == ["consumerclaim", "runner"]
-    assert "It holds no claim any more." in do(operator, RUNNERS, "expire-claims", "r1")
+    assert "It no longer holds a claim." in do(operator, RUNNERS, "expire-claims", "r1")
 
 
 def test_it_moves_every_entity_of_a_runner(world, operator):
@@ -307,7 +310,7 @@ def test_it_deletes_a_runner_for_a_reason(world, operator):
 
 
 def test_a_verb_takes_only_so_many_at_once(world, operator, monkeypatch):
-    monkeypatch.setattr("operators.kit.MOST_AT_ONCE", 1)
+    monkeypatch.setattr("operators.kit.verbs.MOST_AT_ONCE", 1)
     pks = [str(each.pk) for each in ConsumerClaim.objects.order_by("pk")]
     ticked = {"action": "expire", "_selected_action": pks, "index": "0"}
     assert "2 are left out" in text(operator.post(CLAIMS, ticked))

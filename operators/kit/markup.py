@@ -1,4 +1,4 @@
-"""How the admin's pages write times, ids, states and links; the same in lists and in templates."""
+"""How the pages write times, ids, states and links; the same in lists and in templates."""
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
@@ -39,12 +39,37 @@ TONES: dict[str, Tone] = {
     "idle": "idle",
     "stopped": "idle",
     "killed": "idle",
-    "outstanding": "warn",
+    "unclaimed": "warn",
     "claimed": "good",
     "withdrawn": "idle",
     "valid": "good",
     "revoked": "idle",
+    "orphaned": "bad",
+    "lapsed": "bad",
+    "pending": "info",
+    "no runner": "bad",
+    "keeps failing": "bad",
+    "refused": "warn",
+    "late": "bad",
+    "runs": "good",
 }
+"""The colour of each state that a page names."""
+
+CALLED = {"outstanding": "unclaimed"}
+"""What operators call a state, where it has another name in the contract."""
+
+
+def tone(state: str) -> Tone:
+    return TONES.get(state, "idle")
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun: 1 claim, 2 claims."""
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def span_of(length: timedelta) -> str:
@@ -61,7 +86,6 @@ def span_of(length: timedelta) -> str:
 
 
 def took(length: timedelta) -> str:
-    """A length of time that was measured: 12 ms, 1.4 s, 3 min."""
     return milliseconds(length.total_seconds() * 1000)
 
 
@@ -109,7 +133,8 @@ def ident(text: str, url: str | None = None) -> SafeString | str:
 
 
 def badge(word: str, tone: Tone | None = None, title: str = "") -> SafeString:
-    """A state in a word, with its sign and colour."""
+    """A state in a word, with its sign and colour; ``tone`` where the word is not in `TONES`."""
+    word = CALLED.get(word, word)
     tone = tone or TONES.get(word, "idle")
     return format_html(
         '<span class="pw-badge pw-{}" title="{}"><span aria-hidden="true">{}</span> {}</span>',
@@ -132,12 +157,10 @@ def lines(*parts: Any) -> SafeString | str:
 
 
 def quiet(text: Any) -> SafeString:
-    """Text that matters less."""
     return format_html('<span class="pw-quiet">{}</span>', text)
 
 
 def sentences(texts: Iterable[str]) -> SafeString:
-    """Sentences as a list."""
     return format_html(
         '<ul class="pw-issues">{}</ul>',
         format_html_join("", "<li>{}</li>", ((text,) for text in texts)),

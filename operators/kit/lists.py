@@ -1,0 +1,215 @@
+"""Read-only lists: read from a row on, without OFFSET or COUNT; columns and filters, declared."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+from django.contrib import admin
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.core.exceptions import ValidationError
+from django.core.paginator import Paginator
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from unfold.admin import ModelAdmin
+from unfold.contrib.filters.admin import TextFilter
+from unfold.views import ChangeList
+
+from core.clock import with_now
+from operators.kit.markup import CALLED, entity_link, moment, runner_link
+
+Narrow = Callable[[Any], Any]
+"""Narrows a queryset."""
+
+
+class Uncounted(Paginator):  # type: ignore[type-arg]
+    """Django asks its paginator for a count before it reads a page; this one asks nobody."""
+
+    count = 0
+
+
+class KeysetChangeList(ChangeList):  # type: ignore[misc]
+    """A list in the order of its primary key, read from a row on."""
+
+    def __init__(self, request: HttpRequest, *args: Any, **kwargs: Any) -> None:
+        query = request.GET.copy()
+        self.after = query.pop("after", [""])[-1]
+        self.before = query.pop("before", [""])[-1]
+        request.GET = query  # type: ignore[assignment]  # a place is not a filter
+        super().__init__(request, *args, **kwargs)
+
+    def get_ordering(self, request: HttpRequest, queryset: "QuerySet[Any]") -> list[str]:
+        return [self.model_admin.row_order]
+
+    def get_results(self, request: HttpRequest) -> None:
+        """Read one page, and one row more to know whether there is another."""
+        order = self.model_admin.row_order
+        descending = order.startswith("-")
+        onward, backward = ("pk__lt", "pk__gt") if descending else ("pk__gt", "pk__lt")
+        rows = self.queryset.defer(*self.model_admin.unseen)
+        try:
+            if self.before:
+                rows = rows.filter(**{backward: self.before}).reverse()
+            elif self.after:
+                rows = rows.filter(**{onward: self.after})
+        except (ValueError, ValidationError) as exc:
+            raise IncorrectLookupParameters(exc) from exc
+        page = list(rows[: self.list_per_page + 1])
+        more = len(page) > self.list_per_page
+        page = page[: self.list_per_page]
+        if self.before:
+            page.reverse()
+        self.result_list = page
+        self.has_previous = more if self.before else bool(self.after)
+        self.has_next = bool(self.before) or more
+        self.result_count = len(page)
+        self.full_result_count = self.result_count  # so that nothing is said of it
+        self.show_full_result_count = self.show_admin_actions = True
+        self.can_show_all = self.multi_page = False
+        self.paginator = Uncounted([], self.list_per_page)
+
+    @property
+    def narrowed_by(self) -> Iterator[tuple[str, str, str]]:
+        """The filters in use: what each looks at, for what, and the list without it."""
+        for spec in self.filter_specs:
+            for name in spec.expected_parameters():
+                if name in self.params:
+                    labels = dict(getattr(spec, "lookup_choices", ()))
+                    value = self.params[name]
+                    without = self.get_query_string(remove=[name])
+                    yield str(spec.title), str(labels.get(value, value)), str(without)
+
+    @property
+    def previous_link(self) -> str:
+        return self._link(before=self.result_list[0].pk) if self.result_list else "?"
+
+    @property
+    def next_link(self) -> str:
+        return self._link(after=self.result_list[-1].pk) if self.result_list else "?"
+
+    @property
+    def first_link(self) -> str:
+        return self._link()
+
+    def _link(self, **place: Any) -> str:
+        return str(self.get_query_string(place))
+
+
+class ReadOnlyAdmin(ModelAdmin):  # type: ignore[misc]
+    """Rows that no form makes, edits or deletes, each with ``now``."""
+
+    row_order: ClassVar[str] = "-pk"
+    unseen: ClassVar[Sequence[str]] = ()
+    """Columns that the list does not show, and so does not load."""
+    search_help_text: str | None
+
+    change_list_template = "operators/list.html"
+    list_display_links = None
+    list_disable_select_all = True
+    list_filter_sheet = True
+    list_filter_submit = True
+    list_fullwidth = True
+    list_per_page = 50
+    show_facets = admin.ShowFacets.NEVER
+    show_full_result_count = False
+    sortable_by = ()
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return KeysetChangeList
+
+    def get_queryset(self, request: HttpRequest) -> "QuerySet[Any]":
+        return with_now(super().get_queryset(request))
+
+
+# --- Columns ----------------------------------------------------------------------------------
+
+
+def column(title: str, value: Callable[[Any], Any], *, name: str = "") -> Callable[[Any], Any]:
+    """A column for ``list_display``; ``name`` is that of its CSS class, ``field-…``."""
+
+    @admin.display(description=title)
+    def shown(row: Any) -> Any:
+        return value(row)
+
+    shown.__name__ = name or title.replace(" ", "_")
+    return shown
+
+
+def row_column(title: str, value: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The column that says which row it is, which gets the most room."""
+    return column(title, value, name="row")
+
+
+def moment_column(field: str, title: str) -> Callable[[Any], Any]:
+    """A time, as it is from now."""
+    return column(title, lambda row: moment(getattr(row, field), row.now))
+
+
+ENTITY = column("entity", lambda row: entity_link(row.entity_id, row.entity_url))
+RUNNER = column("runner", lambda row: runner_link(row.runner_id))
+
+# --- Filters ----------------------------------------------------------------------------------
+
+
+class ExactFilter(TextFilter):  # type: ignore[misc]
+    """A filter for a whole value, which an index finds."""
+
+    narrow: ClassVar[Callable[[Any, str], Any]]
+
+    def queryset(self, request: HttpRequest, queryset: "QuerySet[Any]") -> Any:
+        value = (self.value() or "").strip()
+        return type(self).narrow(queryset, value) if value else queryset
+
+
+def exact(title: str, parameter: str, by: str | Callable[[Any, str], Any]) -> type[ExactFilter]:
+    """The filter for rows whose column ``by`` has the value, or that ``by(rows, value)`` leaves."""
+
+    def narrow(rows: Any, value: str) -> Any:
+        return rows.filter(**{by: value}) if isinstance(by, str) else by(rows, value)
+
+    members = {"title": title, "parameter_name": parameter, "narrow": staticmethod(narrow)}
+    return type("Exact", (ExactFilter,), members)
+
+
+class WordFilter(admin.SimpleListFilter):
+    """A filter of named conditions: each has a word for the address, a label, and what it does."""
+
+    words: ClassVar[Mapping[str, tuple[str, Narrow]]]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Each word is a link. The form beside it keeps what no field of its own says.
+        self.chosen = self.used_parameters.pop(str(self.parameter_name), None)
+
+    def value(self) -> str | None:
+        return self.chosen
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [(word, label) for word, (label, _) in self.words.items()]
+
+    def queryset(self, request: HttpRequest, queryset: "QuerySet[Any]") -> Any:
+        chosen = self.words.get(self.value() or "")
+        return chosen[1](queryset) if chosen is not None else queryset
+
+
+def words(title: str, parameter: str, named: Mapping[str, tuple[str, Narrow]]) -> type[WordFilter]:
+    """The filter of these conditions."""
+    members = {"title": title, "parameter_name": parameter, "words": named}
+    return type("Words", (WordFilter,), members)
+
+
+def values(column: str, of: Iterable[str]) -> dict[str, tuple[str, Narrow]]:
+    """For `words`: that the column has this value, for each of these."""
+    return {value: (CALLED.get(value, value), where(**{column: value})) for value in of}
+
+
+def where(**conditions: Any) -> Narrow:
+    """For `words`: that columns have values."""
+    return lambda rows: rows.filter(**conditions)

@@ -1,0 +1,283 @@
+"""Verbs: what an operator may do to rows, confirmed first, and written down.
+
+A verb says beforehand what it will do to each row, goes through the same functions as the API in
+one transaction with its audit entry, and is refused with the reason when the state moved on.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from django import forms
+from django.contrib import messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.contrib.admin.models import CHANGE, DELETION, LogEntry
+from django.contrib.admin.utils import quote, unquote
+from django.contrib.auth.models import User
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.db import transaction
+from django.db.models import Model, QuerySet
+from django.http import (
+    Http404,
+    HttpRequest,
+    HttpResponse,
+    HttpResponseNotAllowed,
+    HttpResponseRedirect,
+)
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+
+from core.errors import PullwakeError
+from core.principals import Principal
+from operators.kit.forms import ReasonForm
+from operators.kit.lists import ReadOnlyAdmin
+from operators.kit.markup import list_of
+
+MOST_AT_ONCE = 100
+"""Rows that one confirmation takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What an operator confirmed, and what else the form asked."""
+
+    user: User
+    reason: str = ""
+    data: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def principal(self) -> Principal:
+        """Who signals and sends in an operator's name."""
+        return Principal("system", f"operator:{self.user.get_username()}")
+
+    def log(self, row: Model, message: str, *, flag: int = CHANGE) -> None:
+        """Leave the audit entry: what was done to the row, by whom and why."""
+        why = f" Reason: {self.reason}" if self.reason else ""
+        log(self.user, row, f"{message}.{why}", flag=flag)
+
+
+@dataclass(frozen=True)
+class Verb:
+    """Something that an operator may do to rows.
+
+    ``effect`` says of one row what will happen to it, or raises the `PullwakeError` that it would
+    be refused with. ``act`` does it, and says in few words what it did; it may raise the same.
+    """
+
+    name: str
+    label: str
+    permission: str
+    question: str
+    effect: Callable[[Any], str]
+    act: Callable[[Any, Order], str]
+    form: type[forms.Form] = ReasonForm
+    danger: bool = False
+    deletes: bool = False
+    one_transaction: bool = True
+    """Otherwise ``act`` is many transactions: their locks must not pile up."""
+    fits: Callable[[Any], bool] = lambda row: True
+    """Whether the row's page offers it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    """What is about to happen to a row."""
+
+    row: Any
+    will: str
+    refused: bool
+    url: str
+
+
+def log(user: Any, row: Model, message: str, *, flag: int = CHANGE) -> None:
+    """Leave an audit entry."""
+    LogEntry.objects.log_actions(user.pk, [row], flag, message, single_object=True)
+
+
+class OperatorAdmin(ReadOnlyAdmin):
+    """Rows with a list, a page each, and verbs."""
+
+    verbs: ClassVar[Sequence[Verb]] = ()
+    story_template: ClassVar[str]
+
+    # --- One row's page
+
+    def story(self, request: HttpRequest, row: Any) -> dict[str, Any]:
+        """What ``story_template`` shows of the row."""
+        raise NotImplementedError
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        if request.method not in ("GET", "HEAD"):
+            return HttpResponseNotAllowed(["GET", "HEAD"])
+        row = self.get_object(request, unquote(object_id))
+        if row is None:
+            return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[no-any-return]
+        context = {
+            "title": str(row),
+            "subtitle": None,
+            "original": row,
+            "object_id": object_id,
+            "now": row.now,
+            "verbs": [
+                (verb, self.verb_url(verb, row))
+                for verb in self.permitted(request)
+                if verb.fits(row)
+            ],
+            "history_url": list_of("admin_logentry", what=self.opts.model_name, row=row.pk),
+            **self.story(request, row),
+        }
+        return self.render(request, self.story_template, context)
+
+    def history_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        of = {"what": self.opts.model_name, "row": unquote(object_id)}
+        return HttpResponseRedirect(list_of("admin_logentry", **of))
+
+    def render(self, request: HttpRequest, template: str, context: dict[str, Any]) -> HttpResponse:
+        """A page of this admin."""
+        context = {**self.admin_site.each_context(request), "opts": self.opts, **context}
+        request.current_app = self.admin_site.name
+        return TemplateResponse(request, template, context)
+
+    # --- What may be done
+
+    def with_prospects(self, rows: "QuerySet[Any]") -> "QuerySet[Any]":
+        """The rows, with what the effects of verbs look at beside them."""
+        return rows
+
+    def permitted(self, request: HttpRequest) -> Iterator[Verb]:
+        """The verbs that this operator may use."""
+        return (verb for verb in self.verbs if request.user.has_perm(verb.permission))
+
+    def get_actions(self, request: HttpRequest, action_location: Any = None) -> dict[str, Any]:
+        """The verbs, for the rows that are ticked in the list.
+
+        From 6.1 on Django names the place that it asks for; no other place here has actions.
+        """
+        return {
+            verb.name: (self._ask(verb), verb.name, verb.label) for verb in self.permitted(request)
+        }
+
+    def _ask(self, verb: Verb) -> Callable[..., HttpResponse]:
+        def ask(self: Any, request: HttpRequest, ticked: "QuerySet[Any]") -> HttpResponse:
+            pks = request.POST.getlist(ACTION_CHECKBOX_NAME)
+            return self.confirm(request, verb, pks, verb.form())  # type: ignore[no-any-return]
+
+        return ask
+
+    def get_urls(self) -> list[URLPattern]:
+        """One address a verb, before those that hold a row's key."""
+        view = self.admin_site.admin_view(self.verb_view)
+        verbs = [
+            path(f"do/{verb.name}/", view, {"name": verb.name}, name=self._url_name(verb.name))
+            for verb in self.verbs
+        ]
+        return [*verbs, *super().get_urls()]
+
+    def verb_url(self, verb: Verb, row: Any) -> str:
+        """Where the verb is confirmed for one row."""
+        return f"{self._url(verb.name)}?pk={quote(str(row.pk))}"
+
+    def _url_name(self, name: str) -> str:
+        return f"{self.opts.app_label}_{self.opts.model_name}_{name}"
+
+    def _url(self, name: str, *args: str) -> str:
+        return reverse(f"{self.admin_site.name}:{self._url_name(name)}", args=args)
+
+    def _url_of(self, row: Any) -> str:
+        return self._url("change", quote(str(row.pk)))
+
+    def verb_view(self, request: HttpRequest, name: str) -> HttpResponse:
+        """Ask for a confirmation; once it is there, act."""
+        verb = next(each for each in self.verbs if each.name == name)
+        if not (self.has_view_permission(request) and request.user.has_perm(verb.permission)):
+            raise PermissionDenied
+        pks = request.POST.getlist("pk") or [unquote(each) for each in request.GET.getlist("pk")]
+        if not pks:
+            raise Http404
+        form = verb.form(request.POST) if request.method == "POST" else verb.form()
+        if not form.is_valid():
+            return self.confirm(request, verb, pks, form)
+        order = Order(request.user, form.cleaned_data.pop("reason", ""), form.cleaned_data)  # type: ignore[arg-type]
+        return self._carry_out(request, verb, pks[:MOST_AT_ONCE], order)
+
+    def confirm(
+        self, request: HttpRequest, verb: Verb, pks: Sequence[str], form: forms.Form
+    ) -> HttpResponse:
+        """The page that says what will happen to each."""
+        rows = self._rows(request, pks[:MOST_AT_ONCE])
+        prospects = [self._prospect(verb, row) for row in rows]
+        context = {
+            "title": f"{verb.label}?",
+            "verb": verb,
+            "form": form,
+            "prospects": prospects,
+            "pointless": all(each.refused for each in prospects),
+            "missing": min(len(pks), MOST_AT_ONCE) - len(rows),
+            "left_out": max(len(pks) - MOST_AT_ONCE, 0),
+            "verb_url": self._url(verb.name),
+            "back": self._url_back(rows),
+        }
+        return self.render(request, "operators/confirm.html", context)
+
+    def _prospect(self, verb: Verb, row: Any) -> Prospect:
+        try:
+            return Prospect(row, verb.effect(row), refused=False, url=self._url_of(row))
+        except PullwakeError as exc:
+            return Prospect(row, exc.message, refused=True, url=self._url_of(row))
+
+    def _carry_out(
+        self, request: HttpRequest, verb: Verb, pks: Sequence[str], order: Order
+    ) -> HttpResponse:
+        rows = self._rows(request, pks)
+        done: Counter[str] = Counter()
+        refused: list[str] = []
+        for row in rows:
+            try:
+                with transaction.atomic() if verb.one_transaction else nullcontext():
+                    said = verb.act(row, order)
+                    flag = DELETION if verb.deletes else CHANGE
+                    order.log(row, f"{verb.label}: {said}", flag=flag)
+            except PullwakeError as exc:
+                refused.append(f"{row}: {exc.message}")
+            else:
+                done[said] += 1
+        missing = len(pks) - len(rows)
+        if missing:
+            refused.append(f"{missing} no longer there")
+        _tell(request, verb, done, refused)
+        return HttpResponseRedirect(self._url_back([] if verb.deletes and done else rows))
+
+    def _rows(self, request: HttpRequest, pks: Iterable[str]) -> list[Any]:
+        try:
+            found = self.with_prospects(self.get_queryset(request)).filter(pk__in=list(pks))
+        except (ValueError, ValidationError):
+            raise Http404 from None
+        return list(found.order_by(self.row_order))
+
+    def _url_back(self, rows: Sequence[Any]) -> str:
+        return self._url_of(rows[0]) if len(rows) == 1 else self._url("changelist")
+
+
+def _tell(request: HttpRequest, verb: Verb, done: "Counter[str]", refused: list[str]) -> None:
+    if done:
+        total = done.total()
+        told = ", ".join(
+            said if count == total else f"{said}: {count}" for said, count in done.most_common(5)
+        )
+        told += ", …" if len(done) > 5 else ""
+        messages.success(request, f"{verb.label}: {total} done ({told}).")
+    if refused:
+        named = "; ".join(refused[:5]) + ("; …" if len(refused) > 5 else "")
+        messages.warning(request, f"{verb.label}: {len(refused)} refused. {named}")

@@ -1,0 +1,164 @@
+"""Access tokens: who may call the API. Issued and shown once, listed, revoked."""
+
+from datetime import timedelta
+from typing import Any
+
+from django import forms
+from django.contrib import admin, messages
+from django.contrib.admin.models import ADDITION
+from django.core.exceptions import PermissionDenied
+from django.db import transaction
+from django.db.models import Q, QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.urls import URLPattern, path
+from django.utils import timezone
+from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
+
+from core.errors import NotRunning
+from core.principals import Principal
+from operators.kit.lists import moment_column, row_column, where, words
+from operators.kit.markup import badge, ident, lines, moment, page_of, principal
+from operators.kit.verbs import OperatorAdmin, Order, Verb, log
+from runners import tokens
+from runners.models import AccessToken, AccessTokenQuerySet
+
+
+class TokenForm(forms.Form):
+    principal = forms.CharField(
+        max_length=400,
+        widget=UnfoldAdminTextInputWidget(attrs={"placeholder": "user:alice"}),
+        help_text="kind:id, where the kind is user, agent, service or system.",
+    )
+    label = forms.CharField(
+        max_length=256,
+        required=False,
+        widget=UnfoldAdminTextInputWidget(),
+        help_text="What it is for.",
+    )
+    days = forms.TypedChoiceField(
+        label="Valid for",
+        coerce=int,
+        choices=[(30, "30 days"), (90, "90 days"), (365, "a year"), (0, "until it is revoked")],
+        initial=90,
+        widget=UnfoldAdminSelectWidget(),
+    )
+
+    def clean_principal(self) -> Principal:
+        try:
+            return Principal.parse(self.cleaned_data["principal"].strip())
+        except ValueError as exc:
+            raise forms.ValidationError(f"This is not a principal: {exc}.") from None
+
+
+def _validity(token: Any) -> str:
+    if token.revoked_at is not None:
+        return "revoked"
+    return "valid" if token.expires_at is None or token.expires_at > token.now else "expired"
+
+
+def _revoke_effect(token: Any) -> str:
+    if token.revoked_at is not None:
+        raise NotRunning("It is already revoked.")
+    remembered = int(tokens.REMEMBERED.total_seconds())
+    return f"It stops opening the API within {remembered} s."
+
+
+def _revoke(token: Any, order: Order) -> str:
+    if not tokens.revoke(token):
+        raise NotRunning("It has already been revoked.")
+    return "revoked"
+
+
+REVOKE = Verb(
+    "revoke",
+    "Revoke",
+    "runners.revoke_accesstoken",
+    "Revoke these access tokens?",
+    _revoke_effect,
+    _revoke,
+    danger=True,
+    fits=lambda token: _validity(token) == "valid",
+)
+
+
+@admin.register(AccessToken)
+class AccessTokenAdmin(OperatorAdmin):
+    verbs = (REVOKE,)
+    unseen = ("token_hash",)
+    story_template = "operators/token.html"
+    change_list_template = "operators/tokens.html"
+    list_display = (
+        row_column(
+            "principal",
+            lambda row: ident(principal(row.principal), page_of("runners_accesstoken", row.pk)),
+        ),
+        "label",
+        "validity",
+        moment_column("created_at", "issued"),
+        moment_column("last_used_at", "last used"),
+    )
+    list_filter = (
+        words(
+            "validity",
+            "validity",
+            {
+                "valid": ("valid", AccessTokenQuerySet.valid),
+                "expired": ("expired", AccessTokenQuerySet.expired),
+                "revoked": ("revoked", where(revoked_at__isnull=False)),
+            },
+        ),
+    )
+    search_fields = ("label__icontains",)
+    search_help_text = "Part of the label, or a principal such as user:alice"
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: "QuerySet[Any]", search_term: str
+    ) -> tuple["QuerySet[Any]", bool]:
+        try:
+            whose = Q(principal=Principal.parse(search_term.strip()).url)
+        except ValueError:
+            found: tuple[QuerySet[Any], bool] = super().get_search_results(
+                request, queryset, search_term
+            )
+            return found
+        return queryset.filter(whose), False
+
+    def get_urls(self) -> list[URLPattern]:
+        issue = self.admin_site.admin_view(self.issue_view)
+        return [path("issue/", issue, name=self._url_name("issue")), *super().get_urls()]
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        may_issue = request.user.has_perm("runners.issue_accesstoken")
+        extra = {**(extra_context or {}), "may_issue": may_issue}
+        return super().changelist_view(request, extra)  # type: ignore[no-any-return]
+
+    def issue_view(self, request: HttpRequest) -> HttpResponse:
+        """Issue a token, and show its secret this once."""
+        if not request.user.has_perm("runners.issue_accesstoken"):
+            raise PermissionDenied
+        form = TokenForm(request.POST or None)
+        context = {"title": "Issue an access token", "form": form}
+        if request.method == "POST" and form.is_valid():
+            asked = form.cleaned_data
+            expires_at = timezone.now() + timedelta(days=asked["days"]) if asked["days"] else None
+            owner = asked["principal"].key
+            with transaction.atomic():
+                token, secret = tokens.issue(
+                    asked["principal"], label=asked["label"], expires_at=expires_at
+                )
+                log(request.user, token, f"Issued for {owner}.", flag=ADDITION)
+            context |= {"secret": secret, "token": token, "owner": owner}
+            messages.success(request, "The token is issued. Copy it now: it is not shown again.")
+        return self.render(request, "operators/issue.html", context)
+
+    def story(self, request: HttpRequest, row: Any) -> dict[str, Any]:
+        return {"owner": principal(row.principal), "validity": _validity(row)}
+
+    @admin.display(description="validity")
+    def validity(self, token: Any) -> str:
+        until = None
+        if token.revoked_at is None and token.expires_at is not None:
+            until = moment(token.expires_at, token.now)
+        return lines(badge(_validity(token)), until)
