@@ -13,7 +13,6 @@ from claims import lifecycle
 from core.bodies import Body, JsonObject, answer, decode, raw_body, read
 from core.clock import iso
 from core.errors import InvalidRequest, Unauthenticated
-from core.identifiers import require_id
 from core.principals import Principal
 from dispatch.streams import offsets
 
@@ -180,7 +179,6 @@ class CallbackView(ApiView):
         token = request.META.get("HTTP_ELECTRIC_CLAIM_TOKEN") or bearer(request)
         if not token:
             raise Unauthenticated("A callback needs its claim token.")
-        require_id(consumer_id)
         try:
             body = decode(raw_body(request), Callback)
             credentials = _credentials(body, consumer_id, token)

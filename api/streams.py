@@ -18,7 +18,7 @@ from api.authentication import claim_token, principal_of
 from api.http_errors import error_response, status_of, translate
 from api.openapi import documented
 from api.permissions import MayReadOrAct
-from api.views import ApiView, RunnerResource
+from api.views import ApiView, RunnerResource, hand_back
 from claims import writes
 from core.bodies import JsonObject, decode, parameter, raw_body
 from core.errors import (
@@ -30,7 +30,6 @@ from core.errors import (
     Unauthenticated,
 )
 from core.identifiers import hash_secret, require_id
-from core.prepared import hand_back
 from dispatch import entities
 from dispatch.models import Entity
 from dispatch.streams import offsets, producers, reads, waiters
@@ -201,7 +200,7 @@ def _catch_up(request: HttpRequest, page: Page) -> HttpResponse:
 
 
 def _long_poll(source: Source, after: int, cursor: str | None) -> HttpResponse:
-    page = reads.wait(source, after, settings.PULLWAKE_LONG_POLL_MS / 1000)
+    page = _wait(source, after, settings.PULLWAKE_LONG_POLL_MS / 1000)
     # An offset past the tail is told the real one at once: 200 with nothing, which heals it.
     if page.events or after > page.next_offset:
         response = HttpResponse(_array(page))
@@ -231,7 +230,7 @@ def _sse(source: Source, after: int, cursor: str | None) -> StreamingHttpRespons
             if remaining <= 0 or waiters.hub.closing:
                 return
             if page.up_to_date:
-                page = reads.wait(source, page.next_offset, min(remaining, _SSE_KEEPALIVE_S))
+                page = _wait(source, page.next_offset, min(remaining, _SSE_KEEPALIVE_S))
                 if not page.events:
                     yield ":\n\n"  # fails when the reader is gone
             else:
@@ -240,6 +239,25 @@ def _sse(source: Source, after: int, cursor: str | None) -> StreamingHttpRespons
     response = StreamingHttpResponse(stream(), content_type="text/event-stream")
     # Where it starts: what is past it comes in the body.
     return _headed(response, min(after, page.next_offset), cache="no-cache")
+
+
+def _wait(source: Source, after: int, patience_s: float) -> Page:
+    """What lies past ``after``, as soon as something does; nothing after ``patience_s`` seconds."""
+    deadline = time.monotonic() + patience_s
+    with waiters.hub.waiter(source.key) as grown:
+        while True:
+            grown.clear()
+            page = source.read(after)
+            remaining = deadline - time.monotonic()
+            if page.events or page.next_offset < after or remaining <= 0:
+                return page
+            # Wakes that were claimed meanwhile left nothing to deliver.
+            after = page.next_offset
+            hand_back()  # a waiting request holds no connection
+            if not waiters.hub.closing:
+                grown.wait(remaining)
+            if waiters.hub.closing:
+                return page  # and none of the thousands that wait looks once more
 
 
 def _array(page: Page) -> str:

@@ -12,7 +12,6 @@ from api.views import ApiView
 from core.bodies import Body, Id, JsonObject, answer, read
 from core.clock import iso
 from core.errors import InvalidRequest, NotFound, pointer
-from core.identifiers import require_id
 from core.principals import Principal
 from dispatch import schemas, types
 from dispatch.models import EntityType
@@ -121,7 +120,6 @@ class EntityTypeView(ApiView):
     @documented("Get an entity type", answers={200: EntityTypeBody})
     def get(self, request: HttpRequest, name: str) -> HttpResponse:
         """One type."""
-        require_id(name)
         entity_type = types.find(name)
         if entity_type is None:
             raise NotFound(f"There is no entity type {name}.")

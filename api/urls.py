@@ -1,9 +1,10 @@
 """Every address of the REST API."""
 
 from django.urls import path, register_converter
-from django.urls.converters import PathConverter
+from django.urls.converters import PathConverter, StringConverter
 
 from api import claims, entities, runners, streams, types
+from core.identifiers import ID_REGEX
 
 
 class _TextConverter(PathConverter):
@@ -12,11 +13,18 @@ class _TextConverter(PathConverter):
     regex = "(?s:.+)"
 
 
+class _IdConverter(StringConverter):
+    """An id that is looked up: an address with anything else leads nowhere."""
+
+    regex = ID_REGEX
+
+
 register_converter(_TextConverter, "text")
+register_converter(_IdConverter, "id")
 
 _ENTITY = "_electric/entities/<str:type_name>/<str:name>"
 
-_RUNNER = "_electric/runners/<str:runner_id>"
+_RUNNER = "_electric/runners/<id:runner_id>"
 
 urlpatterns = [
     path("_electric/runners", runners.RunnersView.as_view()),
@@ -26,14 +34,14 @@ urlpatterns = [
     path(f"{_RUNNER}/disable", runners.DisableView.as_view()),
     path(f"{_RUNNER}/health", runners.HealthView.as_view()),
     path(f"{_RUNNER}/claim", claims.ClaimView.as_view()),
-    path("_electric/wake-callbacks/<str:consumer_id>", claims.CallbackView.as_view()),
+    path("_electric/wake-callbacks/<id:consumer_id>", claims.CallbackView.as_view()),
     path("_electric/entities", entities.EntitiesView.as_view()),
     path(_ENTITY, entities.EntityView.as_view()),
     path(f"{_ENTITY}/send", entities.SendView.as_view()),
     path(f"{_ENTITY}/signal", entities.SignalView.as_view()),
     path(f"{_ENTITY}/tags/<text:key>", entities.TagView.as_view()),
     path("_electric/entity-types", types.EntityTypesView.as_view()),
-    path("_electric/entity-types/<str:name>", types.EntityTypeView.as_view()),
-    path("runners/<str:runner_id>/wake", streams.WakeStreamView.as_view()),
+    path("_electric/entity-types/<id:name>", types.EntityTypeView.as_view()),
+    path("runners/<id:runner_id>/wake", streams.WakeStreamView.as_view()),
     path("<str:type_name>/<str:name>/main", streams.MainStreamView.as_view()),
 ]

@@ -2,6 +2,7 @@
 
 from typing import Any, NoReturn, cast
 
+from django.db import connection
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from rest_framework.request import Request
@@ -9,13 +10,17 @@ from rest_framework.views import APIView
 
 from api.permissions import IsAuthenticated, MayReadOrAct, OwnsRunner
 from core.errors import Forbidden, Unauthenticated
-from core.identifiers import require_id
-from core.prepared import hand_back
 from core.principals import Principal
 from dispatch import entities
 from dispatch.models import Entity
 from runners import registry
 from runners.models import Runner
+
+
+def hand_back() -> None:
+    """Give the connection back to the pool; inside a transaction it is still needed."""
+    if not connection.in_atomic_block:
+        connection.close_if_unusable_or_obsolete()
 
 
 class ApiView(APIView):
@@ -85,7 +90,6 @@ class RunnerResource(ApiView):
 
     def runner(self, runner_id: str) -> Runner:
         """The caller's runner. Raises NotFound, Forbidden."""
-        require_id(runner_id)
         runner = self.find(runner_id)
         self.check_object_permissions(self.request, runner)
         return runner

@@ -3,8 +3,6 @@
 Each goes through `lifecycle.end`, the one gate out of a claim, under the entity's lock.
 """
 
-import logging
-
 from django.db import transaction
 from django.db.models import Q
 
@@ -16,8 +14,6 @@ from dispatch import entities, signals, wakes
 from dispatch.models import DispatchState, Entity
 from runners import registry
 from runners.models import Runner
-
-logger = logging.getLogger(__name__)
 
 Status = ConsumerClaim.Status
 
@@ -32,7 +28,6 @@ def take_back(claim: ConsumerClaim) -> Expiry | None:
         if state is None or not lifecycle.end(claim, state, Status.EXPIRED):
             return None
         next_wake = lifecycle.wake_next(claim, state)
-    logger.warning("claim taken back", extra=lifecycle.facts(claim))
     return Expiry(next_wake)
 
 

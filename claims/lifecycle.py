@@ -170,7 +170,7 @@ def _acquire(runner: Runner, lock: Lock) -> Acquisition | NotAwake | None:
     if isinstance(verdict, PullwakeError):
         raise verdict
     if isinstance(verdict, Acquisition):
-        logger.info("claim acquired", extra=facts(verdict.claim))
+        logger.info("claim acquired", extra=_facts(verdict.claim))
     return verdict
 
 
@@ -338,7 +338,6 @@ def release(credentials: Credentials, acks: Sequence[Ack] | None = None) -> Rele
             raise Fenced
         _acknowledge(state, claim, acks)
         next_wake = wake_next(claim, state)
-    logger.info("claim released", extra=facts(claim))
     return Release(entity_cleared=True, next_wake=next_wake)
 
 
@@ -352,7 +351,6 @@ def fail(credentials: Credentials, error: str = "") -> Failure:
         if not end(claim, state, Status.FAILED, error=error[:MAX_ERROR]):
             raise Fenced
         wake_next(claim, state)
-    logger.info("claim failed", extra=facts(claim))
     return Failure(state.retry_at)
 
 
@@ -366,7 +364,6 @@ def expire(claim: ConsumerClaim) -> Expiry | None:
             if not end(claim, state, Status.EXPIRED, lapsed=True):
                 return None
             next_wake = wake_next(claim, state)
-            logger.warning("claim expired", extra=facts(claim))
             return Expiry(next_wake)
     return None
 
@@ -409,6 +406,7 @@ def end(
         return False
     claim.status = status
     state.active_epoch = None
+    transaction.on_commit(partial(logger.info, "claim ended: %s", status, extra=_facts(claim)))
     if status == Status.RELEASED:
         state.failures = 0
         state.retry_at = None
@@ -535,7 +533,7 @@ def _acknowledge(state: DispatchState, claim: ConsumerClaim, acks: Sequence[Ack]
     state.cursor = max([state.cursor, *(ack.offset for ack in acks)])
 
 
-def facts(claim: ConsumerClaim) -> dict[str, Any]:
+def _facts(claim: ConsumerClaim) -> dict[str, Any]:
     """What the log says of a claim."""
     return {
         "consumer_id": claim.consumer_id,

@@ -7,8 +7,10 @@ import secrets
 from core.errors import NotFound
 
 # In Python, unlike in JSON Schema, $ also stands before a last newline; hence the look-ahead.
-ID_PATTERN = r"^(?!\.\.?$)[A-Za-z0-9._~:@+-]{1,128}$(?!\n)"
-"""Runners, entity types and entities."""
+ID_REGEX = r"(?!\.\.?(?:/|$))[A-Za-z0-9._~:@+-]{1,128}"
+"""Ids of runners, entity types and entities, in an address."""
+ID_PATTERN = rf"^{ID_REGEX}$(?!\n)"
+"""The same in a body."""
 
 OFFSET_PATTERN = r"^(-1|[0-9]{16}_[0-9]{16})$(?!\n)"
 """A place in a stream: -1 is its start."""

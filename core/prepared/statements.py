@@ -92,12 +92,6 @@ def cursor(database: Any) -> Any:
     return parts.wrap_cursor(database, kind(database.connection))
 
 
-def hand_back() -> None:
-    """Give the connection back to the pool; inside a transaction it is still needed."""
-    if not connection.in_atomic_block:
-        connection.close_if_unusable_or_obsolete()
-
-
 class _Prepared(ABC):
     _statement: _Statement | None = None
 

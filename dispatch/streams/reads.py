@@ -1,6 +1,5 @@
-"""Reading a durable stream, of wakes or of an entity: a page of it, or what comes next."""
+"""Reading a durable stream, of a runner's wakes or of an entity's events, page by page."""
 
-import time
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -8,7 +7,7 @@ import msgspec
 
 from core.clock import epoch_ms
 from core.errors import NotFound
-from core.prepared import Param, Select, hand_back
+from core.prepared import Param, Select
 from dispatch.models import DispatchState, StreamEvent, Wake
 from dispatch.streams import waiters
 from runners.models import WakeStream
@@ -131,22 +130,3 @@ def _page(found: list[tuple[int, str]], tail: int) -> Page:
         if count == PAGE_EVENTS or (size > PAGE_BYTES and count < len(found)):
             return Page([text for _, text in found[:count]], offset, offset == tail)
     return Page([text for _, text in found], tail, up_to_date=True)
-
-
-def wait(source: Source, after: int, patience_s: float) -> Page:
-    """What lies past ``after``, as soon as something does; nothing after ``patience_s`` seconds."""
-    deadline = time.monotonic() + patience_s
-    with waiters.hub.waiter(source.key) as grown:
-        while True:
-            grown.clear()
-            page = source.read(after)
-            remaining = deadline - time.monotonic()
-            if page.events or page.next_offset < after or remaining <= 0:
-                return page
-            # Wakes that were claimed meanwhile left nothing to deliver.
-            after = page.next_offset
-            hand_back()  # a waiting request holds no connection
-            if not waiters.hub.closing:
-                grown.wait(remaining)
-            if waiters.hub.closing:
-                return page  # and none of the thousands that wait looks once more

@@ -36,16 +36,16 @@ class Endpoint:
     def path(self, names: dict[str, str]) -> str:
         """Its address, with these names in it, or its own."""
         found = {**names, **self.names}
-        return "/" + re.sub(r"<(?:str|text):(\w+)>", lambda match: found[match[1]], self.route)
+        return "/" + re.sub(r"<\w+:(\w+)>", lambda match: found[match[1]], self.route)
 
 
 RUNNERS = "_electric/runners"
-RUNNER = f"{RUNNERS}/<str:runner_id>"
+RUNNER = f"{RUNNERS}/<id:runner_id>"
 ENTITIES = "_electric/entities"
 ENTITY = f"{ENTITIES}/<str:type_name>/<str:name>"
 TYPES = "_electric/entity-types"
 MAIN = "<str:type_name>/<str:name>/main"
-WAKES = "runners/<str:runner_id>/wake"
+WAKES = "runners/<id:runner_id>/wake"
 
 ENDPOINTS = [
     Endpoint("GET", "livez", "anyone"),
@@ -63,7 +63,7 @@ ENDPOINTS = [
     Endpoint("POST", f"{RUNNER}/disable", "owner"),
     Endpoint("GET", f"{RUNNER}/health", "owner"),
     Endpoint("POST", f"{RUNNER}/claim", "owner", body={}),
-    Endpoint("POST", "_electric/wake-callbacks/<str:consumer_id>", "holder", body={"epoch": 1}),
+    Endpoint("POST", "_electric/wake-callbacks/<id:consumer_id>", "holder", body={"epoch": 1}),
     Endpoint("GET", ENTITIES, "caller"),
     Endpoint("PUT", ENTITY, "caller", 201, {"tags": {}}, {"name": "new"}),
     Endpoint("GET", ENTITY, "owner"),
@@ -75,7 +75,7 @@ ENDPOINTS = [
     Endpoint("DELETE", f"{ENTITY}/tags/<text:key>", "actor"),
     Endpoint("POST", TYPES, "caller", 201, {"name": "new", "description": ""}),
     Endpoint("GET", TYPES, "caller"),
-    Endpoint("GET", f"{TYPES}/<str:name>", "caller", names={"name": "doc"}),
+    Endpoint("GET", f"{TYPES}/<id:name>", "caller", names={"name": "doc"}),
     Endpoint("GET", WAKES, "owner"),
     Endpoint("HEAD", WAKES, "owner"),
     Endpoint("GET", MAIN, "reader"),

@@ -27,7 +27,7 @@ from tests.api.endpoints import (
 )
 from tests.support import Api, Server
 
-CALLBACK = "_electric/wake-callbacks/<str:consumer_id>"
+CALLBACK = "_electric/wake-callbacks/<id:consumer_id>"
 LIMIT = 8192
 BY_NAME = {str(each): each for each in ENDPOINTS}
 EMPTY_IS_FINE = {f"POST /{RUNNER}/heartbeat", f"POST /{RUNNER}/claim", f"PUT /{ENTITY}"}
@@ -139,7 +139,9 @@ BAD_IDS = [
     "%0A",
     "e1%0A",
 ]
-WITH_IDS = [each for each in ENDPOINTS if "<str:" in each.route and each.method != "PUT"]
+WITH_IDS = [
+    each for each in ENDPOINTS if re.search(r"<(str|id):", each.route) and each.method != "PUT"
+]
 
 
 @pytest.mark.parametrize("endpoint", WITH_IDS, ids=str)
@@ -147,7 +149,7 @@ def test_a_bad_id_in_an_address_is_not_found(scene, endpoint):
     before = everything()
     api = scene.holder(endpoint)
     answered = {}
-    for name in set(re.findall(r"<str:(\w+)>", endpoint.route)) - {"key"}:
+    for name in set(re.findall(r"<(?:str|id):(\w+)>", endpoint.route)) - {"key"}:
         for bad in BAD_IDS:
             path = Endpoint("", endpoint.route, "").path({**scene.names, name: bad})
             answer = api(endpoint.method, path, endpoint.body)

@@ -125,8 +125,8 @@ def test_it_decides_for_every_event():
         if verb.__module__ == lifecycle.__name__ and not name.startswith("_")
     }
     assert {event for _, event in TABLE} == set(EVENTS)
-    # acquire makes a claim, authenticate and facts only look at one; the others wake, not end.
-    others = {"acquire", "authenticate", "facts", "next_delay", "reemit_refused", "wake_next"}
+    # acquire makes a claim, authenticate only looks at one; the others wake, not end.
+    others = {"acquire", "authenticate", "next_delay", "reemit_refused", "wake_next"}
     assert verbs - others - {"expire"} == set(EVENTS)
 
 
