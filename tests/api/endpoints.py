@@ -68,7 +68,7 @@ ENDPOINTS = [
     Endpoint("PUT", ENTITY, "caller", 201, {"tags": {}}, {"name": "new"}),
     Endpoint("GET", ENTITY, "owner"),
     Endpoint("PATCH", ENTITY, "owner", body={"tags": {"color": "red"}}),
-    Endpoint("DELETE", ENTITY, "owner", 204),
+    Endpoint("DELETE", ENTITY, "owner"),
     Endpoint("POST", f"{ENTITY}/send", "actor", body={"payload": "more"}),
     Endpoint("POST", f"{ENTITY}/signal", "owner", body={"signal": "SIGSTOP"}),
     Endpoint("POST", f"{ENTITY}/tags/<text:key>", "actor", body={"value": "red"}),
