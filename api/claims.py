@@ -18,6 +18,8 @@ from dispatch.streams import offsets
 
 CURSOR_HEADER = "Pullwake-Cursor"
 """Ours: on a claim's answer, the offset up to which the entity's stream was acked before it."""
+TAIL_HEADER = "Pullwake-Tail"
+"""Ours: on a claim's answer, the tail of the entity's stream, which a done without acks acks."""
 
 
 class WakeEvent(Body, frozen=True, kw_only=True):
@@ -27,7 +29,7 @@ class WakeEvent(Body, frozen=True, kw_only=True):
 
 
 class StreamPlace(Body, frozen=True, kw_only=True):
-    """A stream, and its tail when it was claimed."""
+    """A stream, and the place just before the first of its work that is not acked."""
 
     path: str
     offset: str
@@ -129,21 +131,24 @@ class ClaimView(RunnerResource):
                 return HttpResponse(status=204)
             case lifecycle.NotAwake():
                 return answer(NothingToDo(done=True))
-        return answer(
-            claim_body(verdict, callbacks), headers={CURSOR_HEADER: offsets.encode(verdict.cursor)}
-        )
+        places = {
+            CURSOR_HEADER: offsets.encode(verdict.cursor),
+            TAIL_HEADER: offsets.encode(verdict.claim.delivered_offset),
+        }
+        return answer(claim_body(verdict, callbacks), headers=places)
 
 
 def claim_body(made: lifecycle.Acquisition, callbacks: str) -> ClaimBody:
     """A claim as its runner is told of it; ``callbacks`` is this server's own URL."""
     claim, entity = made.claim, made.entity
     creator = Principal.parse(entity.created_by)
+    offset = offsets.encode_just_past(made.just_past)
     return ClaimBody(
         consumerId=claim.consumer_id,
         epoch=claim.epoch,
         wakeId=claim.consumer_id,
         streamPath=entity.stream_path,
-        streams=[StreamPlace(path=entity.stream_path, offset=offsets.encode(made.tail))],
+        streams=[StreamPlace(path=entity.stream_path, offset=offset)],
         callback=f"{callbacks}/_electric/wake-callbacks/{claim.consumer_id}",
         claimToken=made.claim_token,
         triggerEvent="message_received",

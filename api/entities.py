@@ -12,7 +12,7 @@ from api.openapi import documented
 from api.views import ApiView, EntityResource
 from claims import endings
 from core.bodies import Body, JsonObject, answer, parameter, read
-from core.clock import epoch_ms, iso
+from core.clock import epoch_ms
 from core.errors import DuplicateUrl, InvalidRequest
 from core.identifiers import is_id
 from core.principals import Principal
@@ -59,16 +59,18 @@ class EntityBody(Body, frozen=True, kw_only=True):
     dispatch_policy: DispatchPolicy | UnsetType = UNSET
     sandbox: JsonObject | UnsetType = UNSET
     parent: str | UnsetType = UNSET
+    txid: int | UnsetType = UNSET
 
 
 class NewMessage(Body, frozen=True, kw_only=True):
-    """A message; ``from`` and its like are the server's to say, and passed over."""
+    """A message; ``from`` and ``from_principal`` are the server's to say, and passed over."""
 
     payload: Any
     key: Key | UnsetType = UNSET
     type: Key | UnsetType = UNSET
-    mode: Key | UnsetType = UNSET
-    position: Any = UNSET
+    mode: Literal["immediate", "queued", "paused", "steer"] | UnsetType = UNSET
+    position: Key | UnsetType = UNSET
+    from_agent: EntityUrl | UnsetType = UNSET
     afterMs: Annotated[float, Meta(le=0)] | UnsetType = UNSET  # noqa: N815
 
 
@@ -93,8 +95,8 @@ class SignalBody(Body, frozen=True, kw_only=True):
     signal: str
     previous_state: str
     new_state: str
-    created_at: str
-    txid: str
+    created_at: int
+    txid: int
 
 
 class TagValue(Body, frozen=True, kw_only=True):
@@ -103,8 +105,8 @@ class TagValue(Body, frozen=True, kw_only=True):
     value: Annotated[str, Meta(max_length=4096)]
 
 
-def entity_body(entity: Entity) -> EntityBody:
-    """An entity, with its dispatch state, as the API shows it."""
+def entity_body(entity: Entity, txid: int | UnsetType = UNSET) -> EntityBody:
+    """An entity, with its dispatch state, as the API shows it; ``txid`` of what changed it."""
     state = entity.dispatch_state
     return EntityBody(
         url=entity.url,
@@ -119,6 +121,7 @@ def entity_body(entity: Entity) -> EntityBody:
         created_by=entity.created_by,
         created_at=epoch_ms(entity.created_at),
         updated_at=epoch_ms(entity.updated_at),
+        txid=txid,
     )
 
 
@@ -166,9 +169,10 @@ class EntityView(EntityResource):
                 body.initialMessage,
                 self.caller.url,
                 type=body.initialMessageType or None,
+                principal=self.caller.url,
             )
         try:
-            entity = entities.create(
+            entity, txid = entities.create(
                 self.caller,
                 type_name,
                 name,
@@ -184,7 +188,7 @@ class EntityView(EntityResource):
             if entities.may_read(existing, self.caller):
                 duplicate.details = {"entity": entity_body(existing)}
             raise
-        return answer(entity_body(entity), 201)
+        return answer(entity_body(entity, txid), 201)
 
     @documented("Get an entity", answers={200: EntityBody})
     def get(self, request: HttpRequest, type_name: str, name: str) -> HttpResponse:
@@ -239,13 +243,20 @@ class SendView(ActorView):
         """Append a message to an entity's stream, and wake it."""
         body = read(request, NewMessage)
         entity = self.entity(type_name, name)
+        agent = body.from_agent or None
+        if agent is not None and not (agent == self.actor.url or self.caller.kind == "agent"):
+            raise InvalidRequest.field(
+                "/from_agent", "believed only with that entity's write token, or of an agent"
+            )
         message = entities.Message(
             body.payload,
             self.actor.url,
             key=body.key or None,
             type=body.type or None,
             mode=body.mode or "immediate",
-            position=body.position,
+            position=body.position or None,
+            principal=self.caller.url,
+            agent=agent,
         )
         return answer(Sent(txid=entities.send(entity, message)))
 
@@ -272,7 +283,7 @@ class SignalView(EntityResource):
                 signal=signal.name,
                 previous_state=done.previous_state,
                 new_state=done.new_state,
-                created_at=iso(done.created_at),
+                created_at=epoch_ms(done.created_at),
                 txid=done.txid,
             )
         )
@@ -295,8 +306,8 @@ class TagView(ActorView):
         if not 1 <= len(key) <= 256 or not key.isprintable() or not _is_utf8(self.request):
             raise InvalidRequest.field("/key", "a tag's key is 1 to 256 printable characters")
         entity = self.entity(type_name, name)
-        entities.set_tag(entity, key, value)
-        return answer(entity_body(entities.find(type_name, name)))
+        txid = entities.set_tag(entity, key, value)
+        return answer(entity_body(entities.find(type_name, name), txid))
 
 
 def _is_utf8(request: HttpRequest) -> bool:

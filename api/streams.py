@@ -115,7 +115,10 @@ class MainStreamView(ApiView):
             raise
         appended = writes.append(entity, token, events, sequence)
         response = HttpResponse(status=200 if appended.is_new and sequence is not None else 204)
-        response.headers["Stream-Next-Offset"] = offsets.encode(appended.tail)
+        next_offset = offsets.encode(appended.tail)
+        if appended.unseen_work is not None:
+            next_offset = offsets.encode_just_past(appended.unseen_work - 1)
+        response.headers["Stream-Next-Offset"] = next_offset
         if sequence is not None:
             response.headers["Producer-Epoch"] = str(sequence.epoch)
             response.headers["Producer-Seq"] = str(sequence.seq)
@@ -170,7 +173,8 @@ def serve(request: HttpRequest, source: Source) -> HttpResponseBase:
     Raises InvalidRequest for an unknown mode, a malformed offset, or live without an offset.
     """
     if request.method == "HEAD":
-        return _headed(HttpResponse(), source.tail(), cache="no-store")
+        end = source.end()
+        return _headed(HttpResponse(), end.tail, closed=end.closed, cache="no-store")
     offset = parameter(request, "offset")
     live = parameter(request, "live")
     cursor = parameter(request, "cursor")
@@ -180,7 +184,7 @@ def serve(request: HttpRequest, source: Source) -> HttpResponseBase:
         raise InvalidRequest.field("/offset", "live reads need one")
     if offset is None:
         offset = offsets.START
-    after = source.tail() if offset == offsets.NOW else offsets.decode(offset)
+    after = source.end().tail if offset == offsets.NOW else offsets.decode(offset)
     if live == "sse":
         return _sse(source, after, cursor)
     if live == "long-poll":
@@ -190,13 +194,16 @@ def serve(request: HttpRequest, source: Source) -> HttpResponseBase:
 
 def _catch_up(request: HttpRequest, page: Page) -> HttpResponse:
     body = _array(page)
-    digest = hashlib.sha256(f"{page.next_offset} {page.up_to_date} {body}".encode()).hexdigest()
+    place = f"{page.next_offset} {page.up_to_date} {page.closed}"
+    digest = hashlib.sha256(f"{place} {body}".encode()).hexdigest()
     etag = f'"{digest[:32]}"'
     asked = [each.strip() for each in request.META.get("HTTP_IF_NONE_MATCH", "").split(",")]
     fresh = etag in asked or f"W/{etag}" in asked or "*" in asked
     response = HttpResponse(status=304) if fresh else HttpResponse(body)
     response.headers["ETag"] = etag
-    return _headed(response, page.next_offset, page.up_to_date, cache="private, no-cache")
+    return _headed(
+        response, page.next_offset, page.up_to_date, page.closed, cache="private, no-cache"
+    )
 
 
 def _long_poll(source: Source, after: int, cursor: str | None) -> HttpResponse:
@@ -207,7 +214,7 @@ def _long_poll(source: Source, after: int, cursor: str | None) -> HttpResponse:
     else:
         response = HttpResponse(status=204)
     response.headers["Stream-Cursor"] = _next_cursor(cursor)
-    return _headed(response, page.next_offset, page.up_to_date, cache="no-store")
+    return _headed(response, page.next_offset, page.up_to_date, page.closed, cache="no-store")
 
 
 def _sse(source: Source, after: int, cursor: str | None) -> StreamingHttpResponse:
@@ -222,12 +229,12 @@ def _sse(source: Source, after: int, cursor: str | None) -> StreamingHttpRespons
             hand_back()  # a slow reader holds no connection
             if page.events:
                 yield f"event: data\ndata:{_array(page)}\n\n"
-            control = (page.next_offset, page.up_to_date)
+            control = (page.next_offset, page.up_to_date, page.closed)
             if control != said:
                 yield f"event: control\ndata:{_control(page, cursor)}\n\n"
                 said = control
             remaining = deadline - time.monotonic()
-            if remaining <= 0 or waiters.hub.closing:
+            if page.closed or remaining <= 0 or waiters.hub.closing:
                 return
             if page.up_to_date:
                 page = _wait(source, page.next_offset, min(remaining, _SSE_KEEPALIVE_S))
@@ -249,7 +256,7 @@ def _wait(source: Source, after: int, patience_s: float) -> Page:
             grown.clear()
             page = source.read(after)
             remaining = deadline - time.monotonic()
-            if page.events or page.next_offset < after or remaining <= 0:
+            if page.events or page.closed or page.next_offset < after or remaining <= 0:
                 return page
             # Wakes that were claimed meanwhile left nothing to deliver.
             after = page.next_offset
@@ -271,6 +278,8 @@ def _control(page: Page, cursor: str | None) -> str:
     }
     if page.up_to_date:
         control["upToDate"] = True
+    if page.closed:
+        control["streamClosed"] = True
     return msgspec.json.encode(control).decode()
 
 
@@ -283,8 +292,12 @@ def _next_cursor(given: str | None) -> str:
     return str(interval)
 
 
-def _headed(response: R, next_offset: int, up_to_date: bool = False, *, cache: str) -> R:
+def _headed(
+    response: R, next_offset: int, up_to_date: bool = False, closed: bool = False, *, cache: str
+) -> R:
     response.headers["Stream-Next-Offset"] = offsets.encode(next_offset)
+    if closed:
+        response.headers["Stream-Closed"] = "true"
     if up_to_date:
         response.headers["Stream-Up-To-Date"] = "true"
     response.headers["Cache-Control"] = cache

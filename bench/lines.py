@@ -177,11 +177,10 @@ def cycle(loop: Loop, principal: bytes, path: str, event: bytes) -> Script:
     callback = "/_electric/wake-callbacks/" + claimed["consumerId"]
     token = f"Electric-Claim-Token: {claimed['claimToken']}\r\n".encode()
     epoch = {"epoch": claimed["epoch"]}
-    acks = [{"path": each["path"], "offset": each["offset"]} for each in claimed["streams"]]
     for name, body in (
         ("mint", {"wakeId": claimed["wakeId"], **epoch}),
         ("renew", epoch),
-        ("done", {**epoch, "acks": acks, "done": True}),
+        ("done", {**epoch, "done": True}),
     ):
         yield from call(loop, name, request("POST", callback, token, encoded(body)))
 

@@ -54,7 +54,7 @@ from core.errors import (
 )
 from core.identifiers import hash_secret, new_secret
 from core.prepared import Insert, Param, Select, Update
-from dispatch import wakes
+from dispatch import signals, wakes
 from dispatch.models import DispatchState, Entity, Wake
 from runners.models import Runner
 
@@ -92,13 +92,16 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class Acquisition:
-    """A claim was made: its secret token, and where the entity's stream stood."""
+    """A claim was made: its secret token, and where the entity's stream stood.
+
+    ``just_past`` is the offset before the first work past the cursor, or the tail if there is none.
+    """
 
     claim: ConsumerClaim
     entity: Entity
     claim_token: str
     cursor: int
-    tail: int
+    just_past: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +230,8 @@ def _create(runner: Runner, state: DispatchState, wake_id: str, generation: int)
         claim_token_hash=hash_secret(token),
     )
     _ADD.add(claim)
-    return Acquisition(claim, state.entity, token, state.cursor, state.tail)
+    just_past = state.given_offset - 1 if state.given_offset else state.tail
+    return Acquisition(claim, state.entity, token, state.cursor, just_past)
 
 
 # --- Holding it -------------------------------------------------------------------------------
@@ -318,8 +322,9 @@ def _renew(credentials: Credentials) -> datetime:
 def release(credentials: Credentials, acks: Sequence[Ack] | None = None) -> Release:
     """The work is done: apply the acks, end the claim, free the entity, wake it if work is left.
 
-    Without acks (None) all that the claim delivered is acked. Raises InvalidOffset for a bad ack;
-    see `_refusal` for other errors. A claim that was released before is not released again.
+    Without acks (None) all that the claim delivered is acked. An entity whose claim got nothing
+    done, with work left, waits as after a failure. Raises InvalidOffset for a bad ack; see
+    `_refusal` for other errors. A claim that was released before is not released again.
     """
     with transaction.atomic():
         try:
@@ -330,7 +335,10 @@ def release(credentials: Credentials, acks: Sequence[Ack] | None = None) -> Rele
             raise
         if claim.status == Status.RELEASED:
             return _RELEASED_BEFORE
-        if not end(claim, state, Status.RELEASED, acks=_told(claim, acks)):
+        stalled = acks is not None and _is_stalled(state, acks)
+        told = _told(claim, acks)
+        error = "The done acked none of the work." if stalled else ""
+        if not end(claim, state, Status.RELEASED, stalled=stalled, acks=told, error=error):
             # It is as it was before the lock was waited for: another of its dones may have won.
             claim.refresh_from_db()
             if claim.status == Status.RELEASED:
@@ -392,13 +400,15 @@ def end(
     status: ConsumerClaim.Status,
     *,
     lapsed: bool = False,
+    stalled: bool = False,
     acks: Sequence[dict[str, Any]] = (),
     error: str = "",
 ) -> bool:
     """The one gate out of a claim: whether this call ended it, and so freed its entity.
 
     The caller has locked ``state``, the entity's, and saves it after. ``lapsed`` ends it only if
-    its lease is over. A failure, and an expiry but for the first in a row, delay the next wake.
+    its lease is over. A failure, a release that was ``stalled``, and an expiry but for the first in
+    a row delay the next wake.
     """
     ending = _END_LAPSED if lapsed else _END
     facts = {"status": status, "acked_streams": list(acks), "error": error}
@@ -407,14 +417,17 @@ def end(
     claim.status = status
     state.active_epoch = None
     transaction.on_commit(partial(logger.info, "claim ended: %s", status, extra=_facts(claim)))
-    if status == Status.RELEASED:
+    if status != Status.FENCED:  # a fence is the entity's end
+        signals.complete(state, claim.delivered_offset)
+    if status == Status.RELEASED and not stalled:
         state.failures = 0
         state.retry_at = None
-        state.last_released_at = state.now
-    elif status == Status.FAILED or lapsed:
+    elif status in (Status.RELEASED, Status.FAILED) or lapsed:
         state.failures += 1
-        delay = next_delay(status, state.failures)
+        delay = next_delay(Status.FAILED if stalled else status, state.failures)
         state.retry_at = state.now + delay if delay else None
+    if status == Status.RELEASED:
+        state.last_released_at = state.now
     return True
 
 
@@ -531,6 +544,14 @@ def _acknowledge(state: DispatchState, claim: ConsumerClaim, acks: Sequence[Ack]
         if not state.cursor <= ack.offset <= state.tail:
             raise InvalidOffset
     state.cursor = max([state.cursor, *(ack.offset for ack in acks)])
+
+
+def _is_stalled(state: DispatchState, acks: Sequence[Ack]) -> bool:
+    """Whether these acks leave work, and the claim did not even the first that it was given."""
+    cursor = max([state.cursor, *(ack.offset for ack in acks)])
+    left = state.last_work_offset > cursor or state.queue_waiting
+    given = state.given_offset
+    return left and given is not None and (given == 0 or cursor < given)
 
 
 def _facts(claim: ConsumerClaim) -> dict[str, Any]:

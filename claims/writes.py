@@ -1,10 +1,12 @@
 """What the holder of an active claim writes with its write token: its entity's main stream."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from django.db import transaction
 
+from claims.models import ConsumerClaim
 from core.errors import Unauthenticated
 from core.identifiers import hash_secret
 from core.prepared import Param, Select
@@ -15,27 +17,43 @@ from dispatch.streams import producers
 
 NOT_THE_HOLDER = "The token is not one of the entity's active claim."
 
-_WRITTEN_BY = Select(
-    lambda: Entity.objects.filter(
-        claims__status="active", claims__write_token_hash=Param("token_hash")
+_WRITING = Select(
+    lambda: (
+        ConsumerClaim.objects.active()
+        .filter(write_token_hash=Param("token_hash"))
+        .select_related("entity")
     )
 )
 
 
 def entity_of(token: str) -> Entity | None:
     """The entity whose active claim has this write token, or None."""
-    return _WRITTEN_BY.first(token_hash=hash_secret(token))
+    claim = _WRITING.first(token_hash=hash_secret(token))
+    return None if claim is None else claim.entity
 
 
-def require_holder(entity: Entity, token: str) -> None:
-    """Raise Unauthenticated unless the token is the write token of the entity's active claim."""
-    if entity_of(token) != entity:
+def require_holder(entity: Entity, token: str) -> ConsumerClaim:
+    """The entity's active claim. Raises Unauthenticated unless the token is its write token."""
+    claim = _WRITING.first(token_hash=hash_secret(token))
+    if claim is None or claim.entity != entity:
         raise Unauthenticated(NOT_THE_HOLDER)
+    return claim
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Whether the events are new, the stream's tail after them, and the oldest work, if any, that
+    came after the claim: a handler acks its own last append, and has not seen that.
+    """
+
+    is_new: bool
+    tail: int
+    unseen_work: int | None
 
 
 def append(
     entity: Entity, token: str, events: Sequence[Any], sequence: producers.Sequence | None = None
-) -> streams.Appended:
+) -> Written:
     """Append events to the entity's main stream; it is not woken by them.
 
     Raises Unauthenticated unless the token is the active claim's write token, and what
@@ -45,8 +63,9 @@ def append(
         state = wakes.lock_of(entity.pk)
         if state is None:
             raise Unauthenticated(NOT_THE_HOLDER)
-        require_holder(entity, token)
+        claim = require_holder(entity, token)
         appended = streams.append(state, events, sequence)
         if appended.is_new:
             wakes.save(state)
-    return appended
+        unseen = wakes.oldest_work(state, max(state.cursor, claim.delivered_offset))
+    return Written(appended.is_new, appended.tail, unseen)

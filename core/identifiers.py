@@ -34,6 +34,11 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{secrets.token_hex(12)}"
 
 
+def new_txid() -> int:
+    """A transaction's number, as clients look for it in an event's headers; JavaScript's own."""
+    return secrets.randbits(53)
+
+
 def new_secret(prefix: str) -> str:
     """A bearer secret of 256 random bits; the prefix tells what it opens."""
     return f"{prefix}_{secrets.token_urlsafe(32)}"

@@ -16,7 +16,7 @@ from django.db.models import QuerySet
 from django.db.models.functions import Now
 
 from core.bodies import JsonObject
-from core.clock import iso
+from core.clock import epoch_ms, iso
 from core.errors import (
     AlreadyClaimed,
     DuplicateUrl,
@@ -26,7 +26,7 @@ from core.errors import (
     NotRunning,
     PullwakeError,
 )
-from core.identifiers import new_id, require_id
+from core.identifiers import new_id, new_txid, require_id
 from core.prepared import Param, Select
 from core.principals import Principal
 from dispatch import schemas, types, wakes
@@ -38,21 +38,28 @@ from dispatch.models import (
     Wake,
     subscription_key,
 )
-from dispatch.streams import log
+from dispatch.streams import log, work
 from runners import registry
 from runners.models import Runner
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What is sent to an entity; ``sender`` is a principal's or an entity's URL."""
+    """What is sent to an entity.
+
+    ``sender`` is a principal's or an entity's URL; ``principal`` that of the principal whose
+    rights held, ``agent`` that of the entity that speaks. Without a ``position`` a queued message
+    goes to the end of the queue.
+    """
 
     payload: Any
     sender: str
     key: str | None = None
     type: str | None = None
     mode: str = "immediate"
-    position: Any = msgspec.UNSET
+    position: str | None = None
+    principal: str | None = None
+    agent: str | None = None
 
 
 _ENTITY = Select(
@@ -101,8 +108,8 @@ def create(
     parent: str = "",
     sandbox: JsonObject | None = None,
     message: Message | None = None,
-) -> Entity:
-    """Make an entity, and wake it if it is made with a first message.
+) -> tuple[Entity, int]:
+    """Make an entity, and wake it if it is made with a first message: it, and the call's txid.
 
     Raises DuplicateUrl; Forbidden where the type is registered and not open to the caller;
     InvalidRequest where the args or the message are not what the type asks for; for the runner
@@ -134,13 +141,14 @@ def create(
         except IntegrityError:
             raise DuplicateUrl(f"{url} exists.") from None
         state = wakes.begin(entity, runner)
-        log.append(state, [_created_event(entity, state.now)])
+        txid = new_txid()
+        log.append(state, _created_events(entity, entity_type, state.now, txid))
         state.cursor = state.tail
         if message is not None:
             _deliver(state, message)
         wakes.settle(state)
     entity.dispatch_state = state
-    return entity
+    return entity, txid
 
 
 def update(
@@ -159,9 +167,12 @@ def update(
         state = lock(entity)
         if runner is not None:
             wakes.redirect(state, runner)
+        if tags is None:
+            Entity.objects.filter(pk=entity.pk).update(updated_at=Now())
+        else:
+            known = Entity.objects.values_list("tags", flat=True).get(pk=entity.pk)
+            _replace_tags(state, known, dict(tags), new_txid())
         wakes.settle(state)
-        facts = {} if tags is None else {"tags": dict(tags)}
-        Entity.objects.filter(pk=entity.pk).update(updated_at=Now(), **facts)
 
 
 def move(entity: Entity, runner_id: str) -> bool:
@@ -218,16 +229,45 @@ def why_not_woken(state: DispatchState) -> PullwakeError | None:
     return None
 
 
-def set_tag(entity: Entity, key: str, value: str | None) -> None:
-    """Set a tag, or with None take it away."""
+def set_tag(entity: Entity, key: str, value: str | None) -> int:
+    """Set a tag, or with None take it away: the txid, which the stream's event bears."""
+    txid = new_txid()
     with transaction.atomic():
-        lock(entity)
-        tags = Entity.objects.values_list("tags", flat=True).get(pk=entity.pk)
-        if value is None:
-            tags.pop(key, None)
-        else:
+        state = lock(entity)
+        known = Entity.objects.values_list("tags", flat=True).get(pk=entity.pk)
+        tags = {name: text for name, text in known.items() if name != key}
+        if value is not None:
             tags[key] = value
-        Entity.objects.filter(pk=entity.pk).update(tags=tags, updated_at=Now())
+        _replace_tags(state, known, tags, txid, named=key)
+        wakes.save(state)
+    return txid
+
+
+def _replace_tags(
+    state: DispatchState,
+    known: Mapping[str, str],
+    tags: dict[str, str],
+    txid: int,
+    named: str | None = None,
+) -> None:
+    """Give an entity these tags, and tell its stream of each that changed, and of the ``named``."""
+    Entity.objects.filter(pk=state.entity_id).update(tags=tags, updated_at=Now())
+    if state.ended == DispatchState.End.KILLED:
+        return  # its stream is closed
+    events = []
+    for key in sorted(known.keys() | tags.keys()):
+        if key != named and known.get(key) == tags.get(key):
+            continue
+        operation = "update" if key in known and key in tags else "insert"
+        event: JsonObject = {"type": "tags", "key": key}
+        if key in tags:
+            event["value"] = {"key": key, "value": tags[key]}
+        else:
+            operation = "delete"
+        event["headers"] = {"operation": operation, "timestamp": iso(state.now), "txid": txid}
+        events.append(event)
+    if events:
+        log.append(state, events)
 
 
 # --- Messages ---------------------------------------------------------------------
@@ -270,36 +310,54 @@ def _deliver(state: DispatchState, message: Message) -> str:
         "timestamp": iso(state.now),
         "mode": message.mode,
     }
-    if message.type is not None:
-        value["message_type"] = message.type
-    if message.position is not msgspec.UNSET:
-        value["position"] = message.position
+    position = message.position
+    if message.mode in work.QUEUED_MODES:
+        value["status"] = "pending"
+        if position is None:
+            position = f"{epoch_ms(state.now):016d}:a0"
+    else:
+        value |= {"status": "processed", "processed_at": iso(state.now)}
+    optional = {
+        "from_principal": message.principal,
+        "from_agent": message.agent,
+        "message_type": message.type,
+        "position": position,
+    }
+    value |= {name: text for name, text in optional.items() if text is not None}
     key = message.key if message.key is not None else new_id("msg")
     headers = {"operation": "insert", "txid": txid}
     event = {"type": "inbox", "key": key, "value": value, "headers": headers}
-    log.append(state, [event], work=True, message_key=message.key)
+    log.append(state, [event], message_key=message.key)
     # News is worth a try at once, whatever failed before.
     state.retry_at = None
     return txid
 
 
-def _created_event(entity: Entity, now: datetime) -> JsonObject:
+def _created_events(
+    entity: Entity, entity_type: EntityType | None, now: datetime, txid: int
+) -> list[JsonObject]:
+    """What an entity's stream begins with: that it was made, and the type's slash commands."""
     value: JsonObject = {
-        "url": entity.url,
-        "type": entity.type,
-        "created_by": entity.created_by,
-        "spawn_args": entity.spawn_args,
-        "tags": entity.tags,
+        "entity_type": entity.type,
         "timestamp": iso(now),
+        "args": entity.spawn_args,
     }
     if entity.parent:
-        value["parent"] = entity.parent
-    return {
-        "type": "entity_created",
-        "key": "entity-created",
-        "value": value,
-        "headers": {"operation": "insert", "timestamp": iso(now)},
-    }
+        value["parent_url"] = entity.parent
+    headers = {"operation": "insert", "timestamp": iso(now), "txid": txid}
+    commands = getattr(entity_type, "slash_commands", None) or ()
+    events: list[JsonObject] = [
+        {"type": "entity_created", "key": "entity-created", "value": value},
+        *(
+            {
+                "type": "slash_command",
+                "key": command["name"],
+                "value": {**command, "source": "static", "updated_at": iso(now)},
+            }
+            for command in commands
+        ),
+    ]
+    return [{**event, "headers": headers} for event in events]
 
 
 def lock(entity: Entity) -> DispatchState:

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from django.db import models
 from django.db.models import Count, F, OuterRef, Q, Subquery
-from django.db.models.functions import Now
+from django.db.models.functions import Coalesce, Now
 
 from runners.models import PrincipalField, Runner, canonical
 
@@ -61,8 +61,8 @@ class EntityQuerySet(models.QuerySet["Entity"]):
         return self.filter(pk__in=states.values("pk"))
 
     def with_pending_since(self) -> "EntityQuerySet":
-        """With ``pending_since``: when the oldest work past the cursor came, or None."""
-        return self.annotate(pending_since=Subquery(_oldest_work("dispatch_state__")))
+        """With ``pending_since``: when the oldest unacked work came, or None."""
+        return self.annotate(pending_since=_pending_since("dispatch_state__"))
 
 
 class Entity(models.Model):
@@ -114,23 +114,34 @@ FAILING = 2
 """Claims in a row without a release, from which on an entity counts as one that keeps failing."""
 
 
-def _oldest_work(state: str = "") -> "models.QuerySet[StreamEvent, datetime]":
-    """When the oldest message or unhandled signal past a dispatch state's cursor came.
+_PENDING = Q(last_work_offset__gt=F("cursor")) | Q(queue_waiting=True)
+
+
+def _oldest_work(field: str, state: str = "") -> Subquery:
+    """This of the oldest work past a dispatch state's cursor.
 
     ``state`` is the path from the rows asked for to their dispatch state.
     """
     events = StreamEvent.objects.filter(
         work=True, entity_id=OuterRef("pk"), offset__gt=OuterRef(f"{state}cursor")
     )
-    return events.order_by("offset").values_list("created_at", flat=True)[:1]
+    return Subquery(events.order_by("offset").values(field)[:1])
+
+
+def _pending_since(state: str = "") -> Coalesce:
+    queued = QueuedMessage.objects.filter(
+        entity_id=OuterRef("pk"), entity__dispatch_state__queue_waiting=True
+    )
+    oldest = Subquery(queued.order_by("created_at").values("created_at")[:1])
+    return Coalesce(_oldest_work("created_at", state), oldest)
 
 
 class DispatchStateQuerySet(models.QuerySet["DispatchState"]):
     """Dispatch states, by what is to be done about them."""
 
     def pending(self) -> "DispatchStateQuerySet":
-        """With work past the cursor."""
-        return self.filter(last_work_offset__gt=F("cursor"))
+        """With work past the cursor, or a queued message to take."""
+        return self.filter(_PENDING)
 
     def failing(self) -> "DispatchStateQuerySet":
         """Whose claims ended again and again without a release, and that are tried still."""
@@ -145,17 +156,21 @@ class DispatchStateQuerySet(models.QuerySet["DispatchState"]):
         return self.pending().awake().filter(active_epoch=None)
 
     def with_pending_since(self) -> "DispatchStateQuerySet":
-        """With ``pending_since``: when the oldest work past the cursor came, or None."""
-        return self.annotate(pending_since=Subquery(_oldest_work()))
+        """With ``pending_since``: when the oldest unacked work came, or None."""
+        return self.annotate(pending_since=_pending_since())
+
+    def with_first_work(self) -> "DispatchStateQuerySet":
+        """With ``first_work``: the offset of the oldest work past the cursor, or None."""
+        named = {"first_work": _oldest_work("offset")}
+        return self.annotate(**named)
 
     def counts(self) -> "models.QuerySet[DispatchState, tuple[int, ...]]":
         """For each runner how many of these are claimed, woken, and waiting with work."""
-        pending = Q(last_work_offset__gt=F("cursor"))
         by_runner = self.order_by().values("runner")
         return by_runner.annotate(
             active_count=Count("active_epoch"),
             woken_count=Count("outstanding_wake"),
-            waiting_count=Count("pk", filter=pending & Q(active_epoch=None)),
+            waiting_count=Count("pk", filter=_PENDING & Q(active_epoch=None)),
         ).values_list("active_count", "woken_count", "waiting_count")
 
     def awake(self) -> "DispatchStateQuerySet":
@@ -190,7 +205,20 @@ class DispatchState(models.Model):
     tail = models.PositiveBigIntegerField(default=0, help_text="offset of the newest event")
     cursor = models.PositiveBigIntegerField(default=0, help_text="acked offset")
     last_work_offset = models.PositiveBigIntegerField(
-        default=0, help_text="offset of the newest message or unhandled signal"
+        default=0, help_text="offset of the newest work"
+    )
+    queue_waiting = models.BooleanField(
+        default=False, db_default=False, help_text="a queued message is the next to be taken"
+    )
+    given_offset = models.PositiveBigIntegerField(
+        null=True,
+        help_text="of the first work that the active claim was given, 0 for a queued message"
+        " alone; null once it took one of those",
+    )
+    signals_open = models.BooleanField(
+        default=False,
+        db_default=False,
+        help_text="a SIGSTOP or SIGTERM came during the active claim",
     )
     outstanding_wake = models.OneToOneField(
         "dispatch.Wake", null=True, on_delete=models.SET_NULL, related_name="outstanding_for"
@@ -210,15 +238,12 @@ class DispatchState(models.Model):
     objects = DispatchStateQuerySet.as_manager()
 
     now: datetime  # of `core.clock.with_now`
+    first_work: int | None  # of `with_first_work`
 
     class Meta:
         default_permissions = ("view",)
         indexes = [
-            models.Index(
-                fields=["runner"],
-                name="state_pending",
-                condition=Q(last_work_offset__gt=F("cursor")),
-            ),
+            models.Index(fields=["runner"], name="state_to_do", condition=_PENDING),
             models.Index(
                 fields=["retry_at"], name="state_retry", condition=Q(retry_at__isnull=False)
             ),
@@ -259,8 +284,8 @@ class DispatchState(models.Model):
 
     @property
     def pending(self) -> bool:
-        """Whether work lies past the cursor."""
-        return self.last_work_offset > self.cursor
+        """Whether work lies past the cursor, or a queued message is to be taken."""
+        return self.last_work_offset > self.cursor or self.queue_waiting
 
     @property
     def failing(self) -> bool:
@@ -365,7 +390,7 @@ class StreamEvent(models.Model):
     message_key = models.CharField(max_length=256, null=True, help_text="of an inbox message")
     data = models.TextField()
     work = models.BooleanField(
-        default=False, db_default=False, help_text="an inbox message or an unhandled signal"
+        default=False, db_default=False, help_text="the entity is woken for it"
     )
     created_at = models.DateTimeField(db_default=Now())
 
@@ -386,6 +411,35 @@ class StreamEvent(models.Model):
 
     def __str__(self) -> str:
         return f"event {self.offset} of entity {self.entity_id}"
+
+
+class QueuedMessage(models.Model):
+    """A message of mode queued or paused that no handler has taken yet: work, wherever it lies.
+
+    `dispatch.streams.work` alone writes these, from the events of the stream.
+    """
+
+    entity = models.ForeignKey(
+        Entity, on_delete=models.CASCADE, related_name="queue", db_index=False
+    )
+    key = models.CharField(max_length=256)
+    # As bytes, which every database sorts as the clients that choose positions do.
+    position = models.BinaryField(max_length=1024)
+    offset = models.PositiveBigIntegerField(help_text="of the message")
+    held = models.BooleanField(help_text="of mode paused: nothing after it is taken")
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        default_permissions = ()
+        indexes = [
+            models.Index(fields=["entity", "position", "offset"], name="queue_order"),
+        ]
+        constraints = [
+            models.UniqueConstraint(fields=["entity", "key"], name="queue_message_once"),
+        ]
+
+    def __str__(self) -> str:
+        return f"queued message {self.key} of entity {self.entity_id}"
 
 
 class Producer(models.Model):

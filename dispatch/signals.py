@@ -1,10 +1,11 @@
 """Signals to entities, as POSIX names them; `claims.endings.kill` is the one that ends a claim.
 
-SIGSTOP pauses, SIGCONT resumes, SIGTERM stops, each once an active claim has ended. The others are
-work for the handler, and change nothing here.
+SIGSTOP pauses, SIGCONT resumes, SIGTERM stops. The others change nothing here and are work for the
+handler, as is the SIGCONT that resumes: it starts the queue again. A SIGSTOP or SIGTERM that comes
+during a claim is left unhandled, for its handler to see, and is no work: `complete` says at the
+end of the claim what it did.
 """
 
-import uuid
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,13 +17,17 @@ from django.db.models.functions import Now
 from core.bodies import JsonObject
 from core.clock import iso
 from core.errors import InvalidSignal
-from core.identifiers import new_id
+from core.identifiers import new_id, new_txid
 from dispatch import entities, wakes
-from dispatch.models import DispatchState, Entity
+from dispatch.models import DispatchState, Entity, StreamEvent
 from dispatch.streams import log
 
 HANDLERS = ("SIGINT", "SIGHUP", "SIGUSR")
-"""Signals that change nothing here and are work for the handler."""
+"""Signals that change nothing here."""
+CLOSING = ("SIGSTOP", "SIGTERM")
+"""Signals that have a handler come to its end."""
+SERVER = "/_electric/server"
+"""Who handled a signal that no handler did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,7 @@ class Signalled:
     previous_state: str
     new_state: str
     created_at: datetime
-    txid: str
+    txid: int
 
 
 def send(entity: Entity, signal: Signal) -> Signalled:
@@ -55,11 +60,16 @@ def send(entity: Entity, signal: Signal) -> Signalled:
         if state.ended:
             raise InvalidSignal
         before = state.status
-        if signal.name in HANDLERS:
+        resumes = before == "paused" and signal.name == "SIGCONT"
+        changed = signal.name not in HANDLERS and _change(state, signal.name)
+        if signal.name in HANDLERS or resumes:
+            # News is worth a try at once, whatever failed before.
             state.retry_at = None
             signalled = record(entity, state, signal, before=before)
+        elif state.claimed and signal.name in CLOSING:
+            state.signals_open = True
+            signalled = record(entity, state, signal, before=before)
         else:
-            changed = _change(state, signal.name)
             signalled = record(entity, state, signal, before=before, changed=changed)
         wakes.settle(state)
     return signalled
@@ -90,26 +100,66 @@ def record(
 ) -> Signalled:
     """Append a signal to the stream of an entity whose locked state this is; the caller saves it.
 
-    ``before`` is the status it met; ``changed`` whether it changed it, None for one of `HANDLERS`.
+    ``before`` is the status it met; ``changed`` whether it changed it, None if it is unhandled.
     """
     stopped = state.stop_requested and not state.claimed
     after = DispatchState.End.STOPPED.value if stopped else state.status
     value: JsonObject = {"signal": signal.name, "status": "unhandled"}
     if changed is not None:
-        value |= {
-            "status": "handled",
-            "outcome": "transitioned" if changed else "ignored",
-            "previous_state": before,
-            "new_state": after,
-        }
+        value |= _handled(state, changed=changed, before=before, after=after)
     value |= {"sender": signal.sender, "timestamp": iso(state.now)}
     if signal.reason is not None:
         value["reason"] = signal.reason
     if signal.payload is not msgspec.UNSET:
         value["payload"] = signal.payload
-    txid = str(uuid.uuid4())
+    txid = new_txid()
     headers = {"operation": "insert", "timestamp": iso(state.now), "txid": txid}
     event = {"type": "signal", "key": new_id("sig"), "value": value, "headers": headers}
-    log.append(state, [event], work=changed is None)
+    log.append(state, [event])
     Entity.objects.filter(pk=entity.pk).update(updated_at=Now())
     return Signalled(before, after, state.now, txid)
+
+
+def _handled(state: DispatchState, *, changed: bool, before: str, after: str) -> JsonObject:
+    return {
+        "status": "handled",
+        "handled_at": iso(state.now),
+        "handled_by": SERVER,
+        "outcome": "transitioned" if changed else "ignored",
+        "previous_state": before,
+        "new_state": after,
+    }
+
+
+def complete(state: DispatchState, since: int) -> None:
+    """At the end of a claim: what the SIGSTOPs and SIGTERMs that its handler left unhandled did.
+
+    They lie past the offset ``since``. Without this the next handler would heed them.
+    """
+    if not state.signals_open:
+        return
+    state.signals_open = False
+    left: dict[str, str] = {}
+    written = StreamEvent.objects.filter(
+        entity_id=state.entity_id, offset__gt=since, data__contains='"signal"'
+    )
+    for data in written.order_by("offset").values_list("data", flat=True):
+        match msgspec.json.decode(data):
+            case {
+                "type": "signal",
+                "key": str(key),
+                "value": {"signal": str(name), "status": "unhandled"},
+            } if name in CLOSING:
+                left[key] = name
+            case {"type": "signal", "key": str(key), "value": {"status": "handled"}}:
+                left.pop(key, None)
+    stops, pauses = state.stop_requested, state.paused
+    headers = {"operation": "update", "timestamp": iso(state.now)}
+    events = []
+    for key, name in left.items():
+        came = stops or (pauses and name == "SIGSTOP")
+        after = "stopped" if stops else "paused" if pauses else "idle"
+        value = _handled(state, changed=came, before="running", after=after)
+        events.append({"type": "signal", "key": key, "value": value, "headers": headers})
+    if events:
+        log.append(state, events)

@@ -3,7 +3,7 @@
 ==================  ========================================================================
 an entity is        when
 ==================  ========================================================================
-pending             a message or an unhandled signal lies past its cursor
+pending             work lies past its cursor, or its queue has a message to take
 due                 pending, awake, with a runner, and not within its delay after a failure
 claimed             a claim is active: nothing is emitted, the end of the claim looks again
 outstanding         its wake is emitted and unclaimed: nothing more is emitted
@@ -13,9 +13,10 @@ outstanding         its wake is emitted and unclaimed: nothing more is emitted
 entity due. It emits a wake if, and only if, none is outstanding and no claim is active; so two
 sends that race, or a send that races a done, make one wake and never none.
 
-A wake is outstanding, and ends as claimed (`take`) or withdrawn (`withdraw`). Emitting it again
-(`reemit`) gives it a new offset and keeps its generation. Lock order: dispatch state, claim, wake,
-then the tail of the runner's wake stream; a runner that must not be deleted is locked before all.
+`dispatch.streams.work` says what is work. A wake is outstanding, and ends as claimed (`take`) or
+withdrawn (`withdraw`). Emitting it again (`reemit`) gives it a new offset and keeps its generation.
+Lock order: dispatch state, claim, wake, then the tail of the runner's wake stream; a runner that
+must not be deleted is locked before all.
 """
 
 from collections.abc import Sequence
@@ -28,8 +29,15 @@ from django.db.models.functions import Now
 
 from core.clock import with_now
 from core.identifiers import new_id
-from core.prepared import Insert, Param, Select, Update, save_all
-from dispatch.models import DispatchState, DispatchStateQuerySet, Entity, Wake, WakeQuerySet
+from core.prepared import Insert, Param, Select, Update, Values, save_all
+from dispatch.models import (
+    DispatchState,
+    DispatchStateQuerySet,
+    Entity,
+    StreamEvent,
+    Wake,
+    WakeQuerySet,
+)
 from dispatch.streams import waiters
 from runners.models import Runner, WakeStream
 
@@ -64,7 +72,7 @@ def lock_of(entity_id: int) -> DispatchState | None:
 
 _STATE_SUBSCRIBED = Select(
     lambda: _locking(
-        DispatchState.objects.filter(
+        DispatchState.objects.with_first_work().filter(
             runner=Param("runner"), entity__subscription_key=Param("subscription_key")
         )
     )
@@ -72,13 +80,16 @@ _STATE_SUBSCRIBED = Select(
 
 
 def lock_subscribed(runner_id: str, subscription_key: str) -> DispatchState | None:
-    """`lock` for the state, of the runner's, whose subscription this is; None if none is."""
+    """`lock` for the state, of the runner's, whose subscription this is; None if none is.
+
+    It has ``first_work``, as `take` needs it.
+    """
     return _STATE_SUBSCRIBED.first(runner=runner_id, subscription_key=subscription_key)
 
 
 _STATE_OLDEST = Select(
     lambda: _locking(
-        DispatchState.objects.filter(
+        DispatchState.objects.with_first_work().filter(
             runner=Param("runner"),
             outstanding_wake=Subquery(
                 Wake.objects.outstanding()
@@ -93,7 +104,7 @@ _STATE_OLDEST = Select(
 
 def lock_oldest(runner_id: str) -> DispatchState | None:
     """`lock` for the state whose wake is the runner's oldest; None when there is no wake, or when
-    that one was taken while its lock was waited for.
+    that one was taken while its lock was waited for. It has ``first_work``, as `take` needs it.
     """
     return _STATE_OLDEST.first(runner=runner_id)
 
@@ -126,12 +137,15 @@ def due(state: DispatchState) -> bool:
 def settle(state: DispatchState) -> Wake | None:
     """Do what the state of an entity asks for, and save it: the new wake, or None.
 
-    An entity without a claim that was asked to stop stops; one that is due is woken.
+    An entity without a claim that was asked to stop stops; one that is due is woken. A wake whose
+    work was withdrawn is withdrawn, too.
     """
     wake = None
     if state.active_epoch is None:
         if state.stop_requested:
             end(state, DispatchState.End.STOPPED)
+        elif not state.pending:
+            withdraw(state)
         elif state.outstanding_wake_id is None and due(state):
             wake = _emit(state)
     save(state)
@@ -178,9 +192,13 @@ _TAKE = Update(
 
 
 def take(state: DispatchState) -> tuple[str, int]:
-    """A claim takes the outstanding wake of a locked state: the wake's id and generation."""
+    """A claim takes the outstanding wake of a locked state: the wake's id and generation.
+
+    ``given_offset`` is, then, that of the first work, or 0 where a queued message is the only one.
+    """
     ((wake_id, generation),) = _TAKE.returned(wake=state.outstanding_wake_id)
     state.outstanding_wake = None
+    state.given_offset = _first_work(state) or 0
     state.active_epoch = generation
     state.last_claimed_at = state.now
     return wake_id, generation
@@ -194,6 +212,31 @@ def put_back(state: DispatchState) -> None:
     Wake.objects.filter(entity=state.entity_id, generation=state.generation).update(
         status=Wake.Status.OUTSTANDING
     )
+
+
+def _first_work(state: DispatchState) -> int | None:
+    """The offset of the oldest work past the cursor of a state that a claim has locked."""
+    if state.first_work is not None and state.first_work > state.cursor:
+        return state.first_work
+    # It was looked for before the lock was waited for, and the state has changed since.
+    return oldest_work(state, state.cursor)
+
+
+_OLDEST_WORK = Values(
+    lambda: (
+        StreamEvent.objects.filter(entity=Param("entity"), offset__gt=Param("after"), work=True)
+        .order_by("offset")
+        .values_list("offset")[:1]
+    )
+)
+
+
+def oldest_work(state: DispatchState, after: int) -> int | None:
+    """The offset of the oldest work past this offset, or None."""
+    if state.last_work_offset <= after:
+        return None
+    row = _OLDEST_WORK.first(entity=state.entity_id, after=after)
+    return None if row is None else int(row[0])
 
 
 def reemit(wakes: WakeQuerySet) -> int:

@@ -127,7 +127,10 @@ def _send_effect(entity: Any) -> str:
 
 def _send(entity: Any, order: Order) -> str:
     message = entities.Message(
-        order.data["payload"], order.principal.url, type=order.data["type"] or None
+        order.data["payload"],
+        order.principal.url,
+        type=order.data["type"] or None,
+        principal=order.principal.url,
     )
     return f"sent, txid {entities.send(entity, message)}"
 

@@ -136,7 +136,7 @@ class Api:
         answer = self.try_claim(runner_id, event)
         assert answer.status == 200, answer
         assert "consumerId" in answer.body, answer
-        return Claim(self, answer.body)
+        return Claim(self, answer.body, answer.headers["Pullwake-Tail"])
 
 
 @dataclass
@@ -145,6 +145,8 @@ class Claim:
 
     api: Any
     body: Any
+    tail: str = ""
+    """Of the entity's stream, when it was claimed."""
 
     @property
     def epoch(self) -> int:
@@ -152,9 +154,10 @@ class Claim:
         return epoch
 
     @property
-    def tail(self) -> str:
-        tail: str = self.body["streams"][0]["offset"]
-        return tail
+    def offset(self) -> str:
+        """Just before the first work that it was given."""
+        offset: str = self.body["streams"][0]["offset"]
+        return offset
 
     def call(self, body: Any, token: str | None = None) -> Any:
         """Call back with the epoch and what ``body`` adds or overrides."""

@@ -66,6 +66,7 @@ FORBIDDEN: dict[str, list[Any]] = {
             for change in ("paused = NOT paused", "ended = 'stopped'", "runner_id = NULL")
         )
     ],
+    "queue_message_once": [lambda: copied("dispatch_queuedmessage", "entity_id > 0")],
     "wake_generation_once": [
         lambda: copied("dispatch_wake", MINE, wake_id="'w_other'"),
     ],
@@ -142,7 +143,7 @@ def rows(alice: Api) -> None:
     producer = {"Producer_Id": "p", "Producer_Epoch": "0", "Producer_Seq": "0"}
     assert claim.append({"a": 1}, token=claim.mint(), **producer).status == 200
     alice.make_entity("/agent/woken")
-    alice.send("/agent/woken")
+    alice.send("/agent/woken", mode="queued")
     tokens.issue(Principal("user", "alice"))
     reaper.pulse()
 

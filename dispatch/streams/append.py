@@ -19,11 +19,12 @@ class Appended:
 def append(
     state: DispatchState, events: Sequence[Any], sequence: producers.Sequence | None = None
 ) -> Appended:
-    """Append events to the stream of an entity whose locked state this is; the caller saves it.
+    """Append what its handler wrote to the stream of an entity whose locked state this is.
 
-    ``sequence`` is an idempotent producer's; raises what `producers.advance` raises.
+    The caller saves it. ``sequence`` is an idempotent producer's; raises what `producers.advance`
+    raises.
     """
     is_new = sequence is None or producers.advance(state.entity, sequence)
     if is_new:
-        log.append(state, events)
+        log.append(state, events, by_handler=True)
     return Appended(is_new, state.tail)

@@ -8,7 +8,7 @@ import msgspec
 from core.bodies import JsonObject
 from core.prepared import Insert
 from dispatch.models import DispatchState, StreamEvent
-from dispatch.streams import offsets, waiters
+from dispatch.streams import offsets, waiters, work
 
 _ADD = Insert(StreamEvent)
 
@@ -17,24 +17,29 @@ def append(
     state: DispatchState,
     events: Sequence[Any],
     *,
-    work: bool = False,
+    by_handler: bool = False,
     message_key: str | None = None,
 ) -> None:
     """Append events to the stream of an entity whose locked state this is; the caller saves it.
 
     Each event whose ``headers.operation`` is a string is given ``headers.offset``, the offset just
-    after it. ``work`` says that they are: inbox messages or unhandled signals. ``message_key`` is
-    that of an inbox message, which then is the only event.
+    after it. `work.is_work` decides which of them the entity is woken for: of those that its own
+    handler wrote (``by_handler``), none. ``message_key`` is that of an inbox message that is not
+    to come twice, which then is the only event.
     """
+    begin = state.tail
     rows = []
     for event in events:
         state.tail += 1
+        is_work = work.is_work(event, by_handler=by_handler)
+        if is_work:
+            state.last_work_offset = state.tail
         rows.append(
             StreamEvent(
                 entity_id=state.entity_id,
                 offset=state.tail,
                 message_key=message_key,
-                work=work,
+                work=is_work,
                 data=msgspec.json.encode(_with_offset(event, state.tail)).decode(),
                 created_at=state.now,
             )
@@ -43,8 +48,8 @@ def append(
         _ADD.add(rows[0])
     else:
         StreamEvent.objects.bulk_create(rows)
-    if work:
-        state.last_work_offset = state.tail
+    for offset, event in enumerate(events, start=begin + 1):
+        work.follow(state, event, offset, by_handler=by_handler)
     waiters.announce(waiters.entity_stream_key(state.entity_id))
 
 

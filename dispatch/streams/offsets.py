@@ -1,17 +1,26 @@
-"""Offsets of streams: opaque to readers, increasing, and equal to a count of events in here."""
+"""Offsets of streams: opaque to readers, increasing, and equal to a count of events in here.
+
+``<offset>_1`` is a place of its own to clients, who compare offsets as strings: just before the
+first work after that offset. In here it is that offset.
+"""
 
 import re
 
 from core.errors import InvalidRequest
 
 START, NOW = "-1", "now"
-_FORM = re.compile(r"([0-9]{16})_([0-9]{16})")
+_FORM = re.compile(r"([0-9]{16})_([0-9]{16})(?:_1)?")
 _MAX = 10**16
 
 
 def encode(offset: int) -> str:
     """The wire form of an offset."""
     return f"0000000000000000_{offset:016d}"
+
+
+def encode_just_past(offset: int) -> str:
+    """The wire form of the place between an offset and the event that comes after it."""
+    return f"{encode(offset)}_1"
 
 
 def decode(text: str, path: str = "/offset") -> int:

@@ -17,14 +17,28 @@ PAGE_EVENTS = 1000
 PAGE_BYTES = 4 * 1024 * 1024
 """Bytes after which an answer is cut; one event is always given whole."""
 
+_GONE = "The stream is gone."
+
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What lies past an offset: JSON texts, where they end, and whether that is the tail."""
+    """What lies past an offset: JSON texts, where they end, and whether that is the tail.
+
+    ``closed``: it is, and nothing will ever come after it.
+    """
 
     events: list[str]
     next_offset: int
     up_to_date: bool
+    closed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The offset of a stream's newest event, and whether that is its last."""
+
+    tail: int
+    closed: bool = False
 
 
 class Source(Protocol):
@@ -40,8 +54,8 @@ class Source(Protocol):
         Raises NotFound when the stream is gone.
         """
 
-    def tail(self) -> int:
-        """The offset of its newest event. Raises NotFound when the stream is gone."""
+    def end(self) -> "End":
+        """Where it ends. Raises NotFound when the stream is gone."""
 
 
 _WAKE_STREAM = Select(lambda: WakeStream.objects.filter(runner=Param("runner")))
@@ -55,7 +69,7 @@ _WAKES = Select(
     )
 )
 _MAIN_STREAM = Select(
-    lambda: DispatchState.objects.filter(entity=Param("entity")).only("entity_id", "tail")
+    lambda: DispatchState.objects.filter(entity=Param("entity")).only("entity_id", "tail", "ended")
 )
 _EVENTS = Select(
     lambda: (
@@ -78,14 +92,17 @@ class WakesOf:
     def key(self) -> str:
         return waiters.wake_stream_key(self.runner_id)
 
-    def tail(self) -> int:
-        return _tail(_WAKE_STREAM.first(runner=self.runner_id))
+    def end(self) -> End:
+        stream = _WAKE_STREAM.first(runner=self.runner_id)
+        if stream is None:
+            raise NotFound(_GONE)
+        return End(stream.tail)
 
     def read(self, after: int) -> Page:
         # The tail first: all below it is committed by now, so nothing can turn up there later.
-        tail = self.tail()
+        tail = self.end().tail
         wakes = _WAKES.all(runner=self.runner_id, after=after, tail=tail)
-        return _page([(wake.offset, self._event(wake)) for wake in wakes], tail)
+        return _page([(wake.offset, self._event(wake)) for wake in wakes], End(tail))
 
     def _event(self, wake: Wake) -> str:
         event = {
@@ -108,25 +125,23 @@ class EventsOf:
     def key(self) -> str:
         return waiters.entity_stream_key(self.entity_id)
 
-    def tail(self) -> int:
-        return _tail(_MAIN_STREAM.first(entity=self.entity_id))
+    def end(self) -> End:
+        state = _MAIN_STREAM.first(entity=self.entity_id)
+        if state is None:
+            raise NotFound(_GONE)
+        return End(state.tail, closed=state.ended == DispatchState.End.KILLED)
 
     def read(self, after: int) -> Page:
-        tail = self.tail()
-        events = _EVENTS.all(entity=self.entity_id, after=after, tail=tail)
-        return _page([(event.offset, event.data) for event in events], tail)
+        end = self.end()
+        events = _EVENTS.all(entity=self.entity_id, after=after, tail=end.tail)
+        return _page([(event.offset, event.data) for event in events], end)
 
 
-def _tail(stream: WakeStream | DispatchState | None) -> int:
-    if stream is None:
-        raise NotFound("The stream is gone.")
-    return stream.tail
-
-
-def _page(found: list[tuple[int, str]], tail: int) -> Page:
+def _page(found: list[tuple[int, str]], end: End) -> Page:
     size = 0
     for count, (offset, event) in enumerate(found, start=1):
         size += len(event)
         if count == PAGE_EVENTS or (size > PAGE_BYTES and count < len(found)):
-            return Page([text for _, text in found[:count]], offset, offset == tail)
-    return Page([text for _, text in found], tail, up_to_date=True)
+            told, at_end = [text for _, text in found[:count]], offset == end.tail
+            return Page(told, offset, at_end, at_end and end.closed)
+    return Page([text for _, text in found], end.tail, up_to_date=True, closed=end.closed)

@@ -1,5 +1,7 @@
 """POST /_electric/wake-callbacks/:consumerId: who is heard, and which error comes first."""
 
+from urllib.parse import quote
+
 import pytest
 
 from claims.models import ConsumerClaim
@@ -273,6 +275,21 @@ def test_a_heartbeats_acks_move_the_cursor(claim):
     answer = claim.heartbeat(acks=acks)
     assert set(answer.body) == {"ok", "next_wake", "lease_expires_at"}
     assert cursor() == 2
+
+
+def test_an_ack_just_past_an_offset_means_that_offset(claim):
+    assert claim.offset == f"{offset(1)}_1"
+    acks = [{"path": "/agent/e1/main", "offset": f"{offset(2)}_1"}]
+    assert claim.heartbeat(acks=acks).status == 200
+    assert cursor() == 2
+
+
+@pytest.mark.parametrize("bad", ["_2", "_0", "_", "_1_1", "_01", "_1 ", "_1\n"])
+def test_no_other_place_past_an_offset_is_one(claim, bad):
+    acks = [{"path": "/agent/e1/main", "offset": f"{offset(2)}{bad}"}]
+    assert claim.heartbeat(acks=acks).error == "INVALID_REQUEST"
+    answer = claim.api("GET", f"/agent/e1/main?offset={quote(offset(2) + bad)}")
+    assert answer.error == "INVALID_REQUEST"
 
 
 def test_the_same_ack_may_come_again(claim):

@@ -68,8 +68,27 @@ def test_a_message_that_the_done_acked_does_not_wake(claim):
 
 
 def test_an_ack_short_of_a_message_wakes_again(claim):
-    assert claim.done(offset(1)).body["next_wake"] is True
+    claim.api.send()
+    assert claim.done(offset(2)).body["next_wake"] is True
     assert claim.api.claim().epoch == 2
+
+
+@pytest.mark.parametrize("acked", [offset(1), f"{offset(1)}_1"])
+def test_one_that_leaves_the_first_work_counts_as_failed(claim, acked):
+    claim.api.send()
+    answer = claim.done(acked)
+    assert answer.body == {"ok": True, "next_wake": False, "entity_cleared": True}
+    assert (state().failures, state().cursor, claim.api.wakes()) == (1, 1, [])
+    assert claim.done(acked).body["entity_cleared"] is False
+    claim.api.send()
+    assert len(claim.api.wakes()) == 1
+
+
+def test_one_that_leaves_later_work_does_not_count_as_failed(claim):
+    claim.api.send()
+    claim.heartbeat(acks=[{"path": "/agent/e1/main", "offset": offset(2)}])
+    assert claim.done(f"{offset(2)}_1").body["next_wake"] is True
+    assert state().failures == 0
 
 
 def test_the_same_done_again_changes_nothing(claim):

@@ -27,7 +27,7 @@ def woken(api: Api) -> Claim:
 
 def through(claim: Claim, api: Api) -> Claim:
     """The same claim, called back about through another server."""
-    return Claim(api, claim.body)
+    return Claim(api, claim.body, claim.tail)
 
 
 # --- A: the server dies between mint and done -------------------------------------------------

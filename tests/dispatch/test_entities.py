@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from dispatch.models import DispatchState, Entity, StreamEvent, Wake
+from dispatch.models import DispatchState, Entity, EntityType, StreamEvent, Wake
 from tests.support import Api
 
 E1 = "/_electric/entities/agent/e1"
@@ -39,7 +39,9 @@ def test_it_makes_an_entity_of_nothing(alice):
         "created_by": "/principal/user%3Aalice",
         "created_at": body["created_at"],
         "updated_at": body["updated_at"],
+        "txid": body["txid"],
     }
+    assert type(body["txid"]) is int
     assert before <= body["created_at"] == body["updated_at"] <= before + 60_000
 
 
@@ -56,7 +58,7 @@ def test_it_makes_an_entity_of_all_that_may_be_given(owner):
         name: given[name] for name in ("tags", "dispatch_policy", "parent", "sandbox")
     }
     assert body["spawn_args"] == given["args"]
-    assert owner.get(E1).body == body
+    assert {**owner.get(E1).body, "txid": body["txid"]} == body
 
 
 @pytest.mark.parametrize("name", ["a", "A.b_c~d:e@f+g-h", "x" * 128, "..."])
@@ -100,7 +102,8 @@ def test_it_refuses_a_bad_field_and_names_it(owner, field, value):
 
 
 def test_the_same_url_twice_is_a_duplicate(alice):
-    first = alice("PUT", E1, {"tags": {"n": "1"}}).body
+    alice("PUT", E1, {"tags": {"n": "1"}})
+    first = alice.get(E1).body
     answer = alice("PUT", E1, {"tags": {"n": "2"}, "initialMessage": "hi"})
     assert (answer.status, answer.error) == (409, "DUPLICATE_URL")
     assert answer.body["error"]["details"] == {"entity": first}
@@ -125,9 +128,35 @@ def test_its_stream_begins_with_its_creation_which_is_not_work(owner):
     owner.make_entity()
     (event,) = owner.events()
     assert (event["type"], event["key"]) == ("entity_created", "entity-created")
+    assert event["value"] == {
+        "entity_type": "agent",
+        "timestamp": event["headers"]["timestamp"],
+        "args": {},
+    }
     state = DispatchState.objects.get()
     assert (state.cursor, state.tail, state.pending) == (1, 1, False)
     assert owner.wakes() == []
+
+
+def test_its_types_slash_commands_come_with_its_creation_and_are_not_work(owner, monkeypatch):
+    commands = [{"name": "review", "description": "Look it over"}, {"name": "stop"}]
+    monkeypatch.setattr(EntityType, "slash_commands", commands, raising=False)
+    owner.post("/_electric/entity-types", {"name": "agent", "description": ""})
+    made = owner.make_entity(parent="/agent/boss", args={"n": 1})
+    created, review, stop = owner.events()
+    at = created["headers"]["timestamp"]
+    assert created["value"] == {
+        "entity_type": "agent",
+        "timestamp": at,
+        "args": {"n": 1},
+        "parent_url": "/agent/boss",
+    }
+    assert (review["type"], review["key"]) == ("slash_command", "review")
+    assert review["value"] == {**commands[0], "source": "static", "updated_at": at}
+    assert stop["value"] == {**commands[1], "source": "static", "updated_at": at}
+    assert {event["headers"]["txid"] for event in owner.events()} == {made["txid"]}
+    state = DispatchState.objects.get()
+    assert (state.cursor, state.tail, state.pending) == (3, 3, False)
 
 
 def test_a_first_message_wakes_it_at_once(owner):
@@ -141,6 +170,9 @@ def test_a_first_message_wakes_it_at_once(owner):
         "payload": {"text": "hi"},
         "timestamp": event["value"]["timestamp"],
         "mode": "immediate",
+        "status": "processed",
+        "processed_at": event["value"]["timestamp"],
+        "from_principal": "/principal/user%3Aalice",
         "message_type": "chat",
     }
 
@@ -201,7 +233,8 @@ def test_it_replaces_what_is_given(owner):
 
 
 def test_it_changes_nothing_without_anything_given(owner):
-    made = owner.make_entity(tags={"a": "1"})
+    owner.make_entity(tags={"a": "1"})
+    made = owner.get(E1).body
     changed = owner("PATCH", E1, {}).body
     assert {**changed, "updated_at": 0} == {**made, "updated_at": 0}
 
@@ -263,7 +296,53 @@ def test_it_sets_replaces_and_removes_a_tag(alice):
     assert alice.post(f"{E1}/tags/b", {"value": ""}).body["tags"] == {"a": "1", "b": ""}
     answer = alice("DELETE", f"{E1}/tags/a")
     assert (answer.status, answer.body["tags"]) == (200, {"b": ""})
-    assert alice("DELETE", f"{E1}/tags/a").body == alice.get(E1).body
+    again = alice("DELETE", f"{E1}/tags/a").body
+    assert again == {**alice.get(E1).body, "txid": again["txid"]}
+
+
+def tag_events(api):
+    return [event for event in api.events() if event["type"] == "tags"]
+
+
+def told(event):
+    return event["headers"]["operation"], event["key"], event.get("value")
+
+
+def test_a_tag_is_told_to_its_stream_with_the_calls_txid(alice):
+    alice.make_entity(runner_id=None, tags={"a": "1"})
+    assert tag_events(alice) == []
+    txids = [
+        alice.post(f"{E1}/tags/b", {"value": "2"}).body["txid"],
+        alice.post(f"{E1}/tags/a", {"value": "2"}).body["txid"],
+        alice("DELETE", f"{E1}/tags/a").body["txid"],
+    ]
+    assert [told(event) for event in tag_events(alice)] == [
+        ("insert", "b", {"key": "b", "value": "2"}),
+        ("update", "a", {"key": "a", "value": "2"}),
+        ("delete", "a", None),
+    ]
+    assert [event["headers"]["txid"] for event in tag_events(alice)] == txids
+    assert {type(txid) for txid in txids} == {int}
+    alice("DELETE", f"{E1}/tags/a")
+    assert len(tag_events(alice)) == 3
+
+
+def test_replaced_tags_are_told_to_its_stream(owner):
+    owner.make_entity(tags={"a": "1", "b": "2", "c": "3"})
+    owner("PATCH", E1, {"tags": {"b": "2", "c": "4", "d": "5"}})
+    assert [told(event) for event in tag_events(owner)] == [
+        ("delete", "a", None),
+        ("update", "c", {"key": "c", "value": "4"}),
+        ("insert", "d", {"key": "d", "value": "5"}),
+    ]
+    assert owner.wakes() == []
+
+
+def test_a_killed_entity_is_tagged_and_its_stream_stays_closed(owner):
+    owner.make_entity()
+    owner.signal("/agent/e1", "SIGKILL")
+    assert owner.post(f"{E1}/tags/a", {"value": "x"}).body["tags"] == {"a": "x"}
+    assert tag_events(owner) == []
 
 
 @pytest.mark.parametrize(
@@ -303,7 +382,7 @@ def test_a_tag_is_not_work(owner):
     owner.make_entity()
     owner.post(f"{E1}/tags/a", {"value": "x"})
     assert owner.wakes() == []
-    assert len(owner.events()) == 1
+    assert len(owner.events()) == 2
 
 
 def test_a_handler_sets_the_tags_of_what_its_creator_owns(owner, bob):

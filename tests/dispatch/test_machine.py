@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from claims import reaper
 from claims.models import ConsumerClaim
 from dispatch.models import DispatchState, Wake, subscription_key
+from tests.agents.runtime import merged
 from tests.support import PAST, Api
 
 ENTITIES = "/_electric/entities"
@@ -70,10 +71,14 @@ class Pullwake(RuleBasedStateMachine):
 
     # --- What may happen ----------------------------------------------------------------------
 
-    @rule(url=urls, key=st.sampled_from(["k1", "k2", None]))
-    def send(self, url, key):
+    @rule(
+        url=urls,
+        key=st.sampled_from(["k1", "k2", None]),
+        mode=st.sampled_from(["immediate", "immediate", "queued", "paused"]),
+    )
+    def send(self, url, key, mode="immediate"):
         facts = self.facts[url]
-        body = {"payload": "hi"} if key is None else {"payload": "hi", "key": key}
+        body = {"payload": "hi", "mode": mode} | ({} if key is None else {"key": key})
         answer = self.call("POST", f"{ENTITIES}{url}/send", body)
         if not (facts.stop or facts.killed):
             assert answer.status == 200
@@ -85,7 +90,8 @@ class Pullwake(RuleBasedStateMachine):
             event = {"subscription_id": f"runner:{runner_id}:{subscription_key(url)}"}
         answer = self.call("POST", f"/_electric/runners/{runner_id}/claim", event)
         if answer.status == 200 and "consumerId" in answer.body:
-            self.claims.insert(0, answer.body)
+            tail = answer.headers["Pullwake-Tail"]
+            self.claims.insert(0, {**answer.body, "tail": tail})
 
     def turn(self, url, late, end):
         """A whole turn of the runner that is told: most claims are made so, and end well."""
@@ -140,6 +146,37 @@ class Pullwake(RuleBasedStateMachine):
         self.call_back(
             which, lambda claim: {"done": True, **({"acks": acks(claim)} if acked else {})}
         )
+
+    @rule(which=nth)
+    def done_with_nothing(self, which):
+        """It acks the claim's own offset, and so none of its work."""
+        self.call_back(which, lambda claim: {"done": True, "acks": claim["streams"]})
+
+    @rule(url=urls, late=st.integers(0, 2))
+    def turn_and_done_with_nothing(self, url, late):
+        self.turn(url, late, self.done_with_nothing)
+
+    @rule(which=nth, status=st.sampled_from(["processed", "cancelled"]))
+    def take(self, which, status):
+        """The handler takes the next message of the queue."""
+        if not self.claims:
+            return
+        claim = self.claims[which % len(self.claims)]
+        minted = self.api.post(
+            f"/_electric/wake-callbacks/{claim['consumerId']}",
+            {"epoch": claim["epoch"], "wakeId": claim["wakeId"]},
+            Electric_Claim_Token=claim["claimToken"],
+        )
+        if minted.status != 200:
+            return
+        token = {"Electric_Claim_Token": minted.body["writeToken"]}
+        rows = merged(self.api.get(claim["streamPath"], **token).body)
+        for (kind, key), row in rows.items():
+            if kind == "inbox" and row["status"] == "pending":
+                event = {"type": "inbox", "key": key, "value": {"status": status}}
+                event["headers"] = {"operation": "update"}
+                assert self.api.post(claim["streamPath"], event, **token).status == 204
+                return
 
     @rule(which=nth)
     def done_with_all_that_there_is(self, which):
@@ -229,12 +266,16 @@ class Pullwake(RuleBasedStateMachine):
         active = state.entity.claims.active().count()
         assert not state.entity.claims.active().filter(runner=None).exists()
         texts = state.entity.events.order_by("offset").values_list("data", flat=True)
+        events = list(map(msgspec.json.decode, texts))
+        rows = merged(events)
         work = [
             number
-            for number, event in enumerate(map(msgspec.json.decode, texts), start=1)
-            if event["type"] == "inbox" or event.get("value", {}).get("status") == "unhandled"
+            for number, event in enumerate(events, start=1)
+            if event["headers"]["operation"] == "insert" and is_work(rows, event)
         ]
-        pending = max(work) > state.cursor
+        queue = [row for (kind, _), row in rows.items() if kind == "inbox" and waits(row)]
+        head = min(queue, key=lambda row: row["position"], default={"mode": None})
+        pending = any(offset > state.cursor for offset in work) or head["mode"] == "queued"
         awake = not (facts.paused or facts.stop or facts.killed)
         due = pending and awake and state.runner_id is not None and state.retry_at is None
 
@@ -253,9 +294,21 @@ class Pullwake(RuleBasedStateMachine):
         assert epochs == sorted(set(epochs))
 
 
+def is_work(rows, event):
+    row = rows[event["type"], event["key"]]
+    if event["type"] == "inbox":
+        return row["status"] != "cancelled" and row["mode"] != "paused"
+    closing = ("SIGSTOP", "SIGTERM")
+    return row.get("status") == "unhandled" and row["signal"] not in closing
+
+
+def waits(row):
+    return row["status"] == "pending"
+
+
 def acks(claim):
     """All that the claim delivered."""
-    return [{"path": claim["streamPath"], "offset": claim["streams"][0]["offset"]}]
+    return [{"path": claim["streamPath"], "offset": claim["tail"]}]
 
 
 @pytest.mark.slow

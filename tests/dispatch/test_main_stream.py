@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 
+from api import streams
 from dispatch.models import DispatchState, StreamEvent
 from tests.support import Api
 
@@ -39,6 +40,32 @@ def test_it_begins_with_the_entity_and_gives_what_came(held):
     assert answer.headers["Stream-Up-To-Date"] == "true"
 
 
+@pytest.mark.parametrize("live", ["long-poll", "sse"])
+def test_a_live_read_begins_just_past_an_offset(held, live, monkeypatch):
+    monkeypatch.setattr(streams, "SSE_LENGTH_S", 0.0)
+    answer = held.api.get(f"{MAIN}?offset={offset(1)}_1&live={live}")
+    assert answer.status == 200
+    assert b'"inbox"' in answer.content
+    assert b'"entity_created"' not in answer.content
+
+
+def test_an_appends_answer_does_not_pass_work_that_came_after_the_claim(held):
+    one = {"type": "text", "key": "t", "value": {}, "headers": {"operation": "insert"}}
+    producer = {"Producer_Id": "p", "Producer_Epoch": "0"}
+
+    def append(seq):
+        answer = held.append(one, token=held.token, **producer, Producer_Seq=str(seq))
+        return answer.headers["Stream-Next-Offset"]
+
+    assert append(0) == offset(3)
+    held.api.send()  # at 4
+    held.api.send()
+    assert append(1) == append(1) == f"{offset(3)}_1"
+    held.heartbeat(acks=[{"path": MAIN, "offset": offset(4)}])
+    assert append(2) == f"{offset(4)}_1"
+    assert held.api("HEAD", MAIN).headers["Stream-Next-Offset"] == offset(7)
+
+
 def test_a_head_tells_the_tail(held):
     answer = held.api("HEAD", MAIN)
     assert (answer.status, answer.content) == (200, b"")
@@ -48,7 +75,14 @@ def test_a_head_tells_the_tail(held):
 
 @pytest.mark.parametrize(
     ("after", "types"),
-    [("-1", ["entity_created", "inbox"]), (offset(1), ["inbox"]), (offset(2), []), ("now", [])],
+    [
+        ("-1", ["entity_created", "inbox"]),
+        (offset(1), ["inbox"]),
+        (f"{offset(1)}_1", ["inbox"]),
+        (offset(2), []),
+        (f"{offset(2)}_1", []),
+        ("now", []),
+    ],
 )
 def test_it_gives_what_lies_past_the_offset(held, after, types):
     answer = held.api.get(f"{MAIN}?offset={after}")

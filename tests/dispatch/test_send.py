@@ -1,5 +1,7 @@
 """POST /_electric/entities/:type/:id/send: a message, from whom it is, and that it is one."""
 
+import re
+
 import pytest
 
 from tests.support import Api
@@ -32,7 +34,10 @@ def test_it_appends_the_message_and_wakes(woken):
             "payload": {"text": "hi"},
             "timestamp": event["value"]["timestamp"],
             "mode": "queued",
+            "status": "pending",
+            "from_principal": "/principal/user%3Aalice",
             "message_type": "chat",
+            "position": event["value"]["position"],
         },
         "headers": {
             "operation": "insert",
@@ -41,6 +46,7 @@ def test_it_appends_the_message_and_wakes(woken):
         },
     }
     assert event["key"]
+    assert re.fullmatch(r"[0-9]{16}:a0", event["value"]["position"])
     assert len(woken.wakes()) == 1
 
 
@@ -52,12 +58,31 @@ def test_it_takes_any_payload(woken, payload):
 
 def test_it_leaves_out_what_is_not_given(woken):
     woken.send()
-    assert set(messages(woken)[0]["value"]) == {"from", "payload", "timestamp", "mode"}
+    given = {"from", "from_principal", "payload", "timestamp", "mode", "status", "processed_at"}
+    assert set(messages(woken)[0]["value"]) == given
+
+
+@pytest.mark.parametrize(
+    ("mode", "status"),
+    [
+        ("immediate", "processed"),
+        ("steer", "processed"),
+        ("queued", "pending"),
+        ("paused", "pending"),
+    ],
+)
+def test_its_mode_says_whether_it_waits_in_the_queue(woken, mode, status):
+    woken.send(mode=mode)
+    value = messages(woken)[0]["value"]
+    assert (value["mode"], value["status"]) == (mode, status)
+    assert ("processed_at" in value) == (status == "processed")
+    assert ("position" in value) == (status == "pending")
+    assert len(woken.wakes()) == (mode != "paused")
 
 
 def test_it_keeps_the_position(woken):
-    woken.send(position={"after": "x"})
-    assert messages(woken)[0]["value"]["position"] == {"after": "x"}
+    woken.send(position="0000000000000007:a0")
+    assert messages(woken)[0]["value"]["position"] == "0000000000000007:a0"
 
 
 def test_it_gives_each_message_a_key_of_its_own(woken):
@@ -66,11 +91,28 @@ def test_it_gives_each_message_a_key_of_its_own(woken):
     assert len({event["key"] for event in messages(woken)}) == 2
 
 
-@pytest.mark.parametrize("named", ["from", "from_principal", "from_agent"])
+@pytest.mark.parametrize("named", ["from", "from_principal"])
 def test_it_is_from_the_caller_whatever_the_body_says(woken, named):
     woken.send(**{named: "/principal/user%3Amallory"})
     assert messages(woken)[0]["value"]["from"] == "/principal/user%3Aalice"
     assert "mallory" not in str(messages(woken))
+
+
+def test_an_agent_is_believed_only_with_its_write_token_or_of_an_agent(woken):
+    woken.send()
+    handler = Api(Electric_Claim_Token=woken.claim().mint())
+    handler.send(from_agent="/agent/e1")
+    for api, named in ((woken, "/agent/e1"), (handler, "/agent/e2")):
+        answer = api.post(SEND, {"payload": 1, "from_agent": named})
+        assert (answer.status, answer.error) == (400, "INVALID_REQUEST")
+    agent = Api("agent:smith")
+    agent.make_entity("/agent/own", None)
+    agent.send("/agent/own", from_agent="/agent/e7")
+    told = [event["value"].get("from_agent") for event in messages(woken)]
+    assert told == [None, "/agent/e1"]
+    (said,) = messages(agent, "/agent/own")
+    assert said["value"]["from_agent"] == "/agent/e7"
+    assert said["value"]["from_principal"] == "/principal/agent%3Asmith"
 
 
 # --- The same key -----------------------------------------------------------------------------
@@ -113,6 +155,10 @@ def test_the_same_key_at_another_entity_is_another_message(woken):
         {"payload": 1, "key": "k" * 257},
         {"payload": 1, "type": 7},
         {"payload": 1, "mode": 7},
+        {"payload": 1, "mode": "later"},
+        {"payload": 1, "position": 7},
+        {"payload": 1, "from_agent": 7},
+        {"payload": 1, "from_agent": "/principal/user%3Amallory"},
         {"payload": 1, "afterMs": 1},
         {"payload": 1, "afterMs": 0.5},
         {"payload": 1, "afterMs": 1e300},

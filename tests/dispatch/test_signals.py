@@ -1,9 +1,14 @@
 """POST /_electric/entities/:type/:id/signal: every signal, in every status."""
 
+from datetime import UTC, datetime
+
 import pytest
 
+from claims import lifecycle
 from claims.models import ConsumerClaim
+from core.clock import iso
 from dispatch.models import DispatchState
+from tests.support import lapse
 
 SIGNAL = "/_electric/entities/agent/e1/signal"
 HANDLERS = ("SIGINT", "SIGHUP", "SIGUSR")
@@ -42,6 +47,12 @@ TABLE = {
     ("stopping", "SIGKILL"): ("killed", True),
 }
 ENDED = ("stopped", "killed")
+# Of those in the table, the ones that the handler is to see.
+UNHANDLED = {
+    (status, signal)
+    for status, signal in TABLE
+    if "claim" in STATUSES[status] and signal in ("SIGSTOP", "SIGTERM")
+} | {("paused", "SIGCONT")}
 
 
 @pytest.fixture
@@ -91,28 +102,37 @@ def test_it_is_handled(entity, claim, status, signal):
         "txid": body["txid"],
     }
     assert entity.status() == new_state
+    assert type(body["created_at"]) is type(body["txid"]) is int
     event = signals(entity)[-1]
+    at = event["headers"]["timestamp"]
+    handled = {
+        "handled_at": at,
+        "handled_by": "/_electric/server",
+        "outcome": "transitioned" if changed else "ignored",
+        "previous_state": previous,
+        "new_state": new_state,
+    }
+    unhandled = (status, signal) in UNHANDLED
     assert event == {
         "type": "signal",
         "key": event["key"],
         "value": {
             "signal": signal,
-            "status": "handled",
+            "status": "unhandled" if unhandled else "handled",
             "sender": "/principal/user%3Aalice",
-            "timestamp": body["created_at"],
+            "timestamp": at,
             "reason": "why",
             "payload": {"n": 1},
-            "outcome": "transitioned" if changed else "ignored",
-            "previous_state": previous,
-            "new_state": new_state,
+            **({} if unhandled else handled),
         },
         "headers": {
             "operation": "insert",
-            "timestamp": body["created_at"],
+            "timestamp": at,
             "txid": body["txid"],
             "offset": entity.get("/agent/e1/main").headers["Stream-Next-Offset"],
         },
     }
+    assert at == iso(datetime.fromtimestamp(body["created_at"] / 1000, UTC))
     assert state().cursor == cursor
 
 
@@ -128,7 +148,7 @@ def test_it_is_left_to_the_handler_and_changes_nothing(entity, claim, status, si
         "signal": signal,
         "status": "unhandled",
         "sender": "/principal/user%3Aalice",
-        "timestamp": answer.body["created_at"],
+        "timestamp": event["headers"]["timestamp"],
     }
     assert state().last_work_offset == state().tail
 
@@ -255,6 +275,112 @@ def test_a_kill_fences_the_claim_at_once(entity):
     assert claim.append({"n": 1}, token=token).status == 401
     assert ConsumerClaim.objects.get().status == "fenced"
     assert (entity.status(), state().cursor, entity.wakes()) == ("killed", before, [])
+
+
+def rows_of(api):
+    """The signals, as their events amount to."""
+    found: dict[str, dict[str, str]] = {}
+    for event in signals(api):
+        found[event["key"]] = found.get(event["key"], {}) | event["value"]
+    return list(found.values())
+
+
+def test_resuming_a_paused_entity_is_work(alice):
+    alice.register()
+    alice.make_entity()
+    alice.signal("/agent/e1", "SIGSTOP")
+    alice.signal("/agent/e1", "SIGCONT")
+    claim = alice.claim()
+    assert claim.offset == "0000000000000000_0000000000000002_1"
+
+
+@pytest.mark.parametrize("signal", ["SIGSTOP", "SIGTERM"])
+def test_what_closes_a_claim_is_no_work(entity, signal):
+    claim = entity.claim()
+    entity.signal("/agent/e1", signal)
+    assert state().last_work_offset == 2
+    claim.done(claim.tail)
+    assert not state().pending
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (["SIGSTOP"], [("SIGSTOP", "transitioned", "paused")]),
+        (["SIGTERM"], [("SIGTERM", "transitioned", "stopped")]),
+        (
+            ["SIGSTOP", "SIGCONT"],
+            [("SIGSTOP", "ignored", "idle"), ("SIGCONT", "transitioned", "running")],
+        ),
+        (
+            ["SIGSTOP", "SIGTERM"],
+            [("SIGSTOP", "transitioned", "stopped"), ("SIGTERM", "transitioned", "stopped")],
+        ),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("end", ["done", "fail", "expire"])
+def test_the_end_of_the_claim_completes_what_its_handler_left(entity, sent, said, end):
+    claim = entity.claim()
+    for signal in sent:
+        entity.signal("/agent/e1", signal)
+    if end == "expire":
+        lapse(claim)
+        lifecycle.expire(ConsumerClaim.objects.get())
+    else:
+        getattr(claim, end)()
+    assert {row["status"] for row in rows_of(entity)} == {"handled"}
+    assert [(r["signal"], r["outcome"], r["new_state"]) for r in rows_of(entity)] == said
+    assert not state().signals_open
+
+
+@pytest.mark.parametrize("signal", ["SIGSTOP", "SIGTERM", "SIGUSR"])
+def test_the_handlers_own_update_handles_it(entity, signal):
+    claim = entity.claim()
+    entity.signal("/agent/e1", signal)
+    key = signals(entity)[-1]["key"]
+    value = {"status": "handled", "handled_by": "/agent/e1"}
+    update = {"type": "signal", "key": key, "value": value, "headers": {"operation": "update"}}
+    assert claim.append(update, token=claim.mint()).status == 204
+    assert claim.done(claim.tail).body["next_wake"] is False
+    assert [row["handled_by"] for row in rows_of(entity)] == ["/agent/e1"]
+    assert len(signals(entity)) == 2
+
+
+def test_a_handlers_word_on_another_signal_changes_nothing(entity):
+    claim = entity.claim()
+    entity.signal("/agent/e1", "SIGUSR")
+    value = {"status": "handled", "handled_by": "/agent/e1"}
+    update = {"type": "signal", "key": "other", "value": value, "headers": {"operation": "update"}}
+    claim.append(update, token=claim.mint())
+    assert claim.done(claim.tail).body["next_wake"] is True
+
+
+# --- A closed stream --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("read", ["", "?offset=now", "?offset=now&live=long-poll"])
+def test_a_killed_entitys_stream_is_closed(entity, method, read):
+    path = f"/agent/e1/main{read}"
+    assert "Stream-Closed" not in entity("HEAD", "/agent/e1/main").headers
+    entity.signal("/agent/e1", "SIGKILL")
+    answer = entity(method, path)
+    assert answer.headers["Stream-Closed"] == "true"
+    if method == "GET":
+        assert answer.headers["Stream-Up-To-Date"] == "true"
+
+
+def test_sse_of_a_closed_stream_says_so_and_ends(entity):
+    entity.signal("/agent/e1", "SIGKILL")
+    answer = entity.get("/agent/e1/main?offset=-1&live=sse")
+    assert b'"streamClosed":true' in answer.content
+
+
+@pytest.mark.parametrize("signal", ["SIGSTOP", "SIGTERM"])
+def test_no_other_stream_is_closed(entity, signal):
+    entity.signal("/agent/e1", signal)
+    assert "Stream-Closed" not in entity.get("/agent/e1/main").headers
 
 
 @pytest.mark.parametrize("signal", ["SIGTERM", "SIGKILL"])

@@ -442,14 +442,18 @@ class FakeServer:
             "epoch": claim.epoch,
             "wakeId": claim.consumer_id,
             "streamPath": f"/{path}/main",
-            "streams": [{"path": f"/{path}/main", "offset": offset(claim.tail)}],
+            "streams": [{"path": f"/{path}/main", "offset": f"{offset(entity.cursor)}_1"}],
             "callback": f"{self.url}/_electric/wake-callbacks/{claim.consumer_id}",
             "claimToken": claim.token,
             "triggerEvent": "message_received",
             "entity": {"type": path.split("/")[0], "url": f"/{path}", "status": "idle"},
             "principal": {"kind": "user", "id": "a", "key": "user:a", "url": "/principal/user%3Aa"},
         }
-        return Response(200, body, {"Pullwake-Cursor": offset(entity.cursor)})
+        places = {
+            "Pullwake-Cursor": offset(entity.cursor),
+            "Pullwake-Tail": offset(claim.tail),
+        }
+        return Response(200, body, places)
 
     def _find(self, request: Request) -> tuple[Entity, Claim] | None:
         consumer_id = request.path.rsplit("/", 1)[1]

@@ -135,6 +135,67 @@ async def test_messages_begin_after_the_cursor_and_hold_the_signals_for_the_hand
         assert got == [("signal", "SIGINT", None), ("inbox", None, "new")]
 
 
+def inbox(key: str, operation: str = "insert", **value: Any) -> dict[str, Any]:
+    return {"type": "inbox", "key": key, "value": value, "headers": {"operation": operation}}
+
+
+async def test_messages_are_as_later_events_left_them() -> None:
+    got: list[Any] = []
+
+    async def handler(wake: Wake) -> None:
+        got.extend(
+            (message.key, message.signal, message.payload) for message in await wake.messages()
+        )
+
+    async with FakeServer() as server, running(server, handler):
+        entity = server.entity("chat/1")
+        for key in ("cancelled", "deleted", "edited", "held"):
+            mode = "paused" if key == "held" else "queued"
+            server._append(entity, inbox(key, payload="first", mode=mode, status="processed"))
+        server._append(entity, inbox("cancelled", "update", status="cancelled"))
+        server._append(entity, inbox("edited", "update", payload="second"))
+        server._append(entity, inbox("seen before", "update", status="processed"))
+        server._append(
+            entity, {"type": "inbox", "key": "deleted", "headers": {"operation": "delete"}}
+        )
+        for key, name in (("s1", "SIGUSR"), ("s2", "SIGINT"), ("s3", "SIGSTOP")):
+            value = {"signal": name, "status": "unhandled"}
+            server._append(entity, {"type": "signal", "key": key, "value": value})
+        server._append(entity, {"type": "signal", "key": "s1", "value": {"status": "handled"}})
+        await server.send("chat/1", "last")
+        await worked(server, "chat/1")
+        assert got == [
+            ("edited", None, "second"),
+            ("s2", "SIGINT", None),
+            (got[-1][0], None, "last"),
+        ]
+
+
+async def test_a_queued_message_is_said_to_be_processed_once_its_handler_is_done() -> None:
+    failing = True
+
+    async def handler(wake: Wake) -> None:
+        await wake.messages()
+        if failing:
+            raise RuntimeError
+
+    async with FakeServer() as server, running(server, handler):
+        entity = server.entity("chat/1")
+        server._append(entity, inbox("q", payload="hi", mode="queued", status="pending"))
+        server._wake(entity)
+        await server._notify()
+        await server.until(lambda: entity.claims and entity.claims[0].status == "failed", "failed")
+        assert len(entity.events) == 1
+        failing = False
+        server._wake(entity)
+        await server._notify()
+        await worked(server, "chat/1", 1)
+        update = entity.events[-1]
+        assert (update["key"], update["headers"]["operation"]) == ("q", "update")
+        assert set(update["value"]) == {"status", "processed_at"}
+        assert update["value"]["status"] == "processed"
+
+
 async def test_the_lease_is_as_long_as_the_server_says() -> None:
     handled = Handled(waits=True)
     async with FakeServer() as server:

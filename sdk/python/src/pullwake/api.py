@@ -246,17 +246,13 @@ def _grant(body: dict[str, Any], answer: Answer) -> Grant:
     epoch = body.get("epoch")
     if not (path and callback and consumer_id and token) or type(epoch) is not int:
         raise BadAnswer("a claim was granted without all it needs")
-    tail = None
-    for stream in body.get("streams") or ():
-        if isinstance(stream, dict) and str(stream.get("path")).lstrip("/") == path.lstrip("/"):
-            tail = _text(stream, "offset")
     entity, principal = body.get("entity"), body.get("principal")
     return Grant(
         consumer_id=consumer_id,
         epoch=epoch,
         wake_id=_text(body, "wakeId") or consumer_id,
         stream_path="/" + path.lstrip("/"),
-        tail=tail,
+        tail=answer.headers.get("pullwake-tail"),
         cursor=answer.headers.get("pullwake-cursor", START),
         callback=callback,
         claim_token=token,

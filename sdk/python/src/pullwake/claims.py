@@ -445,6 +445,7 @@ class Claims:
                 held.wake = wake = Wake(self._api, grant, write_token, retry)
                 self._diagnostics.dispatched()
                 await self._handler(wake)
+                await wake._take()
         except BaseException as error:
             if isinstance(error, ClaimLost) or ends_task(error):
                 raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -143,7 +144,7 @@ class Wake:
 
     async def _read(self) -> list[Message]:
         grant, offset = self._grant, self._grant.cursor
-        messages: list[Message] = []
+        read: list[Any] = []
         while True:
             answer = await self._retry(
                 partial(self._api.read, grant.stream_path, offset, self.write_token)
@@ -151,7 +152,7 @@ class Wake:
             events = answer.json()
             if not isinstance(events, list):
                 raise BadAnswer("a read of the main stream is not a JSON array")
-            messages += filter(None, (_message(event, grant.tail) for event in events))
+            read += events
             after = answer.headers.get("stream-next-offset", offset)
             self.read_to = after
             if (
@@ -159,31 +160,73 @@ class Wake:
                 or answer.headers.get("stream-up-to-date", "").lower() == "true"
                 or (grant.tail is not None and after >= grant.tail)
             ):
-                return messages
+                return _messages(read, grant.tail)
             offset = after
+
+    async def _take(self) -> None:
+        """Say of the queued messages that the handler has seen that they are not waiting any more.
+
+        Until then they are work, whatever is acknowledged.
+        """
+        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        taken = {"status": "processed", "processed_at": now}
+        waiting = [each for each in self._messages or () if each.value.get("status") == "pending"]
+        await self.append(
+            *(
+                {
+                    "type": "inbox",
+                    "key": message.key,
+                    "value": taken,
+                    "headers": {"operation": "update"},
+                }
+                for message in waiting
+                if message.type == "inbox"
+            )
+        )
 
     def _cancel(self) -> None:
         self._cancelled = True
 
 
-def _message(event: object, tail: str | None) -> Message | None:
-    """`event` if it is for the handler, and lies within what the claim delivers."""
-    if not isinstance(event, dict):
-        return None
-    value, headers = event.get("value"), event.get("headers")
-    offset = headers.get("offset") if isinstance(headers, dict) else None
-    if not isinstance(value, dict):
-        return None
-    kind = event.get("type")
-    mine = kind == "inbox" or (kind == "signal" and value.get("status") == "unhandled")
-    # Offsets are ordered as strings. What came after the claim is the next wake's.
-    late = isinstance(offset, str) and tail is not None and offset > tail
-    if not mine or late:
-        return None
-    return Message(
-        type=str(kind),
-        key=str(event.get("key", "")),
-        value=value,
-        offset=offset if isinstance(offset, str) else None,
-        event=event,
-    )
+_NOT_THE_HANDLERS = ("SIGSTOP", "SIGTERM")
+
+
+def _messages(events: list[Any], tail: str | None) -> list[Message]:
+    """What of these events is for the handler, and lies within what the claim delivers.
+
+    Later events change what former ones said: a message is edited, cancelled or deleted, a signal
+    was handled.
+    """
+    found: dict[tuple[str, str], Message] = {}
+    for place, event in enumerate(events):
+        if not isinstance(event, dict) or event.get("type") not in ("inbox", "signal"):
+            continue
+        value, headers = event.get("value"), event.get("headers")
+        headers = headers if isinstance(headers, dict) else {}
+        kind, key = event["type"], str(event.get("key", ""))
+        known = found.get((kind, key or str(place)))
+        if headers.get("operation") == "delete":
+            found.pop((kind, key), None)
+            continue
+        if not isinstance(value, dict):
+            continue
+        offset = headers.get("offset")
+        offset = offset if isinstance(offset, str) else None
+        # Offsets are ordered as strings. What came after the claim is the next wake's.
+        late = offset is not None and tail is not None and offset > tail
+        if known is not None:
+            value = {**known.value, **value}
+        elif late or (kind == "inbox" and "payload" not in value):
+            continue
+        if _is_open(kind, value):
+            at = known.offset if known is not None else offset
+            found[kind, key or str(place)] = Message(kind, key, value, at, event)
+        else:
+            found.pop((kind, key), None)
+    return list(found.values())
+
+
+def _is_open(kind: str, value: Mapping[str, Any]) -> bool:
+    if kind == "inbox":
+        return value.get("status") != "cancelled" and value.get("mode") != "paused"
+    return value.get("status") == "unhandled" and value.get("signal") not in _NOT_THE_HANDLERS

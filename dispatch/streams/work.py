@@ -1,0 +1,134 @@
+"""Which events are work, and when work is done with though nobody acked it.
+
+An event that is work wakes its entity and is given to a handler until it is acked. `is_work`
+decides that of each event as it is appended. `follow` keeps what later events say of former ones:
+a message that is cancelled, deleted or held back is no longer work, nor a signal that a handler
+has handled. A queued message stays work, wherever the cursor is, until it was taken: a handler
+takes one at a time, and acks the others with it.
+"""
+
+from typing import Any
+
+import msgspec
+
+from core.bodies import JsonObject
+from dispatch.models import DispatchState, QueuedMessage, StreamEvent
+
+QUEUED_MODES = ("queued", "paused")
+"""Of messages that wait in the queue until a handler takes them."""
+_FOR_THE_HANDLER = [("unhandled", name) for name in ("SIGINT", "SIGHUP", "SIGUSR", "SIGCONT")]
+
+MAX_POSITION = 1024
+"""Bytes of a position that count."""
+
+Event = Any
+"""An event as it was sent: anything that is JSON."""
+
+
+def is_work(event: Event, *, by_handler: bool) -> bool:
+    """Whether an entity is to be woken for this event. ``by_handler``: its own handler wrote it."""
+    if by_handler or not isinstance(event, dict):
+        return False
+    kind, value = event.get("type"), _value(event)
+    if kind == "wake":
+        return _operation(event) != "delete"
+    if kind == "signal":
+        return (value.get("status"), value.get("signal")) in _FOR_THE_HANDLER
+    if kind == "inbox":
+        mode = value.get("mode")
+        asks = "payload" in value or mode in ("queued", "steer")
+        return asks and mode != "paused" and not _is_withdrawn(event)
+    return False
+
+
+def follow(state: DispatchState, event: Event, offset: int, *, by_handler: bool) -> None:
+    """Keep what this event, just appended at ``offset``, says of former ones; the caller saves."""
+    if not isinstance(event, dict) or not isinstance(event.get("key"), str):
+        return
+    kind, is_insert = event.get("type"), _operation(event) == "insert" and not by_handler
+    if kind == "inbox":
+        if is_insert:
+            _enqueue(state, event, offset)
+        else:
+            _follow_message(state, event)
+    elif kind == "signal" and not is_insert and _value(event).get("status") == "handled":
+        _retract(state, "signal", event["key"])
+
+
+def _enqueue(state: DispatchState, event: JsonObject, offset: int) -> None:
+    value = _value(event)
+    if value.get("status") != "pending" or value.get("mode") not in QUEUED_MODES:
+        return
+    QueuedMessage.objects.create(
+        entity_id=state.entity_id,
+        key=event["key"],
+        position=_position(value),
+        offset=offset,
+        held=value["mode"] == "paused",
+        created_at=state.now,
+    )
+    _look_at_queue(state)
+
+
+def _follow_message(state: DispatchState, event: JsonObject) -> None:
+    """An update of a message holds only what changes."""
+    key, value = event["key"], _value(event)
+    mode, status = value.get("mode"), value.get("status")
+    queue = QueuedMessage.objects.filter(entity_id=state.entity_id)
+    queued = queue.filter(key=key).first()
+    held = mode == "paused" if "mode" in value else queued is not None and queued.held
+    if held or _is_withdrawn(event):
+        _retract(state, "inbox", key)
+    if queued is None:
+        return
+    if _is_withdrawn(event) or status == "processed" or not (held or mode in (None, "queued")):
+        queued.delete()
+        if status == "processed":
+            state.given_offset = None
+    else:
+        moved = {"position": _position(value)} if "position" in value else {}
+        queue.filter(key=key).update(held=held, **moved)
+    _look_at_queue(state)
+
+
+def _look_at_queue(state: DispatchState) -> None:
+    # A message that is held back stops those after it.
+    queue = QueuedMessage.objects.filter(entity_id=state.entity_id)
+    head = queue.order_by("position", "offset").first()
+    state.queue_waiting = head is not None and not head.held
+
+
+def _retract(state: DispatchState, kind: str, key: str) -> None:
+    """What is left to do of this message or signal is not to be done."""
+    if state.last_work_offset <= state.cursor:
+        return
+    work = StreamEvent.objects.filter(entity_id=state.entity_id, work=True)
+    quoted = msgspec.json.encode(key).decode()
+    unacked = work.filter(offset__gt=state.cursor, data__contains=quoted)
+    retracted = []
+    for event in unacked.only("data"):
+        said = msgspec.json.decode(event.data)
+        if (said["type"], said["key"]) == (kind, key):
+            retracted.append(event.pk)
+    if retracted:
+        work.filter(pk__in=retracted).update(work=False)
+        newest = work.order_by("-offset").values_list("offset", flat=True).first()
+        state.last_work_offset = newest or 0
+
+
+def _position(value: JsonObject) -> bytes:
+    return str(value.get("position", "")).encode()[:MAX_POSITION]
+
+
+def _value(event: JsonObject) -> JsonObject:
+    value = event.get("value")
+    return value if isinstance(value, dict) else {}
+
+
+def _operation(event: JsonObject) -> object:
+    headers = event.get("headers")
+    return headers.get("operation") if isinstance(headers, dict) else None
+
+
+def _is_withdrawn(event: JsonObject) -> bool:
+    return _operation(event) == "delete" or _value(event).get("status") == "cancelled"
