@@ -3,6 +3,7 @@
 from typing import Annotated, Any, Literal, cast
 from urllib.parse import unquote
 
+import msgspec
 from django.http import HttpRequest, HttpResponse
 from msgspec import UNSET, Meta, UnsetType
 
@@ -16,13 +17,24 @@ from core.clock import epoch_ms, iso
 from core.errors import DuplicateUrl, InvalidRequest
 from core.identifiers import is_id
 from core.principals import Principal
-from dispatch import entities, signals
+from dispatch import entities, signals, types
 from dispatch.models import Entity
 
 Tags = dict[
     Annotated[str, Meta(min_length=1, max_length=256)], Annotated[str, Meta(max_length=4096)]
 ]
 EntityUrl = Annotated[str, Meta(pattern=r"^/[^/]{1,128}/[^/]{1,128}$(?!\n)")]
+
+
+class Sandbox(Body, frozen=True, kw_only=True):
+    """Where an entity works: a profile that its runner advertises, or what its parent has."""
+
+    profile: Key | UnsetType = UNSET
+    key: Key | UnsetType = UNSET
+    scope: Literal["entity", "wake"] | UnsetType = UNSET
+    persistent: bool | UnsetType = UNSET
+    owner: bool | UnsetType = UNSET
+    inherit: bool | UnsetType = UNSET
 
 
 class NewEntity(Body, frozen=True, kw_only=True):
@@ -34,7 +46,7 @@ class NewEntity(Body, frozen=True, kw_only=True):
     initialMessage: Any = UNSET  # noqa: N815
     initialMessageType: Key | UnsetType = UNSET  # noqa: N815
     parent: EntityUrl | UnsetType = UNSET
-    sandbox: JsonObject | UnsetType = UNSET
+    sandbox: Sandbox | UnsetType = UNSET
 
 
 class EntityChange(Body, frozen=True, kw_only=True):
@@ -59,6 +71,7 @@ class EntityBody(Body, frozen=True, kw_only=True):
     dispatch_policy: DispatchPolicy | UnsetType = UNSET
     sandbox: JsonObject | UnsetType = UNSET
     parent: str | UnsetType = UNSET
+    externally_writable_collections: JsonObject | UnsetType = UNSET
 
 
 class NewMessage(Body, frozen=True, kw_only=True):
@@ -103,8 +116,11 @@ class TagValue(Body, frozen=True, kw_only=True):
     value: Annotated[str, Meta(max_length=4096)]
 
 
-def entity_body(entity: Entity) -> EntityBody:
-    """An entity, with its dispatch state, as the API shows it."""
+def entity_body(entity: Entity, *, writable: JsonObject | None = None) -> EntityBody:
+    """An entity, with its dispatch state, as the API shows it.
+
+    ``writable``: the externally writable collections of its type, where they are shown.
+    """
     state = entity.dispatch_state
     return EntityBody(
         url=entity.url,
@@ -116,6 +132,7 @@ def entity_body(entity: Entity) -> EntityBody:
         spawn_args=entity.spawn_args,
         sandbox=known(entity.sandbox),
         parent=known(entity.parent),
+        externally_writable_collections=known(writable),
         created_by=entity.created_by,
         created_at=epoch_ms(entity.created_at),
         updated_at=epoch_ms(entity.updated_at),
@@ -176,7 +193,7 @@ class EntityView(EntityResource):
                 tags=body.tags or {},
                 runner_id=_runner_id(body.dispatch_policy),
                 parent=body.parent or "",
-                sandbox=body.sandbox or None,
+                sandbox=None if body.sandbox is UNSET else msgspec.to_builtins(body.sandbox),
                 message=message,
             )
         except DuplicateUrl as duplicate:
@@ -189,7 +206,10 @@ class EntityView(EntityResource):
     @documented("Get an entity", answers={200: EntityBody})
     def get(self, request: HttpRequest, type_name: str, name: str) -> HttpResponse:
         """An entity that the caller may read."""
-        return answer(entity_body(self.entity(type_name, name)))
+        entity = self.entity(type_name, name)
+        entity_type = types.of(entity)
+        writable = entity_type.externally_writable_collections if entity_type else None
+        return answer(entity_body(entity, writable=writable))
 
     @documented("Change an entity", body=EntityChange, answers={200: EntityBody})
     def patch(self, request: HttpRequest, type_name: str, name: str) -> HttpResponse:

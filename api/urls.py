@@ -34,6 +34,7 @@ urlpatterns = [
     path(f"{_ENTITY}/tags/<text:key>", entities.TagView.as_view()),
     path("_electric/entity-types", types.EntityTypesView.as_view()),
     path("_electric/entity-types/<str:name>", types.EntityTypeView.as_view()),
+    path("_electric/entity-types/<str:name>/schemas", types.SchemasView.as_view()),
     path("runners/<str:runner_id>/wake", streams.WakeStreamView.as_view()),
     path("<str:type_name>/<str:name>/main", streams.MainStreamView.as_view()),
 ]

@@ -21,6 +21,7 @@ from core.errors import (
     AlreadyClaimed,
     DuplicateUrl,
     Forbidden,
+    InvalidRequest,
     NoPendingWork,
     NotFound,
     NotRunning,
@@ -75,7 +76,7 @@ def find(type_name: str, name: str) -> Entity:
 def may_act(entity: Entity, principal: Principal) -> bool:
     """Whether the principal may do what the creator may."""
     return entity.created_by == principal.url or types.granted(
-        types.find(entity.type), principal, types.MANAGE
+        types.of(entity), principal, types.MANAGE
     )
 
 
@@ -90,6 +91,18 @@ def may_read(entity: Entity, principal: Principal) -> bool:
 # --- Entities ---------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """The runner that an entity is made with, and whose it must be: URLs, or None for anybody's."""
+
+    runner_id: str
+    owners: tuple[str, ...] | None
+
+    def check(self, runner: Runner) -> Runner:
+        """The runner. Raises Forbidden."""
+        return runner if self.owners is None else registry.require_owner(runner, *self.owners)
+
+
 def create(
     caller: Principal,
     type_name: str,
@@ -102,27 +115,34 @@ def create(
     sandbox: JsonObject | None = None,
     message: Message | None = None,
 ) -> Entity:
-    """Make an entity, and wake it if it is made with a first message.
+    """Make an entity, and wake it if it is made with a first message; all of it or nothing.
 
-    Raises DuplicateUrl; Forbidden where the type is registered and not open to the caller;
-    InvalidRequest where the args or the message are not what the type asks for; for the runner
-    what `registry.lock_own` raises.
+    Raises, in this order: Forbidden where the type is registered and not open to the caller;
+    NotFound for a parent, Forbidden for one that is not the caller's to act on; the same for the
+    runner; InvalidRequest where args, message or sandbox are not what is asked for; DuplicateUrl.
     """
     url = f"/{type_name}/{name}"
+    entity_type = types.find(type_name)
+    if entity_type is not None and not types.granted(
+        entity_type, caller, types.SPAWN, types.MANAGE
+    ):
+        raise Forbidden(f"Entities of type {type_name} are not the caller's to make.")
+    above = _find_parent(caller, parent) if parent else None
+    target = _target(caller, runner_id, above, entity_type)
+    runner = None if target is None else target.check(registry.find(target.runner_id))
+    if entity_type is not None and entity_type.creation_schema is not None:
+        schemas.check(args, entity_type.creation_schema, "/args")
+    if message is not None:
+        types.check_message(entity_type, message.payload, message.type, "/initialMessage")
+    sandbox = _resolve(sandbox, above, runner)
     with transaction.atomic():
-        entity_type = types.find(type_name)
-        if entity_type is not None:
-            if not types.granted(entity_type, caller, types.SPAWN, types.MANAGE):
-                raise Forbidden(f"Entities of type {type_name} are not the caller's to make.")
-            if entity_type.creation_schema is not None:
-                schemas.check(args, entity_type.creation_schema, "/args")
-        if message is not None:
-            types.check_message(entity_type, message.payload, message.type, "/initialMessage")
-        runner = _first_runner(caller, runner_id, entity_type)
+        if target is not None:  # again, for it may have changed hands, and now it is locked
+            runner = target.check(registry.lock(target.runner_id))
         try:
             with transaction.atomic():
                 entity = Entity.objects.create(
                     type=type_name,
+                    registration="" if entity_type is None else entity_type.registration,
                     url=url,
                     subscription_key=subscription_key(url),
                     tags=dict(tags),
@@ -134,13 +154,57 @@ def create(
         except IntegrityError:
             raise DuplicateUrl(f"{url} exists.") from None
         state = wakes.begin(entity, runner)
-        log.append(state, [_created_event(entity, state.now)])
+        log.append(state, [_created_event(entity, state.now), *_commands(entity_type, state.now)])
         state.cursor = state.tail
         if message is not None:
             _deliver(state, message)
         wakes.settle(state)
     entity.dispatch_state = state
     return entity
+
+
+def _find_parent(caller: Principal, url: str) -> Entity:
+    _, type_name, name = url.split("/")
+    parent = find(type_name, name)
+    if not may_act(parent, caller):
+        raise Forbidden(f"The parent {url} is not the caller's to act on.")
+    return parent
+
+
+def _target(
+    caller: Principal, runner_id: str | None, parent: Entity | None, entity_type: EntityType | None
+) -> _Target | None:
+    """The runner that the caller names, else the parent's, else the type's default, else none.
+
+    A child's was consented to for its parent. The registrar may name a default that is yet to
+    come, so whoever else registers that id must get nothing.
+    """
+    if runner_id is not None:
+        return _Target(runner_id, (caller.url,))
+    if parent is not None and parent.dispatch_state.runner_id is not None:
+        return _Target(parent.dispatch_state.runner_id, None)
+    if entity_type is not None and entity_type.default_runner is not None:
+        return _Target(entity_type.default_runner, (entity_type.registered_by, caller.url))
+    return None
+
+
+def _resolve(
+    asked: JsonObject | None, parent: Entity | None, runner: Runner | None
+) -> JsonObject | None:
+    """The sandbox as it is stored: without ``inherit``, which means the parent's.
+
+    Raises InvalidRequest for a profile that the runner does not advertise.
+    """
+    sandbox = dict(asked or {})
+    if sandbox.pop("inherit", False):
+        given: JsonObject = (parent and parent.sandbox) or {}
+        sandbox = {field: given[field] for field in ("profile", "key") if field in given}
+        if sandbox:
+            sandbox["owner"] = False
+    advertised = [each["name"] for each in runner.sandbox_profiles] if runner is not None else []
+    if "profile" in sandbox and sandbox["profile"] not in advertised:
+        raise InvalidRequest.field("/sandbox/profile", "the entity's runner does not advertise it")
+    return sandbox or None
 
 
 def update(
@@ -251,7 +315,7 @@ def send(entity: Entity, message: Message) -> str:
         if closed is not None:
             raise closed
         if message.type is not None:  # only such a one has a schema
-            types.check_message(types.find(entity.type), message.payload, message.type, "/payload")
+            types.check_message(types.of(entity), message.payload, message.type, "/payload")
         txid = _deliver(state, message)
         wakes.settle(state)
     return txid
@@ -302,24 +366,26 @@ def _created_event(entity: Entity, now: datetime) -> JsonObject:
     }
 
 
+def _commands(entity_type: EntityType | None, now: datetime) -> list[JsonObject]:
+    """The events of the slash commands that a type gives its entities."""
+    commands = (entity_type and entity_type.slash_commands) or []
+    return [
+        {
+            "type": "slash_command",
+            "key": command["name"],
+            "value": {**command, "source": "static", "updated_at": iso(now)},
+            "headers": {"operation": "insert", "timestamp": iso(now)},
+        }
+        for command in commands
+    ]
+
+
 def lock(entity: Entity) -> DispatchState:
     """The entity's dispatch state, locked until the transaction ends. Raises NotFound."""
     state = wakes.lock_of(entity.pk)
     if state is None:
         raise NotFound("The entity was deleted.")
     return state
-
-
-def _first_runner(
-    caller: Principal, runner_id: str | None, entity_type: EntityType | None
-) -> Runner | None:
-    if runner_id is not None:
-        return registry.lock_own(caller, runner_id)
-    if entity_type is None or entity_type.default_runner_id is None:
-        return None
-    # Its registrar owned that runner, and so consented.
-    default = Runner.objects.select_for_update(no_key=True)
-    return default.filter(pk=entity_type.default_runner_id).first()
 
 
 def entities_of(principal: Principal) -> QuerySet[Entity]:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from core.principals import Principal
+from dispatch import entities
 from runners import tokens
 from tests.support import Api
 
@@ -38,26 +39,15 @@ def parties(db):
         for kind, value, permission in (
             ("principal", "user:creator", "spawn"),
             ("principal", "user:spawner", "spawn"),
-            ("principal", "user:owner", "manage"),
             ("principal", "user:manager", "manage"),
             ("principal_kind", "system", "manage"),
         )
     ]
     body = {"name": "agent", "description": "", "permission_grants": grants}
     assert registrar.post("/_electric/entity-types", body).status == 201
-    default = {"targets": [{"type": "runner", "runnerId": "r1"}]}
-    answer = owner.post(
-        "/_electric/entity-types",
-        {"name": "agent", "description": "", "default_dispatch_policy": default},
-    )
-    assert answer.status == 201
-    # From here on the runner's owner is that, and no more.
-    registrar.post(
-        "/_electric/entity-types",
-        {**body, "permission_grants": [g for g in grants if "owner" not in g["subject_value"]]},
-    )
-    creator.make_entity(runner_id=None, initialMessage="hi")
-    creator.make_entity("/agent/e2", None, initialMessage="hi")
+    for name in ("e1", "e2"):
+        creator.make_entity(f"/agent/{name}", None, initialMessage="hi")
+        entities.move(entities.find("agent", name), "r1")
     claims = [owner.claim(), owner.claim()]
     assert claims[0].body["entity"]["url"] == "/agent/e1"
     secrets = [(claim.body["claimToken"], claim.mint()) for claim in claims]

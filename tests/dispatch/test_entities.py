@@ -44,6 +44,8 @@ def test_it_makes_an_entity_of_nothing(alice):
 
 
 def test_it_makes_an_entity_of_all_that_may_be_given(owner):
+    owner.register(sandbox_profiles=[{"name": "docker", "label": "Docker"}])
+    owner.make_entity("/agent/boss")
     given = {
         "args": {"model": "m", "nested": {"list": [1, None, 2.5]}},
         "tags": {"team": "a"},
