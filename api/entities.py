@@ -7,7 +7,12 @@ import msgspec
 from django.http import HttpRequest, HttpResponse
 from msgspec import UNSET, Meta, UnsetType
 
-from api.authentication import Actor, ActorAuthentication
+from api.acting import (
+    ActingAuthentication,
+    ActingHandlerAuthentication,
+    Actor,
+    HandlerAuthentication,
+)
 from api.fields import RESERVED_TYPES, DispatchPolicy, Key, known, policy_to
 from api.openapi import documented
 from api.views import ApiView, EntityResource
@@ -166,6 +171,18 @@ class EntitiesView(ApiView):
 class EntityView(EntityResource):
     """/_electric/entities/:type/:id"""
 
+    authentication_classes = (ActingAuthentication,)
+
+    @property
+    def actor(self) -> Actor:
+        """Who acts."""
+        return cast(Actor, self.request.user)
+
+    @property
+    def caller(self) -> Principal:
+        """Who calls; `put` alone takes one who calls in another's name. Raises Forbidden."""
+        return self.actor.require_itself()
+
     @documented("Make an entity", body=NewEntity, answers={201: EntityBody}, errors=[409])
     def put(self, request: HttpRequest, type_name: str, name: str) -> HttpResponse:
         """Make an entity, and wake it if it is made with a first message."""
@@ -177,16 +194,17 @@ class EntityView(EntityResource):
                 details=[{"path": path, "message": "no id, or reserved"} for path in bad],
             )
         body = read(request, NewEntity, empty=True)
+        caller = self.actor.prove(body.parent or "", within=False)
         message = None
         if body.initialMessage is not UNSET:
             message = entities.Message(
                 body.initialMessage,
-                self.caller.url,
+                caller.url,
                 type=body.initialMessageType or None,
             )
         try:
             entity = entities.create(
-                self.caller,
+                caller,
                 type_name,
                 name,
                 args=body.args or {},
@@ -198,7 +216,7 @@ class EntityView(EntityResource):
             )
         except DuplicateUrl as duplicate:
             existing = entities.find(type_name, name)
-            if entities.may_read(existing, self.caller):
+            if entities.may_read(existing, caller):
                 duplicate.details = {"entity": entity_body(existing)}
             raise
         return answer(entity_body(entity), 201)
@@ -236,9 +254,7 @@ def _runner_id(policy: DispatchPolicy | UnsetType) -> str | None:
 
 
 class ActorView(EntityResource):
-    """What an entity's creator may do, and a handler with its write token."""
-
-    authentication_classes = (ActorAuthentication,)
+    """What may be done in the name of an entity's creator: by a handler, or its runner's owner."""
 
     @property
     def actor(self) -> Actor:
@@ -247,12 +263,21 @@ class ActorView(EntityResource):
 
     @property
     def caller(self) -> Principal:
-        """The principal whose rights hold."""
+        """The principal whose rights hold, which `entity` has made sure of."""
         return self.actor.principal
+
+    def entity(self, type_name: str, name: str) -> Entity:
+        """The entity that the call is about. Raises NotFound, Forbidden."""
+        self.actor.prove(f"/{type_name}/{name}", within=True)
+        entity = super().entity(type_name, name)
+        self.actor.require_reach(entity)
+        return entity
 
 
 class SendView(ActorView):
     """/_electric/entities/:type/:id/send"""
+
+    authentication_classes = (HandlerAuthentication,)
 
     @documented("Send a message", body=NewMessage, answers={200: Sent}, errors=[409])
     def post(self, request: HttpRequest, type_name: str, name: str) -> HttpResponse:
@@ -270,8 +295,10 @@ class SendView(ActorView):
         return answer(Sent(txid=entities.send(entity, message)))
 
 
-class SignalView(EntityResource):
+class SignalView(ActorView):
     """/_electric/entities/:type/:id/signal"""
+
+    authentication_classes = (ActingAuthentication,)
 
     @documented("Signal an entity", body=NewSignal, answers={200: SignalBody}, errors=[409])
     def post(self, request: HttpRequest, type_name: str, name: str) -> HttpResponse:
@@ -300,6 +327,8 @@ class SignalView(EntityResource):
 
 class TagView(ActorView):
     """/_electric/entities/:type/:id/tags/:key"""
+
+    authentication_classes = (ActingHandlerAuthentication,)
 
     @documented("Set a tag", body=TagValue, answers={200: EntityBody})
     def post(self, request: HttpRequest, type_name: str, name: str, key: str) -> HttpResponse:

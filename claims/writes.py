@@ -5,6 +5,7 @@ from typing import Any
 
 from django.db import transaction
 
+from claims.models import ConsumerClaim
 from core.errors import Unauthenticated
 from core.identifiers import hash_secret
 from core.prepared import Param, Select
@@ -15,6 +16,20 @@ from dispatch.streams import producers
 
 NOT_THE_HOLDER = "The token is not one of the entity's active claim."
 
+_HELD_BY = Select(
+    lambda: (
+        ConsumerClaim.objects.active()
+        .filter(write_token_hash=Param("token_hash"))
+        .select_related("entity", "runner")
+    )
+)
+
+
+def claim_of(token: str) -> ConsumerClaim | None:
+    """The active claim that has this write token, with its entity and its runner, or None."""
+    return _HELD_BY.first(token_hash=hash_secret(token))
+
+
 _WRITTEN_BY = Select(
     lambda: Entity.objects.filter(
         claims__status="active", claims__write_token_hash=Param("token_hash")
@@ -22,14 +37,9 @@ _WRITTEN_BY = Select(
 )
 
 
-def entity_of(token: str) -> Entity | None:
-    """The entity whose active claim has this write token, or None."""
-    return _WRITTEN_BY.first(token_hash=hash_secret(token))
-
-
 def require_holder(entity: Entity, token: str) -> None:
     """Raise Unauthenticated unless the token is the write token of the entity's active claim."""
-    if entity_of(token) != entity:
+    if _WRITTEN_BY.first(token_hash=hash_secret(token)) != entity:
         raise Unauthenticated(NOT_THE_HOLDER)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 from django.db import IntegrityError, transaction
 from django.db.models import QuerySet
+from django.db.models.expressions import RawSQL
 from django.db.models.functions import Now
 
 from core.bodies import JsonObject
@@ -86,6 +87,25 @@ def may_read(entity: Entity, principal: Principal) -> bool:
     return (runner is not None and runner.owner_principal == principal.url) or may_act(
         entity, principal
     )
+
+
+_LINEAGE = """
+    WITH RECURSIVE above (id, parent) AS (
+        SELECT id, parent FROM dispatch_entity WHERE url = %s
+        UNION ALL
+        SELECT entity.id, entity.parent FROM dispatch_entity entity
+        JOIN above ON entity.url = above.parent AND entity.id < above.id
+    ) SELECT id FROM above
+"""
+
+
+def lineage(url: str) -> RawSQL:
+    """The keys of the entity at a URL, its parent, and so on; for ``__in``.
+
+    A parent is older than its child: one that was made anew at the URL of an earlier one is not
+    the parent of what that had, and no circle is walked.
+    """
+    return RawSQL(_LINEAGE, [url])  # noqa: S611  the URL is a parameter
 
 
 # --- Entities ---------------------------------------------------------------------------------
