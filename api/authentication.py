@@ -1,33 +1,34 @@
 """Who calls: a bearer token, a trusted proxy's header, in development mode nobody; or a handler.
 
 A handler proves itself with the claim or write token of its entity's active claim, in
-``Electric-Claim-Token`` or ``Authorization: Bearer``.
+``Electric-Claim-Token`` or ``Authorization: Bearer``; `api.acting` has what it may do for others.
 """
 
 import ipaddress
-from dataclasses import dataclass
-from typing import ClassVar
 
 from django.conf import settings
 from django.http import HttpRequest
 from rest_framework.authentication import BaseAuthentication
 
-from claims import writes
 from core.errors import Forbidden, Unauthenticated
 from core.principals import DEVELOPER, Principal
 from runners import tokens
 
 
-class PrincipalAuthentication(BaseAuthentication):
+class Authentication(BaseAuthentication):
+    """What all kinds of authentication share."""
+
+    def authenticate_header(self, request: HttpRequest) -> str:
+        """The challenge that goes with a 401."""
+        return "Bearer"
+
+
+class PrincipalAuthentication(Authentication):
     """Every call that is made by a principal; ``request.user`` is a `Principal`."""
 
     def authenticate(self, request: HttpRequest) -> tuple[Principal, None]:
         """The caller. Raises Unauthenticated, or Forbidden when two credentials disagree."""
         return principal_of(request), None
-
-    def authenticate_header(self, request: HttpRequest) -> str:
-        """The challenge that goes with a 401."""
-        return "Bearer"
 
 
 def bearer(request: HttpRequest) -> str | None:
@@ -45,16 +46,25 @@ def bearer(request: HttpRequest) -> str | None:
     return secret
 
 
+NAMES_ANOTHER = "Electric-Principal names another principal than the access token."
+
+
 def principal_of(request: HttpRequest) -> Principal:
     """The principal that calls, by the rules of the wire contract's section Principals."""
+    principal, named = proven_and_named(request)
+    if named != principal:
+        raise Forbidden(NAMES_ANOTHER)
+    return principal
+
+
+def proven_and_named(request: HttpRequest) -> tuple[Principal, Principal]:
+    """The principal that calls, and the one that it names: only `api.acting` takes another."""
     secret = bearer(request)
     if secret is None:
-        return _unproven(request)
+        principal = _unproven(request)
+        return principal, principal
     principal = principal_behind(secret)
-    named = _named(request)
-    if named is not None and named != principal:
-        raise Forbidden("Electric-Principal names another principal than the access token.")
-    return principal
+    return principal, _named(request) or principal
 
 
 def principal_behind(secret: str) -> Principal:
@@ -100,17 +110,6 @@ CLAIM_TOKEN_PREFIX = "pwc_"  # noqa: S105
 WRITE_TOKEN_PREFIX = "pww_"  # noqa: S105
 
 
-@dataclass(frozen=True, slots=True)
-class Actor:
-    """Who sends: the principal whose rights hold, and the URL that the message is from."""
-
-    principal: Principal
-    url: str
-
-    # Django REST framework's idea of a user, which this stands in for.
-    is_authenticated: ClassVar = True
-
-
 def claim_token(request: HttpRequest) -> str | None:
     """The claim or write token that the request carries, or None.
 
@@ -127,22 +126,3 @@ def claim_token(request: HttpRequest) -> str | None:
     if held is not None and header not in (None, held):
         raise Unauthenticated("Two different claim tokens were sent.")
     return header or held
-
-
-class ActorAuthentication(BaseAuthentication):
-    """A principal, or a handler as its entity's creator; ``request.user`` is an `Actor`."""
-
-    def authenticate(self, request: HttpRequest) -> tuple[Actor, None]:
-        """Who acts. Raises Unauthenticated for a token that is dead or unknown."""
-        token = claim_token(request)
-        if token is None:
-            principal = principal_of(request)
-            return Actor(principal, principal.url), None
-        entity = writes.entity_of(token)
-        if entity is None:
-            raise Unauthenticated("The write token is dead or unknown.")
-        return Actor(Principal.parse(entity.created_by), entity.url), None
-
-    def authenticate_header(self, request: HttpRequest) -> str:
-        """The challenge that goes with a 401."""
-        return "Bearer"

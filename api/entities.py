@@ -3,10 +3,16 @@
 from typing import Annotated, Any, Literal, cast
 from urllib.parse import unquote
 
+import msgspec
 from django.http import HttpRequest, HttpResponse
 from msgspec import UNSET, Meta, UnsetType
 
-from api.authentication import Actor, ActorAuthentication
+from api.acting import (
+    ActingAuthentication,
+    ActingHandlerAuthentication,
+    Actor,
+    HandlerAuthentication,
+)
 from api.fields import RESERVED_TYPES, DispatchPolicy, Key, known, policy_to
 from api.openapi import documented
 from api.views import ApiView, EntityResource
@@ -16,13 +22,24 @@ from core.clock import epoch_ms
 from core.errors import DuplicateUrl, InvalidRequest
 from core.identifiers import is_id
 from core.principals import Principal
-from dispatch import entities, signals
+from dispatch import entities, signals, types
 from dispatch.models import Entity
 
 Tags = dict[
     Annotated[str, Meta(min_length=1, max_length=256)], Annotated[str, Meta(max_length=4096)]
 ]
 EntityUrl = Annotated[str, Meta(pattern=r"^/[^/]{1,128}/[^/]{1,128}$(?!\n)")]
+
+
+class Sandbox(Body, frozen=True, kw_only=True):
+    """Where an entity works: a profile that its runner advertises, or what its parent has."""
+
+    profile: Key | UnsetType = UNSET
+    key: Key | UnsetType = UNSET
+    scope: Literal["entity", "wake"] | UnsetType = UNSET
+    persistent: bool | UnsetType = UNSET
+    owner: bool | UnsetType = UNSET
+    inherit: bool | UnsetType = UNSET
 
 
 class NewEntity(Body, frozen=True, kw_only=True):
@@ -34,7 +51,7 @@ class NewEntity(Body, frozen=True, kw_only=True):
     initialMessage: Any = UNSET  # noqa: N815
     initialMessageType: Key | UnsetType = UNSET  # noqa: N815
     parent: EntityUrl | UnsetType = UNSET
-    sandbox: JsonObject | UnsetType = UNSET
+    sandbox: Sandbox | UnsetType = UNSET
 
 
 class EntityChange(Body, frozen=True, kw_only=True):
@@ -60,6 +77,7 @@ class EntityBody(Body, frozen=True, kw_only=True):
     sandbox: JsonObject | UnsetType = UNSET
     parent: str | UnsetType = UNSET
     txid: int | UnsetType = UNSET
+    externally_writable_collections: JsonObject | UnsetType = UNSET
 
 
 class NewMessage(Body, frozen=True, kw_only=True):
@@ -105,8 +123,14 @@ class TagValue(Body, frozen=True, kw_only=True):
     value: Annotated[str, Meta(max_length=4096)]
 
 
-def entity_body(entity: Entity, txid: int | UnsetType = UNSET) -> EntityBody:
-    """An entity, with its dispatch state, as the API shows it; ``txid`` of what changed it."""
+def entity_body(
+    entity: Entity, txid: int | UnsetType = UNSET, *, writable: JsonObject | None = None
+) -> EntityBody:
+    """An entity, with its dispatch state, as the API shows it.
+
+    ``txid``: of what changed it. ``writable``: the externally writable collections of its type,
+    where they are shown.
+    """
     state = entity.dispatch_state
     return EntityBody(
         url=entity.url,
@@ -118,6 +142,7 @@ def entity_body(entity: Entity, txid: int | UnsetType = UNSET) -> EntityBody:
         spawn_args=entity.spawn_args,
         sandbox=known(entity.sandbox),
         parent=known(entity.parent),
+        externally_writable_collections=known(writable),
         created_by=entity.created_by,
         created_at=epoch_ms(entity.created_at),
         updated_at=epoch_ms(entity.updated_at),
@@ -152,6 +177,18 @@ class EntitiesView(ApiView):
 class EntityView(EntityResource):
     """/_electric/entities/:type/:id"""
 
+    authentication_classes = (ActingAuthentication,)
+
+    @property
+    def actor(self) -> Actor:
+        """Who acts."""
+        return cast(Actor, self.request.user)
+
+    @property
+    def caller(self) -> Principal:
+        """Who calls; `put` alone takes one who calls in another's name. Raises Forbidden."""
+        return self.actor.require_itself()
+
     @documented("Make an entity", body=NewEntity, answers={201: EntityBody}, errors=[409])
     def put(self, request: HttpRequest, type_name: str, name: str) -> HttpResponse:
         """Make an entity, and wake it if it is made with a first message."""
@@ -163,29 +200,30 @@ class EntityView(EntityResource):
                 details=[{"path": path, "message": "no id, or reserved"} for path in bad],
             )
         body = read(request, NewEntity, empty=True)
+        caller = self.actor.prove(body.parent or "", within=False)
         message = None
         if body.initialMessage is not UNSET:
             message = entities.Message(
                 body.initialMessage,
-                self.caller.url,
+                caller.url,
                 type=body.initialMessageType or None,
-                principal=self.caller.url,
+                principal=caller.url,
             )
         try:
             entity, txid = entities.create(
-                self.caller,
+                caller,
                 type_name,
                 name,
                 args=body.args or {},
                 tags=body.tags or {},
                 runner_id=_runner_id(body.dispatch_policy),
                 parent=body.parent or "",
-                sandbox=body.sandbox or None,
+                sandbox=None if body.sandbox is UNSET else msgspec.to_builtins(body.sandbox),
                 message=message,
             )
         except DuplicateUrl as duplicate:
             existing = entities.find(type_name, name)
-            if entities.may_read(existing, self.caller):
+            if entities.may_read(existing, caller):
                 duplicate.details = {"entity": entity_body(existing)}
             raise
         return answer(entity_body(entity, txid), 201)
@@ -193,7 +231,10 @@ class EntityView(EntityResource):
     @documented("Get an entity", answers={200: EntityBody})
     def get(self, request: HttpRequest, type_name: str, name: str) -> HttpResponse:
         """An entity that the caller may read."""
-        return answer(entity_body(self.entity(type_name, name)))
+        entity = self.entity(type_name, name)
+        entity_type = types.of(entity)
+        writable = entity_type.externally_writable_collections if entity_type else None
+        return answer(entity_body(entity, writable=writable))
 
     @documented("Change an entity", body=EntityChange, answers={200: EntityBody})
     def patch(self, request: HttpRequest, type_name: str, name: str) -> HttpResponse:
@@ -220,9 +261,7 @@ def _runner_id(policy: DispatchPolicy | UnsetType) -> str | None:
 
 
 class ActorView(EntityResource):
-    """What an entity's creator may do, and a handler with its write token."""
-
-    authentication_classes = (ActorAuthentication,)
+    """What may be done in the name of an entity's creator: by a handler, or its runner's owner."""
 
     @property
     def actor(self) -> Actor:
@@ -231,12 +270,21 @@ class ActorView(EntityResource):
 
     @property
     def caller(self) -> Principal:
-        """The principal whose rights hold."""
+        """The principal whose rights hold, which `entity` has made sure of."""
         return self.actor.principal
+
+    def entity(self, type_name: str, name: str) -> Entity:
+        """The entity that the call is about. Raises NotFound, Forbidden."""
+        self.actor.prove(f"/{type_name}/{name}", within=True)
+        entity = super().entity(type_name, name)
+        self.actor.require_reach(entity)
+        return entity
 
 
 class SendView(ActorView):
     """/_electric/entities/:type/:id/send"""
+
+    authentication_classes = (HandlerAuthentication,)
 
     @documented("Send a message", body=NewMessage, answers={200: Sent}, errors=[409])
     def post(self, request: HttpRequest, type_name: str, name: str) -> HttpResponse:
@@ -261,8 +309,10 @@ class SendView(ActorView):
         return answer(Sent(txid=entities.send(entity, message)))
 
 
-class SignalView(EntityResource):
+class SignalView(ActorView):
     """/_electric/entities/:type/:id/signal"""
+
+    authentication_classes = (ActingAuthentication,)
 
     @documented("Signal an entity", body=NewSignal, answers={200: SignalBody}, errors=[409])
     def post(self, request: HttpRequest, type_name: str, name: str) -> HttpResponse:
@@ -291,6 +341,8 @@ class SignalView(EntityResource):
 
 class TagView(ActorView):
     """/_electric/entities/:type/:id/tags/:key"""
+
+    authentication_classes = (ActingHandlerAuthentication,)
 
     @documented("Set a tag", body=TagValue, answers={200: EntityBody})
     def post(self, request: HttpRequest, type_name: str, name: str, key: str) -> HttpResponse:

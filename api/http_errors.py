@@ -33,6 +33,7 @@ STATUSES: dict[type[PullwakeError], int] = {
     errors.InvalidOffset: 409,
     errors.InvalidSignal: 409,
     errors.DuplicateUrl: 409,
+    errors.SchemaKeyExists: 409,
     errors.ProducerGap: 409,
     errors.PayloadTooLarge: 413,
     errors.UnsupportedMediaType: 415,

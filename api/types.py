@@ -1,20 +1,23 @@
 """The REST API of entity types."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from django.http import HttpRequest, HttpResponse
 from msgspec import UNSET, Meta, UnsetType
 
-from api.fields import RESERVED_TYPES, DispatchPolicy, known, policy_to, principal_field
+from api.fields import RESERVED_TYPES, DispatchPolicy, Key, known, policy_to, principal_field
 from api.openapi import documented
 from api.views import ApiView
 from core.bodies import Body, Id, JsonObject, answer, read
 from core.clock import iso
-from core.errors import InvalidRequest, NotFound, pointer
+from core.errors import InvalidRequest, pointer
+from core.identifiers import is_id
 from core.principals import Principal
 from dispatch import schemas, types
 from dispatch.models import EntityType
+
+Text = Annotated[str, Meta(max_length=4096)]
 
 
 class Grant(Body, frozen=True, kw_only=True):
@@ -23,6 +26,33 @@ class Grant(Body, frozen=True, kw_only=True):
     subject_kind: Literal["principal", "principal_kind"]
     subject_value: str
     permission: Literal["spawn", "manage"]
+
+
+class SlashArgument(Body, frozen=True, kw_only=True):
+    """An argument of a slash command."""
+
+    name: Key
+    type: Literal["string", "number", "boolean"]
+    required: bool | UnsetType = UNSET
+    description: Text | UnsetType = UNSET
+
+
+class SlashCommand(Body, frozen=True, kw_only=True):
+    """A command that a type's entities offer; each gets it as an event of its stream."""
+
+    name: Key
+    description: Text | UnsetType = UNSET
+    arguments: Annotated[list[SlashArgument], Meta(max_length=256)] | UnsetType = UNSET
+
+
+class WritableCollection(Body, frozen=True, kw_only=True):
+    """A collection of a type's entities that others than their handler may write to."""
+
+    type: Key
+    contract: Any = UNSET
+    operations: (
+        Annotated[list[Literal["insert", "update", "delete"]], Meta(max_length=3)] | UnsetType
+    ) = UNSET
 
 
 class NewEntityType(Body, frozen=True, kw_only=True):
@@ -35,6 +65,16 @@ class NewEntityType(Body, frozen=True, kw_only=True):
     state_schemas: dict[str, JsonObject] | UnsetType = UNSET
     default_dispatch_policy: DispatchPolicy | UnsetType | None = UNSET
     permission_grants: Annotated[list[Grant], Meta(max_length=1000)] | UnsetType = UNSET
+    slash_commands: Annotated[list[SlashCommand], Meta(max_length=256)] | UnsetType = UNSET
+    serve_endpoint: Annotated[str, Meta(max_length=2048)] | UnsetType | None = UNSET
+    externally_writable_collections: dict[str, WritableCollection] | UnsetType = UNSET
+
+
+class NewSchemas(Body, frozen=True, kw_only=True):
+    """Schemas to be added to a type's."""
+
+    inbox_schemas: dict[str, JsonObject] | UnsetType = UNSET
+    state_schemas: dict[str, JsonObject] | UnsetType = UNSET
 
 
 class EntityTypeBody(Body, frozen=True, kw_only=True):
@@ -51,6 +91,9 @@ class EntityTypeBody(Body, frozen=True, kw_only=True):
     inbox_schemas: JsonObject | UnsetType = UNSET
     state_schemas: JsonObject | UnsetType = UNSET
     default_dispatch_policy: DispatchPolicy | UnsetType = UNSET
+    slash_commands: list[JsonObject] | UnsetType = UNSET
+    serve_endpoint: str | UnsetType = UNSET
+    externally_writable_collections: JsonObject | UnsetType = UNSET
 
 
 def entity_type_body(entity_type: EntityType) -> EntityTypeBody:
@@ -61,7 +104,10 @@ def entity_type_body(entity_type: EntityType) -> EntityTypeBody:
         creation_schema=known(entity_type.creation_schema),
         inbox_schemas=known(entity_type.inbox_schemas),
         state_schemas=known(entity_type.state_schemas),
-        default_dispatch_policy=policy_to(entity_type.default_runner_id),
+        default_dispatch_policy=policy_to(entity_type.default_runner),
+        slash_commands=known(entity_type.slash_commands),
+        serve_endpoint=known(entity_type.serve_endpoint),
+        externally_writable_collections=known(entity_type.externally_writable_collections),
         permission_grants=entity_type.permission_grants,
         registered_by=entity_type.registered_by,
         revision=entity_type.revision,
@@ -83,15 +129,12 @@ class EntityTypesView(ApiView):
         if body.creation_schema is not UNSET:
             schemas.check_schema(body.creation_schema, "/creation_schema")
             facts["creation_schema"] = body.creation_schema
-        for name in ("inbox_schemas", "state_schemas"):
-            by_type = getattr(body, name)
-            if by_type is not UNSET:
-                for key, schema in by_type.items():
-                    schemas.check_schema(schema, pointer(name, key))
-                facts[name] = by_type
+        facts |= _by_type(body)
         if body.default_dispatch_policy is not UNSET:
-            policy = body.default_dispatch_policy
-            facts["runner_id"] = policy and policy.runner_id
+            facts["default_runner"] = _default_runner(body.default_dispatch_policy)
+        for name in ("slash_commands", "serve_endpoint", "externally_writable_collections"):
+            if getattr(body, name) is not UNSET:
+                facts[name] = msgspec.to_builtins(getattr(body, name))
         if body.permission_grants is not UNSET:
             facts["permission_grants"] = [
                 _canonical_grant(grant, index) for index, grant in enumerate(body.permission_grants)
@@ -100,8 +143,27 @@ class EntityTypesView(ApiView):
 
     @documented("List entity types", answers={200: list[EntityTypeBody]})
     def get(self, request: HttpRequest) -> HttpResponse:
-        """All types, by name."""
-        return answer([entity_type_body(each) for each in EntityType.objects.order_by("name")])
+        """Those that the caller registered, may use, or has entities of; by name."""
+        return answer([entity_type_body(each) for each in types.seen_by(self.caller)])
+
+
+def _by_type(body: NewEntityType | NewSchemas) -> JsonObject:
+    """The inbox and state schemas that are given. Raises InvalidRequest for what is none."""
+    given = {name: getattr(body, name) for name in ("inbox_schemas", "state_schemas")}
+    given = {name: by_type for name, by_type in given.items() if by_type is not UNSET}
+    for name, by_type in given.items():
+        for key, schema in by_type.items():
+            schemas.check_schema(schema, pointer(name, key))
+    return given
+
+
+def _default_runner(policy: DispatchPolicy | None) -> str | None:
+    if policy is None:
+        return None
+    if not is_id(policy.runner_id):
+        path = "/default_dispatch_policy/targets/0/runnerId"
+        raise InvalidRequest.field(path, "no id of a runner")
+    return policy.runner_id
 
 
 def _canonical_grant(grant: Grant, index: int) -> JsonObject:
@@ -119,8 +181,26 @@ class EntityTypeView(ApiView):
 
     @documented("Get an entity type", answers={200: EntityTypeBody})
     def get(self, request: HttpRequest, name: str) -> HttpResponse:
-        """One type."""
-        entity_type = types.find(name)
-        if entity_type is None:
-            raise NotFound(f"There is no entity type {name}.")
-        return answer(entity_type_body(entity_type))
+        """One of those that are listed."""
+        return answer(entity_type_body(types.find_seen(self.caller, name)))
+
+    @documented("Delete an entity type", answers={204: None})
+    def delete(self, request: HttpRequest, name: str) -> HttpResponse:
+        """For its registrar and those who manage it; its entities live on, as their creators'."""
+        types.delete(name, self.caller)
+        return HttpResponse(status=204)
+
+
+class SchemasView(ApiView):
+    """/_electric/entity-types/:name/schemas"""
+
+    @documented(
+        "Add schemas to an entity type",
+        body=NewSchemas,
+        answers={200: EntityTypeBody},
+        errors=[409],
+    )
+    def patch(self, request: HttpRequest, name: str) -> HttpResponse:
+        """Add schemas by new keys; one that is there is registered anew to change."""
+        added = _by_type(read(request, NewSchemas))
+        return answer(entity_type_body(types.add_schemas(self.caller, name, added)))

@@ -42,6 +42,7 @@ urlpatterns = [
     path(f"{_ENTITY}/tags/<text:key>", entities.TagView.as_view()),
     path("_electric/entity-types", types.EntityTypesView.as_view()),
     path("_electric/entity-types/<id:name>", types.EntityTypeView.as_view()),
+    path("_electric/entity-types/<id:name>/schemas", types.SchemasView.as_view()),
     path("runners/<id:runner_id>/wake", streams.WakeStreamView.as_view()),
     path("<str:type_name>/<str:name>/main", streams.MainStreamView.as_view()),
 ]

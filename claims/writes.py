@@ -17,6 +17,20 @@ from dispatch.streams import producers
 
 NOT_THE_HOLDER = "The token is not one of the entity's active claim."
 
+_HELD_BY = Select(
+    lambda: (
+        ConsumerClaim.objects.active()
+        .filter(write_token_hash=Param("token_hash"))
+        .select_related("entity", "runner")
+    )
+)
+
+
+def claim_of(token: str) -> ConsumerClaim | None:
+    """The active claim that has this write token, with its entity and its runner, or None."""
+    return _HELD_BY.first(token_hash=hash_secret(token))
+
+
 _WRITING = Select(
     lambda: (
         ConsumerClaim.objects.active()
@@ -24,12 +38,6 @@ _WRITING = Select(
         .select_related("entity")
     )
 )
-
-
-def entity_of(token: str) -> Entity | None:
-    """The entity whose active claim has this write token, or None."""
-    claim = _WRITING.first(token_hash=hash_secret(token))
-    return None if claim is None else claim.entity
 
 
 def require_holder(entity: Entity, token: str) -> ConsumerClaim:

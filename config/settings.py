@@ -11,6 +11,7 @@ import structlog
 from django.core.exceptions import ImproperlyConfigured
 
 from config.serving import cooperative
+from core.principals import Principal
 from operators import theme
 
 env = environ.Env()
@@ -69,10 +70,22 @@ def _networks(name: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
         raise ImproperlyConfigured(f"{name} must be addresses or networks: {exc}.") from None
 
 
+def _registrars(name: str) -> frozenset[str]:
+    """Kinds of principals, and principals by their URL."""
+    try:
+        return frozenset(
+            each if each in Principal.KINDS else Principal.parse(each).url
+            for each in env.list(name, default=[])
+        )
+    except ValueError as exc:
+        raise ImproperlyConfigured(f"{name} must be principals or their kinds: {exc}.") from None
+
+
 HOST = env.str("HOST", "127.0.0.1")
 PORT = _number("PORT", 8000, 1, 65_535)
 PULLWAKE_LISTEN_URL = env.str("PULLWAKE_LISTEN_URL", "")
 PULLWAKE_TRUSTED_PROXIES = _networks("PULLWAKE_TRUSTED_PROXIES")
+PULLWAKE_TYPE_REGISTRARS = _registrars("PULLWAKE_TYPE_REGISTRARS")
 PULLWAKE_LONG_POLL_MS = _number("PULLWAKE_LONG_POLL_MS", 30_000, 100, 600_000)
 PULLWAKE_CLAIM_LEASE_MS = _number("PULLWAKE_CLAIM_LEASE_MS", 30_000, 1_000, 600_000)
 PULLWAKE_WAKE_REEMIT_MS = _number("PULLWAKE_WAKE_REEMIT_MS", 60_000, 100, 86_400_000)

@@ -115,6 +115,12 @@ class DuplicateUrl(PullwakeError):
     code = "DUPLICATE_URL"
 
 
+class SchemaKeyExists(PullwakeError):
+    """The type has a schema by this name."""
+
+    code = "SCHEMA_KEY_EXISTS"
+
+
 class ProducerGap(PullwakeError):
     """The sequence number is not the one that comes next."""
 

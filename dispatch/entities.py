@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 from django.db import IntegrityError, transaction
 from django.db.models import QuerySet
+from django.db.models.expressions import RawSQL
 from django.db.models.functions import Now
 
 from core.bodies import JsonObject
@@ -21,6 +22,7 @@ from core.errors import (
     AlreadyClaimed,
     DuplicateUrl,
     Forbidden,
+    InvalidRequest,
     NoPendingWork,
     NotFound,
     NotRunning,
@@ -82,7 +84,7 @@ def find(type_name: str, name: str) -> Entity:
 def may_act(entity: Entity, principal: Principal) -> bool:
     """Whether the principal may do what the creator may."""
     return entity.created_by == principal.url or types.granted(
-        types.find(entity.type), principal, types.MANAGE
+        types.of(entity), principal, types.MANAGE
     )
 
 
@@ -94,7 +96,38 @@ def may_read(entity: Entity, principal: Principal) -> bool:
     )
 
 
+_LINEAGE = """
+    WITH RECURSIVE above (id, parent) AS (
+        SELECT id, parent FROM dispatch_entity WHERE url = %s
+        UNION ALL
+        SELECT entity.id, entity.parent FROM dispatch_entity entity
+        JOIN above ON entity.url = above.parent AND entity.id < above.id
+    ) SELECT id FROM above
+"""
+
+
+def lineage(url: str) -> RawSQL:
+    """The keys of the entity at a URL, its parent, and so on; for ``__in``.
+
+    A parent is older than its child: one that was made anew at the URL of an earlier one is not
+    the parent of what that had, and no circle is walked.
+    """
+    return RawSQL(_LINEAGE, [url])  # noqa: S611  the URL is a parameter
+
+
 # --- Entities ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """The runner that an entity is made with, and whose it must be: URLs, or None for anybody's."""
+
+    runner_id: str
+    owners: tuple[str, ...] | None
+
+    def check(self, runner: Runner) -> Runner:
+        """The runner. Raises Forbidden."""
+        return runner if self.owners is None else registry.require_owner(runner, *self.owners)
 
 
 def create(
@@ -111,25 +144,34 @@ def create(
 ) -> tuple[Entity, int]:
     """Make an entity, and wake it if it is made with a first message: it, and the call's txid.
 
-    Raises DuplicateUrl; Forbidden where the type is registered and not open to the caller;
-    InvalidRequest where the args or the message are not what the type asks for; for the runner
-    what `registry.lock_own` raises.
+    All of it or nothing.
+
+    Raises, in this order: Forbidden where the type is registered and not open to the caller;
+    NotFound for a parent, Forbidden for one that is not the caller's to act on; the same for the
+    runner; InvalidRequest where args, message or sandbox are not what is asked for; DuplicateUrl.
     """
     url = f"/{type_name}/{name}"
+    entity_type = types.find(type_name)
+    if entity_type is not None and not types.granted(
+        entity_type, caller, types.SPAWN, types.MANAGE
+    ):
+        raise Forbidden(f"Entities of type {type_name} are not the caller's to make.")
+    above = _find_parent(caller, parent) if parent else None
+    target = _target(caller, runner_id, above, entity_type)
+    runner = None if target is None else target.check(registry.find(target.runner_id))
+    if entity_type is not None and entity_type.creation_schema is not None:
+        schemas.check(args, entity_type.creation_schema, "/args")
+    if message is not None:
+        types.check_message(entity_type, message.payload, message.type, "/initialMessage")
+    sandbox = _resolve(sandbox, above, runner)
     with transaction.atomic():
-        entity_type = types.find(type_name)
-        if entity_type is not None:
-            if not types.granted(entity_type, caller, types.SPAWN, types.MANAGE):
-                raise Forbidden(f"Entities of type {type_name} are not the caller's to make.")
-            if entity_type.creation_schema is not None:
-                schemas.check(args, entity_type.creation_schema, "/args")
-        if message is not None:
-            types.check_message(entity_type, message.payload, message.type, "/initialMessage")
-        runner = _first_runner(caller, runner_id, entity_type)
+        if target is not None:  # again, for it may have changed hands, and now it is locked
+            runner = target.check(registry.lock(target.runner_id))
         try:
             with transaction.atomic():
                 entity = Entity.objects.create(
                     type=type_name,
+                    registration="" if entity_type is None else entity_type.registration,
                     url=url,
                     subscription_key=subscription_key(url),
                     tags=dict(tags),
@@ -149,6 +191,50 @@ def create(
         wakes.settle(state)
     entity.dispatch_state = state
     return entity, txid
+
+
+def _find_parent(caller: Principal, url: str) -> Entity:
+    _, type_name, name = url.split("/")
+    parent = find(type_name, name)
+    if not may_act(parent, caller):
+        raise Forbidden(f"The parent {url} is not the caller's to act on.")
+    return parent
+
+
+def _target(
+    caller: Principal, runner_id: str | None, parent: Entity | None, entity_type: EntityType | None
+) -> _Target | None:
+    """The runner that the caller names, else the parent's, else the type's default, else none.
+
+    A child's was consented to for its parent. The registrar may name a default that is yet to
+    come, so whoever else registers that id must get nothing.
+    """
+    if runner_id is not None:
+        return _Target(runner_id, (caller.url,))
+    if parent is not None and parent.dispatch_state.runner_id is not None:
+        return _Target(parent.dispatch_state.runner_id, None)
+    if entity_type is not None and entity_type.default_runner is not None:
+        return _Target(entity_type.default_runner, (entity_type.registered_by, caller.url))
+    return None
+
+
+def _resolve(
+    asked: JsonObject | None, parent: Entity | None, runner: Runner | None
+) -> JsonObject | None:
+    """The sandbox as it is stored: without ``inherit``, which means the parent's.
+
+    Raises InvalidRequest for a profile that the runner does not advertise.
+    """
+    sandbox = dict(asked or {})
+    if sandbox.pop("inherit", False):
+        given: JsonObject = (parent and parent.sandbox) or {}
+        sandbox = {field: given[field] for field in ("profile", "key") if field in given}
+        if sandbox:
+            sandbox["owner"] = False
+    advertised = [each["name"] for each in runner.sandbox_profiles] if runner is not None else []
+    if "profile" in sandbox and sandbox["profile"] not in advertised:
+        raise InvalidRequest.field("/sandbox/profile", "the entity's runner does not advertise it")
+    return sandbox or None
 
 
 def update(
@@ -291,7 +377,7 @@ def send(entity: Entity, message: Message) -> str:
         if closed is not None:
             raise closed
         if message.type is not None:  # only such a one has a schema
-            types.check_message(types.find(entity.type), message.payload, message.type, "/payload")
+            types.check_message(types.of(entity), message.payload, message.type, "/payload")
         txid = _deliver(state, message)
         wakes.settle(state)
     return txid
@@ -345,7 +431,7 @@ def _created_events(
     if entity.parent:
         value["parent_url"] = entity.parent
     headers = {"operation": "insert", "timestamp": iso(now), "txid": txid}
-    commands = getattr(entity_type, "slash_commands", None) or ()
+    commands = (entity_type and entity_type.slash_commands) or ()
     events: list[JsonObject] = [
         {"type": "entity_created", "key": "entity-created", "value": value},
         *(
@@ -366,18 +452,6 @@ def lock(entity: Entity) -> DispatchState:
     if state is None:
         raise NotFound("The entity was deleted.")
     return state
-
-
-def _first_runner(
-    caller: Principal, runner_id: str | None, entity_type: EntityType | None
-) -> Runner | None:
-    if runner_id is not None:
-        return registry.lock_own(caller, runner_id)
-    if entity_type is None or entity_type.default_runner_id is None:
-        return None
-    # Its registrar owned that runner, and so consented.
-    default = Runner.objects.select_for_update(no_key=True)
-    return default.filter(pk=entity_type.default_runner_id).first()
 
 
 def entities_of(principal: Principal) -> QuerySet[Entity]:

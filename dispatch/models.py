@@ -28,17 +28,32 @@ class EntityType(models.Model):
     creation_schema = models.JSONField(null=True, blank=True)
     inbox_schemas = models.JSONField(null=True, blank=True)
     state_schemas = models.JSONField(null=True, blank=True)
-    default_runner = models.ForeignKey(
-        Runner, null=True, blank=True, on_delete=models.SET_NULL, related_name="default_for"
+    slash_commands = models.JSONField(null=True, blank=True)
+    serve_endpoint = models.TextField(null=True, blank=True)
+    externally_writable_collections = models.JSONField(null=True, blank=True)
+    # The id of a runner that may be yet to come: whose it is counts when an entity is made.
+    default_runner = models.CharField(
+        max_length=128, null=True, blank=True, db_column="default_runner_id"
     )
     permission_grants = models.JSONField(default=list, blank=True)
     registered_by = PrincipalField()
+    registration = models.CharField(
+        max_length=28,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="new with each first registration of the name; its entities keep it",
+    )
     revision = models.PositiveIntegerField(default=1)
     created_at = models.DateTimeField(db_default=Now())
     updated_at = models.DateTimeField(db_default=Now())
 
     class Meta:
         default_permissions = ("view",)
+        permissions = [
+            ("transfer_entitytype", "Can transfer entity types"),
+            ("remove_entitytype", "Can remove entity types"),
+        ]
         constraints = [
             models.CheckConstraint(condition=canonical("registered_by"), name="type_registrar_url"),
         ]
@@ -69,6 +84,13 @@ class Entity(models.Model):
     """An agent, a session or a job: what messages are sent to."""
 
     type = models.CharField(max_length=128)
+    registration = models.CharField(
+        max_length=28,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="of its type, that it was made under; empty: nobody had registered it",
+    )
     url = models.CharField(max_length=258, unique=True)
     subscription_key = models.CharField(max_length=16, db_index=True)
     tags = models.JSONField(default=dict)

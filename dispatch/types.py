@@ -1,20 +1,25 @@
 """Entity types: registered, and what they allow whom and which messages.
 
 A type that nobody registered is open: anybody makes its entities, with any arguments and messages.
+Registering its name takes over none of these: the rights of registrar and grantees, and what a type
+asks of messages, hold for the entities that were made under that registration.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
+from django.conf import settings
 from django.db import IntegrityError, transaction
-from django.db.models import F
+from django.db.models import Exists, F, OuterRef, QuerySet
 from django.db.models.functions import Now
 
 from core.bodies import JsonObject
-from core.errors import Forbidden, InvalidRequest
+from core.errors import Forbidden, InvalidRequest, NotFound, SchemaKeyExists
+from core.identifiers import new_id
 from core.prepared import Param, Select
 from core.principals import Principal
 from dispatch import schemas
-from dispatch.models import EntityType
+from dispatch.models import Entity, EntityType
 from runners import registry
 
 SPAWN, MANAGE = "spawn", "manage"
@@ -25,6 +30,14 @@ _TYPE = Select(lambda: EntityType.objects.filter(name=Param("name")))
 def find(name: str) -> EntityType | None:
     """The registered type of this name, or None."""
     return _TYPE.first(name=name)
+
+
+def of(entity: Entity) -> EntityType | None:
+    """The type that an entity was made under, or None: also where its name is registered anew."""
+    entity_type = find(entity.type) if entity.registration else None
+    if entity_type is None or entity_type.registration != entity.registration:
+        return None
+    return entity_type
 
 
 def granted(entity_type: EntityType | None, principal: Principal, *permissions: str) -> bool:
@@ -57,26 +70,123 @@ def check_message(
 def register(caller: Principal, name: str, facts: JsonObject) -> EntityType:
     """Register a type, or update what is given of one and raise its revision.
 
-    ``facts`` are fields of `EntityType`, and ``runner_id`` for its default runner (None: no
-    default). Raises Forbidden for a type that is not the caller's to change, and for the runner
-    what `registry.lock_own` raises.
+    ``facts`` are fields of `EntityType`. Raises Forbidden for a type that is not the caller's to
+    change, for another's default runner, and for whom PULLWAKE_TYPE_REGISTRARS leaves out.
     """
-    facts = dict(facts)
+    default_runner = facts.get("default_runner")
+    if default_runner is not None:
+        _check_default(caller, default_runner)
     with transaction.atomic():
-        if "runner_id" in facts:
-            runner_id = facts.pop("runner_id")
-            facts["default_runner"] = (
-                registry.lock_own(caller, runner_id) if runner_id is not None else None
-            )
-        known = EntityType.objects.select_for_update(of=("self",)).filter(pk=name)
-        registered = known.first()
+        registered = _lock(name)
         if registered is None:
+            _require_registrar(caller)
+            new = {"name": name, "registered_by": caller.url, "registration": new_id("reg")}
             try:
                 with transaction.atomic():
-                    return EntityType.objects.create(name=name, registered_by=caller.url, **facts)
+                    return EntityType.objects.create(**new, **facts)
             except IntegrityError:  # another registration was first, so this one is an update
-                registered = known.get()
-        if not granted(registered, caller, MANAGE):
-            raise Forbidden(f"The type {name} is another principal's.")
-        known.update(revision=F("revision") + 1, updated_at=Now(), **facts)
-        return EntityType.objects.get(pk=name)
+                registered = _lock(name)
+        return _change(_require_manager(name, registered, caller), facts)
+
+
+def add_schemas(caller: Principal, name: str, schemas: Mapping[str, JsonObject]) -> EntityType:
+    """Add to a type's ``inbox_schemas`` and ``state_schemas``, and raise its revision.
+
+    Raises SchemaKeyExists for a key that is there, NotFound, and Forbidden for a type that is not
+    the caller's to change.
+    """
+    with transaction.atomic():
+        entity_type = _require_manager(name, _lock(name), caller)
+        facts: JsonObject = {}
+        for column, added in schemas.items():
+            there: JsonObject = getattr(entity_type, column) or {}
+            for key in added:
+                if key in there:
+                    raise SchemaKeyExists(f"The type {name} has the {column[:-1]} {key}.")
+            facts[column] = {**there, **added}
+        return _change(entity_type, facts)
+
+
+def delete(name: str, caller: Principal | None = None) -> None:
+    """Delete a type; its entities live on. ``caller`` None: an operator.
+
+    Raises NotFound, and Forbidden for a type that is not the caller's to change.
+    """
+    with transaction.atomic():
+        _require_manager(name, _lock(name), caller).delete()
+
+
+def transfer(name: str, registrar: Principal) -> bool:
+    """Make another principal a type's registrar, for operators: whether it was not yet.
+
+    Its registration, and with it the entities that were made under it, goes along. Raises NotFound.
+    """
+    with transaction.atomic():
+        entity_type = _require_manager(name, _lock(name), None)
+        if entity_type.registered_by == registrar.url:
+            return False
+        _change(entity_type, {"registered_by": registrar.url})
+        return True
+
+
+def seen_by(principal: Principal) -> list[EntityType]:
+    """Those that the principal registered, may use, or has entities of, by name."""
+    return [each for each in _for(principal).order_by("name") if _sees(principal, each)]
+
+
+def find_seen(principal: Principal, name: str) -> EntityType:
+    """One of `seen_by`. Raises NotFound, or Forbidden for one that is not of those."""
+    entity_type = _for(principal).filter(pk=name).first()
+    if entity_type is None:
+        raise NotFound(f"There is no entity type {name}.")
+    if not _sees(principal, entity_type):
+        raise Forbidden(f"The type {name} is not the caller's to use.")
+    return entity_type
+
+
+def _for(principal: Principal) -> QuerySet[EntityType]:
+    own = Entity.objects.filter(created_by=principal.url, type=OuterRef("name"))
+    return EntityType.objects.annotate(has_own=Exists(own))
+
+
+def _sees(principal: Principal, entity_type: Any) -> bool:
+    return entity_type.has_own or granted(entity_type, principal, SPAWN, MANAGE)
+
+
+def _lock(name: str) -> EntityType | None:
+    return EntityType.objects.select_for_update().filter(pk=name).first()
+
+
+def _change(entity_type: EntityType, facts: JsonObject) -> EntityType:
+    """Change a locked type, and raise its revision."""
+    if not entity_type.registration:  # a server of the last version registered it
+        facts = {**facts, "registration": new_id("reg")}
+    EntityType.objects.filter(pk=entity_type.pk).update(
+        revision=F("revision") + 1, updated_at=Now(), **facts
+    )
+    return EntityType.objects.get(pk=entity_type.pk)
+
+
+def _require_manager(
+    name: str, entity_type: EntityType | None, caller: Principal | None
+) -> EntityType:
+    if entity_type is None:
+        raise NotFound(f"There is no entity type {name}.")
+    if caller is not None and not granted(entity_type, caller, MANAGE):
+        raise Forbidden(f"The type {name} is another principal's.")
+    return entity_type
+
+
+def _require_registrar(caller: Principal) -> None:
+    allowed = settings.PULLWAKE_TYPE_REGISTRARS
+    if allowed and not {caller.kind, caller.url} & allowed:
+        raise Forbidden("PULLWAKE_TYPE_REGISTRARS does not let the caller register types.")
+
+
+def _check_default(caller: Principal, runner_id: str) -> None:
+    """Whoever names a runner that exists must own it; one that is yet to come may be named, too."""
+    try:
+        runner = registry.find(runner_id)
+    except NotFound:
+        return
+    registry.require_owner(runner, caller.url)

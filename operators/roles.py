@@ -18,6 +18,8 @@ ROLES = {
         "wake_",
         "send_",
         "move_",
+        "transfer_",
+        "remove_",
         "delete_runner",
     ),
 }

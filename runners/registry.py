@@ -79,9 +79,13 @@ def lock_own(caller: Principal, runner_id: str) -> Runner:
 
     Raises NotFound, or Forbidden for another's.
     """
-    runner = lock(runner_id)
-    if runner.owner_principal != caller.url:
-        raise Forbidden(f"The runner {runner_id} is another principal's.")
+    return require_owner(lock(runner_id), caller.url)
+
+
+def require_owner(runner: Runner, *owners: str) -> Runner:
+    """The runner, if it is one of these principals'; they are URLs. Raises Forbidden."""
+    if runner.owner_principal not in owners:
+        raise Forbidden(f"The runner {runner.pk} is another principal's.")
     return runner
 
 

@@ -201,7 +201,7 @@ def test_the_database_refuses_it_twice(rows, name):
 
 def test_a_foreign_key_leads_somewhere(rows):
     with connection.cursor() as cursor:
-        cursor.execute("UPDATE dispatch_entitytype SET default_runner_id = 'nobody'")
+        cursor.execute("UPDATE dispatch_dispatchstate SET runner_id = 'nobody'")
     with pytest.raises(IntegrityError):
         connection.check_constraints()
     transaction.set_rollback(True)

@@ -44,6 +44,7 @@ RUNNER = f"{RUNNERS}/<id:runner_id>"
 ENTITIES = "_electric/entities"
 ENTITY = f"{ENTITIES}/<str:type_name>/<str:name>"
 TYPES = "_electric/entity-types"
+TYPE = f"{TYPES}/<id:name>"
 MAIN = "<str:type_name>/<str:name>/main"
 WAKES = "runners/<id:runner_id>/wake"
 
@@ -75,7 +76,11 @@ ENDPOINTS = [
     Endpoint("DELETE", f"{ENTITY}/tags/<text:key>", "actor"),
     Endpoint("POST", TYPES, "caller", 201, {"name": "new", "description": ""}),
     Endpoint("GET", TYPES, "caller"),
-    Endpoint("GET", f"{TYPES}/<id:name>", "caller", names={"name": "doc"}),
+    Endpoint("GET", TYPE, "owner", names={"name": "doc"}),
+    Endpoint("DELETE", TYPE, "owner", 204, names={"name": "doc"}),
+    Endpoint(
+        "PATCH", f"{TYPE}/schemas", "owner", body={"inbox_schemas": {}}, names={"name": "doc"}
+    ),
     Endpoint("GET", WAKES, "owner"),
     Endpoint("HEAD", WAKES, "owner"),
     Endpoint("GET", MAIN, "reader"),

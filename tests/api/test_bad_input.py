@@ -17,6 +17,7 @@ from tests.api.endpoints import (
     RUNNER,
     RUNNERS,
     TAKING_A_BODY,
+    TYPE,
     TYPES,
     WAKES,
     Endpoint,
@@ -359,6 +360,16 @@ TEXTS = [
     (f"PUT /{ENTITY}", '{"initialMessage": 1, "initialMessageType": {TEXT}}'),
     (f"PUT /{ENTITY}", '{"parent": {TEXT}}'),
     (f"PUT /{ENTITY}", '{"sandbox": {"profile": {TEXT}}}'),
+    (f"POST /{TYPES}", '{"name": "new", "description": "", "slash_commands": [{"name": {TEXT}}]}'),
+    (f"POST /{TYPES}", '{"name": "new", "description": "", "serve_endpoint": {TEXT}}'),
+    (
+        f"POST /{TYPES}",
+        (
+            '{"name": "new", "description": "",'
+            ' "externally_writable_collections": {{TEXT}: {"type": "x"}}}'
+        ),
+    ),
+    (f"PATCH /{TYPE}/schemas", '{"inbox_schemas": {{TEXT}: {}}}'),
     (
         f"PUT /{ENTITY}",
         '{"dispatch_policy": {"targets": [{"type": "runner", "runnerId": {TEXT}}]}}',

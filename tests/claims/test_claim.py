@@ -125,7 +125,7 @@ def test_it_has_no_pending_work_also_when_the_runner_is_at_its_limit(woken):
 
 
 def test_it_answers_all_that_a_handler_needs(alice):
-    alice.register()
+    alice.register(sandbox_profiles=[{"name": "p", "label": "P"}])
     alice.make_entity(
         "/agent/e1", args={"model": "m"}, tags={"team": "a"}, sandbox={"profile": "p"}
     )

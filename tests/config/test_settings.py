@@ -22,6 +22,7 @@ CONTRACT = (
     "PULLWAKE_PUBLIC_URL",
     "PULLWAKE_LISTEN_URL",
     "PULLWAKE_TRUSTED_PROXIES",
+    "PULLWAKE_TYPE_REGISTRARS",
     "PULLWAKE_LONG_POLL_MS",
     "PULLWAKE_CLAIM_LEASE_MS",
     "PULLWAKE_WAKE_REEMIT_MS",
@@ -63,6 +64,7 @@ def test_the_defaults(read):
         "PULLWAKE_PUBLIC_URL": "",
         "PULLWAKE_LISTEN_URL": "",
         "PULLWAKE_TRUSTED_PROXIES": [],
+        "PULLWAKE_TYPE_REGISTRARS": frozenset(),
         "PULLWAKE_LONG_POLL_MS": 30_000,
         "PULLWAKE_CLAIM_LEASE_MS": 30_000,
         "PULLWAKE_WAKE_REEMIT_MS": 60_000,
@@ -123,6 +125,18 @@ def test_what_is_no_number_is_an_error_that_names_it(read, name):
 def test_what_is_no_network_is_an_error_that_names_it(read, proxies):
     with pytest.raises(ImproperlyConfigured, match="PULLWAKE_TRUSTED_PROXIES"):
         read(**PRODUCTION, PULLWAKE_TRUSTED_PROXIES=proxies)
+
+
+def test_type_registrars_are_principals_and_kinds(read):
+    found = read(**PRODUCTION, PULLWAKE_TYPE_REGISTRARS="service,user:alice,/principal/user%3abob")
+    urls = {"/principal/user%3Aalice", "/principal/user%3Abob"}
+    assert found["PULLWAKE_TYPE_REGISTRARS"] == {"service", *urls}
+
+
+@pytest.mark.parametrize("registrars", ["team", "user:", "service,robot", "alice"])
+def test_it_refuses_what_is_neither_principal_nor_kind(read, registrars):
+    with pytest.raises(ImproperlyConfigured, match="PULLWAKE_TYPE_REGISTRARS"):
+        read(**PRODUCTION, PULLWAKE_TYPE_REGISTRARS=registrars)
 
 
 def test_trusted_proxies_are_addresses_and_networks(read):

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from dispatch.models import DispatchState, Entity, EntityType, StreamEvent, Wake
+from dispatch.models import DispatchState, Entity, StreamEvent, Wake
 from tests.support import Api
 
 E1 = "/_electric/entities/agent/e1"
@@ -46,6 +46,8 @@ def test_it_makes_an_entity_of_nothing(alice):
 
 
 def test_it_makes_an_entity_of_all_that_may_be_given(owner):
+    owner.register(sandbox_profiles=[{"name": "docker", "label": "Docker"}])
+    owner.make_entity("/agent/boss")
     given = {
         "args": {"model": "m", "nested": {"list": [1, None, 2.5]}},
         "tags": {"team": "a"},
@@ -138,24 +140,27 @@ def test_its_stream_begins_with_its_creation_which_is_not_work(owner):
     assert owner.wakes() == []
 
 
-def test_its_types_slash_commands_come_with_its_creation_and_are_not_work(owner, monkeypatch):
+def test_its_types_slash_commands_come_with_its_creation_and_are_not_work(owner):
     commands = [{"name": "review", "description": "Look it over"}, {"name": "stop"}]
-    monkeypatch.setattr(EntityType, "slash_commands", commands, raising=False)
-    owner.post("/_electric/entity-types", {"name": "agent", "description": ""})
-    made = owner.make_entity(parent="/agent/boss", args={"n": 1})
+    owner.make_entity("/session/boss", None)
+    owner.post(
+        "/_electric/entity-types",
+        {"name": "agent", "description": "", "slash_commands": commands},
+    )
+    made = owner.make_entity(parent="/session/boss", args={"n": 1})
     created, review, stop = owner.events()
     at = created["headers"]["timestamp"]
     assert created["value"] == {
         "entity_type": "agent",
         "timestamp": at,
         "args": {"n": 1},
-        "parent_url": "/agent/boss",
+        "parent_url": "/session/boss",
     }
     assert (review["type"], review["key"]) == ("slash_command", "review")
     assert review["value"] == {**commands[0], "source": "static", "updated_at": at}
     assert stop["value"] == {**commands[1], "source": "static", "updated_at": at}
     assert {event["headers"]["txid"] for event in owner.events()} == {made["txid"]}
-    state = DispatchState.objects.get()
+    state = DispatchState.objects.get(entity__url=made["url"])
     assert (state.cursor, state.tail, state.pending) == (3, 3, False)
 
 

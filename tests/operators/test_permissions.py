@@ -5,7 +5,7 @@ from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 
 from claims.models import ConsumerClaim
-from dispatch.models import DispatchState, Entity
+from dispatch.models import DispatchState, Entity, EntityType
 from runners.models import Runner
 from tests.operators.conftest import World, person
 from tests.operators.test_pages import PAGES
@@ -14,6 +14,7 @@ SECRET_PAGES = {"runners.accesstoken list", "token", "issue"}
 """For superusers alone."""
 
 CLAIMS, RUNNERS, ENTITIES = "claims/consumerclaim", "runners/runner", "dispatch/entity"
+TYPES = "dispatch/entitytype"
 
 # Each verb: where it is, on what, with what, and the permission that it needs.
 VERBS = {
@@ -30,6 +31,8 @@ VERBS = {
     "resume": (ENTITIES, "/agent/e5", {}, "resume_entity"),
     "stop": (ENTITIES, "/agent/e1", {}, "stop_entity"),
     "kill": (ENTITIES, "/agent/e1", {"reason": "runs amok"}, "kill_entity"),
+    "transfer": (TYPES, "agent", {"registrar": "user:bob"}, "transfer_entitytype"),
+    "remove": (TYPES, "agent", {"reason": "squatted"}, "remove_entitytype"),
     "revoke": ("runners/accesstoken", "token", {}, "revoke_accesstoken"),
 }
 
@@ -49,6 +52,7 @@ def order(world: World, verb: str) -> tuple[str, dict[str, str]]:
     pk = {
         CLAIMS: lambda: world.row(world.orphaned).pk,
         RUNNERS: lambda: which,
+        TYPES: lambda: which,
         ENTITIES: lambda: Entity.objects.get(url=which).pk,
         "runners/accesstoken": lambda: world.token.pk,
     }[where]()
@@ -62,6 +66,7 @@ def everything() -> list[object]:
             Runner.objects.all(),
             ConsumerClaim.objects.all(),
             DispatchState.objects.all(),
+            EntityType.objects.all(),
         )
     ]
 
@@ -130,7 +135,7 @@ def test_each_verb_has_its_permission(ready, people, verb):
 
 def test_it_offers_viewers_no_button(world, people):
     DispatchState.objects.filter(entity__url="/agent/e2").update(failures=3)
-    for page in ("overview", "runner", "claim", "entity"):
+    for page in ("overview", "runner", "claim", "entity", "entity type"):
         shown = {who: people[who].get(world.paths()[page]).content.decode() for who in people}
         assert "/do/" not in shown["viewer"]
         assert "/do/" in shown["operator"]

@@ -8,15 +8,16 @@ from django.contrib.admin.models import DELETION, LogEntry
 
 from claims.models import ConsumerClaim
 from dispatch import entities
-from dispatch.models import Entity, StreamEvent
+from dispatch.models import Entity, EntityType, StreamEvent
 from runners.models import Runner
 from tests.operators.conftest import World
 from tests.support import Api
 
-CLAIMS, RUNNERS, ENTITIES = (
+CLAIMS, RUNNERS, ENTITIES, TYPES = (
     "/admin/claims/consumerclaim/",
     "/admin/runners/runner/",
     "/admin/dispatch/entity/",
+    "/admin/dispatch/entitytype/",
 )
 
 
@@ -314,3 +315,38 @@ def test_a_verb_takes_only_so_many_at_once(world, operator, monkeypatch):
     pks = [str(each.pk) for each in ConsumerClaim.objects.order_by("pk")]
     ticked = {"action": "expire", "_selected_action": pks, "index": "0"}
     assert "2 are left out" in text(operator.post(CLAIMS, ticked))
+
+
+# --- Entity types -------------------------------------------------------------------------------
+
+
+def test_it_transfers_a_type(world, operator, bob):
+    asked = text(operator.get(f"{TYPES}do/transfer/?pk=agent"))
+    assert "user:alice loses, and the principal named below gets, all rights" in asked
+    said = do(operator, TYPES, "transfer", "agent", registrar="user:bob", reason="was squatted")
+    assert "Transfer: 1 done (transferred to user:bob)." in said
+    entry = LogEntry.objects.get()
+    assert (entry.object_id, entry.change_message) == (
+        "agent",
+        "Transfer: transferred to user:bob. Reason: was squatted",
+    )
+    assert bob.get("/_electric/entities/agent/e1").status == 200
+    said = do(operator, TYPES, "transfer", "agent", registrar="/principal/user%3Abob")
+    assert "user:bob is already its registrar." in said
+
+
+def test_it_transfers_a_type_to_a_principal_alone(world, operator):
+    said = do(operator, TYPES, "transfer", "agent", registrar="bob")
+    assert "Not a principal" in said
+    assert not LogEntry.objects.exists()
+
+
+def test_it_removes_a_type_and_its_entities_live_on(world, operator):
+    assert "are their creators' alone" in text(operator.get(f"{TYPES}do/remove/?pk=agent"))
+    assert "This field is required" in do(operator, TYPES, "remove", "agent")
+    said = do(operator, TYPES, "remove", "agent", reason="was squatted")
+    assert "Remove: 1 done (removed)." in said
+    entry = LogEntry.objects.get()
+    assert (entry.action_flag, entry.object_id) == (DELETION, "agent")
+    assert not EntityType.objects.exists()
+    assert world.api.get("/_electric/entities/agent/e1").status == 200

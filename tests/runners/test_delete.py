@@ -133,7 +133,7 @@ def test_what_other_runners_hold_is_untouched(alice, working):
     assert other.done().body["entity_cleared"] is True
 
 
-def test_a_type_loses_it_as_its_default(alice):
+def test_a_type_that_names_it_makes_nothing_until_it_is_there_again(alice):
     alice.register()
     policy = {"targets": [{"type": "runner", "runnerId": "r1"}]}
     made = alice.post(
@@ -144,5 +144,6 @@ def test_a_type_loses_it_as_its_default(alice):
 
     alice("DELETE", PATH)
 
-    assert "default_dispatch_policy" not in alice.get("/_electric/entity-types/agent").body
-    assert "dispatch_policy" not in alice.make_entity("/agent/e1", None)
+    assert alice("PUT", "/_electric/entities/agent/e1", {}).status == 404
+    alice.register()
+    assert alice.make_entity("/agent/e1", None)["dispatch_policy"] == policy

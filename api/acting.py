@@ -1,0 +1,105 @@
+"""Who acts for another: a handler for its entity's creator, and so its runner's owner.
+
+A handler does with its write token. The existing runtime's spawns, tags and signals carry no token
+of the claim: beside the access token of the runner's owner they name the entity's creator in
+``Electric-Principal``. That holds for as long as the claim, on what is about the claim's entity.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from django.http import HttpRequest
+
+from api.authentication import (
+    NAMES_ANOTHER,
+    Authentication,
+    claim_token,
+    principal_of,
+    proven_and_named,
+)
+from claims import acting, writes
+from claims.models import ConsumerClaim
+from core.errors import Forbidden, Unauthenticated
+from core.principals import Principal
+from dispatch.models import Entity
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who acts: the principal whose rights hold, and the URL that a message is from.
+
+    ``owner``: another principal who calls in its name, by a claim that `prove` looks for.
+    ``claim``: the one whose write token was sent, which `require_reach` keeps within its bounds.
+    """
+
+    principal: Principal
+    url: str
+    owner: Principal | None = None
+    claim: ConsumerClaim | None = None
+
+    # Django REST framework's idea of a user, which this stands in for.
+    is_authenticated: ClassVar = True
+
+    def prove(self, url: str, *, within: bool) -> Principal:
+        """The principal whose rights hold on a call about the entity at this URL.
+
+        ``within``: a call about an entity that descends from a claimed one counts, too. Raises
+        Forbidden. Costs a statement where another calls in the principal's name, else none.
+        """
+        if self.owner is not None and not acting.acts_for(
+            self.owner, self.principal, url, within=within
+        ):
+            raise Forbidden(NAMES_ANOTHER)
+        return self.principal
+
+    def require_itself(self) -> Principal:
+        """The principal, where nobody calls in its name. Raises Forbidden."""
+        if self.owner is not None:
+            raise Forbidden(NAMES_ANOTHER)
+        return self.principal
+
+    def require_reach(self, entity: Entity) -> None:
+        """Raise Forbidden for an entity that the claim's write token does not reach."""
+        if self.claim is not None and not acting.reaches(self.claim, entity):
+            raise Forbidden("The write token does not reach that far.")
+
+
+class ActingAuthentication(Authentication):
+    """A principal, or one in whose name its runner's owner calls: an `Actor` that must `prove`."""
+
+    def authenticate(self, request: HttpRequest) -> tuple[Actor, None]:
+        """Who acts. Raises Unauthenticated."""
+        return _in_the_name(request), None
+
+
+class HandlerAuthentication(Authentication):
+    """A principal, or a handler as its entity's creator; ``request.user`` is an `Actor`."""
+
+    def authenticate(self, request: HttpRequest) -> tuple[Actor, None]:
+        """Who acts. Raises Unauthenticated for a token that is dead or unknown."""
+        token = claim_token(request)
+        if token is None:
+            return self.without_token(request), None
+        claim = writes.claim_of(token)
+        if claim is None or claim.entity is None:
+            raise Unauthenticated("The write token is dead or unknown.")
+        creator = Principal.parse(claim.entity.created_by)
+        return Actor(creator, claim.entity.url, claim=claim), None
+
+    def without_token(self, request: HttpRequest) -> Actor:
+        """Who acts without a claim's token."""
+        principal = principal_of(request)
+        return Actor(principal, principal.url)
+
+
+class ActingHandlerAuthentication(HandlerAuthentication):
+    """A principal, a handler, or a principal in whose name its runner's owner calls."""
+
+    def without_token(self, request: HttpRequest) -> Actor:
+        """Who acts without a claim's token."""
+        return _in_the_name(request)
+
+
+def _in_the_name(request: HttpRequest) -> Actor:
+    principal, named = proven_and_named(request)
+    return Actor(named, named.url, owner=None if named == principal else principal)

@@ -1,0 +1,50 @@
+"""How far a claim reaches: with its write token, and in the name of its entity's creator.
+
+A handler works for its entity's creator, on a runner that may be another's. Where it is, the claim
+opens what the task is about and not the rest of what the creator has.
+"""
+
+from claims.models import ClaimQuerySet, ConsumerClaim
+from core.principals import Principal
+from dispatch import entities
+from dispatch.models import Entity
+
+
+def reaches(claim: ConsumerClaim, entity: Entity) -> bool:
+    """Whether the claim's write token holds for this entity, as far as its creator's rights do.
+
+    It does for every one where the runner is the creator's own; else for the claim's entity, that
+    one's parent, and its descendants. The claim comes with its runner and its entity.
+    """
+    held, runner = claim.entity, claim.runner
+    if held is None or runner is None:
+        return False
+    if entity == held or runner.owner_principal == held.created_by:
+        return True
+    if entity.url == held.parent and entity.pk < held.pk:
+        return True
+    return Entity.objects.filter(pk=held.pk, pk__in=entities.lineage(entity.url)).exists()
+
+
+def acts_for(owner: Principal, creator: Principal, url: str, *, within: bool) -> bool:
+    """Whether a runner of the owner holds the creator's entity at this URL, in one statement.
+
+    ``within``: or one that the entity at this URL descends from.
+    """
+    held = _held_by(owner).filter(entity__created_by=creator.url)
+    if within:
+        return held.filter(entity__in=entities.lineage(url)).exists()
+    return held.filter(entity__url=url).exists()
+
+
+def may_read(owner: Principal, entity: Entity) -> bool:
+    """Whether a runner of the owner holds an entity that this one is, or descends from, and that
+    one's creator may read it: for that time the owner may read its stream, too.
+    """
+    above = _held_by(owner).filter(entity__in=entities.lineage(entity.url))
+    creators = above.values_list("entity__created_by", flat=True).distinct()
+    return any(entities.may_read(entity, Principal.parse(each)) for each in creators)
+
+
+def _held_by(owner: Principal) -> ClaimQuerySet:
+    return ConsumerClaim.objects.active().filter(runner__owner_principal=owner.url)
