@@ -32,8 +32,8 @@ class NewEntityType(Body, frozen=True, kw_only=True):
     name: Id
     description: Annotated[str, Meta(max_length=65_536)]
     creation_schema: JsonObject | UnsetType = UNSET
-    inbox_schemas: dict[str, JsonObject] | UnsetType = UNSET
-    state_schemas: dict[str, JsonObject] | UnsetType = UNSET
+    inbox_schemas: Annotated[dict[str, JsonObject], Meta(max_length=100)] | UnsetType = UNSET
+    state_schemas: Annotated[dict[str, JsonObject], Meta(max_length=100)] | UnsetType = UNSET
     default_dispatch_policy: DispatchPolicy | UnsetType | None = UNSET
     permission_grants: Annotated[list[Grant], Meta(max_length=1000)] | UnsetType = UNSET
 

@@ -21,6 +21,7 @@ from core.errors import (
     AlreadyClaimed,
     DuplicateUrl,
     Forbidden,
+    InvalidRequest,
     NoPendingWork,
     NotFound,
     NotRunning,
@@ -109,15 +110,15 @@ def create(
     what `registry.lock_own` raises.
     """
     url = f"/{type_name}/{name}"
+    entity_type = types.find(type_name)
+    if entity_type is not None:
+        if not types.granted(entity_type, caller, types.SPAWN, types.MANAGE):
+            raise Forbidden(f"Entities of type {type_name} are not the caller's to make.")
+        if entity_type.creation_schema is not None:
+            schemas.check(args, entity_type.creation_schema, "/args")
+    if message is not None:
+        types.check_message(entity_type, message.payload, message.type, "/initialMessage")
     with transaction.atomic():
-        entity_type = types.find(type_name)
-        if entity_type is not None:
-            if not types.granted(entity_type, caller, types.SPAWN, types.MANAGE):
-                raise Forbidden(f"Entities of type {type_name} are not the caller's to make.")
-            if entity_type.creation_schema is not None:
-                schemas.check(args, entity_type.creation_schema, "/args")
-        if message is not None:
-            types.check_message(entity_type, message.payload, message.type, "/initialMessage")
         runner = _first_runner(caller, runner_id, entity_type)
         try:
             with transaction.atomic():
@@ -240,6 +241,7 @@ def send(entity: Entity, message: Message) -> str:
     Raises NotRunning for an entity that is stopping, stopped or killed, InvalidRequest for a
     payload that its type does not allow.
     """
+    problem = _problem_with(entity, message)
     with transaction.atomic():
         state = lock(entity)
         if message.key is not None:
@@ -250,8 +252,8 @@ def send(entity: Entity, message: Message) -> str:
         closed = why_not_sent(state)
         if closed is not None:
             raise closed
-        if message.type is not None:  # only such a one has a schema
-            types.check_message(types.find(entity.type), message.payload, message.type, "/payload")
+        if problem is not None:
+            raise problem
         txid = _deliver(state, message)
         wakes.settle(state)
     return txid
@@ -260,6 +262,17 @@ def send(entity: Entity, message: Message) -> str:
 def why_not_sent(state: DispatchState) -> NotRunning | None:
     """What stands against sending an entity a message; None if nothing does."""
     return NotRunning("The entity is stopping, stopped or killed.") if state.closed else None
+
+
+def _problem_with(entity: Entity, message: Message) -> InvalidRequest | None:
+    """What its type has against a message: found before the lock, for a check takes its time."""
+    if message.type is None:  # only a typed one has a schema
+        return None
+    try:
+        types.check_message(types.find(entity.type), message.payload, message.type, "/payload")
+    except InvalidRequest as problem:
+        return problem
+    return None
 
 
 def _deliver(state: DispatchState, message: Message) -> str:
