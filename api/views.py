@@ -7,6 +7,7 @@ from django.http.response import HttpResponseBase
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
+from api import origins
 from api.permissions import IsAuthenticated, MayReadOrAct, OwnsRunner
 from core.errors import Forbidden, Unauthenticated
 from core.identifiers import require_id
@@ -40,7 +41,8 @@ class ApiView(APIView):
         return initialized
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        """Authenticate, and ask the permission and throttle classes."""
+        """Look at where the call comes from, authenticate, and ask the permission and throttle classes."""
+        origins.require_own(request)
         self.perform_authentication(request)
         self.check_permissions(request)
         self.check_throttles(request)

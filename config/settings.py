@@ -2,12 +2,14 @@
 
 import ipaddress
 import os
+import socket
 import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import environ
 import structlog
+from corsheaders.defaults import default_headers, default_methods
 from django.core.exceptions import ImproperlyConfigured
 
 from config.serving import cooperative
@@ -17,6 +19,21 @@ env = environ.Env()
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 VAR_DIR = BASE_DIR / "var"
+
+
+def _number(name: str, default: int, low: int, high: int) -> int:
+    text = env.str(name, str(default))
+    if not text.isdecimal() or not low <= int(text) <= high:
+        raise ImproperlyConfigured(f"{name} is {text!r}; it must be a number, {low} to {high}.")
+    return int(text)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
 
 # --- Mode and secrets -------------------------------------------------------------------------
 
@@ -47,19 +64,32 @@ if PULLWAKE_PUBLIC_URL and (_public.scheme not in ("http", "https") or not _publ
     raise ImproperlyConfigured(
         f"PULLWAKE_PUBLIC_URL is {PULLWAKE_PUBLIC_URL!r}; it must look like https://wake.example.com."
     )
-ALLOWED_HOSTS = env.list(
-    "ALLOWED_HOSTS",
-    default=["localhost", "127.0.0.1", "[::1]", *([_public.hostname] if _public.hostname else [])],
-)
+LOOPBACK = ["localhost", "127.0.0.1", "[::1]"]
+HOST = env.str("HOST", "127.0.0.1")
+PORT = _number("PORT", 8000, 1, 65_535)
+ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=[])
+HOSTS_ARE_NAMED = bool(ALLOWED_HOSTS or PULLWAKE_PUBLIC_URL)
+if DEVELOPMENT or not ALLOWED_HOSTS:
+    ALLOWED_HOSTS += LOOPBACK
+    ALLOWED_HOSTS += [_public.hostname] if _public.hostname else []
+if DEVELOPMENT and not _is_loopback(HOST):
+    if not env.bool("PULLWAKE_DEVELOPMENT_ON_NETWORK", False):
+        raise ImproperlyConfigured(
+            f"Development mode lets everybody in who can reach it, and HOST={HOST!r} is not only "
+            "this machine. Leave HOST out, or set PULLWAKE_MODE=production; if everybody on that "
+            "network may do everything, set PULLWAKE_DEVELOPMENT_ON_NETWORK=yes."
+        )
+    ALLOWED_HOSTS += [HOST, socket.gethostname()]
+
+PULLWAKE_CORS_ORIGINS = env.list("PULLWAKE_CORS_ORIGINS", default=[])
+for _origin in PULLWAKE_CORS_ORIGINS:
+    _parts = urlsplit(_origin)
+    if _origin != "*" and _origin != f"{_parts.scheme}://{_parts.netloc}":
+        raise ImproperlyConfigured(
+            f"PULLWAKE_CORS_ORIGINS names {_origin!r}; an origin looks like https://app.example.com."
+        )
 
 # --- What Pullwake does -----------------------------------------------------------------------
-
-
-def _number(name: str, default: int, low: int, high: int) -> int:
-    text = env.str(name, str(default))
-    if not text.isdecimal() or not low <= int(text) <= high:
-        raise ImproperlyConfigured(f"{name} is {text!r}; it must be a number, {low} to {high}.")
-    return int(text)
 
 
 def _networks(name: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
@@ -69,8 +99,6 @@ def _networks(name: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
         raise ImproperlyConfigured(f"{name} must be addresses or networks: {exc}.") from None
 
 
-HOST = env.str("HOST", "127.0.0.1")
-PORT = _number("PORT", 8000, 1, 65_535)
 PULLWAKE_LISTEN_URL = env.str("PULLWAKE_LISTEN_URL", "")
 PULLWAKE_TRUSTED_PROXIES = _networks("PULLWAKE_TRUSTED_PROXIES")
 PULLWAKE_LONG_POLL_MS = _number("PULLWAKE_LONG_POLL_MS", 30_000, 100, 600_000)
@@ -155,6 +183,18 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
+if PULLWAKE_CORS_ORIGINS:
+    INSTALLED_APPS += ["corsheaders"]
+CORS_ALLOW_ALL_ORIGINS = "*" in PULLWAKE_CORS_ORIGINS
+CORS_ALLOWED_ORIGINS = [each for each in PULLWAKE_CORS_ORIGINS if each != "*"]
+CORS_URLS_REGEX = r"^/(?!admin/|static/)"
+CORS_ALLOW_METHODS = default_methods
+CORS_ALLOW_HEADERS = [
+    *default_headers,
+    *("electric-principal", "electric-claim-token", "electric-owner-entity"),
+    *("producer-id", "producer-epoch", "producer-seq", "if-none-match"),
+]
+CORS_EXPOSE_HEADERS = ["*"]
 ROOT_URLCONF = "config.urls"
 WSGI_APPLICATION = "config.wsgi.application"
 APPEND_SLASH = True

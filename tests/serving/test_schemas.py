@@ -29,7 +29,8 @@ def test_a_check_that_would_not_end_keeps_nobody_waiting(server):
         while not all(each.done() for each in slow):
             assert api.post("/_electric/runners/r1/heartbeat", {}).status == 200
             during += 1
-        assert [each.result() for each in slow] == [400] * 3
+        # Who waits too long behind the others is told to try again.
+        assert {each.result() for each in slow} <= {400, 503}
     # Held up for a check's time, there would be one between any two of them.
     assert during > 20
 
