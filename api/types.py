@@ -7,9 +7,10 @@ from django.http import HttpRequest, HttpResponse
 from msgspec import UNSET, Meta, UnsetType
 
 from api.fields import RESERVED_TYPES, DispatchPolicy, known, policy_to, principal_field
+from api.lists import answer_page
 from api.openapi import documented
 from api.views import ApiView
-from core.bodies import Body, Id, JsonObject, answer, read
+from core.bodies import Body, Id, JsonObject, answer, parameter, read
 from core.clock import iso
 from core.errors import InvalidRequest, NotFound, pointer
 from core.identifiers import require_id
@@ -99,10 +100,16 @@ class EntityTypesView(ApiView):
             ]
         return answer(entity_type_body(types.register(self.caller, body.name, facts)), 201)
 
-    @documented("List entity types", answers={200: list[EntityTypeBody]})
+    @documented(
+        "List entity types", answers={200: list[EntityTypeBody]}, parameters=["limit", "after"]
+    )
     def get(self, request: HttpRequest) -> HttpResponse:
-        """All types, by name."""
-        return answer([entity_type_body(each) for each in EntityType.objects.order_by("name")])
+        """All types, by name; ``after`` a name, those that follow it."""
+        found = EntityType.objects.order_by("name")
+        after = parameter(request, "after")
+        if after is not None:
+            found = found.filter(name__gt=after)
+        return answer_page(request, found, entity_type_body, lambda each: ("after", each.name))
 
 
 def _canonical_grant(grant: Grant, index: int) -> JsonObject:

@@ -11,10 +11,12 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
+from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.db.models import QuerySet
 from django.db.models.functions import Now
 
+from core import quotas
 from core.bodies import JsonObject
 from core.clock import iso
 from core.errors import (
@@ -42,6 +44,9 @@ from dispatch.models import (
 from dispatch.streams import log
 from runners import registry
 from runners.models import Runner
+
+MAX_TAGS_BYTES = 64 * 1024
+"""All tags of an entity, as JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +112,7 @@ def create(
 
     Raises DuplicateUrl; Forbidden where the type is registered and not open to the caller;
     InvalidRequest where the args or the message are not what the type asks for; for the runner
-    what `registry.lock_own` raises.
+    what `registry.lock_own` raises; RateLimited past PULLWAKE_MAX_ENTITIES.
     """
     url = f"/{type_name}/{name}"
     entity_type = types.find(type_name)
@@ -118,6 +123,9 @@ def create(
             schemas.check(args, entity_type.creation_schema, "/args")
     if message is not None:
         types.check_message(entity_type, message.payload, message.type, "/initialMessage")
+    _require_room(tags)
+    own = Entity.objects.filter(created_by=caller.url)
+    quotas.take("entities", settings.PULLWAKE_MAX_ENTITIES, caller.url, own.count)
     with transaction.atomic():
         runner = _first_runner(caller, runner_id, entity_type)
         try:
@@ -153,8 +161,10 @@ def update(
 ) -> None:
     """Replace an entity's tags, its runner, or both; a running claim stays where it is.
 
-    For the runner raises what `registry.lock_own` raises.
+    Raises InvalidRequest for too many tags, and for the runner what `registry.lock_own` raises.
     """
+    if tags is not None:
+        _require_room(tags)
     with transaction.atomic():
         runner = registry.lock_own(caller, runner_id) if runner_id is not None else None
         state = lock(entity)
@@ -219,8 +229,13 @@ def why_not_woken(state: DispatchState) -> PullwakeError | None:
     return None
 
 
+def _require_room(tags: Mapping[str, str]) -> None:
+    if len(msgspec.json.encode(tags)) > MAX_TAGS_BYTES:
+        raise InvalidRequest.field("/tags", f"together larger than {MAX_TAGS_BYTES} bytes")
+
+
 def set_tag(entity: Entity, key: str, value: str | None) -> None:
-    """Set a tag, or with None take it away."""
+    """Set a tag, or with None take it away. Raises InvalidRequest for one too many."""
     with transaction.atomic():
         lock(entity)
         tags = Entity.objects.values_list("tags", flat=True).get(pk=entity.pk)
@@ -228,6 +243,7 @@ def set_tag(entity: Entity, key: str, value: str | None) -> None:
             tags.pop(key, None)
         else:
             tags[key] = value
+            _require_room(tags)
         Entity.objects.filter(pk=entity.pk).update(tags=tags, updated_at=Now())
 
 

@@ -5,10 +5,12 @@ A type that nobody registered is open: anybody makes its entities, with any argu
 
 from typing import Any
 
+from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.db.models import F
 from django.db.models.functions import Now
 
+from core import quotas
 from core.bodies import JsonObject
 from core.errors import Forbidden, InvalidRequest
 from core.prepared import Param, Select
@@ -59,7 +61,7 @@ def register(caller: Principal, name: str, facts: JsonObject) -> EntityType:
 
     ``facts`` are fields of `EntityType`, and ``runner_id`` for its default runner (None: no
     default). Raises Forbidden for a type that is not the caller's to change, and for the runner
-    what `registry.lock_own` raises.
+    what `registry.lock_own` raises; RateLimited past PULLWAKE_MAX_TYPES.
     """
     facts = dict(facts)
     with transaction.atomic():
@@ -71,6 +73,8 @@ def register(caller: Principal, name: str, facts: JsonObject) -> EntityType:
         known = EntityType.objects.select_for_update(of=("self",)).filter(pk=name)
         registered = known.first()
         if registered is None:
+            own = EntityType.objects.filter(registered_by=caller.url)
+            quotas.take("entity types", settings.PULLWAKE_MAX_TYPES, caller.url, own.count)
             try:
                 with transaction.atomic():
                     return EntityType.objects.create(name=name, registered_by=caller.url, **facts)
