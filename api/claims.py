@@ -2,11 +2,11 @@
 
 from typing import Annotated, Literal
 
-from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from msgspec import UNSET, Meta, UnsetType
 
 from api.authentication import bearer
+from api.lists import base_url
 from api.openapi import documented
 from api.views import ApiView, RunnerResource
 from claims import lifecycle
@@ -123,7 +123,6 @@ class ClaimView(RunnerResource):
         """Claim the entity that a wake event names, or the oldest wake."""
         body = read(request, WakeEvent, empty=True)
         runner = self.runner(runner_id)
-        callbacks = settings.PULLWAKE_PUBLIC_URL or f"{request.scheme}://{request.get_host()}"
         subscription = None if body.subscription_id is UNSET else body.subscription_id
         verdict = lifecycle.acquire(runner, subscription)
         match verdict:
@@ -135,7 +134,7 @@ class ClaimView(RunnerResource):
             CURSOR_HEADER: offsets.encode(verdict.cursor),
             TAIL_HEADER: offsets.encode(verdict.claim.delivered_offset),
         }
-        return answer(claim_body(verdict, callbacks), headers=places)
+        return answer(claim_body(verdict, base_url(request)), headers=places)
 
 
 def claim_body(made: lifecycle.Acquisition, callbacks: str) -> ClaimBody:

@@ -14,6 +14,7 @@ from api.acting import (
     HandlerAuthentication,
 )
 from api.fields import RESERVED_TYPES, DispatchPolicy, Key, known, policy_to
+from api.lists import answer_page
 from api.openapi import documented
 from api.views import ApiView, EntityResource
 from claims import endings
@@ -152,18 +153,17 @@ def entity_body(
 
 # --- Entities ---------------------------------------------------------------------------------
 
-PAGE = 1000
-"""Rows of a list at the most; the next page is asked for with the last one's url."""
-
 
 class EntitiesView(ApiView):
     """/_electric/entities"""
 
     @documented(
-        "List the caller's entities", answers={200: list[EntityBody]}, parameters=["before"]
+        "List the caller's entities",
+        answers={200: list[EntityBody]},
+        parameters=["limit", "before"],
     )
     def get(self, request: HttpRequest) -> HttpResponse:
-        """The newest 1000; ``before`` an entity's url, the 1000 made before that one."""
+        """The newest first; ``before`` an entity's url, those made before that one."""
         found = entities.entities_of(self.caller)
         before = parameter(request, "before")
         if before is not None:
@@ -171,7 +171,7 @@ class EntitiesView(ApiView):
             if last is None:
                 raise InvalidRequest.field("/before", "not the url of one of the caller's entities")
             found = found.filter(pk__lt=last.pk)
-        return answer([entity_body(each) for each in found[:PAGE]])
+        return answer_page(request, found, entity_body, lambda each: ("before", each.url))
 
 
 class EntityView(EntityResource):

@@ -37,6 +37,7 @@ STATUSES: dict[type[PullwakeError], int] = {
     errors.ProducerGap: 409,
     errors.PayloadTooLarge: 413,
     errors.UnsupportedMediaType: 415,
+    errors.RateLimited: 429,
     PullwakeError: 500,
     errors.ServiceUnavailable: 503,
 }
@@ -70,6 +71,8 @@ def _headers(error: PullwakeError) -> dict[str, str]:
             return {"WWW-Authenticate": "Bearer"}
         case errors.ServiceUnavailable():
             return {"Retry-After": str(RETRY_AFTER_S)}
+        case errors.RateLimited():
+            return {"Retry-After": str(error.retry_after_s)}
         case errors.ProducerFenced():
             return {"Producer-Epoch": str(error.epoch)}
         case errors.ProducerGap():

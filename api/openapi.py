@@ -56,7 +56,7 @@ class Schema(AutoSchema):
         return [{"accessToken": []}, {"claimToken": []}, {}]
 
 
-COMMON_ERRORS = (400, 401, 403, 404, 413, 415, 500, 503)
+COMMON_ERRORS = (400, 401, 403, 404, 413, 415, 429, 500, 503)
 
 
 def documented(

@@ -4,10 +4,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 import msgspec
+from django.db.models import Q, Subquery
 from django.http import HttpRequest, HttpResponse
 from msgspec import UNSET, Meta, UnsetType
 
 from api.fields import principal_field
+from api.lists import answer_page
 from api.openapi import documented
 from api.views import ApiView, RunnerResource
 from claims import endings, reports
@@ -186,15 +188,30 @@ class RunnersView(ApiView):
         return answer(runner_body(arrivals.register(self.caller, body.id, facts)), 201)
 
     @documented(
-        "List the caller's runners", answers={200: list[RunnerBody]}, parameters=["owner_principal"]
+        "List the caller's runners",
+        answers={200: list[RunnerBody]},
+        parameters=["owner_principal", "limit", "before"],
     )
     def get(self, request: HttpRequest) -> HttpResponse:
-        """The caller's runners, newest first."""
+        """The caller's runners, newest first; ``before`` an id, those older than that one."""
         named = parameter(request, "owner_principal")
         if named is not None and principal_field(named, "/owner_principal") != self.caller:
             raise Forbidden("These are another principal's runners.")
         runners = Runner.objects.owned_by(self.caller).select_related("liveness")
-        return answer([runner_body(each) for each in runners.order_by("-created_at", "-id")])
+        before = parameter(request, "before")
+        if before is not None:
+            last = runners.filter(pk=before)
+            if not last.exists():
+                raise InvalidRequest.field("/before", "not the id of one of the caller's runners")
+            # Compared within the database: SQLite compares times as text, and has them shorter.
+            made = Subquery(last.values("created_at")[:1])
+            runners = runners.filter(Q(created_at__lt=made) | Q(created_at=made, pk__lt=before))
+        return answer_page(
+            request,
+            runners.order_by("-created_at", "-id"),
+            runner_body,
+            lambda each: ("before", each.pk),
+        )
 
 
 class RunnerView(RunnerResource):

@@ -18,6 +18,7 @@ from api.authentication import claim_token, principal_of
 from api.http_errors import error_response, status_of, translate
 from api.openapi import documented
 from api.permissions import MayReadOrAct
+from api.throttles import Hold, Released, caller_key, held
 from api.views import ApiView, RunnerResource, hand_back
 from claims import acting, writes
 from core.bodies import JsonObject, decode, parameter, raw_body
@@ -170,7 +171,8 @@ def _events(request: HttpRequest) -> list[Any]:
 def serve(request: HttpRequest, source: Source) -> HttpResponseBase:
     """Answer a GET or HEAD of a stream, in the mode that it asks for.
 
-    Raises InvalidRequest for an unknown mode, a malformed offset, or live without an offset.
+    Raises InvalidRequest for an unknown mode, a malformed offset, or live without an offset, and
+    RateLimited when the caller holds too many streams.
     """
     if request.method == "HEAD":
         end = source.end()
@@ -186,9 +188,10 @@ def serve(request: HttpRequest, source: Source) -> HttpResponseBase:
         offset = offsets.START
     after = source.end().tail if offset == offsets.NOW else offsets.decode(offset)
     if live == "sse":
-        return _sse(source, after, cursor)
+        return _sse(source, after, cursor, Hold(caller_key(request)))
     if live == "long-poll":
-        return _long_poll(source, after, cursor)
+        with held(caller_key(request)):
+            return _long_poll(source, after, cursor)
     return _catch_up(request, source.read(after))
 
 
@@ -217,9 +220,13 @@ def _long_poll(source: Source, after: int, cursor: str | None) -> HttpResponse:
     return _headed(response, page.next_offset, page.up_to_date, page.closed, cache="no-store")
 
 
-def _sse(source: Source, after: int, cursor: str | None) -> StreamingHttpResponse:
-    # Read before the answer begins, while trouble can still be told as a status.
-    page = source.read(after)
+def _sse(source: Source, after: int, cursor: str | None, place: Hold) -> StreamingHttpResponse:
+    try:
+        # Read before the answer begins, while trouble can still be told as a status.
+        page = source.read(after)
+    except BaseException:
+        place.release()
+        raise
 
     def stream() -> Iterator[str]:
         nonlocal page
@@ -243,7 +250,8 @@ def _sse(source: Source, after: int, cursor: str | None) -> StreamingHttpRespons
             else:
                 page = source.read(page.next_offset)
 
-    response = StreamingHttpResponse(stream(), content_type="text/event-stream")
+    said = Released(stream(), place)
+    response = StreamingHttpResponse(said, content_type="text/event-stream")
     # Where it starts: what is past it comes in the body.
     return _headed(response, min(after, page.next_offset), cache="no-cache")
 

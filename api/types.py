@@ -7,9 +7,10 @@ from django.http import HttpRequest, HttpResponse
 from msgspec import UNSET, Meta, UnsetType
 
 from api.fields import RESERVED_TYPES, DispatchPolicy, Key, known, policy_to, principal_field
+from api.lists import answer_page
 from api.openapi import documented
 from api.views import ApiView
-from core.bodies import Body, Id, JsonObject, answer, read
+from core.bodies import Body, Id, JsonObject, answer, parameter, read
 from core.clock import iso
 from core.errors import InvalidRequest, pointer
 from core.identifiers import is_id
@@ -61,8 +62,8 @@ class NewEntityType(Body, frozen=True, kw_only=True):
     name: Id
     description: Annotated[str, Meta(max_length=65_536)]
     creation_schema: JsonObject | UnsetType = UNSET
-    inbox_schemas: dict[str, JsonObject] | UnsetType = UNSET
-    state_schemas: dict[str, JsonObject] | UnsetType = UNSET
+    inbox_schemas: Annotated[dict[str, JsonObject], Meta(max_length=100)] | UnsetType = UNSET
+    state_schemas: Annotated[dict[str, JsonObject], Meta(max_length=100)] | UnsetType = UNSET
     default_dispatch_policy: DispatchPolicy | UnsetType | None = UNSET
     permission_grants: Annotated[list[Grant], Meta(max_length=1000)] | UnsetType = UNSET
     slash_commands: Annotated[list[SlashCommand], Meta(max_length=256)] | UnsetType = UNSET
@@ -73,8 +74,8 @@ class NewEntityType(Body, frozen=True, kw_only=True):
 class NewSchemas(Body, frozen=True, kw_only=True):
     """Schemas to be added to a type's."""
 
-    inbox_schemas: dict[str, JsonObject] | UnsetType = UNSET
-    state_schemas: dict[str, JsonObject] | UnsetType = UNSET
+    inbox_schemas: Annotated[dict[str, JsonObject], Meta(max_length=100)] | UnsetType = UNSET
+    state_schemas: Annotated[dict[str, JsonObject], Meta(max_length=100)] | UnsetType = UNSET
 
 
 class EntityTypeBody(Body, frozen=True, kw_only=True):
@@ -141,10 +142,16 @@ class EntityTypesView(ApiView):
             ]
         return answer(entity_type_body(types.register(self.caller, body.name, facts)), 201)
 
-    @documented("List entity types", answers={200: list[EntityTypeBody]})
+    @documented(
+        "List entity types", answers={200: list[EntityTypeBody]}, parameters=["limit", "after"]
+    )
     def get(self, request: HttpRequest) -> HttpResponse:
-        """Those that the caller registered, may use, or has entities of; by name."""
-        return answer([entity_type_body(each) for each in types.seen_by(self.caller)])
+        """Those that the caller registered, may use, or has entities of, by name.
+
+        ``after`` a name: those that follow it.
+        """
+        seen = types.seen_by(self.caller, after=parameter(request, "after") or "")
+        return answer_page(request, seen, entity_type_body, lambda each: ("after", each.name))
 
 
 def _by_type(body: NewEntityType | NewSchemas) -> JsonObject:

@@ -8,6 +8,7 @@ from django.http.response import HttpResponseBase
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
+from api import origins, throttles
 from api.permissions import IsAuthenticated, MayReadOrAct, OwnsRunner
 from core.errors import Forbidden, Unauthenticated
 from core.principals import Principal
@@ -32,6 +33,7 @@ class ApiView(APIView):
 
     renderer_classes = ()
     parser_classes = ()
+    throttle_classes = (throttles.CallerThrottle,)
     http_method_names = ["get", "post", "put", "patch", "delete", "head"]
 
     def initialize_request(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Request:
@@ -45,7 +47,8 @@ class ApiView(APIView):
         return initialized
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        """Authenticate, and ask the permission and throttle classes."""
+        """Look at where it comes from, authenticate, ask the permission and throttle classes."""
+        origins.require_own(request)
         self.perform_authentication(request)
         self.check_permissions(request)
         self.check_throttles(request)
@@ -57,6 +60,10 @@ class ApiView(APIView):
         if request.user is None:
             raise Unauthenticated
         raise Forbidden(message)
+
+    def throttled(self, request: Request, wait: float | None) -> NoReturn:
+        """Raise RateLimited."""
+        raise throttles.refuse(wait)
 
     def finalize_response(  # type: ignore[override]  # DRF takes any response, too
         self, request: Request, response: HttpResponseBase, *args: Any, **kwargs: Any

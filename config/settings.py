@@ -2,12 +2,14 @@
 
 import ipaddress
 import os
+import socket
 import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import environ
 import structlog
+from corsheaders.defaults import default_headers, default_methods
 from django.core.exceptions import ImproperlyConfigured
 
 from config.serving import cooperative
@@ -18,6 +20,21 @@ env = environ.Env()
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 VAR_DIR = BASE_DIR / "var"
+
+
+def _number(name: str, default: int, low: int, high: int) -> int:
+    text = env.str(name, str(default))
+    if not text.isdecimal() or not low <= int(text) <= high:
+        raise ImproperlyConfigured(f"{name} is {text!r}; it must be a number, {low} to {high}.")
+    return int(text)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
 
 # --- Mode and secrets -------------------------------------------------------------------------
 
@@ -48,19 +65,32 @@ if PULLWAKE_PUBLIC_URL and (_public.scheme not in ("http", "https") or not _publ
     raise ImproperlyConfigured(
         f"PULLWAKE_PUBLIC_URL is {PULLWAKE_PUBLIC_URL!r}; it must look like https://wake.example.com."
     )
-ALLOWED_HOSTS = env.list(
-    "ALLOWED_HOSTS",
-    default=["localhost", "127.0.0.1", "[::1]", *([_public.hostname] if _public.hostname else [])],
-)
+LOOPBACK = ["localhost", "127.0.0.1", "[::1]"]
+HOST = env.str("HOST", "127.0.0.1")
+PORT = _number("PORT", 8000, 1, 65_535)
+ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=[])
+HOSTS_ARE_NAMED = bool(ALLOWED_HOSTS or PULLWAKE_PUBLIC_URL)
+if DEVELOPMENT or not ALLOWED_HOSTS:
+    ALLOWED_HOSTS += LOOPBACK
+    ALLOWED_HOSTS += [_public.hostname] if _public.hostname else []
+if DEVELOPMENT and not _is_loopback(HOST):
+    if not env.bool("PULLWAKE_DEVELOPMENT_ON_NETWORK", False):
+        raise ImproperlyConfigured(
+            f"Development mode lets everybody in who can reach it, and HOST={HOST!r} is not only "
+            "this machine. Leave HOST out, or set PULLWAKE_MODE=production; if everybody on that "
+            "network may do everything, set PULLWAKE_DEVELOPMENT_ON_NETWORK=yes."
+        )
+    ALLOWED_HOSTS += [HOST, socket.gethostname()]
+
+PULLWAKE_CORS_ORIGINS = env.list("PULLWAKE_CORS_ORIGINS", default=[])
+for _origin in PULLWAKE_CORS_ORIGINS:
+    _parts = urlsplit(_origin)
+    if _origin != "*" and _origin != f"{_parts.scheme}://{_parts.netloc}":
+        raise ImproperlyConfigured(
+            f"PULLWAKE_CORS_ORIGINS names {_origin!r}; an origin looks like https://app.example.com."
+        )
 
 # --- What Pullwake does -----------------------------------------------------------------------
-
-
-def _number(name: str, default: int, low: int, high: int) -> int:
-    text = env.str(name, str(default))
-    if not text.isdecimal() or not low <= int(text) <= high:
-        raise ImproperlyConfigured(f"{name} is {text!r}; it must be a number, {low} to {high}.")
-    return int(text)
 
 
 def _networks(name: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
@@ -81,8 +111,6 @@ def _registrars(name: str) -> frozenset[str]:
         raise ImproperlyConfigured(f"{name} must be principals or their kinds: {exc}.") from None
 
 
-HOST = env.str("HOST", "127.0.0.1")
-PORT = _number("PORT", 8000, 1, 65_535)
 PULLWAKE_LISTEN_URL = env.str("PULLWAKE_LISTEN_URL", "")
 PULLWAKE_TRUSTED_PROXIES = _networks("PULLWAKE_TRUSTED_PROXIES")
 PULLWAKE_TYPE_REGISTRARS = _registrars("PULLWAKE_TYPE_REGISTRARS")
@@ -92,6 +120,13 @@ PULLWAKE_WAKE_REEMIT_MS = _number("PULLWAKE_WAKE_REEMIT_MS", 60_000, 100, 86_400
 PULLWAKE_REAPER_INTERVAL_MS = _number("PULLWAKE_REAPER_INTERVAL_MS", 5_000, 50, 3_600_000)
 PULLWAKE_MAX_BODY_BYTES = _number("PULLWAKE_MAX_BODY_BYTES", 1024 * 1024, 1, 2**31 - 1)
 PULLWAKE_RETENTION_DAYS = _number("PULLWAKE_RETENTION_DAYS", 30, 1, 36_500)
+# What one principal may: 0 is without a limit. The first two are of each worker process.
+PULLWAKE_RATE_PER_S = _number("PULLWAKE_RATE_PER_S", 300, 0, 1_000_000)
+PULLWAKE_MAX_STREAMS = _number("PULLWAKE_MAX_STREAMS", 5_000, 0, 1_000_000)
+PULLWAKE_MAX_RUNNERS = _number("PULLWAKE_MAX_RUNNERS", 10_000, 0, 10**9)
+PULLWAKE_MAX_ENTITIES = _number("PULLWAKE_MAX_ENTITIES", 1_000_000, 0, 10**9)
+PULLWAKE_MAX_TYPES = _number("PULLWAKE_MAX_TYPES", 1_000, 0, 10**9)
+PULLWAKE_MAX_PRODUCERS = _number("PULLWAKE_MAX_PRODUCERS", 10_000, 0, 10**9)
 
 # --- Database ---------------------------------------------------------------------------------
 
@@ -168,6 +203,18 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
+if PULLWAKE_CORS_ORIGINS:
+    INSTALLED_APPS += ["corsheaders"]
+CORS_ALLOW_ALL_ORIGINS = "*" in PULLWAKE_CORS_ORIGINS
+CORS_ALLOWED_ORIGINS = [each for each in PULLWAKE_CORS_ORIGINS if each != "*"]
+CORS_URLS_REGEX = r"^/(?!admin/|static/)"
+CORS_ALLOW_METHODS = default_methods
+CORS_ALLOW_HEADERS = [
+    *default_headers,
+    *("electric-principal", "electric-claim-token", "electric-owner-entity"),
+    *("producer-id", "producer-epoch", "producer-seq", "if-none-match"),
+]
+CORS_EXPOSE_HEADERS = ["*"]
 ROOT_URLCONF = "config.urls"
 WSGI_APPLICATION = "config.wsgi.application"
 APPEND_SLASH = True

@@ -42,8 +42,9 @@ class Body(Struct, frozen=True, omit_defaults=True):
 def raw_body(request: HttpRequest) -> bytes:
     """The bytes of the request's body.
 
-    Raises PayloadTooLarge past PULLWAKE_MAX_BODY_BYTES, UnsupportedMediaType for a body that says
-    it is not JSON, InvalidRequest for one that was cut short.
+    Raises PayloadTooLarge past PULLWAKE_MAX_BODY_BYTES, UnsupportedMediaType for a body that does
+    not say it is JSON (a web page may not say so to a foreign server, unless CORS lets it), and
+    InvalidRequest for one that was cut short.
     """
     limit: int = settings.PULLWAKE_MAX_BODY_BYTES
     length = int(request.META.get("CONTENT_LENGTH") or 0)
@@ -62,7 +63,7 @@ def raw_body(request: HttpRequest) -> bytes:
         if len(body) < length:
             raise InvalidRequest("The body is shorter than its Content-Length.")
     media_type = request.META.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
-    if body and media_type and media_type != "application/json":
+    if body and media_type != "application/json":
         raise UnsupportedMediaType
     return body
 

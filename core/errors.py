@@ -144,6 +144,16 @@ class UnsupportedMediaType(PullwakeError):
     code = "UNSUPPORTED_MEDIA_TYPE"
 
 
+class RateLimited(PullwakeError):
+    """The caller asks too often, or has as much as one may have."""
+
+    code = "RATE_LIMITED"
+
+    def __init__(self, message: str | None = None, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class ServiceUnavailable(PullwakeError):
     """The database cannot be reached; try again."""
 

@@ -11,11 +11,13 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
+from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.db.models import QuerySet
 from django.db.models.expressions import RawSQL
 from django.db.models.functions import Now
 
+from core import quotas
 from core.bodies import JsonObject
 from core.clock import epoch_ms, iso
 from core.errors import (
@@ -43,6 +45,9 @@ from dispatch.models import (
 from dispatch.streams import log, work
 from runners import registry
 from runners.models import Runner
+
+MAX_TAGS_BYTES = 64 * 1024
+"""All tags of an entity, as JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +153,8 @@ def create(
 
     Raises, in this order: Forbidden where the type is registered and not open to the caller;
     NotFound for a parent, Forbidden for one that is not the caller's to act on; the same for the
-    runner; InvalidRequest where args, message or sandbox are not what is asked for; DuplicateUrl.
+    runner; InvalidRequest where args, message or sandbox are not what is asked for;
+    RateLimited past PULLWAKE_MAX_ENTITIES; DuplicateUrl.
     """
     url = f"/{type_name}/{name}"
     entity_type = types.find(type_name)
@@ -163,7 +169,10 @@ def create(
         schemas.check(args, entity_type.creation_schema, "/args")
     if message is not None:
         types.check_message(entity_type, message.payload, message.type, "/initialMessage")
+    _require_room(tags)
     sandbox = _resolve(sandbox, above, runner)
+    own = Entity.objects.filter(created_by=caller.url)
+    quotas.take("entities", settings.PULLWAKE_MAX_ENTITIES, caller.url, own.count)
     with transaction.atomic():
         if target is not None:  # again, for it may have changed hands, and now it is locked
             runner = target.check(registry.lock(target.runner_id))
@@ -246,8 +255,10 @@ def update(
 ) -> None:
     """Replace an entity's tags, its runner, or both; a running claim stays where it is.
 
-    For the runner raises what `registry.lock_own` raises.
+    Raises InvalidRequest for too many tags, and for the runner what `registry.lock_own` raises.
     """
+    if tags is not None:
+        _require_room(tags)
     with transaction.atomic():
         runner = registry.lock_own(caller, runner_id) if runner_id is not None else None
         state = lock(entity)
@@ -315,8 +326,16 @@ def why_not_woken(state: DispatchState) -> PullwakeError | None:
     return None
 
 
+def _require_room(tags: Mapping[str, str]) -> None:
+    if len(msgspec.json.encode(tags)) > MAX_TAGS_BYTES:
+        raise InvalidRequest.field("/tags", f"together larger than {MAX_TAGS_BYTES} bytes")
+
+
 def set_tag(entity: Entity, key: str, value: str | None) -> int:
-    """Set a tag, or with None take it away: the txid, which the stream's event bears."""
+    """Set a tag, or with None take it away: the txid, which the stream's event bears.
+
+    Raises InvalidRequest for one too many.
+    """
     txid = new_txid()
     with transaction.atomic():
         state = lock(entity)
@@ -324,6 +343,7 @@ def set_tag(entity: Entity, key: str, value: str | None) -> int:
         tags = {name: text for name, text in known.items() if name != key}
         if value is not None:
             tags[key] = value
+            _require_room(tags)
         _replace_tags(state, known, tags, txid, named=key)
         wakes.save(state)
     return txid
@@ -366,6 +386,7 @@ def send(entity: Entity, message: Message) -> str:
     Raises NotRunning for an entity that is stopping, stopped or killed, InvalidRequest for a
     payload that its type does not allow.
     """
+    problem = _problem_with(entity, message)
     with transaction.atomic():
         state = lock(entity)
         if message.key is not None:
@@ -376,8 +397,8 @@ def send(entity: Entity, message: Message) -> str:
         closed = why_not_sent(state)
         if closed is not None:
             raise closed
-        if message.type is not None:  # only such a one has a schema
-            types.check_message(types.of(entity), message.payload, message.type, "/payload")
+        if problem is not None:
+            raise problem
         txid = _deliver(state, message)
         wakes.settle(state)
     return txid
@@ -386,6 +407,17 @@ def send(entity: Entity, message: Message) -> str:
 def why_not_sent(state: DispatchState) -> NotRunning | None:
     """What stands against sending an entity a message; None if nothing does."""
     return NotRunning("The entity is stopping, stopped or killed.") if state.closed else None
+
+
+def _problem_with(entity: Entity, message: Message) -> InvalidRequest | None:
+    """What its type has against a message: found before the lock, for a check takes its time."""
+    if message.type is None:  # only a typed one has a schema
+        return None
+    try:
+        types.check_message(types.of(entity), message.payload, message.type, "/payload")
+    except InvalidRequest as problem:
+        return problem
+    return None
 
 
 def _deliver(state: DispatchState, message: Message) -> str:

@@ -1,55 +1,128 @@
-"""JSON Schemas that a type's registrar gives, and what is checked by them."""
+"""JSON Schemas that a type's registrar gives, and what is checked by them.
 
-from collections.abc import Mapping
-from functools import lru_cache
+Whoever writes a schema or a value may mean to stall the server. So the engine, whose regexes are
+linear in the text, runs in a process beside the server (`dispatch.schema_checker`), which a check
+that exceeds its budget of CPU time or memory ends. Call neither function while a lock is held.
+"""
+
+import atexit
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import msgspec
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError, best_match
-from jsonschema.validators import validator_for
-from referencing import Registry
-from referencing.exceptions import Unresolvable
 
-from core.errors import InvalidRequest, pointer
+from core.errors import InvalidRequest, ServiceUnavailable, pointer
+from dispatch import schema_checker
 
-# A $ref is never fetched: a schema must not make the server call addresses of its author's choice.
-_NOTHING_REMOTE: Registry[Any] = Registry()
+MAX_SCHEMA_BYTES = 64 * 1024
+BUDGET_S = 0.5
+"""CPU time of one check, or of compiling one schema."""
+
+_QUEUE_S = 5.0
+"""How long a check waits for those before it."""
+_SILENCE_S = 10.0
+"""After which a checker that neither answers nor ends is given up: a busy machine is slow."""
 
 
 def check_schema(schema: Any, path: str) -> None:
     """Raise InvalidRequest for what is not a JSON Schema; ``path`` names the field."""
-    try:
-        validator_for(schema, default=Draft202012Validator).check_schema(schema)
-    except (SchemaError, RecursionError) as exc:
-        raise InvalidRequest.field(path, f"not a JSON Schema: {_brief(exc)}") from None
+    encoded = msgspec.json.encode(schema)
+    if len(encoded) > MAX_SCHEMA_BYTES:
+        raise InvalidRequest.field(path, f"larger than {MAX_SCHEMA_BYTES} bytes")
+    verdict = _checker.check(encoded)
+    if verdict is not None:
+        raise InvalidRequest.field(path, f"not a JSON Schema that is taken: {verdict}")
 
 
 def check(value: Any, schema: Any, path: str) -> None:
-    """Raise InvalidRequest with every place in ``value`` that the schema does not allow."""
-    validator = _validator(msgspec.json.encode(schema))
-    try:
-        errors = sorted(validator.iter_errors(value), key=lambda error: list(map(str, error.path)))
-    except (Unresolvable, RecursionError) as exc:
-        raise InvalidRequest.field(path, f"its schema cannot be followed: {exc}") from None
-    if errors:
+    """Raise InvalidRequest with up to 100 places in ``value`` that the schema does not allow."""
+    verdict = _checker.check(msgspec.json.encode(schema), msgspec.json.encode(value))
+    if isinstance(verdict, str):
+        raise InvalidRequest.field(path, f"it cannot be checked by its schema: {verdict}")
+    if verdict is not None:
         raise InvalidRequest(
             f"{path} is not what its type asks for.",
             details=[
-                {
-                    "path": path + pointer(*error.absolute_path),
-                    "message": (best_match([error]) or error).message[:500],
-                }
-                for error in errors[:100]
+                {"path": path + pointer(*steps), "message": message}
+                for steps, message in sorted(verdict, key=lambda error: list(map(str, error[0])))
             ],
         )
 
 
-@lru_cache(maxsize=512)
-def _validator(schema: bytes) -> Any:
-    decoded: Mapping[str, Any] | bool = msgspec.json.decode(schema)
-    return validator_for(decoded, default=Draft202012Validator)(decoded, registry=_NOTHING_REMOTE)
+class _Checker:
+    """The process beside this one, begun at the first check and again whenever one ended it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: Any = None
+
+    def check(self, schema: bytes, value: bytes = b"") -> Any:
+        """None, the sentence why it cannot be checked, or the errors.
+
+        Raises ServiceUnavailable when too many wait.
+        """
+        if not self._lock.acquire(timeout=_QUEUE_S):
+            raise ServiceUnavailable("Too many checks by schemas are waiting; try again.")
+        try:
+            return self._check(schema, value)
+        finally:
+            self._lock.release()
+
+    def _check(self, schema: bytes, value: bytes) -> Any:
+        self._begin()
+        try:
+            self._channel.write(schema + b"\n" + value + b"\n")
+            self._channel.flush()
+            verdict = self._read()
+        except (OSError, EOFError):
+            self.end()
+            return "that takes more time or memory than is given to it"
+        if isinstance(verdict, list):
+            try:
+                verdict = self._read()
+            except (OSError, EOFError):
+                self.end()  # to find the other errors took too long
+        return verdict
+
+    def _read(self) -> Any:
+        line = self._channel.readline()
+        if not line.endswith(b"\n"):
+            raise EOFError
+        return msgspec.json.decode(line)
+
+    def _begin(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            return
+        self.end()
+        ours, its = socket.socketpair()
+        with its:
+            self._process = subprocess.Popen(  # noqa: S603  this interpreter, a file of ours
+                [sys.executable, "-I", str(Path(schema_checker.__file__)), str(BUDGET_S)],
+                stdin=its.fileno(),
+                stdout=subprocess.DEVNULL,
+                # What the engine says as it is ended, the caller would be the author of.
+                stderr=subprocess.DEVNULL,
+            )
+        with ours:  # the file keeps it open
+            ours.settimeout(_SILENCE_S)
+            self._channel = ours.makefile("rwb")
+
+    def end(self) -> None:
+        """End the process, if there is one."""
+        if self._channel is not None:
+            with suppress(OSError):
+                self._channel.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._process = self._channel = None
 
 
-def _brief(exc: Exception) -> str:
-    return str(getattr(exc, "message", exc))[:500]
+_checker = _Checker()
+atexit.register(_checker.end)

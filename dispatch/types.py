@@ -13,6 +13,7 @@ from django.db import IntegrityError, transaction
 from django.db.models import Exists, F, OuterRef, QuerySet
 from django.db.models.functions import Now
 
+from core import quotas
 from core.bodies import JsonObject
 from core.errors import Forbidden, InvalidRequest, NotFound, SchemaKeyExists
 from core.identifiers import new_id
@@ -71,7 +72,8 @@ def register(caller: Principal, name: str, facts: JsonObject) -> EntityType:
     """Register a type, or update what is given of one and raise its revision.
 
     ``facts`` are fields of `EntityType`. Raises Forbidden for a type that is not the caller's to
-    change, for another's default runner, and for whom PULLWAKE_TYPE_REGISTRARS leaves out.
+    change, for another's default runner, and for whom PULLWAKE_TYPE_REGISTRARS leaves out;
+    RateLimited past PULLWAKE_MAX_TYPES.
     """
     default_runner = facts.get("default_runner")
     if default_runner is not None:
@@ -80,6 +82,8 @@ def register(caller: Principal, name: str, facts: JsonObject) -> EntityType:
         registered = _lock(name)
         if registered is None:
             _require_registrar(caller)
+            own = EntityType.objects.filter(registered_by=caller.url)
+            quotas.take("entity types", settings.PULLWAKE_MAX_TYPES, caller.url, own.count)
             new = {"name": name, "registered_by": caller.url, "registration": new_id("reg")}
             try:
                 with transaction.atomic():
@@ -129,9 +133,10 @@ def transfer(name: str, registrar: Principal) -> bool:
         return True
 
 
-def seen_by(principal: Principal) -> list[EntityType]:
-    """Those that the principal registered, may use, or has entities of, by name."""
-    return [each for each in _for(principal).order_by("name") if _sees(principal, each)]
+def seen_by(principal: Principal, after: str = "") -> list[EntityType]:
+    """Those that the principal registered, may use, or has entities of; by name, past ``after``."""
+    rows = _for(principal).filter(name__gt=after).order_by("name")
+    return [each for each in rows if _sees(principal, each)]
 
 
 def find_seen(principal: Principal, name: str) -> EntityType:

@@ -10,6 +10,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models.functions import Now
 
+from core import quotas
 from core.bodies import JsonObject
 from core.clock import with_now
 from core.errors import Forbidden, NotFound
@@ -24,7 +25,8 @@ HEARTBEAT_LEASE = timedelta(seconds=30)
 def register(owner: Principal, runner_id: str, facts: JsonObject) -> Runner:
     """Register a runner, or update what is given of the owner's own.
 
-    ``facts`` are fields of `Runner`. Raises Forbidden for an id that another principal owns.
+    ``facts`` are fields of `Runner`. Raises Forbidden for an id that another principal owns, and
+    RateLimited past PULLWAKE_MAX_RUNNERS.
     """
     with transaction.atomic():
         new = Runner(
@@ -32,6 +34,9 @@ def register(owner: Principal, runner_id: str, facts: JsonObject) -> Runner:
             owner_principal=owner.url,
             **{"claim_lease_ms": settings.PULLWAKE_CLAIM_LEASE_MS, **facts},
         )
+        if settings.PULLWAKE_MAX_RUNNERS and not Runner.objects.filter(pk=runner_id).exists():
+            own = Runner.objects.owned_by(owner)
+            quotas.take("runners", settings.PULLWAKE_MAX_RUNNERS, owner.url, own.count)
         runner = None
         while runner is None:  # a deletion may come between the two
             # Two first registrations may race: one inserts, both go on from the row.

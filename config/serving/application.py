@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from django.conf import settings
 from django.core.handlers.exception import convert_exception_to_response
 from django.core.handlers.wsgi import WSGIHandler
 from django.utils.module_loading import import_string
@@ -27,12 +28,13 @@ class ApiHandler(WSGIHandler):
     """
 
     def load_middleware(self, is_async: bool = False) -> None:
-        """Make the chain of `API_MIDDLEWARE`."""
+        """Make the chain of `API_MIDDLEWARE`, and CORS where origins are named."""
         self._view_middleware: list[Any] = []
         self._template_response_middleware: list[Any] = []
         self._exception_middleware: list[Any] = []
         chain = convert_exception_to_response(self._get_response)  # type: ignore[attr-defined]
-        for name in reversed(API_MIDDLEWARE):
+        cors = ("corsheaders.middleware.CorsMiddleware",) if settings.PULLWAKE_CORS_ORIGINS else ()
+        for name in reversed((*API_MIDDLEWARE, *cors)):
             chain = convert_exception_to_response(import_string(name)(chain))
         self._middleware_chain = chain
 

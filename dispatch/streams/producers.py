@@ -7,6 +7,9 @@ gives them.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from django.conf import settings
+
+from core import quotas
 from core.errors import InvalidRequest, ProducerFenced, ProducerGap
 from dispatch.models import Entity, Producer
 
@@ -43,7 +46,8 @@ def advance(entity: Entity, append: Sequence) -> bool:
     """Whether this append is new; False for a duplicate. The entity's dispatch state is locked.
 
     Raises ProducerFenced for a lower epoch, ProducerGap for a number that is not the next, and
-    InvalidRequest for a new epoch that does not begin at 0.
+    InvalidRequest for a new epoch that does not begin at 0, and RateLimited past
+    PULLWAKE_MAX_PRODUCERS.
     """
     known = Producer.objects.filter(entity=entity, producer_id=append.producer_id).first()
     if known is not None and append.epoch < known.epoch:
@@ -58,6 +62,8 @@ def advance(entity: Entity, append: Sequence) -> bool:
         raise ProducerGap(expected=expected, received=append.seq)
     place = {"epoch": append.epoch, "seq": append.seq}
     if known is None:
+        own = Producer.objects.filter(entity=entity)
+        quotas.take("producers", settings.PULLWAKE_MAX_PRODUCERS, entity.url, own.count)
         Producer.objects.create(entity=entity, producer_id=append.producer_id, **place)
     else:
         Producer.objects.filter(pk=known.pk).update(**place)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 
+from config.serving import checks
 from tests.support import ROOT
 
 CONTRACT = (
@@ -30,13 +31,14 @@ CONTRACT = (
     "PULLWAKE_MAX_BODY_BYTES",
     "PULLWAKE_RETENTION_DAYS",
 )
+OURS = ("PULLWAKE_CORS_ORIGINS", "PULLWAKE_DEVELOPMENT_ON_NETWORK")
 PRODUCTION = {"PULLWAKE_MODE": "production", "SECRET_KEY": "x" * 60}
 
 
 @pytest.fixture
 def read(monkeypatch):
     """The settings as they are in this environment, with nothing of ours set but what is given."""
-    for name in CONTRACT:
+    for name in (*CONTRACT, *OURS):
         monkeypatch.delenv(name, raising=False)
 
     def settings(**env):
@@ -193,3 +195,49 @@ def test_nothing_is_prepared_behind_a_pooling_proxy(read, listen_url, threshold,
     found = read(**PRODUCTION, DATABASE_URL=postgres, PULLWAKE_LISTEN_URL=listen_url)
     said = found["DATABASES"]["default"]["OPTIONS"]
     assert (said.get("prepare_threshold"), said["options"]) == (threshold, options)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.7", "::", "", "laptop.example"])  # noqa: S104
+def test_development_mode_on_a_network_needs_a_yes(read, host):
+    with pytest.raises(ImproperlyConfigured, match="PULLWAKE_DEVELOPMENT_ON_NETWORK=yes"):
+        read(PULLWAKE_MODE="development", HOST=host)
+    found = read(PULLWAKE_MODE="development", HOST=host, PULLWAKE_DEVELOPMENT_ON_NETWORK="yes")
+    assert found["HOST"] in found["ALLOWED_HOSTS"]
+    assert read(**PRODUCTION, HOST=host)["HOST"] == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "[::1]", "localhost"])
+def test_development_mode_on_this_machine_needs_none(read, host):
+    assert read(PULLWAKE_MODE="development", HOST=host)["HOST"] == host
+
+
+def test_in_development_this_machine_is_allowed_besides_what_is_named(read):
+    found = read(PULLWAKE_MODE="development", ALLOWED_HOSTS="wake.test")
+    assert found["ALLOWED_HOSTS"] == ["wake.test", "localhost", "127.0.0.1", "[::1]"]
+    assert read(**PRODUCTION, ALLOWED_HOSTS="wake.test")["ALLOWED_HOSTS"] == ["wake.test"]
+
+
+def test_cors_is_off_unless_origins_are_named(read):
+    assert read(**PRODUCTION)["PULLWAKE_CORS_ORIGINS"] == []
+    found = read(**PRODUCTION, PULLWAKE_CORS_ORIGINS="https://a.example,http://b.example:3000")
+    assert found["CORS_ALLOWED_ORIGINS"] == ["https://a.example", "http://b.example:3000"]
+    assert found["CORS_ALLOW_ALL_ORIGINS"] is False
+    assert read(**PRODUCTION, PULLWAKE_CORS_ORIGINS="*")["CORS_ALLOW_ALL_ORIGINS"] is True
+
+
+@pytest.mark.parametrize("origin", ["app.example", "https://app.example/", "null"])
+def test_what_is_no_origin_is_an_error_that_names_it(read, origin):
+    with pytest.raises(ImproperlyConfigured, match=f"PULLWAKE_CORS_ORIGINS names '{origin}'"):
+        read(**PRODUCTION, PULLWAKE_CORS_ORIGINS=origin)
+
+
+@pytest.mark.parametrize(
+    ("named", "ids"),
+    [(True, []), (False, ["pullwake.W001"])],
+)
+def test_a_production_server_that_has_no_name_says_so(settings, named, ids):
+    settings.DEVELOPMENT = False
+    settings.HOSTS_ARE_NAMED = named
+    assert [each.id for each in checks.check_hosts()] == ids
+    settings.DEVELOPMENT = True
+    assert checks.check_hosts() == []

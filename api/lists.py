@@ -1,0 +1,75 @@
+"""Lists in pages: ``limit`` rows at the most, no answer past 8 MiB, and where the next page is."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+from urllib.parse import urlencode
+
+import msgspec
+from django.conf import settings
+from django.db.models import Model, QuerySet
+from django.http import HttpRequest, HttpResponse
+
+from core.bodies import parameter
+from core.errors import InvalidRequest
+
+Row = TypeVar("Row", bound=Model)
+
+MAX_LIMIT = 1000
+MAX_BYTES = 8 * 1024 * 1024
+_CHUNK = 100
+
+
+def base_url(request: HttpRequest) -> str:
+    """Where callers reach this server: PULLWAKE_PUBLIC_URL, else what this one called."""
+    return settings.PULLWAKE_PUBLIC_URL or f"{request.scheme}://{request.get_host()}"
+
+
+def answer_page(
+    request: HttpRequest,
+    rows: "QuerySet[Row] | Sequence[Row]",
+    body: Callable[[Row], object],
+    place: Callable[[Row], tuple[str, str]],
+) -> HttpResponse:
+    """A page of ordered ``rows``; ``place`` is the parameter that asks for what follows a row.
+
+    Raises InvalidRequest for a limit that is not 1 to 1000.
+    """
+    limit = _limit(request)
+    texts: list[bytes] = []
+    size = 2
+    last = None
+    headers = {}
+    for row in _chunks(rows, limit + 1):
+        text = msgspec.json.encode(body(row))
+        size += len(text) + 1
+        if len(texts) == limit or (texts and size > MAX_BYTES):
+            assert last is not None  # noqa: S101  a text comes of a row
+            asked = {name: value for name, value in request.GET.items() if name != place(last)[0]}
+            query = urlencode([*asked.items(), place(last)])
+            headers["Link"] = f'<{base_url(request)}{request.path}?{query}>; rel="next"'
+            break
+        texts.append(text)
+        last = row
+    return HttpResponse(
+        b"[" + b",".join(texts) + b"]", content_type="application/json", headers=headers
+    )
+
+
+def _limit(request: HttpRequest) -> int:
+    text = parameter(request, "limit")
+    if text is None:
+        return MAX_LIMIT
+    if not (text.isascii() and text.isdecimal() and 1 <= len(text) <= 4):
+        raise InvalidRequest.field("/limit", f"expected 1 to {MAX_LIMIT}")
+    if not 1 <= int(text) <= MAX_LIMIT:
+        raise InvalidRequest.field("/limit", f"expected 1 to {MAX_LIMIT}")
+    return int(text)
+
+
+def _chunks(rows: "QuerySet[Row] | Sequence[Row]", most: int) -> Iterator[Row]:
+    """The first rows, a few at a time: a thousand large ones are not held at once."""
+    for start in range(0, most, _CHUNK):
+        chunk = list(rows[start : min(start + _CHUNK, most)])
+        yield from chunk
+        if len(chunk) < _CHUNK:
+            return

@@ -1,0 +1,121 @@
+"""How often a principal may call, and how many streams it may hold, in each worker process.
+
+Both are counted in memory: no statement is spent on them, and a fleet of servers gives a principal
+as many times as much as it has workers.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any
+
+from django.conf import settings
+from django.http import HttpRequest
+from rest_framework.throttling import BaseThrottle
+
+from core.errors import RateLimited
+
+BURST_S = 10
+"""For so many seconds' worth of calls one may call as fast as one can."""
+
+_MOST_KNOWN = 10_000
+
+_buckets: dict[str, tuple[float, float]] = {}
+"""By caller: the calls that were left, and when that was."""
+
+
+def caller_key(request: HttpRequest) -> str:
+    """Who calls: a principal's URL, or the token of a claim, which stands for its handler."""
+    user: Any = request.user
+    principal = getattr(user, "principal", user)
+    if principal is not None:
+        return str(principal.url)
+    meta = request.META
+    return str(meta.get("HTTP_ELECTRIC_CLAIM_TOKEN") or meta.get("HTTP_AUTHORIZATION") or "")
+
+
+class CallerThrottle(BaseThrottle):
+    """A token bucket for each caller; PULLWAKE_RATE_PER_S fills it."""
+
+    def __init__(self) -> None:
+        self._wait_s = 0.0
+
+    def allow_request(self, request: HttpRequest, view: Any) -> bool:
+        """Whether the caller has a call left; takes it."""
+        rate = settings.PULLWAKE_RATE_PER_S
+        key = caller_key(request) if rate else ""
+        if not key:
+            return True
+        now = monotonic()
+        left, since = _buckets.get(key, (rate * BURST_S, now))
+        left = min(left + (now - since) * rate, rate * BURST_S)
+        if left < 1:
+            self._wait_s = (1 - left) / rate
+            return False
+        if len(_buckets) >= _MOST_KNOWN and key not in _buckets:
+            _buckets.clear()  # each begins anew, which is more than it has, and no more than it may
+        _buckets[key] = (left - 1, now)
+        return True
+
+    def wait(self) -> float:
+        """Seconds until the next call is left."""
+        return self._wait_s
+
+
+def refuse(wait_s: float | None) -> RateLimited:
+    """The error for a caller that calls too often."""
+    return RateLimited(retry_after_s=max(1, math.ceil(wait_s or 0)))
+
+
+_held: Counter[str] = Counter()
+
+
+class Hold:
+    """A place among the streams that a caller holds; raises RateLimited when none is free."""
+
+    def __init__(self, key: str) -> None:
+        most = settings.PULLWAKE_MAX_STREAMS
+        if most and _held[key] >= most:
+            raise RateLimited(f"The caller holds {most} streams already.", retry_after_s=10)
+        self._key: str | None = key
+        _held[key] += 1
+
+    def release(self) -> None:
+        """Give it back; a second time does nothing."""
+        key, self._key = self._key, None
+        if key is not None:
+            _held[key] -= 1
+            if not _held[key]:
+                del _held[key]
+
+
+@contextmanager
+def held(key: str) -> Iterator[None]:
+    """Hold a stream for as long as the block takes. Raises RateLimited."""
+    place = Hold(key)
+    try:
+        yield
+    finally:
+        place.release()
+
+
+class Released(Iterator[str]):
+    """What a stream says, and its place given back when it ends or is closed, even unread."""
+
+    def __init__(self, said: Iterator[str], place: Hold) -> None:
+        self._said = said
+        self._place = place
+
+    def __next__(self) -> str:
+        try:
+            return next(self._said)
+        except BaseException:
+            self._place.release()
+            raise
+
+    def close(self) -> None:
+        """Called by the server when the answer is over."""
+        self._said.close()  # type: ignore[attr-defined]
+        self._place.release()

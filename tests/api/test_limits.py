@@ -1,0 +1,219 @@
+"""Rates, quotas and pages: nobody has or asks so much that the rest go without."""
+
+import re
+from urllib.parse import urlsplit
+
+import pytest
+
+from api import lists, throttles
+from dispatch.models import Entity, EntityType, Producer
+from runners.models import Runner
+from tests.support import Api
+
+RUNNERS = "/_electric/runners"
+ENTITIES = "/_electric/entities"
+TYPES = "/_electric/entity-types"
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    throttles._buckets.clear()
+    yield
+    throttles._buckets.clear()
+    assert not throttles._held
+
+
+def refused(answer):
+    assert (answer.status, answer.error) == (429, "RATE_LIMITED"), answer
+    assert int(answer.headers["Retry-After"]) >= 1
+    return True
+
+
+# --- Rates ------------------------------------------------------------------------------------
+
+
+def test_who_calls_too_often_is_told_when_to_come_back(alice, bob, settings, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(throttles, "monotonic", lambda: clock[0])
+    settings.PULLWAKE_RATE_PER_S = 2
+    for _ in range(2 * throttles.BURST_S):
+        assert alice.get(RUNNERS).status == 200
+    assert refused(alice.get(RUNNERS))
+    assert bob.get(RUNNERS).status == 200
+    clock[0] += 0.5
+    assert alice.get(RUNNERS).status == 200
+    assert refused(alice.get(RUNNERS))
+
+
+def test_a_handler_is_limited_by_its_token(alice, settings):
+    alice.register()
+    alice.make_entity(initialMessage="hi")
+    claim = alice.claim()
+    token = claim.mint()
+    settings.PULLWAKE_RATE_PER_S = 1
+    throttles._buckets.clear()
+    for _ in range(throttles.BURST_S):
+        assert claim.append({"a": 1}, token=token).status == 204
+    assert refused(claim.append({"a": 1}, token=token))
+    assert claim.heartbeat().status == 200  # which has a token of its own
+
+
+def test_zero_is_no_limit(alice, settings):
+    settings.PULLWAKE_RATE_PER_S = 0
+    for _ in range(50):
+        assert alice.get(RUNNERS).status == 200
+    assert not throttles._buckets
+
+
+# --- Quotas -----------------------------------------------------------------------------------
+
+
+def test_runners(alice, bob, settings):
+    settings.PULLWAKE_MAX_RUNNERS = 2
+    alice.register("r1")
+    alice.register("r2")
+    assert refused(alice.post(RUNNERS, {"id": "r3", "label": "r3"}))
+    assert Runner.objects.count() == 2
+    alice.register("r2")  # it is there, and may come back
+    bob.register("r3")
+    alice("DELETE", f"{RUNNERS}/r1")
+    alice.register("r4")
+
+
+def test_entities(alice, bob, settings):
+    settings.PULLWAKE_MAX_ENTITIES = 1
+    alice.make_entity("/agent/e1", None)
+    assert refused(alice("PUT", f"{ENTITIES}/agent/e2", {}))
+    assert Entity.objects.count() == 1
+    bob.make_entity("/agent/e2", None)
+
+
+def test_types(alice, bob, settings):
+    settings.PULLWAKE_MAX_TYPES = 1
+    for _ in range(2):
+        assert alice.post(TYPES, {"name": "one", "description": ""}).status == 201
+    assert refused(alice.post(TYPES, {"name": "two", "description": ""}))
+    assert EntityType.objects.count() == 1
+    assert bob.post(TYPES, {"name": "two", "description": ""}).status == 201
+
+
+def test_producers(alice, settings):
+    settings.PULLWAKE_MAX_PRODUCERS = 1
+    alice.register()
+    alice.make_entity(initialMessage="hi")
+    claim = alice.claim()
+    token = claim.mint()
+
+    def append(name, seq):
+        headers = {"Producer-Id": name, "Producer-Epoch": "1", "Producer-Seq": seq}
+        return claim.append({"a": 1}, token=token, **headers)
+
+    assert append("p1", "0").status == 200
+    assert append("p1", "1").status == 200
+    assert refused(append("p2", "0"))
+    assert Producer.objects.count() == 1
+
+
+@pytest.mark.parametrize("live", ["long-poll", "sse"])
+def test_streams_held(alice, settings, live):
+    settings.PULLWAKE_MAX_STREAMS = 1
+    settings.PULLWAKE_LONG_POLL_MS = 0
+    alice.register()
+    path = f"/runners/r1/wake?offset=-1&live={live}"
+    key = "/principal/user%3Aalice"
+    with throttles.held(key):
+        assert refused(alice.get(path))
+        assert alice.get("/runners/r1/wake").status == 200  # which is held by nobody
+    if live == "long-poll":
+        assert alice.get(path).status == 204
+    assert key not in throttles._held
+
+
+def test_a_stream_that_nobody_read_is_held_no_longer():
+    never_begun = (text for text in ("a", "b"))
+    said = throttles.Released(never_begun, throttles.Hold("someone"))
+    assert throttles._held == {"someone": 1}
+    said.close()
+    said.close()
+    assert not throttles._held
+
+
+def test_a_row_of_tags_is_at_most_64_kib(alice):
+    tags = {f"t{n}": "x" * 4000 for n in range(16)}
+    alice.make_entity(runner_id=None, tags=tags)
+    for answer in (
+        alice.post(f"{ENTITIES}/agent/e1/tags/more", {"value": "x" * 4000}),
+        alice("PATCH", f"{ENTITIES}/agent/e1", {"tags": {**tags, "more": "x" * 4000}}),
+        alice("PUT", f"{ENTITIES}/agent/e2", {"tags": {**tags, "more": "x" * 4000}}),
+    ):
+        assert (answer.status, answer.error) == (400, "INVALID_REQUEST")
+        assert [each["path"] for each in answer.body["error"]["details"]] == ["/tags"]
+    assert set(alice.get(f"{ENTITIES}/agent/e1").body["tags"]) == set(tags)
+    assert Entity.objects.count() == 1
+
+
+# --- Pages ------------------------------------------------------------------------------------
+
+
+def following(answer):
+    """The address of the next page, None on the last."""
+    if "Link" not in answer.headers:
+        return None
+    found = re.fullmatch(r'<(http://testserver/[^>]+)>; rel="next"', answer.headers["Link"])
+    assert found is not None, answer.headers["Link"]
+    parts = urlsplit(found[1])
+    return f"{parts.path}?{parts.query}"
+
+
+def pages(api: Api, path: str | None):
+    for _ in range(10):
+        if path is None:
+            return
+        answer = api.get(path)
+        assert answer.status == 200, answer
+        yield [each.get("url") or each.get("id") or each.get("name") for each in answer.body]
+        path = following(answer)
+    pytest.fail(f"there is always a next page: {path}")
+
+
+def fill(api, number):
+    for n in range(number):
+        api.register(f"r{n}")
+        api.make_entity(f"/agent/e{n}", None)
+        api.post(TYPES, {"name": f"t{n}", "description": ""})
+
+
+@pytest.mark.parametrize("path", [RUNNERS, ENTITIES, TYPES])
+@pytest.mark.parametrize("limit", [1, 2, 4, 5, 1000])
+def test_pages_give_all_rows_once_in_their_order(alice, path, limit):
+    fill(alice, 5)
+    (whole,) = pages(alice, path)
+    assert len(whole) == 5
+    found = list(pages(alice, f"{path}?limit={limit}"))
+    assert [name for page in found for name in page] == whole
+    assert max(map(len, found)) == min(limit, 5)
+    assert all(found)
+
+
+def test_what_else_was_asked_for_is_asked_of_the_next_page(alice):
+    fill(alice, 3)
+    answer = alice.get(f"{RUNNERS}?owner_principal=user:alice&limit=1")
+    assert following(answer) == f"{RUNNERS}?owner_principal=user%3Aalice&limit=1&before=r2"
+
+
+@pytest.mark.parametrize("path", [RUNNERS, ENTITIES, TYPES])
+@pytest.mark.parametrize("limit", ["0", "1001", "-1", "1.5", "x", "", "1&limit=2", "²", "00001"])
+def test_a_limit_is_1_to_1000(alice, path, limit):
+    answer = alice.get(f"{path}?limit={limit}")
+    assert (answer.status, answer.error) == (400, "INVALID_REQUEST")
+    assert [each["path"] for each in answer.body["error"]["details"]] == ["/limit"]
+
+
+def test_no_answer_is_larger_than_8_mib(alice, monkeypatch):
+    monkeypatch.setattr(lists, "MAX_BYTES", 8192)
+    for n in range(5):
+        alice.make_entity(f"/agent/e{n}", None, args={"text": "x" * 3000})
+    alice.make_entity("/agent/large", None, args={"text": "x" * 20_000})
+    found = list(pages(alice, ENTITIES))
+    assert [len(page) for page in found] == [1, 2, 2, 1]  # the large one whole, and alone
+    assert sum(map(len, found)) == 6
