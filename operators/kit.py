@@ -340,8 +340,11 @@ class OperatorAdmin(ModelAdmin):  # type: ignore[misc]
         """The verbs that this operator may use."""
         return (verb for verb in self.verbs if request.user.has_perm(verb.permission))
 
-    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
-        """The verbs, for the rows that are ticked in the list."""
+    def get_actions(self, request: HttpRequest, action_location: Any = None) -> dict[str, Any]:
+        """The verbs, for the rows that are ticked in the list.
+
+        From 6.1 on Django names the place that it asks for; no other place here has actions.
+        """
         return {
             verb.name: (self._ask(verb), verb.name, verb.label) for verb in self.permitted(request)
         }
