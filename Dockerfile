@@ -1,6 +1,7 @@
 # docker build -t pullwake . && docker run -p 8000:8000 -e SECRET_KEY=… -v pullwake:/app/var pullwake
 # Settings are environment variables; the README lists them. compose.yaml adds a PostgreSQL.
 
+# Of the two Pythons that the tests run on, 3.11 with Django 5.2 and 3.13 with Django 6.1, the newer.
 FROM python:3.13-slim AS packages
 RUN python -m venv /venv
 COPY requirements/base.txt .

@@ -33,9 +33,9 @@ class Param(Expression):
         self.name = name
         self.stored_as = field
 
-    def as_sql(self, compiler: Any, connection: Any) -> tuple[str, list["Param"]]:  # type: ignore[override]
+    def as_sql(self, compiler: Any, connection: Any) -> tuple[str, tuple["Param"]]:  # type: ignore[override]
         """A placeholder, whose value is this param until a run binds it."""
-        return "%s", [self]
+        return "%s", (self,)
 
     def bound(self, values: dict[str, Any], database: BaseDatabaseWrapper) -> Any:
         """What a run sends in its place."""

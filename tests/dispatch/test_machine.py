@@ -1,5 +1,6 @@
 """Whatever happens, in whatever order: what holds of every entity after each step."""
 
+from contextlib import ExitStack
 from datetime import timedelta
 
 import hypothesis.strategies as st
@@ -47,7 +48,8 @@ class Pullwake(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.savepoint = transaction.savepoint()
+        self.undone = ExitStack()
+        self.undone.enter_context(transaction.atomic())
         self.api = Api("user:alice")
         self.claims = []
         self.facts = {}
@@ -57,7 +59,8 @@ class Pullwake(RuleBasedStateMachine):
             self.spawn(url, runner_id)
 
     def teardown(self):
-        transaction.savepoint_rollback(self.savepoint)
+        transaction.set_rollback(True)
+        self.undone.close()
 
     def spawn(self, url, runner_id):
         self.api.make_entity(url, runner_id, initialMessage="hi")
