@@ -139,6 +139,6 @@ class UnsupportedMediaType(PullwakeError):
 
 
 class ServiceUnavailable(PullwakeError):
-    """The database cannot be reached; try again."""
+    """The database cannot serve this now; try again."""
 
     code = "SERVICE_UNAVAILABLE"

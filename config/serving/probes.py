@@ -40,7 +40,12 @@ class ReadyView(ApiView):
 
     @documented("Tell that requests can be served", answers={200: Ok})
     def get(self, request: HttpRequest) -> HttpResponse:
-        """The database answers, and no migration is missing."""
+        """The database answers and takes writes, and no migration is missing."""
+        if connection.vendor == "postgresql":
+            with connection.cursor() as cursor:
+                cursor.execute("SHOW transaction_read_only")
+                if cursor.fetchone() == ("on",):
+                    raise ServiceUnavailable("The database is read-only: a standby, maybe.")
         executor = MigrationExecutor(connection)
         if executor.migration_plan(executor.loader.graph.leaf_nodes()):
             raise ServiceUnavailable("Migrations are missing: run manage.py migrate.")

@@ -26,6 +26,9 @@ CONTRACT = (
     "PULLWAKE_CLAIM_LEASE_MS",
     "PULLWAKE_WAKE_REEMIT_MS",
     "PULLWAKE_REAPER_INTERVAL_MS",
+    "PULLWAKE_LOCK_TIMEOUT_MS",
+    "PULLWAKE_STATEMENT_TIMEOUT_MS",
+    "PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS",
     "PULLWAKE_MAX_BODY_BYTES",
     "PULLWAKE_RETENTION_DAYS",
 )
@@ -67,6 +70,9 @@ def test_the_defaults(read):
         "PULLWAKE_CLAIM_LEASE_MS": 30_000,
         "PULLWAKE_WAKE_REEMIT_MS": 60_000,
         "PULLWAKE_REAPER_INTERVAL_MS": 5_000,
+        "PULLWAKE_LOCK_TIMEOUT_MS": 4_000,
+        "PULLWAKE_STATEMENT_TIMEOUT_MS": 10_000,
+        "PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS": 3_000,
         "PULLWAKE_MAX_BODY_BYTES": 1024 * 1024,
         "TIME_ZONE": "UTC",
         "DEBUG": False,
@@ -163,13 +169,28 @@ def test_sqlite_takes_its_write_lock_at_begin(read):
 def test_the_tests_run_in_no_other_environment():
     """`tests.environment` has taken away what a shell may have set."""
     ours = [name for name in os.environ if name.startswith("PULLWAKE_")]
-    assert [name for name in ours if not name.startswith("PULLWAKE_TEST_")] == ["PULLWAKE_MODE"]
+    assert {name for name in ours if not name.startswith("PULLWAKE_TEST_")} == {
+        "PULLWAKE_MODE",
+        "PULLWAKE_LOCK_TIMEOUT_MS",
+        "PULLWAKE_STATEMENT_TIMEOUT_MS",
+        "PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS",
+    }
+
+
+SESSION = (
+    "-c lock_timeout=4000 -c statement_timeout=10000 -c idle_in_transaction_session_timeout=3000"
+    " -c plan_cache_mode=force_generic_plan"
+)
 
 
 @pytest.mark.parametrize(
     ("listen_url", "threshold", "options"),
     [
-        ("", 0, "-c jit=off -c plan_cache_mode=force_generic_plan"),
+        (
+            "",
+            0,
+            f"{SESSION} -c jit=off",
+        ),
         ("postgres://db.example/p", None, "-c jit=off"),
     ],
 )
