@@ -20,6 +20,13 @@ CURSOR_HEADER = "Pullwake-Cursor"
 """Ours: on a claim's answer, the offset up to which the entity's stream was acked before it."""
 
 
+NONCE_HEADER = "Pullwake-Claim-Nonce"
+"""Ours: on a claim, what the runner names its request by; sent again, it gets the same claim."""
+
+MAX_NONCE = 128
+"""Characters."""
+
+
 class WakeEvent(Body, frozen=True, kw_only=True):
     """The wake event that a runner claims; only its subscription_id selects."""
 
@@ -123,7 +130,10 @@ class ClaimView(RunnerResource):
         runner = self.runner(runner_id)
         callbacks = settings.PULLWAKE_PUBLIC_URL or f"{request.scheme}://{request.get_host()}"
         subscription = None if body.subscription_id is UNSET else body.subscription_id
-        verdict = lifecycle.acquire(runner, subscription)
+        nonce = request.headers.get(NONCE_HEADER, "")
+        if len(nonce) > MAX_NONCE:
+            raise InvalidRequest(f"{NONCE_HEADER} is longer than {MAX_NONCE} characters.")
+        verdict = lifecycle.acquire(runner, subscription, nonce)
         match verdict:
             case None:
                 return HttpResponse(status=204)

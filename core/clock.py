@@ -6,6 +6,15 @@ from typing import Any, TypeVar
 from django.db import models
 from django.db.models.functions import Now
 
+
+class ClockNow(Now):
+    """The time as it is when a row is written, not when its statement began to wait for a lock."""
+
+    def as_postgresql(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        """``now()`` is the time of the statement, or of the transaction."""
+        return self.as_sql(compiler, connection, template="CLOCK_TIMESTAMP()", **context)
+
+
 Rows = TypeVar("Rows", bound="models.QuerySet[Any]")
 
 

@@ -179,7 +179,7 @@ def test_a_list_of_entities_costs_one_however_many_there_are(runner):
 def test_a_claim_over_a_lapsed_one_costs(claim_that_lapsed):
     """A claim over a lapsed one is not on the hot path, and pinned all the same."""
     api, event = claim_that_lapsed
-    assert cost(lambda: api.try_claim("r1", event)) == on(postgres=11, sqlite=10)
+    assert cost(lambda: api.try_claim("r1", event)) == on(postgres=12, sqlite=11)
 
 
 @pytest.fixture
