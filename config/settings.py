@@ -75,8 +75,15 @@ PULLWAKE_LISTEN_URL = env.str("PULLWAKE_LISTEN_URL", "")
 PULLWAKE_TRUSTED_PROXIES = _networks("PULLWAKE_TRUSTED_PROXIES")
 PULLWAKE_LONG_POLL_MS = _number("PULLWAKE_LONG_POLL_MS", 30_000, 100, 600_000)
 PULLWAKE_CLAIM_LEASE_MS = _number("PULLWAKE_CLAIM_LEASE_MS", 30_000, 1_000, 600_000)
-PULLWAKE_WAKE_REEMIT_MS = _number("PULLWAKE_WAKE_REEMIT_MS", 60_000, 100, 86_400_000)
+# None is one claim lease of the wake's runner.
+PULLWAKE_WAKE_REEMIT_MS = (
+    _number("PULLWAKE_WAKE_REEMIT_MS", 0, 100, 86_400_000)
+    if env.str("PULLWAKE_WAKE_REEMIT_MS", "")
+    else None
+)
 PULLWAKE_REAPER_INTERVAL_MS = _number("PULLWAKE_REAPER_INTERVAL_MS", 5_000, 50, 3_600_000)
+# Without, a wake is found by the sweep that finds what hints missed: a second later.
+PULLWAKE_NOTIFY = env.bool("PULLWAKE_NOTIFY", True)
 PULLWAKE_MAX_BODY_BYTES = _number("PULLWAKE_MAX_BODY_BYTES", 1024 * 1024, 1, 2**31 - 1)
 # Well under one lease: whoever waits for a lock outlasts a holder that is idle in its transaction.
 PULLWAKE_LOCK_TIMEOUT_MS = _number("PULLWAKE_LOCK_TIMEOUT_MS", 4_000, 0, 600_000)

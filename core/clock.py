@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from django.db import models
+from django.db.models import Func
 from django.db.models.functions import Now
 
 
@@ -13,6 +14,17 @@ class ClockNow(Now):
     def as_postgresql(self, compiler: Any, connection: Any, **context: Any) -> Any:
         """``now()`` is the time of the statement, or of the transaction."""
         return self.as_sql(compiler, connection, template="CLOCK_TIMESTAMP()", **context)
+
+
+class Milliseconds(Func):
+    """A number of milliseconds as a duration."""
+
+    output_field = models.DurationField()  # type: ignore[assignment]  # as Django's own have it
+    template = "(%(expressions)s * INTERVAL '1 millisecond')"
+
+    def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        """SQLite keeps durations in microseconds."""
+        return self.as_sql(compiler, connection, template="(%(expressions)s * 1000)", **context)
 
 
 Rows = TypeVar("Rows", bound="models.QuerySet[Any]")

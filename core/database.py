@@ -1,7 +1,7 @@
 """What a database's refusal means: that the same request may succeed a little later, or not."""
 
 import psycopg
-from django.db import DatabaseError, InterfaceError, OperationalError
+from django.db import DatabaseError, InterfaceError, OperationalError, connection
 from psycopg.errors import (
     IdleInTransactionSessionTimeout,
     LockNotAvailable,
@@ -27,6 +27,14 @@ def is_passing(exc: BaseException) -> bool:
 def is_lock_refused(exc: BaseException) -> bool:
     """Whether another held a lock for longer than PULLWAKE_LOCK_TIMEOUT_MS."""
     return isinstance(_cause(exc), LockNotAvailable)
+
+
+def take_as_long_as_needed() -> None:
+    """Let this transaction's statements run without a limit: for commands, not for requests."""
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            for name in ("statement_timeout", "idle_in_transaction_session_timeout"):
+                cursor.execute(f"SET LOCAL {name} = 0")
 
 
 def _cause(exc: BaseException) -> BaseException | None:

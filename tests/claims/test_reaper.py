@@ -260,6 +260,21 @@ def test_it_waits_as_long_as_the_setting_says(waiting, settings):
     assert reaper.reap().reemitted == 2
 
 
+@pytest.mark.parametrize("lease_ms", [5_000, 65_000])
+def test_it_waits_for_one_lease_of_the_runner(waiting, lease_ms):
+    waiting.register(claim_lease_ms=lease_ms)
+    Wake.objects.update(emitted_at=Now() - timedelta(seconds=5))
+    assert reaper.reap().reemitted == (2 if lease_ms == 5_000 else 0)
+
+
+def test_it_emits_nothing_again_for_a_runner_that_is_away_until_it_is_back(waiting):
+    beat(waiting, alive=False)
+    age_wakes()
+    assert reaper.reap() == NOTHING
+    beat(waiting, alive=True)
+    assert reaper.reap().reemitted == 2
+
+
 def test_it_emits_the_stalest_first_and_no_more_than_its_limit(waiting):
     age_wakes()
     Wake.objects.filter(entity__url="/agent/e2").update(emitted_at=Now() - timedelta(days=1))
