@@ -42,7 +42,7 @@ def hold() -> Iterator[Callable[..., Held]]:
     """Send requests that the test reads later: ``hold(server, path)``."""
     requests: list[Held] = []
 
-    def send(*args: Any, **headers: str) -> Held:
+    def send(*args: Any, **headers: Any) -> Held:
         requests.append(Held(*args, **headers))
         return requests[-1]
 
