@@ -19,7 +19,7 @@ class ClockNow(Now):
 class Milliseconds(Func):
     """A number of milliseconds as a duration."""
 
-    output_field = models.DurationField()  # type: ignore[assignment]  # as Django's own have it
+    output_field = models.DurationField()
     template = "(%(expressions)s * INTERVAL '1 millisecond')"
 
     def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:

@@ -253,28 +253,20 @@ def _emit_again(locking: WakeQuerySet) -> int:
 
 
 _MOVE = """
-UPDATE {table} SET {offset} = %s + again.place, {emitted_at} = {now}, {emissions} = {emissions} + 1
+UPDATE dispatch_wake
+SET "offset" = %s + again.place, emitted_at = {now}, emissions = emissions + 1
 FROM (
-    SELECT {id} AS moved, row_number() OVER (ORDER BY {offset}) AS place
-    FROM {table} WHERE {id} IN ({wakes})
+    SELECT id AS moved, row_number() OVER (ORDER BY "offset") AS place
+    FROM dispatch_wake WHERE id IN ({wakes})
 ) AS again
-WHERE {id} = again.moved
+WHERE id = again.moved
 """
 
 
 def _move(wakes: list[int], offset: int) -> None:
     """Give these wakes the offsets that follow this one, in the order that they have."""
-    columns = {
-        name: connection.ops.quote_name(Wake._meta.get_field(name).column)
-        for name in ("id", "offset", "emitted_at", "emissions")
-    }
     # The ORM numbers no rows in an UPDATE but by a subquery or a branch for each.
-    sql = _MOVE.format(
-        table=connection.ops.quote_name(Wake._meta.db_table),
-        now=_now(),
-        wakes=", ".join(["%s"] * len(wakes)),
-        **columns,
-    )
+    sql = _MOVE.format(now=_now(), wakes=", ".join(["%s"] * len(wakes)))
     with connection.cursor() as cursor:
         cursor.execute(sql, [offset, *wakes])
 
