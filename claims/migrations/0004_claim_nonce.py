@@ -5,7 +5,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("claims", "0002_active_epoch"),
+        ("claims", "0003_permission_to_take_back"),
     ]
 
     operations = [
