@@ -22,6 +22,13 @@ TAIL_HEADER = "Pullwake-Tail"
 """Ours: on a claim's answer, the tail of the entity's stream, which a done without acks acks."""
 
 
+NONCE_HEADER = "Pullwake-Claim-Nonce"
+"""Ours: on a claim, what the runner names its request by; sent again, it gets the same claim."""
+
+MAX_NONCE = 128
+"""Characters."""
+
+
 class WakeEvent(Body, frozen=True, kw_only=True):
     """The wake event that a runner claims; only its subscription_id selects."""
 
@@ -124,7 +131,10 @@ class ClaimView(RunnerResource):
         body = read(request, WakeEvent, empty=True)
         runner = self.runner(runner_id)
         subscription = None if body.subscription_id is UNSET else body.subscription_id
-        verdict = lifecycle.acquire(runner, subscription)
+        nonce = request.headers.get(NONCE_HEADER, "")
+        if len(nonce) > MAX_NONCE:
+            raise InvalidRequest(f"{NONCE_HEADER} is longer than {MAX_NONCE} characters.")
+        verdict = lifecycle.acquire(runner, subscription, nonce)
         match verdict:
             case None:
                 return HttpResponse(status=204)

@@ -8,12 +8,11 @@ from typing import Any
 
 import msgspec
 from django.core.exceptions import DisallowedHost, SuspiciousOperation
-from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpResponse
-from psycopg_pool import PoolTimeout
 from rest_framework import exceptions as drf
 
 from core import errors
+from core.database import is_passing
 from core.errors import PullwakeError
 
 logger = logging.getLogger(__name__)
@@ -96,7 +95,7 @@ def translate(exc: BaseException) -> PullwakeError:
             return errors.Unauthenticated()
         case drf.PermissionDenied():
             return errors.Forbidden()
-        case PoolTimeout() | OperationalError() | InterfaceError():
+        case _ if is_passing(exc):
             logger.warning("database unavailable", exc_info=exc)
             return errors.ServiceUnavailable()
         case DisallowedHost():

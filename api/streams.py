@@ -267,7 +267,7 @@ def _wait(source: Source, after: int, patience_s: float) -> Page:
             if page.events or page.closed or page.next_offset < after or remaining <= 0:
                 return page
             # Wakes that were claimed meanwhile left nothing to deliver.
-            after = page.next_offset
+            after = grown.after = page.next_offset
             hand_back()  # a waiting request holds no connection
             if not waiters.hub.closing:
                 grown.wait(remaining)

@@ -21,7 +21,16 @@ nothing. Another epoch than the claim's is Fenced in every state.
 
 ¹ The retry of a done whose answer was lost: nothing changes, ``entity_cleared`` is False.
 
-A claim whose lease has lapsed is still active, and its holder's, until somebody expires it.
+A claim whose lease has lapsed is still active, and its holder's, until somebody expires it. Its
+lease begins when the claim is made, after whatever it waited for.
+
+Failures in a row delay an entity's next wake. A `fail` counts, and so does an expiry while the
+runner lived and could be heard. The death of a runner, of all servers or of the database is not
+the entity's failure (`ClaimQuerySet.blameless`): it is woken at once, and the count stays.
+
+A runner may name its request to claim by a nonce. Should the answer be lost, the same request
+again gets the same claim, with a new claim token (of the former only the hash is stored) and a
+full lease, as long as the claim has not been used.
 
 Each transition is one UPDATE that names consumer_id, epoch and ``status = 'active'``; its row
 count is the verdict. Lock order: dispatch state, claim, wake, tails of wake streams by runner id.
@@ -35,11 +44,11 @@ from functools import partial
 from typing import Any
 
 from django.db import transaction
-from django.db.models import BigIntegerField, F
+from django.db.models import BigIntegerField, DateTimeField, ExpressionWrapper, F
 from django.db.models.functions import Greatest, Now
 
 from claims.models import ClaimQuerySet, ConsumerClaim
-from core.clock import with_now
+from core.clock import ClockNow, with_now
 from core.errors import (
     AlreadyClaimed,
     ClaimLimitReached,
@@ -137,21 +146,32 @@ class Expiry:
 # --- Making a claim ---------------------------------------------------------------------------
 
 
-def acquire(runner: Runner, subscription_id: str | None = None) -> Acquisition | NotAwake | None:
+def acquire(
+    runner: Runner, subscription_id: str | None = None, nonce: str = ""
+) -> Acquisition | NotAwake | None:
     """Claim for this runner the entity of this subscription, or its oldest wake.
 
-    None when the runner has no such entity, or no wake at all. A lapsed claim that stands in the
-    way is expired on the spot. Raises NotRunning for a disabled runner, InvalidRequest for another
-    runner's subscription, AlreadyClaimed, NoPendingWork and ClaimLimitReached, in this order.
+    A request of the runner's that had this nonce before is answered again. None when the runner
+    has no such entity, or no wake at all. A lapsed claim that stands in the way is expired on the
+    spot. Raises NotRunning for a disabled runner, InvalidRequest for another runner's subscription,
+    AlreadyClaimed, NoPendingWork and ClaimLimitReached, in this order.
     """
     if not runner.enabled:
         raise NotRunning("The runner is disabled.")
     key = _subscription_key(runner, subscription_id)
+    nonce_hash = hash_secret(nonce) if nonce else ""
     if key:
-        return _acquire(runner, partial(wakes.lock_subscribed, runner.pk, key))
+        return _acquire(runner, partial(wakes.lock_subscribed, runner.pk, key), nonce_hash)
     oldest = partial(wakes.lock_oldest, runner.pk)
-    while (found := _acquire(runner, oldest)) is None and runner.wakes.outstanding().exists():
-        pass  # another claimer was first at the oldest: then the next oldest is the oldest
+    if nonce_hash:
+        made = _made_before(runner, nonce_hash).first()
+        if made is not None:
+            oldest = partial(wakes.lock_of, made.entity_id or 0)
+    while (found := _acquire(runner, oldest, nonce_hash)) is None and (
+        runner.wakes.outstanding().exists()
+    ):
+        # Another claimer was first at the oldest: then the next oldest is the oldest.
+        oldest = partial(wakes.lock_oldest, runner.pk)
     return found
 
 
@@ -166,9 +186,9 @@ def _subscription_key(runner: Runner, subscription_id: str | None) -> str:
     return key
 
 
-def _acquire(runner: Runner, lock: Lock) -> Acquisition | NotAwake | None:
+def _acquire(runner: Runner, lock: Lock, nonce_hash: str) -> Acquisition | NotAwake | None:
     with transaction.atomic():
-        verdict = _try_acquire(runner, lock)
+        verdict = _try_acquire(runner, lock, nonce_hash)
     # Raised after the commit: a lapsed claim that was met stays expired.
     if isinstance(verdict, PullwakeError):
         raise verdict
@@ -177,10 +197,16 @@ def _acquire(runner: Runner, lock: Lock) -> Acquisition | NotAwake | None:
     return verdict
 
 
-def _try_acquire(runner: Runner, lock: Lock) -> Acquisition | NotAwake | PullwakeError | None:
+def _try_acquire(
+    runner: Runner, lock: Lock, nonce_hash: str
+) -> Acquisition | NotAwake | PullwakeError | None:
     state = lock()
     if state is None:
         return None
+    if state.claimed and nonce_hash:
+        again = _answer_again(runner, state, nonce_hash)
+        if again is not None:
+            return again
     if not state.awake:
         return NotAwake()
     if state.outstanding_wake_id is None:
@@ -191,7 +217,7 @@ def _try_acquire(runner: Runner, lock: Lock) -> Acquisition | NotAwake | Pullwak
     if _free_places(runner) == 0:
         wakes.put_back(state)
         return ClaimLimitReached()
-    acquisition = _create(runner, state, wake_id, generation)
+    acquisition = _create(runner, state, wake_id, generation, nonce_hash)
     wakes.save(state)
     return acquisition
 
@@ -200,7 +226,7 @@ def _make_claimable(state: DispatchState) -> PullwakeError | None:
     """Bring about an outstanding wake, over a lapsed claim if need be; or say why there is none."""
     if state.claimed:
         holder = state.entity.claims.active().select_related("runner").get()
-        if not end(holder, state, Status.EXPIRED, lapsed=True):
+        if not end(holder, state, Status.EXPIRED, lapsed=True, blamed=_is_blamed(holder)):
             return AlreadyClaimed()
         # Somebody is here to do the work, so it need not wait out the delay.
         state.retry_at = None
@@ -210,12 +236,20 @@ def _make_claimable(state: DispatchState) -> PullwakeError | None:
     return NoPendingWork() if state.outstanding_wake_id is None else None
 
 
-_ADD = Insert(ConsumerClaim)
+_ADD = Insert(
+    ConsumerClaim,
+    # Not the time of a statement that began to wait for a lock: a lease is a whole one.
+    claimed_at=ClockNow(),
+    lease_expires_at=ExpressionWrapper(
+        ClockNow() + Param("lease", ConsumerClaim._meta.get_field("lease")), DateTimeField()
+    ),
+)
 
 
-def _create(runner: Runner, state: DispatchState, wake_id: str, generation: int) -> Acquisition:
+def _create(
+    runner: Runner, state: DispatchState, wake_id: str, generation: int, nonce_hash: str
+) -> Acquisition:
     token = new_secret("pwc")
-    lease = timedelta(milliseconds=runner.claim_lease_ms)
     claim = ConsumerClaim(
         consumer_id=wake_id,
         epoch=generation,
@@ -223,15 +257,36 @@ def _create(runner: Runner, state: DispatchState, wake_id: str, generation: int)
         entity_url=state.entity.url,
         runner=runner,
         runner_name=runner.pk,
-        claimed_at=state.now,
-        lease=lease,
-        lease_expires_at=state.now + lease,
+        lease=timedelta(milliseconds=runner.claim_lease_ms),
         delivered_offset=state.tail,
         claim_token_hash=hash_secret(token),
+        nonce_hash=nonce_hash,
     )
     _ADD.add(claim)
-    just_past = state.given_offset - 1 if state.given_offset else state.tail
+    return _told_of(claim, state, token)
+
+
+def _told_of(claim: ConsumerClaim, state: DispatchState, token: str) -> Acquisition:
+    just_past = state.given_offset - 1 if state.given_offset else claim.delivered_offset
     return Acquisition(claim, state.entity, token, state.cursor, just_past)
+
+
+def _made_before(runner: Runner, nonce_hash: str) -> ClaimQuerySet:
+    """The claim that a request of this nonce made, unused so far."""
+    return ConsumerClaim.objects.active().unused().filter(runner=runner, nonce_hash=nonce_hash)
+
+
+def _answer_again(runner: Runner, state: DispatchState, nonce_hash: str) -> Acquisition | None:
+    """The claim of a locked entity, if a request of this nonce made it and its answer was lost."""
+    token = new_secret("pwc")
+    made = _made_before(runner, nonce_hash).filter(entity=state.entity)
+    again = made.update(
+        claim_token_hash=hash_secret(token), lease_expires_at=ClockNow() + F("lease")
+    )
+    if not again:
+        return None
+    claim = _made_before(runner, nonce_hash).get(entity=state.entity)
+    return _told_of(claim, state, token)
 
 
 # --- Holding it -------------------------------------------------------------------------------
@@ -336,7 +391,7 @@ def release(credentials: Credentials, acks: Sequence[Ack] | None = None) -> Rele
         if claim.status == Status.RELEASED:
             return _RELEASED_BEFORE
         stalled = acks is not None and _is_stalled(state, acks)
-        told = _told(claim, acks)
+        told = _acks_kept(claim, acks)
         error = "The done acked none of the work." if stalled else ""
         if not end(claim, state, Status.RELEASED, stalled=stalled, acks=told, error=error):
             # It is as it was before the lock was waited for: another of its dones may have won.
@@ -369,11 +424,16 @@ def expire(claim: ConsumerClaim) -> Expiry | None:
     with transaction.atomic():
         states = DispatchState.objects.filter(entity=claim.entity_id or 0)
         for state in wakes.lock(states, skip_locked=True):
-            if not end(claim, state, Status.EXPIRED, lapsed=True):
+            if not end(claim, state, Status.EXPIRED, lapsed=True, blamed=_is_blamed(claim)):
                 return None
             next_wake = wake_next(claim, state)
             return Expiry(next_wake)
     return None
+
+
+def _is_blamed(claim: ConsumerClaim) -> bool:
+    """Whether its expiry would count as a failure of the entity's handler."""
+    return not ConsumerClaim.objects.blameless().filter(pk=claim.pk).exists()
 
 
 def _ending(claims: Callable[[], ClaimQuerySet]) -> Update:
@@ -401,6 +461,7 @@ def end(
     *,
     lapsed: bool = False,
     stalled: bool = False,
+    blamed: bool = True,
     acks: Sequence[dict[str, Any]] = (),
     error: str = "",
 ) -> bool:
@@ -408,7 +469,7 @@ def end(
 
     The caller has locked ``state``, the entity's, and saves it after. ``lapsed`` ends it only if
     its lease is over. A failure, a release that was ``stalled``, and an expiry but for the first in
-    a row delay the next wake.
+    a row delay the next wake, unless the entity's handler is not ``blamed`` for it.
     """
     ending = _END_LAPSED if lapsed else _END
     facts = {"status": status, "acked_streams": list(acks), "error": error}
@@ -422,7 +483,7 @@ def end(
     if status == Status.RELEASED and not stalled:
         state.failures = 0
         state.retry_at = None
-    elif status in (Status.RELEASED, Status.FAILED) or lapsed:
+    elif blamed and (status in (Status.RELEASED, Status.FAILED) or lapsed):
         state.failures += 1
         delay = next_delay(Status.FAILED if stalled else status, state.failures)
         state.retry_at = state.now + delay if delay else None
@@ -526,7 +587,7 @@ def _lock(credentials: Credentials) -> tuple[ConsumerClaim, DispatchState]:
 # --- Acks -------------------------------------------------------------------------------------
 
 
-def _told(claim: ConsumerClaim, acks: Sequence[Ack] | None) -> list[dict[str, Any]]:
+def _acks_kept(claim: ConsumerClaim, acks: Sequence[Ack] | None) -> list[dict[str, Any]]:
     """The acks as they are kept with the claim."""
     if acks is None:
         return [{"path": f"{claim.entity_url}/main", "offset": claim.delivered_offset}]

@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from django.db import models
-from django.db.models import Case, F, Q, Value, When
+from django.db.models import Case, Exists, F, OuterRef, Q, Value, When
 from django.db.models.functions import Greatest, Now
 
 from dispatch.models import Entity
@@ -77,6 +77,24 @@ class ClaimQuerySet(models.QuerySet["ConsumerClaim"]):
             ),
         )
 
+    def unused(self) -> "ClaimQuerySet":
+        """Whose runner has shown in no way that it knows of it."""
+        return self.filter(last_heartbeat_at=None, write_token_hash="")
+
+    def blameless(self) -> "ClaimQuerySet":
+        """Whose lease could not be renewed for no fault of the entity's handler.
+
+        The runner's own liveness lease is over, or it is gone or disabled; or the servers were
+        away, and have not been back for as long as the claim's lease.
+        """
+        dead = (
+            Q(runner=None)
+            | Q(runner__admin_status=Runner.AdminStatus.DISABLED)
+            | Q(runner__liveness__lease_expires_at__lte=Now())
+        )
+        back = ServerPulse.objects.filter(resumed_at__gt=Now() - OuterRef("lease"))
+        return self.filter(dead | Exists(back))
+
     def opened_by(self, token_hash: str) -> "ClaimQuerySet":
         """Active, and whose claim or write token has this hash."""
         return self.active().filter(Q(claim_token_hash=token_hash) | Q(write_token_hash=token_hash))
@@ -116,6 +134,13 @@ class ConsumerClaim(models.Model):
     error = models.TextField(blank=True)
     claim_token_hash = models.CharField(max_length=64)
     write_token_hash = models.CharField(max_length=64, blank=True)
+    nonce_hash = models.CharField(
+        max_length=64,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="of what its runner named the request that made it, to be answered it again",
+    )
 
     objects = ClaimQuerySet.as_manager()
 

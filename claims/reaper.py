@@ -2,7 +2,7 @@
 
 It runs inside every server, and as the command `expire_claims`; any number may run at once, and a
 round may be repeated at any time. Nothing depends on it for correctness: a claim that meets a
-lapsed one expires it on the spot.
+lapsed one expires it on the spot. It goes round what it cannot lock, to the next round.
 
 It distrusts itself. Servers leave a pulse; where none did for two intervals, nobody could renew, so
 no claim is blamed until it has had its own lease's length since a server came back.
@@ -23,6 +23,7 @@ from django.db.models.functions import Now
 from claims import lifecycle, retention, tallies
 from claims.models import ClaimQuerySet, ConsumerClaim, ServerPulse
 from core.clock import with_now
+from core.database import is_lock_refused
 from dispatch import wakes
 
 logger = logging.getLogger(__name__)
@@ -99,8 +100,11 @@ def reap(*, limit: int = BATCH) -> Round:
 def _expire(claim: ConsumerClaim) -> bool:
     try:
         return lifecycle.expire(claim) is not None
-    except OperationalError:
-        raise  # the database is away, for this claim as for all
+    except OperationalError as exc:
+        if not is_lock_refused(exc):
+            raise  # the database is away, for this claim as for all
+        logger.warning("claim %s is left to the next round: %s", claim, exc)
+        return False
     except Exception:
         # One claim that cannot be expired must not keep the others from it.
         logger.exception("claim %s could not be expired", claim)

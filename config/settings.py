@@ -116,9 +116,23 @@ PULLWAKE_TRUSTED_PROXIES = _networks("PULLWAKE_TRUSTED_PROXIES")
 PULLWAKE_TYPE_REGISTRARS = _registrars("PULLWAKE_TYPE_REGISTRARS")
 PULLWAKE_LONG_POLL_MS = _number("PULLWAKE_LONG_POLL_MS", 30_000, 100, 600_000)
 PULLWAKE_CLAIM_LEASE_MS = _number("PULLWAKE_CLAIM_LEASE_MS", 30_000, 1_000, 600_000)
-PULLWAKE_WAKE_REEMIT_MS = _number("PULLWAKE_WAKE_REEMIT_MS", 60_000, 100, 86_400_000)
+# None is one claim lease of the wake's runner.
+PULLWAKE_WAKE_REEMIT_MS = (
+    _number("PULLWAKE_WAKE_REEMIT_MS", 0, 100, 86_400_000)
+    if env.str("PULLWAKE_WAKE_REEMIT_MS", "")
+    else None
+)
 PULLWAKE_REAPER_INTERVAL_MS = _number("PULLWAKE_REAPER_INTERVAL_MS", 5_000, 50, 3_600_000)
+# Without, a wake is found by the sweep that finds what hints missed: a second later.
+PULLWAKE_NOTIFY = env.bool("PULLWAKE_NOTIFY", True)
 PULLWAKE_MAX_BODY_BYTES = _number("PULLWAKE_MAX_BODY_BYTES", 1024 * 1024, 1, 2**31 - 1)
+# Well under one lease: whoever waits for a lock outlasts a holder that is idle in its transaction.
+PULLWAKE_LOCK_TIMEOUT_MS = _number("PULLWAKE_LOCK_TIMEOUT_MS", 4_000, 0, 600_000)
+PULLWAKE_STATEMENT_TIMEOUT_MS = _number("PULLWAKE_STATEMENT_TIMEOUT_MS", 10_000, 0, 3_600_000)
+PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS = _number(
+    "PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS", 3_000, 0, 600_000
+)
+PULLWAKE_DRAIN_S = _number("PULLWAKE_DRAIN_S", 0, 0, 3_600)
 PULLWAKE_RETENTION_DAYS = _number("PULLWAKE_RETENTION_DAYS", 30, 1, 36_500)
 # What one principal may: 0 is without a limit. The first two are of each worker process.
 PULLWAKE_RATE_PER_S = _number("PULLWAKE_RATE_PER_S", 300, 0, 1_000_000)
@@ -150,16 +164,35 @@ if SQLITE:
     }
 else:
     _given = _database.get("OPTIONS", {})
-    # What `core.prepared` has is prepared, and planned once: PostgreSQL would plan a read of a
-    # wake stream anew each time, for more than it costs. Not behind a pooling proxy: that gives
-    # the next transaction to another connection, which knows nothing of it.
-    _prepared = {
+    # What a session does not do by itself in time, PostgreSQL ends: a server that is frozen in the
+    # middle of a transaction costs its own requests, and not those that wait for its locks.
+    _session = {
+        "lock_timeout": PULLWAKE_LOCK_TIMEOUT_MS,
+        "statement_timeout": PULLWAKE_STATEMENT_TIMEOUT_MS,
+        "idle_in_transaction_session_timeout": PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS,
+        # What `core.prepared` has is prepared, and planned once: PostgreSQL would plan a read of a
+        # wake stream anew each time, for more than it costs.
+        "plan_cache_mode": "force_generic_plan",
+    }
+    _options = [*(f"-c {name}={value}" for name, value in _session.items())]
+    # Not behind a pooling proxy: there the next transaction is another session's, which knows
+    # nothing of what was prepared, and the proxy sets what holds for each (docs/running.md).
+    _direct = {
         "prepare_threshold": 0,
-        "options": f"{_given.get('options', '')} -c plan_cache_mode=force_generic_plan".lstrip(),
+        "options": " ".join([*_options, _given.get("options", "")]).rstrip(),
+    }
+    # A peer that vanished without a word is missed within seconds.
+    _vigilance = {
+        "connect_timeout": 5,
+        "tcp_user_timeout": 5_000,
+        "keepalives_idle": 5,
+        "keepalives_interval": 2,
+        "keepalives_count": 3,
     }
     _database["OPTIONS"] = {
+        **_vigilance,
         **_given,
-        **({} if PULLWAKE_LISTEN_URL else _prepared),
+        **({} if PULLWAKE_LISTEN_URL else _direct),
         "pool": {
             "connection_class": cooperative.Connection,
             "min_size": 1,

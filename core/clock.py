@@ -4,7 +4,28 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from django.db import models
+from django.db.models import Func
 from django.db.models.functions import Now
+
+
+class ClockNow(Now):
+    """The time as it is when a row is written, not when its statement began to wait for a lock."""
+
+    def as_postgresql(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        """``now()`` is the time of the statement, or of the transaction."""
+        return self.as_sql(compiler, connection, template="CLOCK_TIMESTAMP()", **context)
+
+
+class Milliseconds(Func):
+    """A number of milliseconds as a duration."""
+
+    output_field = models.DurationField()
+    template = "(%(expressions)s * INTERVAL '1 millisecond')"
+
+    def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        """SQLite keeps durations in microseconds."""
+        return self.as_sql(compiler, connection, template="(%(expressions)s * 1000)", **context)
+
 
 Rows = TypeVar("Rows", bound="models.QuerySet[Any]")
 

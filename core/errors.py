@@ -155,6 +155,6 @@ class RateLimited(PullwakeError):
 
 
 class ServiceUnavailable(PullwakeError):
-    """The database cannot be reached; try again."""
+    """The database cannot serve this now; try again."""
 
     code = "SERVICE_UNAVAILABLE"

@@ -19,15 +19,15 @@ Lock order: dispatch state, claim, wake, then the tail of the runner's wake stre
 must not be deleted is locked before all.
 """
 
-from collections.abc import Sequence
 from datetime import timedelta
 
 from django.conf import settings
-from django.db import connection, transaction
-from django.db.models import F, Subquery
+from django.db import OperationalError, connection, transaction
+from django.db.models import DateTimeField, ExpressionWrapper, F, Q, Subquery
 from django.db.models.functions import Now
 
-from core.clock import with_now
+from core.clock import Milliseconds, epoch_ms, with_now
+from core.database import is_lock_refused
 from core.identifiers import new_id
 from core.prepared import Insert, Param, Select, Update, Values, save_all
 from dispatch.models import (
@@ -204,6 +204,31 @@ def take(state: DispatchState) -> tuple[str, int]:
     return wake_id, generation
 
 
+def start_over() -> None:
+    """After a restore: withdraw all wakes, and raise generations and offsets past all there were.
+
+    By the database's time in milliseconds: no entity is woken more often, so this is more than
+    was handed out since the backup, and than another restore of it handed out since.
+    """
+    newest = with_now(DispatchState.objects.all()).first()
+    if newest is None:
+        return
+    past = epoch_ms(newest.now)
+    Wake.objects.outstanding().update(status=Wake.Status.WITHDRAWN)
+    DispatchState.objects.update(generation=F("generation") + past, outstanding_wake=None)
+    WakeStream.objects.update(tail=F("tail") + past)
+
+
+def wake_all_due() -> int:
+    """Wake every entity that is due: how many."""
+    waiting = DispatchState.objects.waiting().filter(runner__isnull=False)
+    woken = 0
+    for (entity_id,) in list(waiting.order_by("pk").values_list("pk")):
+        for state in lock(DispatchState.objects.filter(pk=entity_id)):
+            woken += settle(state) is not None
+    return woken
+
+
 def put_back(state: DispatchState) -> None:
     """Undo `take` in the transaction that took, for a claim that was refused after all.
 
@@ -242,27 +267,58 @@ def oldest_work(state: DispatchState, after: int) -> int | None:
 def reemit(wakes: WakeQuerySet) -> int:
     """Emit outstanding wakes of one runner again, oldest first: how many. Wakes in use are left."""
     with transaction.atomic():
-        again = list(_lock_unused(wakes.outstanding().order_by("pk")))
-        _emit_again(again)
-    return len(again)
+        return _emit_again(_lock_unused(wakes.outstanding().order_by("pk")))
 
 
 def _lock_unused(wakes: WakeQuerySet) -> WakeQuerySet:
-    return with_now(wakes).select_for_update(of=("self",), skip_locked=_can_skip_locked())
+    return wakes.select_for_update(of=("self",), skip_locked=_can_skip_locked())
 
 
-def _emit_again(wakes: Sequence[Wake]) -> None:
-    """Emit these wakes of one runner, all locked, again: in the order that they were emitted in."""
+_MANY = 10_000
+"""Wakes in one statement, at the most: SQLite takes 32 766 values."""
+
+
+def _emit_again(locking: WakeQuerySet) -> int:
+    """Emit these wakes of one runner again, in the order that they were emitted in: how many.
+
+    It takes the same few statements however many there are.
+    """
+    wakes = sorted(locking.values_list("offset", "pk", "runner_id"))
     if not wakes:
-        return
-    runner_id = wakes[0].runner_id
+        return 0
+    runner_id = wakes[0][2]
     assert runner_id is not None  # noqa: S101  an outstanding wake has a runner
     offset = _advance(runner_id, len(wakes)) - len(wakes)
-    for place, wake in enumerate(sorted(wakes, key=lambda each: each.offset), start=1):
-        wake.offset = offset + place
-        wake.emitted_at = wake.now
-        wake.emissions += 1
-    Wake.objects.bulk_update(wakes, ["offset", "emitted_at", "emissions"], batch_size=500)
+    for first in range(0, len(wakes), _MANY):
+        some = [pk for _, pk, _ in wakes[first : first + _MANY]]
+        _move(some, offset + first)
+    return len(wakes)
+
+
+_MOVE = """
+UPDATE dispatch_wake
+SET "offset" = %s + again.place, emitted_at = {now}, emissions = emissions + 1
+FROM (
+    SELECT id AS moved, row_number() OVER (ORDER BY "offset") AS place
+    FROM dispatch_wake WHERE id IN ({wakes})
+) AS again
+WHERE id = again.moved
+"""
+
+
+def _move(wakes: list[int], offset: int) -> None:
+    """Give these wakes the offsets that follow this one, in the order that they have."""
+    # The ORM numbers no rows in an UPDATE but by a subquery or a branch for each.
+    sql = _MOVE.format(now=_now(), wakes=", ".join(["%s"] * len(wakes)))
+    with connection.cursor() as cursor:
+        cursor.execute(sql, [offset, *wakes])
+
+
+def _now() -> str:
+    """The database's time in its own SQL."""
+    compiler = Wake.objects.all().query.get_compiler(connection=connection)
+    sql, _ = compiler.compile(Now())
+    return str(sql)
 
 
 def reemit_refused(runner: Runner, free: int) -> None:
@@ -274,23 +330,45 @@ def reemit_refused(runner: Runner, free: int) -> None:
     """
     outstanding = runner.wakes.outstanding()
     if outstanding[:free].count() >= free:
-        _emit_again(list(_lock_unused(outstanding.order_by("emitted_at", "pk"))[:1]))
+        _emit_again(_lock_unused(outstanding.order_by("emitted_at", "pk"))[:1])
 
 
 def reemit_stale(*, limit: int) -> int:
-    """Emit again what stayed unclaimed for PULLWAKE_WAKE_REEMIT_MS: a runner commits its offset on
-    receipt, so it may have died with the wake in its hands. How many of at most ``limit``.
+    """Emit again what stayed unclaimed for one claim lease of its runner, or for
+    PULLWAKE_WAKE_REEMIT_MS: a runner commits its offset on receipt, so it may have died with the
+    wake in its hands. How many of at most ``limit``.
+
+    Not those of a runner whose liveness is over: it gets them once it is back.
     """
-    patience = timedelta(milliseconds=settings.PULLWAKE_WAKE_REEMIT_MS)
+    online = Q(runner__liveness__lease_expires_at=None) | Q(
+        runner__liveness__lease_expires_at__gt=Now()
+    )
     stale = Wake.objects.outstanding().filter(
-        emitted_at__lte=Now() - patience, runner__admin_status=Runner.AdminStatus.ENABLED
+        online, _unclaimed_for_long(), runner__admin_status=Runner.AdminStatus.ENABLED
     )
     oldest = stale.order_by("emitted_at").values_list("pk", "runner_id")[:limit]
     by_runner: dict[str, list[int]] = {}
     for pk, runner_id in oldest:
         by_runner.setdefault(runner_id or "", []).append(pk)
     # A transaction for each runner: two tails are never held at once.
-    return sum(reemit(stale.filter(pk__in=wakes)) for wakes in by_runner.values())
+    return sum(_reemit_or_leave(stale.filter(pk__in=wakes)) for wakes in by_runner.values())
+
+
+def _unclaimed_for_long() -> Q:
+    if settings.PULLWAKE_WAKE_REEMIT_MS is not None:
+        return Q(emitted_at__lte=Now() - timedelta(milliseconds=settings.PULLWAKE_WAKE_REEMIT_MS))
+    lease = Milliseconds("runner__claim_lease_ms")
+    return Q(emitted_at__lte=ExpressionWrapper(Now() - lease, DateTimeField()))
+
+
+def _reemit_or_leave(wakes: WakeQuerySet) -> int:
+    """`reemit`; none if the runner's tail is held by another for long, for the next round."""
+    try:
+        return reemit(wakes)
+    except OperationalError as exc:
+        if not is_lock_refused(exc):
+            raise
+        return 0
 
 
 def retry_due(*, limit: int) -> int:

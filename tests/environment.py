@@ -21,3 +21,6 @@ for name in (
     os.environ.pop(name, None)
 os.environ["PULLWAKE_MODE"] = "development"
 os.environ["SECRET_KEY"] = "only-for-tests-" + "0123456789" * 5
+# Tests hold locks until the order is theirs, on machines as slow as may be.
+for name in ("LOCK", "STATEMENT", "IDLE_TRANSACTION"):
+    os.environ[f"PULLWAKE_{name}_TIMEOUT_MS"] = "60000"

@@ -208,7 +208,7 @@ def end_delay(url: str = "/agent/e1") -> None:
 
 def age_wakes(**which: Any) -> None:
     """Let outstanding wakes be as old as those that are emitted again."""
-    patience = timedelta(milliseconds=settings.PULLWAKE_WAKE_REEMIT_MS)
+    patience = timedelta(milliseconds=settings.PULLWAKE_WAKE_REEMIT_MS or 30_000)
     assert Wake.objects.outstanding().filter(**which).update(emitted_at=Now() - patience)
 
 

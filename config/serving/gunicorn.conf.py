@@ -15,7 +15,8 @@ worker_class = "config.serving.worker.Worker"
 worker_connections = 20_000
 keepalive = 75
 timeout = 30
-graceful_timeout = 5
+# The master waits for its workers' drain, and for what they finish after it.
+graceful_timeout = 5 + env.int("PULLWAKE_DRAIN_S", 0)
 control_socket_disable = True
 accesslog = None
 loglevel = "warning"

@@ -1,6 +1,7 @@
 """``GET /metrics``: the state of the whole system for Prometheus, asked of the database.
 
-Every server gives the same figures, for they are the rows'; nothing is counted in a process.
+Every server gives the same figures, for they are the rows'; nothing is counted in a process. The
+one exception is whether the process that answers hears what others announce.
 """
 
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from api.openapi import documented
 from api.views import ApiView
 from claims.models import ConsumerClaim, ServerPulse
 from dispatch.models import DispatchState, Wake
+from dispatch.streams.waiters import hub
 from runners.models import Runner
 
 WINDOW = timedelta(minutes=5)
@@ -67,6 +69,11 @@ class Figures(Collector):
             "pullwake_reaper_idle_seconds",
             "since the reaper's last round",
             value=_age(ServerPulse.objects.all(), "reaped_at"),
+        )
+        yield GaugeMetricFamily(
+            "pullwake_listener_up",
+            "whether this process hears of wakes at once; else within two seconds",
+            value=not hub.deaf,
         )
 
 

@@ -1,5 +1,7 @@
 """Whether this server lives, and whether it can serve."""
 
+from threading import Event
+
 from django.db import connection
 from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, HttpResponse
@@ -8,6 +10,9 @@ from api.openapi import documented
 from api.views import ApiView
 from core.bodies import Body, answer
 from core.errors import ServiceUnavailable
+
+draining = Event()
+"""Set once this process is to stop: it serves still, and proxies are to go elsewhere."""
 
 
 class Ok(Body, frozen=True, kw_only=True):
@@ -40,7 +45,14 @@ class ReadyView(ApiView):
 
     @documented("Tell that requests can be served", answers={200: Ok})
     def get(self, request: HttpRequest) -> HttpResponse:
-        """The database answers, and no migration is missing."""
+        """It is not stopping; the database takes writes, and no migration is missing."""
+        if draining.is_set():
+            raise ServiceUnavailable("This server is stopping.")
+        if connection.vendor == "postgresql":
+            with connection.cursor() as cursor:
+                cursor.execute("SHOW transaction_read_only")
+                if cursor.fetchone() == ("on",):
+                    raise ServiceUnavailable("The database is read-only: a standby, maybe.")
         executor = MigrationExecutor(connection)
         if executor.migration_plan(executor.loader.graph.leaf_nodes()):
             raise ServiceUnavailable("Migrations are missing: run manage.py migrate.")

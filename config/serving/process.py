@@ -8,6 +8,7 @@ from django.http import HttpResponse
 
 from api.http_errors import error_response, translate
 from claims.reaper import Housekeeper
+from config.serving import probes
 from dispatch.streams.waiters import hub
 
 
@@ -33,6 +34,12 @@ class Process:
     def answer(self, exc: BaseException) -> HttpResponse:
         """The answer to what failed before it became a request."""
         return error_response(translate(exc))
+
+    def drain(self) -> int:
+        """Say that this server is not ready: for how many seconds it still serves."""
+        probes.draining.set()
+        drain_s: int = settings.PULLWAKE_DRAIN_S
+        return drain_s
 
     def stop(self) -> None:
         """Begin no further round, and let every held request answer now."""

@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,16 @@ if TYPE_CHECKING:
     from config.serving.process import Process
 
 
-class Worker(GeventWorker):  # type: ignore[misc]
-    """Serves until SIGTERM; then held requests are answered, those in flight finish, and it exits.
+FINISH_S = 1.5
+"""Seconds that requests in flight have to finish in; one may wait for a lock for longer."""
 
-    gunicorn's own waits for idle keep-alive connections too, and looks once a second.
+
+class Worker(GeventWorker):  # type: ignore[misc]
+    """Serves until SIGTERM, and on for PULLWAKE_DRAIN_S, while proxies see that it is not ready.
+
+    Then held requests are answered, those in flight finish, and it exits. From SIGTERM on each
+    answer is its connection's last. gunicorn's own waits for idle keep-alive connections too, and
+    looks once a second.
     """
 
     process: "Process"
@@ -27,8 +34,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def init_process(self) -> None:
         """Prepare, then serve."""
-        self.in_flight = 0
+        self.in_flight: set[Any] = set()
         self.stopping: Event | None = None
+        self.hurried = Event()
         super().init_process()
 
     def handle_exit(self, sig: int, frame: Any) -> None:
@@ -38,16 +46,17 @@ class Worker(GeventWorker):  # type: ignore[misc]
             self.stopping.set()
 
     def handle_quit(self, sig: int, frame: Any) -> None:
-        """SIGINT and SIGQUIT: the same, as Ctrl-C reaches the worker as well as its master."""
+        """SIGINT and SIGQUIT: the same without a drain, as Ctrl-C reaches worker and master."""
+        self.hurried.set()
         self.handle_exit(sig, frame)
 
-    def handle_request(self, *args: Any) -> Any:
-        """One request, counted while it is in flight."""
-        self.in_flight += 1
+    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Any:
+        """One request, known while it is in flight."""
+        self.in_flight.add(req)
         try:
-            return super().handle_request(*args)
+            return super().handle_request(listener_name, req, sock, addr)
         finally:
-            self.in_flight -= 1
+            self.in_flight.discard(req)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer what never became a request in the one shape of errors, and close."""
@@ -69,13 +78,19 @@ class Worker(GeventWorker):  # type: ignore[misc]
         while self.alive:
             self.notify()
             self.stopping.wait(timeout=0.5)
+        for req in self.in_flight:
+            req.force_close()
+        self._notify_until(time.monotonic() + self.process.drain(), self.hurried.is_set)
         for server in servers:
             server.close()
         self.process.stop()
-        deadline = time.monotonic() + self.cfg.graceful_timeout
-        while self.in_flight and time.monotonic() < deadline:
-            self.notify()
-            sleep(0.01)
+        self._notify_until(time.monotonic() + FINISH_S, lambda: not self.in_flight)
         logging.shutdown()
         # Python would take apart all that it has imported, for most of a second.
         os._exit(0)
+
+    def _notify_until(self, deadline: float, over: Callable[[], bool]) -> None:
+        """Go on serving, and tell the master so, until then or until it is over."""
+        while not over() and time.monotonic() < deadline:
+            self.notify()
+            sleep(0.01)

@@ -191,10 +191,14 @@ class Update(_Prepared):
 
 
 class Insert(_Prepared):
-    """A prepared ``INSERT`` of one row, of all its columns but the key that the database gives."""
+    """A prepared ``INSERT`` of one row, of all its columns but the key that the database gives.
 
-    def __init__(self, model: type[Model]) -> None:
+    ``values`` are the columns that the database computes.
+    """
+
+    def __init__(self, model: type[Model], **values: Expression) -> None:
         self._model = model
+        self._values = values
 
     def add(self, row: Model) -> None:
         """Insert a row, and give it its key."""
@@ -203,9 +207,8 @@ class Insert(_Prepared):
     def _compiled(self) -> _Statement:
         key = self._model._meta.pk
         fields = [field for field in self._model._meta.concrete_fields if field is not key]
-        row: Any = SimpleNamespace(
-            **{field.attname: Param(field.attname, field) for field in fields}
-        )
+        given = {field.attname: Param(field.attname, field) for field in fields}
+        row: Any = SimpleNamespace(**{**given, **self._values})
         compiler = parts.insert_compiler(self._model, fields, row, key, connection)
         ((sql, bound),) = compiler.as_sql()
         return _Statement(sql, bound, compiler, [parts.Col(self._model._meta.db_table, key)])

@@ -1,17 +1,21 @@
 """Waking the requests that wait for a stream: LISTEN on PostgreSQL, data_version on SQLite.
 
-What arrives here is only a hint. NOTIFY is lossy: a listener that reconnects has missed some. So
-whoever waits registers first, then looks at the database, waits, and looks again; and the listener
-proves its connection every few seconds, and has everyone look after it had to reconnect. (For each
-waiter to look every few seconds instead, ten thousand would ask thousands of times a second.)
+What arrives here is only a hint, and may be lost on any way. So whoever waits registers first, then
+looks at the database, waits, and looks again. On PostgreSQL each process also sweeps, every second:
+one statement asks for the tails of all streams that are waited for, so that a lost hint costs a
+second. (For each waiter to look instead, ten thousand would ask thousands of times a second.) The
+listener proves its connection every few seconds, and is cut off when that proof does not come.
 """
 
 import logging
+import os
+import socket
 import sqlite3
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Any, Protocol
 
@@ -27,6 +31,12 @@ CHANNEL = "pullwake"
 
 PROOF_S = 5.0
 """Seconds after which the listener proves that its connection still carries."""
+
+PROOF_DEADLINE_S = 2 * PROOF_S + 5
+"""Seconds without a sign of life after which its connection is cut, and another is made."""
+
+SWEEP_S = 1.0
+"""Seconds between sweeps."""
 
 _SQLITE_POLL_S = 0.02
 _RECONNECT_S = 0.5
@@ -45,10 +55,19 @@ def entity_stream_key(entity_id: int) -> str:
 def announce(key: str) -> None:
     """Tell every server's waiters, once the current transaction commits, that a stream grew."""
     if connection.vendor == "postgresql":
+        if not settings.PULLWAKE_NOTIFY:
+            return
         with prepared.cursor(connection) as cursor:
             cursor.execute("SELECT pg_notify(%s, %s)", [CHANNEL, key])
     else:
         transaction.on_commit(partial(hub.wake, key))
+
+
+class Waiter(threading.Event):
+    """Set whenever the stream may have grown past ``after``, or the server stops."""
+
+    after: int | None = None
+    """The offset past which its owner waits; None while it does not wait."""
 
 
 class Hub:
@@ -56,23 +75,22 @@ class Hub:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._waiters: dict[str, set[threading.Event]] = defaultdict(set)
+        self._waiters: dict[str, set[Waiter]] = defaultdict(set)
         self._listener: threading.Thread | None = None
+        self._sweeper: threading.Thread | None = None
         self.closing = False
+        self.deaf = False
+        """Whether the listener is without a connection; sweeps go on."""
 
     @contextmanager
-    def waiter(self, key: str) -> Iterator[threading.Event]:
-        """An event that is set whenever the stream may have grown, or the server stops."""
-        event = threading.Event()
+    def waiter(self, key: str) -> Iterator[Waiter]:
+        """A waiter for this stream."""
+        event = Waiter()
         with self._lock:
             self._waiters[key].add(event)
             if self.closing:
                 event.set()
-            if self._listener is None or not self._listener.is_alive():
-                self._listener = threading.Thread(
-                    target=_listener(self).run, name="pullwake-listener", daemon=True
-                )
-                self._listener.start()
+            self._start()
         try:
             yield event
         finally:
@@ -80,6 +98,29 @@ class Hub:
                 self._waiters[key].discard(event)
                 if not self._waiters[key]:
                     del self._waiters[key]
+
+    def _start(self) -> None:
+        """Start what tells the waiters, the first time and after it failed."""
+        if self._listener is None or not self._listener.is_alive():
+            listener = _listener(self)
+            self._listener = threading.Thread(
+                target=listener.run, name="pullwake-listener", daemon=True
+            )
+            self._listener.start()
+            if isinstance(listener, _PostgresListener):
+                self._sweeper = threading.Thread(
+                    target=_Sweeper(self, listener).run, name="pullwake-sweeper", daemon=True
+                )
+                self._sweeper.start()
+
+    def waited_for(self) -> dict[str, int]:
+        """The streams that are waited for, and the least offset past which they are."""
+        with self._lock:
+            return {
+                key: min(offsets)
+                for key, waiters in self._waiters.items()
+                if (offsets := [each.after for each in waiters if each.after is not None])
+            }
 
     def wake(self, key: str) -> None:
         """Set the events of those who wait for this stream."""
@@ -110,25 +151,47 @@ class _PostgresListener:
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
+        self._listening: psycopg.Connection[tuple[object, ...]] | None = None
+        self._heard_at = time.monotonic()
 
     def run(self) -> None:
         while not self.hub.closing:
             try:
                 self._listen()
             except Exception as exc:  # noqa: BLE001  whatever it is, waiters need a listener
+                self.hub.deaf = True
                 logger.warning("listener lost its connection, reconnecting: %s", exc)
                 threading.Event().wait(_RECONNECT_S)
 
+    def cut_if_silent(self) -> None:
+        """Cut a connection whose proof has been due for too long; `run` then makes another.
+
+        A peer that is frozen takes what is sent to it, and no timeout of TCP's ends the wait.
+        """
+        listening, silent_s = self._listening, time.monotonic() - self._heard_at
+        if listening is not None and silent_s > PROOF_DEADLINE_S:
+            self._listening = None
+            with (
+                suppress(OSError, psycopg.Error),
+                socket.socket(fileno=os.dup(listening.pgconn.socket)) as cut,
+            ):
+                cut.shutdown(socket.SHUT_RDWR)
+
     def _listen(self) -> None:
         with self._connect() as listening:
+            self._heard_at = time.monotonic()
+            self._listening = listening
             listening.execute(f"LISTEN {CHANNEL}")
+            self.hub.deaf = False
             # What was announced while nobody listened is in the database by now.
             self.hub.wake_all()
             while not self.hub.closing:
                 for notification in listening.notifies(timeout=PROOF_S):
+                    self._heard_at = time.monotonic()
                     self.hub.wake(notification.payload)
                 # A connection that died in silence fails here (tcp_user_timeout), not never.
                 listening.execute("SELECT 1")
+                self._heard_at = time.monotonic()
 
     def _connect(self) -> "psycopg.Connection[tuple[object, ...]]":
         params: dict[str, Any] = {"conninfo": settings.PULLWAKE_LISTEN_URL}
@@ -136,7 +199,47 @@ class _PostgresListener:
             params = connection.get_connection_params()
             for not_libpq in ("pool", "cursor_factory", "context", "prepare_threshold"):
                 params.pop(not_libpq, None)
-        return psycopg.connect(**params, autocommit=True, tcp_user_timeout=int(PROOF_S * 1000))
+        deadlines = {"tcp_user_timeout": int(PROOF_S * 1000), "connect_timeout": int(PROOF_S)}
+        return psycopg.connect(**{**params, **deadlines}, autocommit=True)
+
+
+_TAILS = """
+SELECT 'r' || runner_id, tail FROM runners_wakestream WHERE runner_id = ANY(%s)
+UNION ALL
+SELECT 'e' || entity_id, tail FROM dispatch_dispatchstate WHERE entity_id = ANY(%s::bigint[])
+"""
+
+
+class _Sweeper:
+    """Finds what hints missed, whatever lost them."""
+
+    def __init__(self, hub: Hub, listener: _PostgresListener) -> None:
+        self.hub = hub
+        self.listener = listener
+
+    def run(self) -> None:
+        pause = threading.Event()
+        while not self.hub.closing:
+            pause.wait(SWEEP_S)
+            self.listener.cut_if_silent()
+            try:
+                self._sweep()
+            except Exception as exc:  # noqa: BLE001  the next sweep may do better
+                logger.warning("sweep failed, trying again: %s", exc)
+            connection.close()
+
+    def _sweep(self) -> None:
+        waited_for = self.hub.waited_for()
+        if not waited_for:
+            return
+        runners = [key[1:] for key in waited_for if key.startswith("r")]
+        entities = [key[1:] for key in waited_for if key.startswith("e")]
+        with connection.cursor() as cursor:
+            cursor.execute(_TAILS, [runners, entities])
+            tails = cursor.fetchall()
+        for key, tail in tails:
+            if tail > waited_for[key]:
+                self.hub.wake(key)
 
 
 class _SqliteListener:

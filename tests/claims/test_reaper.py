@@ -9,7 +9,8 @@ from django.db.models.functions import Now
 
 from claims import lifecycle, reaper
 from claims.models import ConsumerClaim, ServerPulse
-from dispatch.models import DispatchState, Wake
+from dispatch.models import DispatchState, Wake, subscription_key
+from runners.models import RunnerLiveness
 from tests.support import age_wakes, end_delay, lapse
 
 NOTHING = reaper.Round()
@@ -259,6 +260,21 @@ def test_it_waits_as_long_as_the_setting_says(waiting, settings):
     assert reaper.reap().reemitted == 2
 
 
+@pytest.mark.parametrize("lease_ms", [5_000, 65_000])
+def test_it_waits_for_one_lease_of_the_runner(waiting, lease_ms):
+    waiting.register(claim_lease_ms=lease_ms)
+    Wake.objects.update(emitted_at=Now() - timedelta(seconds=5))
+    assert reaper.reap().reemitted == (2 if lease_ms == 5_000 else 0)
+
+
+def test_it_emits_nothing_again_for_a_runner_that_is_away_until_it_is_back(waiting):
+    beat(waiting, alive=False)
+    age_wakes()
+    assert reaper.reap() == NOTHING
+    beat(waiting, alive=True)
+    assert reaper.reap().reemitted == 2
+
+
 def test_it_emits_the_stalest_first_and_no_more_than_its_limit(waiting):
     age_wakes()
     Wake.objects.filter(entity__url="/agent/e2").update(emitted_at=Now() - timedelta(days=1))
@@ -285,3 +301,47 @@ def test_it_emits_the_stale_wakes_of_every_runner(waiting):
     age_wakes()
     assert reaper.reap().reemitted == 3
     assert (len(waiting.wakes("r1")), len(waiting.wakes("r2"))) == (2, 1)
+
+
+# --- Whose fault it was -----------------------------------------------------------------------
+
+
+E1 = {"subscription_id": f"runner:r1:{subscription_key('/agent/e1')}"}
+
+
+def beat(api, *, alive):
+    """The runner's heartbeat, with a lease that is over unless it is alive."""
+    assert api.post("/_electric/runners/r1/heartbeat", {}).status == 200
+    if not alive:
+        RunnerLiveness.objects.update(lease_expires_at=Now() - timedelta(seconds=1))
+
+
+@pytest.mark.parametrize("alive", [True, False])
+@pytest.mark.parametrize("who", ["reaper", "claim"])
+def test_the_death_of_its_runner_is_not_the_entitys_failure(claim, alive, who):
+    """However often: it would wait longer each time, for what others did."""
+    for _ in range(4):
+        lapse(claim)
+        beat(claim.api, alive=alive)
+        if who == "reaper":
+            assert reaper.reap().expired == 1
+            end_delay_if_any()
+            reaper.reap()
+        claim = claim.api.claim("r1", E1)
+    assert DispatchState.objects.get().failures == (4 if alive else 0)
+
+
+def end_delay_if_any():
+    DispatchState.objects.filter(retry_at__isnull=False).update(
+        retry_at=Now() - timedelta(seconds=1)
+    )
+
+
+def test_a_claim_that_nobody_could_renew_is_not_the_entitys_failure(claim):
+    """The servers came back a moment ago; who claims over it does not wait for the reaper."""
+    beat(claim.api, alive=True)
+    ServerPulse.objects.all().delete()
+    reaper.pulse()
+    lapse(claim)
+    claim.api.claim("r1", E1)
+    assert DispatchState.objects.get().failures == 0

@@ -70,9 +70,13 @@ def test_it_is_dispatch_wakes_alone_that_writes_states_and_wakes():
     assert written_by(STATES_AND_WAKES) == {"dispatch/wakes.py"}
 
 
-def test_no_module_writes_sql_of_its_own():
+def test_no_module_writes_sql_of_its_own_but_wakes_to_number_wakes():
     raw = re.compile(r"\b(INSERT INTO|DELETE FROM|UPDATE\s+\w+\s+SET)\b")
-    assert [path for path in PRODUCT if raw.search(path.read_text())] == []
+    found = [(path, raw.findall(path.read_text())) for path in PRODUCT]
+    # The ORM numbers no rows in an UPDATE, and wakes are this module's to write.
+    assert [each for each in found if each[1]] == [
+        (ROOT / "dispatch/wakes.py", ["UPDATE dispatch_wake\nSET"])
+    ]
 
 
 @pytest.mark.parametrize(

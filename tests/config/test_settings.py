@@ -28,6 +28,11 @@ CONTRACT = (
     "PULLWAKE_CLAIM_LEASE_MS",
     "PULLWAKE_WAKE_REEMIT_MS",
     "PULLWAKE_REAPER_INTERVAL_MS",
+    "PULLWAKE_LOCK_TIMEOUT_MS",
+    "PULLWAKE_STATEMENT_TIMEOUT_MS",
+    "PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS",
+    "PULLWAKE_DRAIN_S",
+    "PULLWAKE_NOTIFY",
     "PULLWAKE_MAX_BODY_BYTES",
     "PULLWAKE_RETENTION_DAYS",
 )
@@ -69,8 +74,12 @@ def test_the_defaults(read):
         "PULLWAKE_TYPE_REGISTRARS": frozenset(),
         "PULLWAKE_LONG_POLL_MS": 30_000,
         "PULLWAKE_CLAIM_LEASE_MS": 30_000,
-        "PULLWAKE_WAKE_REEMIT_MS": 60_000,
+        "PULLWAKE_WAKE_REEMIT_MS": None,
         "PULLWAKE_REAPER_INTERVAL_MS": 5_000,
+        "PULLWAKE_LOCK_TIMEOUT_MS": 4_000,
+        "PULLWAKE_STATEMENT_TIMEOUT_MS": 10_000,
+        "PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS": 3_000,
+        "PULLWAKE_DRAIN_S": 0,
         "PULLWAKE_MAX_BODY_BYTES": 1024 * 1024,
         "TIME_ZONE": "UTC",
         "DEBUG": False,
@@ -179,13 +188,28 @@ def test_sqlite_takes_its_write_lock_at_begin(read):
 def test_the_tests_run_in_no_other_environment():
     """`tests.environment` has taken away what a shell may have set."""
     ours = [name for name in os.environ if name.startswith("PULLWAKE_")]
-    assert [name for name in ours if not name.startswith("PULLWAKE_TEST_")] == ["PULLWAKE_MODE"]
+    assert {name for name in ours if not name.startswith("PULLWAKE_TEST_")} == {
+        "PULLWAKE_MODE",
+        "PULLWAKE_LOCK_TIMEOUT_MS",
+        "PULLWAKE_STATEMENT_TIMEOUT_MS",
+        "PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS",
+    }
+
+
+SESSION = (
+    "-c lock_timeout=4000 -c statement_timeout=10000 -c idle_in_transaction_session_timeout=3000"
+    " -c plan_cache_mode=force_generic_plan"
+)
 
 
 @pytest.mark.parametrize(
     ("listen_url", "threshold", "options"),
     [
-        ("", 0, "-c jit=off -c plan_cache_mode=force_generic_plan"),
+        (
+            "",
+            0,
+            f"{SESSION} -c jit=off",
+        ),
         ("postgres://db.example/p", None, "-c jit=off"),
     ],
 )

@@ -100,7 +100,8 @@ def _alone(call: Calls) -> Any:
 def line(transactional_db: None) -> Iterator[Line]:
     """Holds rows of the test's database."""
     params = connection.get_connection_params()
-    for not_libpq in ("pool", "cursor_factory", "context", "prepare_threshold"):
+    # And what a test holds is held until it lets go.
+    for not_libpq in ("pool", "cursor_factory", "context", "prepare_threshold", "options"):
         params.pop(not_libpq, None)
     line = Line(lambda: psycopg.connect(**params))
     yield line

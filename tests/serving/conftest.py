@@ -15,9 +15,13 @@ PRINCIPAL = {"Electric-Principal": "user:alice"}
 class Held:
     """A request that has been sent, and whose answer is read when the test wants it."""
 
-    def __init__(self, server: Server, path: str, body: bytes | None = None) -> None:
+    def __init__(
+        self, server: Server, path: str, body: bytes | None = None, **headers: str
+    ) -> None:
         self.connection = HTTPConnection("127.0.0.1", server.port, timeout=60)
-        self.connection.request("GET" if body is None else "POST", path, body, PRINCIPAL)
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        method = "GET" if body is None else "POST"
+        self.connection.request(method, path, body, {**PRINCIPAL, **named})
 
     def answer(self) -> tuple[int, Any, Any]:
         """Its status, headers and JSON body, None without one."""
@@ -38,8 +42,8 @@ def hold() -> Iterator[Callable[..., Held]]:
     """Send requests that the test reads later: ``hold(server, path)``."""
     requests: list[Held] = []
 
-    def send(*args: Any) -> Held:
-        requests.append(Held(*args))
+    def send(*args: Any, **headers: Any) -> Held:
+        requests.append(Held(*args, **headers))
         return requests[-1]
 
     yield send

@@ -90,6 +90,47 @@ def test_it_listens_at_the_address_that_is_for_that(
     ) == [(listener,)]
 
 
+SWEPT_S = 2.0
+"""What a lost hint may cost, on an idle machine; half a long-poll on one that is busy."""
+
+
+@pytest.mark.postgres
+def test_it_delivers_what_nobody_announced(start_server: Callable[..., Server], hold: Hold):
+    server = start_server(PULLWAKE_NOTIFY=0)
+    api = make_idle(server.client())
+    delays = []
+    for _ in range(3):
+        held = hold(server, long_poll(tail(api)))
+        tail(api)
+        api.send()
+        began = time.monotonic()
+        status, _, body = held.answer()
+        delays.append(time.monotonic() - began)
+        assert (status, len(body)) == (200, 1)
+        claim = api.claim()
+        token = claim.mint()
+        held = hold(server, f"/agent/e1/main?offset={tail(api, '/agent/e1/main')}&live=long-poll")
+        tail(api)
+        claim.append({"type": "line"}, token=token)
+        assert [each["type"] for each in held.answer()[2]] == ["line"]
+        claim.done()
+    assert statistics.median(delays) < SWEPT_S, delays
+
+
+@pytest.mark.postgres
+def test_it_delivers_though_its_listener_has_no_address(
+    start_server: Callable[..., Server], database: Database, hold: Hold
+):
+    away = f"{database.url}-away"
+    server = start_server(PULLWAKE_LISTEN_URL=away)
+    api = make_idle(server.client())
+    held = hold(server, long_poll(tail(api)))
+    tail(api)
+    api.send()
+    assert held.answer()[0] == 200
+    wait_until(lambda: "pullwake_listener_up 0.0" in api.get("/metrics").content.decode())
+
+
 SEND = """
 import time
 from dispatch import entities

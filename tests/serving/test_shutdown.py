@@ -102,3 +102,37 @@ def test_two_workers_stop_as_one(start_server: Callable[..., Server], hold: Call
     assert stop(server, "Ctrl-C") < SOON_S
     assert [poll.answer()[0] for poll in polls] == [204] * 8
     assert "Traceback" not in server.log.read_text()
+
+
+def test_it_drains_before_it_stops(start_server: Callable[..., Server], hold: Callable[..., Held]):
+    """Proxies see that it is not ready, and meanwhile whoever comes is served, and sent away."""
+    server = start_server(PULLWAKE_DRAIN_S=3)
+    api = make_idle(server.client())
+    offset = tail(api)
+    poll = hold(server, long_poll(offset))
+    tail(api)
+    assert server.process is not None
+    began = time.monotonic()
+    server.process.terminate()
+    wait_until(lambda: api.get("/readyz").status == 503)
+    answer = api.get("/livez")
+    assert (answer.status, answer.headers["Connection"]) == (200, "close")
+    assert api.get("/readyz").headers["Retry-After"]
+    # What is held is still told of a wake, and that its connection is over.
+    api.send()
+    status, headers, body = poll.answer()
+    assert (status, len(body), headers["Connection"]) == (200, 1, "close")
+    assert server.process.wait(10) == 0
+    assert 3 <= time.monotonic() - began < 3 + SOON_S
+    assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.postgres
+def test_it_is_gone_though_a_request_waits_for_a_lock(
+    server: Server, database: Database, hold: Callable[..., Held]
+):
+    make_idle(server.client())
+    with database.hold("SELECT FROM dispatch_dispatchstate FOR UPDATE"):
+        hold(server, "/_electric/entities/agent/e1/send", b'{"payload": 1}')
+        wait_until(database.waiting)
+        assert stop(server, "SIGTERM") < SOON_S

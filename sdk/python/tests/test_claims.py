@@ -34,6 +34,7 @@ class FakeApi:
         self.takes: dict[str, float] = {}
         self.grants: dict[str, Grant | NoWork] = {}
         self.epochs: dict[str, int] = {}
+        self.nonces: list[str] = []
         self.began = clock.monotonic()
 
     def url(self, path: str) -> str:
@@ -64,7 +65,8 @@ class FakeApi:
         if error is not None:
             raise error
 
-    async def claim(self, event: dict[str, Any]) -> Grant | NoWork:
+    async def claim(self, event: dict[str, Any], nonce: str) -> Grant | NoWork:
+        self.nonces.append(nonce)
         sent_at = self.clock.lease()
         path = event["stream"].removesuffix("/main")
         await self._call("claim", f"{path}#{event['generation']}")
@@ -280,6 +282,19 @@ async def test_a_claim_without_a_verdict_is_tried_again_with_growing_delays() ->
     assert all(gap <= longest for gap, longest in zip(gaps, (1, 2, 4, 8), strict=True))
     fields = scene.diagnostics.as_dict()
     assert (fields["claims_failed"], fields["claims_succeeded"]) == (4, 1)
+
+
+@virtual
+async def test_the_tries_of_a_claim_have_one_nonce_and_another_claim_has_another() -> None:
+    scene = Scene(Work())
+    scene.api.fail("claim", GONE, times=2)
+    scene.wake("chat/1")
+    await scene.at(60)
+    scene.wake("chat/2")
+    await scene.at(120)
+    first, *tries, other = scene.api.nonces
+    assert tries == [first, first]
+    assert other != first
 
 
 @virtual

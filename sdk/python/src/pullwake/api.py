@@ -148,10 +148,19 @@ class Api:
         )
         return RunnerRecord.parse(answer.object(), self.registration.runner_id)
 
-    async def claim(self, event: Mapping[str, Any]) -> Grant | NoWork:
-        """Claim the work that `event` woke this runner for."""
+    async def claim(self, event: Mapping[str, Any], nonce: str) -> Grant | NoWork:
+        """Claim the work that `event` woke this runner for.
+
+        With the `nonce` of a claim whose answer was lost, the server answers that one again.
+        """
         try:
-            answer = await self._call("POST", f"{self._runner}/claim", dict(event))
+            answer = await self.transport.call(
+                "POST",
+                self.transport.url(f"{self._runner}/claim"),
+                json_body=dict(event),
+                extra={"Pullwake-Claim-Nonce": nonce},
+                deadline=self.timing.request_timeout,
+            )
         except ServerRefused as error:
             if error.code in NO_WORK:
                 return NoWork(error.code)

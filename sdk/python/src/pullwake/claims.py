@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -280,11 +281,13 @@ class Claims:
     async def _see_to(self, lane: _Lane, event: dict[str, Any]) -> None:
         """Claim for `event`, trying again as long as the server gives no verdict."""
         backoff = Backoff(self._timing)
+        # One for all tries: a claim whose answer was lost is answered again.
+        nonce = secrets.token_urlsafe(16)
         while not self._closed.is_set():
             async with self._slots.slot():
                 lane.phase = _Phase.CLAIMING
                 try:
-                    granted = await self._claim(event)
+                    granted = await self._claim(event, nonce)
                     if isinstance(granted, Grant):
                         if self._closed.is_set():
                             # Nobody is going to work on it: better woken again than left to lapse.
@@ -303,8 +306,8 @@ class Claims:
                     lane.phase = _Phase.WAITING
             await asyncio.sleep(delay)
 
-    async def _claim(self, event: dict[str, Any]) -> Grant | NoWork:
-        granted = await self._api.claim(event)
+    async def _claim(self, event: dict[str, Any], nonce: str) -> Grant | NoWork:
+        granted = await self._api.claim(event, nonce)
         if isinstance(granted, NoWork):
             self._diagnostics.claim("no_work")
             log.info("wake of %s: no work (%s)", event.get("stream"), granted.reason)

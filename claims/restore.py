@@ -1,0 +1,36 @@
+"""After a database was restored from a backup: no epoch that was handed out is given again."""
+
+from dataclasses import dataclass
+
+from django.db import transaction
+
+from claims import lifecycle
+from claims.models import ConsumerClaim
+from core.database import take_as_long_as_needed
+from dispatch import wakes
+from dispatch.models import DispatchState
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """How many claims were fenced, and how many entities woken."""
+
+    fenced: int
+    woken: int
+
+
+def recover() -> Recovery:
+    """Start every entity's generations past those that the lost rows had, in one transaction.
+
+    What was active in the backup is fenced: its holder, should it still be at work, may have
+    ended that claim and hold another. No server may run meanwhile. It may be repeated.
+    """
+    with transaction.atomic():
+        take_as_long_as_needed()
+        wakes.start_over()
+        held = wakes.lock(DispatchState.objects.exclude(active_epoch=None))
+        for state in held:
+            claim = state.entity.claims.active().get()
+            lifecycle.end(claim, state, ConsumerClaim.Status.FENCED)
+            wakes.save(state)
+        return Recovery(fenced=len(held), woken=wakes.wake_all_due())

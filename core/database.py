@@ -1,0 +1,42 @@
+"""What a database's refusal means: that the same request may succeed a little later, or not."""
+
+import psycopg
+from django.db import DatabaseError, InterfaceError, OperationalError, connection
+from psycopg.errors import (
+    IdleInTransactionSessionTimeout,
+    LockNotAvailable,
+    ReadOnlySqlTransaction,
+)
+from psycopg_pool import PoolTimeout
+
+_PASSING = (IdleInTransactionSessionTimeout, ReadOnlySqlTransaction)
+"""Of the errors that psycopg calls internal, those of a session or a server that will not do.
+
+A standby refuses writes until it is promoted; a session that was idle in a transaction for too
+long, of a process that was frozen meanwhile, has been ended.
+"""
+
+
+def is_passing(exc: BaseException) -> bool:
+    """Whether the database could not serve now: it is away, busy, shutting down or a standby."""
+    if isinstance(exc, PoolTimeout | OperationalError | InterfaceError):
+        return True
+    return isinstance(exc, DatabaseError | psycopg.Error) and isinstance(_cause(exc), _PASSING)
+
+
+def is_lock_refused(exc: BaseException) -> bool:
+    """Whether another held a lock for longer than PULLWAKE_LOCK_TIMEOUT_MS."""
+    return isinstance(_cause(exc), LockNotAvailable)
+
+
+def take_as_long_as_needed() -> None:
+    """Let this transaction's statements run without a limit: for commands, not for requests."""
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            for name in ("statement_timeout", "idle_in_transaction_session_timeout"):
+                cursor.execute(f"SET LOCAL {name} = 0")
+
+
+def _cause(exc: BaseException) -> BaseException | None:
+    """The driver's error behind Django's."""
+    return exc if isinstance(exc, psycopg.Error) else exc.__cause__

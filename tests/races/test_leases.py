@@ -1,0 +1,30 @@
+"""A lease begins when the claim is made, whatever was waited for before."""
+
+from datetime import timedelta
+
+import pytest
+from django.db import connection
+
+from claims.models import ConsumerClaim
+from tests.races.conftest import Line
+from tests.support import Api
+
+pytestmark = pytest.mark.postgres
+
+
+@pytest.mark.parametrize("what", ["state", "tail"])
+def test_a_claim_that_waited_has_its_full_lease(alice: Api, line: Line, what: str):
+    alice.register(max_concurrent_claims=1)
+    alice.make_entity(initialMessage="hi")
+    line.hold(what)
+    waiting = line.join(alice.try_claim)
+    assert line.waiting() == 1
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT clock_timestamp()")
+        ((let_go_at,),) = cursor.fetchall()
+    line.let_go(what)
+    assert waiting.result(timeout=30).status == 200
+    claim = ConsumerClaim.objects.get()
+    assert claim.claimed_at >= let_go_at
+    # The clock is read for each of the two columns.
+    assert abs(claim.lease_end - claim.claimed_at - claim.lease) < timedelta(milliseconds=100)
