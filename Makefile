@@ -15,7 +15,7 @@ FLEET ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 # Tools that read the settings do so as development does, whatever the caller's environment says.
 DEVELOPMENT := env -u DATABASE_URL PULLWAKE_MODE=development
 
@@ -33,6 +33,10 @@ run: .venv/.base ## Serve on http://127.0.0.1:8000, setting up first (PULLWAKE_M
 
 .PHONY: test
 test: lint types contracts checks test-sdk test-sqlite test-postgres ## Everything: lint, types, import contracts, checks, tests on both databases
+
+.PHONY: check
+check: lint types contracts checks .venv/.dev ## Under a minute: all but the tests that start a process or need PostgreSQL
+	env -u DATABASE_URL $(PYTEST) -q -m 'not server and not slow' $(ARGS)
 
 .PHONY: lint
 lint: .venv/.dev ## Lint, and check the formatting
