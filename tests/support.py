@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import sqlite3
+import ssl
 import subprocess
 import sys
 import threading
@@ -375,9 +376,12 @@ def wait_until(condition: Any, *, timeout: float = 15.0, what: str = "") -> Any:
 class Server:
     """A server process: what `make run` runs, on a port of its own."""
 
-    def __init__(self, database_url: str, log: Path, env: dict[str, str]) -> None:
+    def __init__(
+        self, database_url: str, log: Path, env: dict[str, str], tls: ssl.SSLContext | None = None
+    ) -> None:
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
+        self.trusted = tls or True
         self.log = log
         self.env = {
             **os.environ,
@@ -406,9 +410,10 @@ class Server:
         assert self.process is not None
         assert self.process.poll() is None, self.log.read_text()
         try:
-            return httpx2.get(f"{self.url}/readyz", timeout=5).status_code == 200
+            ready = httpx2.get(f"{self.url}/readyz", timeout=5, verify=self.trusted)
         except httpx2.TransportError:
             return False
+        return ready.status_code == 200
 
     def kill(self) -> None:
         """SIGKILL to it and its workers, as a power cut would."""
