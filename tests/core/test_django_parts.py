@@ -18,7 +18,7 @@ pytestmark = pytest.mark.django_db
 @pytest.fixture
 def seen():
     """A query with all that a shape describes: an annotation, columns, and a related row."""
-    return Runner.objects.select_related("liveness").annotate(now=Now(), twice=F("id"))
+    return Runner.objects.select_related("liveness").annotate(at=Now(), twice=F("id"))
 
 
 def run(compiler):
@@ -74,7 +74,7 @@ def test_annotation_col_map_tells_the_places_of_annotations(seen):
     compiler = parts.select_compiler(seen, connection)
     (row,) = run(compiler)
     places = compiler.annotation_col_map
-    assert set(places) == {"now", "twice"}
+    assert set(places) == {"at", "twice"}
     assert row[places["twice"]] == "r1"
     plain = parts.select_compiler(Runner.objects.all(), connection)
     plain.as_sql()
