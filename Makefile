@@ -15,7 +15,7 @@ FLEET ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
 # Tools that read the settings do so as development does, whatever the caller's environment says.
 DEVELOPMENT := env -u DATABASE_URL PULLWAKE_MODE=development
 
@@ -75,6 +75,11 @@ test-sqlite: .venv/.dev ## Run the tests on SQLite (ARGS='-k name -x' goes to py
 test-postgres: .venv/.dev ## Run the tests on a PostgreSQL of their own (ARGS=… too)
 	$(BIN)/python -m tests.postgres $(PYTEST) $(ARGS)
 
+.PHONY: coverage
+coverage: .venv/.dev ## Measure what of the rooms the tests run that start no process, on PostgreSQL; fails below the floor
+	$(BIN)/python -m tests.postgres $(BIN)/coverage run -m pytest -n 0 -q -m 'not server' $(ARGS)
+	$(BIN)/coverage report
+
 .PHONY: bench
 bench: .venv/.dev ## Measure (ARGS=… goes to the benchmark)
 	$(BIN)/python -m bench $(ARGS)
@@ -93,7 +98,7 @@ lock: .venv/.dev ## Lock requirements/*.in again (ARGS=--upgrade for newer versi
 
 .PHONY: clean
 clean: ## Remove .venv and the caches; var/, the data, stays
-	rm -rf .venv .mypy_cache .pytest_cache sdk/python/.pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .mypy_cache .pytest_cache sdk/python/.pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is newer than its lock file exactly when .venv holds what the lock file says, and the SDK.

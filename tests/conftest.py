@@ -15,11 +15,7 @@ from tests.support import Api, Database, Server, Servers, migrated_template
 PROCESSES = {"template", "upgraded", "chromium", "client"}
 """Fixtures at the root of every process that tests start: its database, or itself."""
 
-TOGETHER = {"browser", "sdk", "upgrade"}
-"""Folders whose tests share what is made once, and so run in one test process."""
 
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what tests need by the fixtures they use; skip what this machine or run cannot do."""
     lacks = {
@@ -31,9 +27,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if PROCESSES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("server")
-        folder = item.path.parent.name
-        if folder in TOGETHER:
-            item.add_marker(pytest.mark.xdist_group(folder))
         for marker, reason in lacks.items():
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=str(reason)))
