@@ -18,7 +18,7 @@ FLEET ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
 # Tools that read the settings do so as development does, whatever the caller's environment says.
 DEVELOPMENT := env -u DATABASE_URL PULLWAKE_MODE=development
 
@@ -36,6 +36,10 @@ run: $(VENV)/.base ## Serve on http://127.0.0.1:8000, setting up first (PULLWAKE
 
 .PHONY: test
 test: lint types contracts checks test-sdk test-sqlite test-postgres ## Everything: lint, types, import contracts, checks, tests on both databases
+
+.PHONY: check
+check: lint types contracts checks $(VENV)/.dev ## Under a minute: all but the tests that start a process or need PostgreSQL
+	env -u DATABASE_URL $(PYTEST) -q -m 'not server and not slow' $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.dev ## Lint, and check the formatting
@@ -74,6 +78,11 @@ test-sqlite: $(VENV)/.dev ## Run the tests on SQLite (ARGS='-k name -x' goes to 
 test-postgres: $(VENV)/.dev ## Run the tests on a PostgreSQL of their own (ARGS=… too)
 	$(BIN)/python -m tests.postgres $(PYTEST) $(ARGS)
 
+.PHONY: coverage
+coverage: $(VENV)/.dev ## Measure what of the rooms the tests run that start no process, on PostgreSQL; fails below the floor
+	$(BIN)/python -m tests.postgres $(BIN)/coverage run -m pytest -n 0 -q -m 'not server' $(ARGS)
+	$(BIN)/coverage report
+
 .PHONY: bench
 bench: $(VENV)/.dev ## Measure (ARGS=… goes to the benchmark)
 	$(BIN)/python -m bench $(ARGS)
@@ -92,7 +101,7 @@ lock: $(VENV)/.dev ## Lock requirements/*.in again (ARGS=--upgrade for newer ver
 
 .PHONY: clean
 clean: ## Remove the environments and the caches; var/, the data, stays
-	rm -rf .venv .venv-* .mypy_cache .pytest_cache sdk/python/.pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-* .mypy_cache .pytest_cache sdk/python/.pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is newer than its lock file exactly when the environment holds what the lock file says, and the SDK.

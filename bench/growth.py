@@ -30,8 +30,15 @@ from bench.replay import recorded
 CONNECTIONS = 4
 SAMPLES = 3
 """Of each line; the cheapest counts, for what else the machine does only ever adds."""
-GROWING = ("claims_consumerclaim", "dispatch_dispatchstate", "dispatch_entity")
-GROWING += ("dispatch_streamevent", "dispatch_wake", "runners_runner", "runners_runnerliveness")
+GROWING = (
+    "claims_consumerclaim",
+    "dispatch_dispatchstate",
+    "dispatch_entity",
+    "dispatch_streamevent",
+    "dispatch_wake",
+    "runners_runner",
+    "runners_runnerliveness",
+)
 
 
 @dataclass(frozen=True)
@@ -166,7 +173,7 @@ class Growth:
 
     def _plan(self, statement: str) -> list[str]:
         with self.database.connect() as connection:
-            rows = connection.execute(f"EXPLAIN {statement}")  # type: ignore[call-overload]
+            rows = connection.execute(f"EXPLAIN {statement}")
             return [str(row[0]) for row in rows]
 
     def hot_share(self) -> float:
@@ -194,7 +201,7 @@ class Growth:
 
 
 def _one(connection: "psycopg.Connection[Any]", sql: str) -> Any:
-    return connection.execute(sql).fetchone()  # type: ignore[call-overload]
+    return connection.execute(sql).fetchone()
 
 
 def main() -> int:

@@ -43,12 +43,12 @@ class Database:
         name = f"copy_{secrets.token_hex(4)}"
         template = urlsplit(self.url).path[1:]
         with psycopg.connect(_named(self.url, "template1"), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")  # type: ignore[call-overload]
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
         try:
             yield Database(_named(self.url, name), self.postmaster)
         finally:
             with psycopg.connect(_named(self.url, "template1"), autocommit=True) as connection:
-                connection.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[call-overload]
+                connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
     def cpu(self) -> float:
         """CPU seconds that PostgreSQL has used so far, all of its processes."""

@@ -132,4 +132,4 @@ def settle(connection: "psycopg.Connection[Any]") -> None:
 
 def _execute(connection: "psycopg.Connection[Any]", sql: str, **params: Any) -> None:
     with connection.transaction(), psycopg.ClientCursor(connection) as cursor:
-        cursor.execute(sql, params)  # type: ignore[arg-type]
+        cursor.execute(sql, params)

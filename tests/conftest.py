@@ -10,11 +10,14 @@ from django.conf import settings
 
 from dispatch.streams import waiters
 from runners import tokens
-from tests.support import Api, Database, Server, migrated_template
+from tests.support import Api, Database, Server, Servers, migrated_template
+
+PROCESSES = {"template", "upgraded", "chromium", "client"}
+"""Fixtures at the root of every process that tests start: its database, or itself."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what this machine or this run's database cannot do."""
+    """Mark what tests need by the fixtures they use; skip what this machine or run cannot do."""
     lacks = {
         "postgres": settings.SQLITE and "needs PostgreSQL (make test-postgres)",
         "sqlite": not settings.SQLITE and "needs SQLite (make test-sqlite)",
@@ -22,6 +25,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "interop": not (shutil.which("node") and shutil.which("npm")) and "needs Node.js and npm",
     }
     for item in items:
+        if PROCESSES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker("server")
         for marker, reason in lacks.items():
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=str(reason)))
@@ -88,8 +93,22 @@ def start_server(database: Database, tmp_path: Path) -> Iterator[Any]:
         server.close()
 
 
+@pytest.fixture(scope="session")
+def servers(template: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """Server processes that tests share: ``servers.lend(PULLWAKE_LONG_POLL_MS=500)``."""
+    shared = Servers(template, tmp_path_factory.mktemp("servers"))
+    yield shared
+    shared.close()
+
+
 @pytest.fixture
-def server(start_server: Any) -> Server:
-    """One server process with the default settings, in development mode."""
+def server(servers: Servers) -> Server:
+    """A server with the default settings, in development mode; other tests use it, too."""
+    return servers.lend()
+
+
+@pytest.fixture
+def mortal(start_server: Any) -> Server:
+    """The same, the test's own: it may end it, or what it needs."""
     started: Server = start_server()
     return started

@@ -17,6 +17,7 @@ for name in (
     "ALLOWED_HOSTS",
     "DJANGO_SETTINGS_MODULE",
     "PROMETHEUS_MULTIPROC_DIR",
+    "GUNICORN_CMD_ARGS",
 ):
     os.environ.pop(name, None)
 os.environ["PULLWAKE_MODE"] = "development"

@@ -7,12 +7,13 @@ import shutil
 import signal
 import socket
 import sqlite3
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,11 +24,12 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx2
 import msgspec
 import psycopg
+from django.apps import apps
 from django.conf import settings
 from django.db.models.functions import Now
 from django.test import Client
 
-from claims.models import ConsumerClaim
+from claims.models import ConsumerClaim, ServerPulse
 from dispatch.models import DispatchState, Wake
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -238,6 +240,27 @@ class Database:
         with _created_database(f'TEMPLATE "{template}"') as url:
             yield Database(url)
 
+    def empty(self) -> None:
+        """Delete all that runners and operators have done; logins and the servers' pulse stay.
+
+        Ids are not given again: a request that a server still holds waits for none of the new rows.
+        """
+        tables = [
+            model._meta.db_table
+            for app in ("runners", "dispatch", "claims")
+            for model in apps.get_app_config(app).get_models()
+            if model is not ServerPulse
+        ]
+        tables.append("django_admin_log")
+        if self.path is None:
+            self.execute(f"TRUNCATE {', '.join(tables)}")
+            return
+        with closing(sqlite3.connect(self.path, timeout=20, isolation_level=None)) as lite:
+            lite.execute("BEGIN IMMEDIATE")
+            for table in tables:
+                lite.execute(f"DELETE FROM {table}")  # noqa: S608
+            lite.execute("COMMIT")
+
     def execute(self, sql: str, *params: Any) -> list[tuple[Any, ...]]:
         """Rows of one statement, in a transaction of its own; parameters are written ``%s``."""
         if self.path is not None:
@@ -353,9 +376,12 @@ def wait_until(condition: Any, *, timeout: float = 15.0, what: str = "") -> Any:
 class Server:
     """A server process: what `make run` runs, on a port of its own."""
 
-    def __init__(self, database_url: str, log: Path, env: dict[str, str]) -> None:
+    def __init__(
+        self, database_url: str, log: Path, env: dict[str, str], tls: ssl.SSLContext | None = None
+    ) -> None:
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
+        self.trusted = tls or True
         self.log = log
         self.env = {
             **os.environ,
@@ -384,9 +410,10 @@ class Server:
         assert self.process is not None
         assert self.process.poll() is None, self.log.read_text()
         try:
-            return httpx2.get(f"{self.url}/readyz", timeout=5).status_code == 200
+            ready = httpx2.get(f"{self.url}/readyz", timeout=5, verify=self.trusted)
         except httpx2.TransportError:
             return False
+        return ready.status_code == 200
 
     def kill(self) -> None:
         """SIGKILL to it and its workers, as a power cut would."""
@@ -408,11 +435,53 @@ class Server:
         self.clients.append(client)
         return client
 
+    def close_clients(self) -> None:
+        """Close those that `client` has made."""
+        while self.clients:
+            self.clients.pop().http.close()
+
     def close(self) -> None:
         """Kill it, and close its clients."""
         self.kill()
-        for client in self.clients:
-            client.http.close()
+        self.close_clients()
+
+    @property
+    def database(self) -> Database:
+        """What it serves."""
+        return Database(self.env["DATABASE_URL"])
+
+
+class Servers:
+    """Servers that tests share, one for each environment: what starts one is most of a test."""
+
+    def __init__(self, template: Database, folder: Path) -> None:
+        self._template = template
+        self._folder = folder
+        self._servers: dict[tuple[tuple[str, object], ...], Server] = {}
+        self._open = ExitStack()
+
+    def lend(self, **env: object) -> Server:
+        """A server with this environment, whose database is empty, and which is not to be ended."""
+        key = tuple(sorted(env.items()))
+        if key not in self._servers:
+            self._servers[key] = self._start(env)
+        server = self._servers[key]
+        server.close_clients()
+        server.database.empty()
+        return server
+
+    def _start(self, env: dict[str, object]) -> Server:
+        folder = self._folder / f"shared-{len(self._servers)}"
+        folder.mkdir()
+        database = self._open.enter_context(self._template.copy(folder))
+        server = Server(database.url, folder / "server.log", {k: str(v) for k, v in env.items()})
+        self._open.callback(server.close)
+        server.start()
+        return server
+
+    def close(self) -> None:
+        """Kill them."""
+        self._open.close()
 
 
 class HttpApi(Api):

@@ -6,11 +6,18 @@ import pytest
 from django.apps import apps
 from django.db import IntegrityError, connection, models, transaction
 
-from claims import reaper
-from core.principals import Principal
-from runners import tokens
+from dispatch.models import StreamEvent
 from tests.api.endpoints import APPS
-from tests.support import Api
+from tests.factories import (
+    AccessTokenFactory,
+    ConsumerClaimFactory,
+    EntityFactory,
+    EntityTypeFactory,
+    ProducerFactory,
+    RunnerFactory,
+    ServerPulseFactory,
+    WakeFactory,
+)
 
 MINE = "entity_id = (SELECT id FROM dispatch_entity WHERE url = '/agent/claimed')"
 WOKEN = "entity_id = (SELECT id FROM dispatch_entity WHERE url = '/agent/woken')"
@@ -133,19 +140,18 @@ UNIQUE = {
 
 
 @pytest.fixture
-def rows(alice: Api) -> None:
+def rows(db: None) -> None:
     """A row of every table: among them a claimed and a woken entity."""
-    alice.register()
-    alice.post("/_electric/entity-types", {"name": "agent", "description": ""})
-    alice.make_entity("/agent/claimed")
-    alice.send("/agent/claimed", key="k")
-    claim = alice.claim()
-    producer = {"Producer_Id": "p", "Producer_Epoch": "0", "Producer_Seq": "0"}
-    assert claim.append({"a": 1}, token=claim.mint(), **producer).status == 200
-    alice.make_entity("/agent/woken")
-    alice.send("/agent/woken", mode="queued")
-    tokens.issue(Principal("user", "alice"))
-    reaper.pulse()
+    runner = RunnerFactory.create()
+    EntityTypeFactory.create(name="agent")
+    claimed = EntityFactory.create(url="/agent/claimed", runner=runner, pending=True)
+    StreamEvent.objects.filter(message_key__isnull=False).update(message_key="k")
+    ConsumerClaimFactory.create(entity=claimed, write_token_hash="0" * 64)
+    ProducerFactory.create(entity=claimed)
+    woken = EntityFactory.create(url="/agent/woken", runner=runner, queued=True)
+    WakeFactory.create(entity=woken)
+    AccessTokenFactory.create()
+    ServerPulseFactory.create()
 
 
 def refused_by(sql: str) -> str:

@@ -14,7 +14,7 @@ from gunicorn.http.errors import ParseException
 from gunicorn.sock import ssl_context
 from gunicorn.workers.ggevent import GeventWorker
 
-__all__ = ["GeventWorker", "ParseException", "start_servers"]
+__all__ = ["GeventWorker", "ParseException", "ssl_context", "start_servers"]
 
 
 def start_servers(worker: Any) -> list[StreamServer]:

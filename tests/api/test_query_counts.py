@@ -12,6 +12,8 @@ from django.test.utils import CaptureQueriesContext
 
 from core.principals import Principal
 from runners import tokens
+from runners.models import Runner
+from tests.factories import EntityFactory, RunnerFactory, WakeFactory
 from tests.support import Api, lapse
 
 UNCOUNTED = ("BEGIN", "COMMIT", "SAVEPOINT", "RELEASE SAVEPOINT", "ROLLBACK TO SAVEPOINT")
@@ -45,8 +47,8 @@ def on(*, postgres, sqlite):
 @pytest.fixture(params=[None, 1, 50], ids=lambda limit: f"limit {limit}")
 def runner(request, alice):
     """Alice's runner r1 with one entity that waits for it; without a claim limit and with one."""
-    alice.register(max_concurrent_claims=request.param)
-    alice.make_entity(initialMessage="hi")
+    r1 = RunnerFactory.create(id="r1", max_concurrent_claims=request.param)
+    WakeFactory.create(entity__url="/agent/e1", entity__runner=r1)
     return alice
 
 
@@ -170,8 +172,7 @@ def test_registering_costs_the_same_however_many_wakes_wait(alice):
 
 
 def test_a_read_of_the_wake_stream_costs_three_however_many_there_are(runner):
-    for name in ("e2", "e3", "e4"):
-        runner.make_entity(f"/agent/{name}", initialMessage="hi")
+    WakeFactory.create_batch(3, entity__runner=Runner.objects.get())
     assert cost(lambda: runner.get("/runners/r1/wake?offset=-1")) == 3
     assert cost(lambda: runner.get("/runners/r1/wake?offset=now")) == 4
     assert cost(lambda: runner("HEAD", "/runners/r1/wake")) == 2
@@ -182,8 +183,7 @@ def test_a_read_of_the_main_stream_costs(runner):
 
 
 def test_a_list_of_entities_costs_one_however_many_there_are(runner):
-    for name in ("e2", "e3", "e4"):
-        runner.make_entity(f"/agent/{name}")
+    EntityFactory.create_batch(3)
     assert cost(lambda: runner.get("/_electric/entities")) == 1
 
 

@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
 from tests.browser.conftest import PHONE, one_time_login
-from tests.support import Server, wait_until
+from tests.support import Database, Server, wait_until
 
 FAINT = Path(__file__).with_name("faint.js").read_text()
 
@@ -220,20 +220,30 @@ PAGES = (
     "/admin/runners/runner/",
     "/admin/runners/runner/doomed/change/",
     "/admin/claims/consumerclaim/",
-    "/admin/claims/consumerclaim/1/change/",
-    "/admin/claims/consumerclaim/2/change/",
-    "/admin/claims/consumerclaim/do/expire/?pk=1",
+    "/admin/claims/consumerclaim/{claim}/change/",
+    "/admin/claims/consumerclaim/{ended}/change/",
+    "/admin/claims/consumerclaim/do/expire/?pk={claim}",
     "/admin/dispatch/entity/",
-    "/admin/dispatch/entity/1/change/",
-    "/admin/dispatch/entity/do/send/?pk=1",
+    "/admin/dispatch/entity/{entity}/change/",
+    "/admin/dispatch/entity/do/send/?pk={entity}",
     "/admin/dispatch/wake/",
-    "/admin/dispatch/wake/1/change/",
+    "/admin/dispatch/wake/{wake}/change/",
     "/admin/dispatch/dispatchstate/",
     "/admin/dispatch/entitytype/",
     "/admin/runners/accesstoken/",
     "/admin/runners/accesstoken/issue/",
     "/admin/admin/logentry/",
 )
+
+
+def some_rows(database: Database) -> dict[str, int]:
+    """The keys of an active and an ended claim, and of the first entity and its wake."""
+    ((claim, ended, entity, wake),) = database.execute(
+        "SELECT (SELECT id FROM claims_consumerclaim WHERE status = 'active'),"
+        " (SELECT id FROM claims_consumerclaim WHERE status <> 'active'),"
+        " (SELECT min(id) FROM dispatch_entity), (SELECT min(id) FROM dispatch_wake)"
+    )
+    return {"claim": claim, "ended": ended, "entity": entity, "wake": wake}
 
 
 @pytest.mark.parametrize(
@@ -247,7 +257,7 @@ PAGES = (
     indirect=True,
     ids=["light", "dark", "phone", "dark phone"],
 )
-def test_every_page_fits_and_reads(page: Page, alice, killed):
+def test_every_page_fits_and_reads(page: Page, quiet_server: Server, alice, killed):
     word = "/where/no/line/may/break" * 8
     alice.make_entity(f"/agent/{'long-' * 20}", "doomed")
     alice.send(f"/agent/{'long-' * 20}")
@@ -256,7 +266,7 @@ def test_every_page_fits_and_reads(page: Page, alice, killed):
         {"lease_ms": 1000, "diagnostics": {"last_error": word}},
     )
     assert alice.claim("doomed").fail(word).status == 200
-    for path in PAGES:
+    for path in (each.format(**some_rows(quiet_server.database)) for each in PAGES):
         response = page.goto(path)
         assert response is not None
         assert response.status == 200, path

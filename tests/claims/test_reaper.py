@@ -11,6 +11,7 @@ from claims import lifecycle, reaper
 from claims.models import ConsumerClaim, ServerPulse
 from dispatch.models import DispatchState, Wake, subscription_key
 from runners.models import RunnerLiveness
+from tests.factories import RunnerFactory, WakeFactory, ago, handle
 from tests.support import age_wakes, end_delay, lapse
 
 NOTHING = reaper.Round()
@@ -26,18 +27,13 @@ def state(url="/agent/e1"):
 
 
 @pytest.fixture
-def three(claim):
+def three(alice):
     """Three active claims, all lapsed, the longest first."""
-    claims = [claim]
-    for name in ("e2", "e3"):
-        claim.api.make_entity(f"/agent/{name}", initialMessage="hi")
-        claims.append(claim.api.claim())
-    for age, each in zip((3, 2, 1), claims, strict=True):
-        lapse(each)
-        ConsumerClaim.objects.filter(consumer_id=each.body["consumerId"]).update(
-            lease_expires_at=Now() - timedelta(minutes=age)
-        )
-    return claims
+    then = {"claimed_at": ago(hours=1)}
+    return [
+        handle(alice, entity__url=f"/agent/e{4 - m}", lease_expires_at=ago(minutes=m), **then)
+        for m in (3, 2, 1)
+    ]
 
 
 def test_it_has_nothing_to_do(claim):
@@ -234,9 +230,9 @@ def test_it_notes_what_it_did(three):
 @pytest.fixture
 def waiting(alice):
     """Two entities of r1 whose wakes nobody has claimed."""
-    alice.register()
+    r1 = RunnerFactory.create(id="r1")
     for name in ("e1", "e2"):
-        alice.make_entity(f"/agent/{name}", initialMessage="hi")
+        WakeFactory.create(entity__url=f"/agent/{name}", entity__runner=r1)
     return alice
 
 

@@ -3,29 +3,21 @@
 from datetime import timedelta
 
 import pytest
-from django.db.models import F
 from django.db.models.functions import Now
 
 from claims import reaper, tallies
 from claims.models import ClaimTally, ConsumerClaim
-from tests.support import Api
+from tests.factories import ConsumerClaimFactory, ago
 
 pytestmark = pytest.mark.django_db
 
-HOURS_AGO = Now() - timedelta(hours=1)
-
 
 @pytest.fixture
-def ended(alice: Api):
+def ended(db):
     """A claim that was released and one that failed, both an hour ago."""
-    alice.register()
-    for url in ("/agent/e1", "/agent/e2"):
-        alice.make_entity(url)
-        alice.send(url)
-    alice.claim().done()
-    alice.claim().fail()
-    ConsumerClaim.objects.update(claimed_at=HOURS_AGO)
-    ConsumerClaim.objects.update(ended_at=F("claimed_at"))
+    then = {"claimed_at": ago(hours=1), "ended_at": ago(hours=1)}
+    ConsumerClaimFactory.create(released=True, **then)
+    ConsumerClaimFactory.create(failed=True, **then)
     reaper.pulse()
 
 

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -14,43 +16,45 @@ from tests.support import ROOT, Database, wait_until
 
 SEED = """
 from datetime import timedelta
-from django.db.models import F
 from django.db.models.functions import Now
-from claims.models import ConsumerClaim, ServerPulse
-from dispatch.models import DispatchState, StreamEvent, Wake, subscription_key
-from tests.support import Api
+from claims.models import ConsumerClaim
+from dispatch.models import StreamEvent, Wake
+from runners.models import Runner
+from tests.factories import (
+    ConsumerClaimFactory, EntityFactory, RunnerFactory, ServerPulseFactory, WakeFactory, ago
+)
 
-api = Api("user:alice")
+r1 = Runner.objects.filter(pk="r1").first() or RunnerFactory.create(id="r1", online=True)
 
-def work(*names, **runner):
-    api.register(**runner)
-    for name in names:
-        api.make_entity(f"/agent/{name}")
-        api.send(f"/agent/{name}")
-
-def claim(*names, lapsed_h=None):
-    work(*names)
-    for name in names:
-        api.claim(event={"subscription_id": f"runner:r1:{subscription_key(f'/agent/{name}')}"})
+def claim(name, lapsed_h=None, **facts):
     if lapsed_h is not None:
-        ConsumerClaim.objects.filter(entity_url__in=[f"/agent/{name}" for name in names]).update(
-            claimed_at=Now() - timedelta(hours=lapsed_h + 1),
-            lease_expires_at=Now() - timedelta(hours=lapsed_h),
-        )
+        facts["claimed_at"] = ago(hours=lapsed_h + 1)
+        facts["lease_expires_at"] = ago(hours=lapsed_h)
+    ConsumerClaimFactory.create(entity__runner=r1, entity__url=f"/agent/{name}", **facts)
 """
+
+
+def fill(database: Database, code: str) -> None:
+    """Run Python on a database, with `SEED` before it: what it makes with the factories is there.
+
+    In a process, as this one's ORM is connected to another database.
+    """
+    done = database.manage("shell", "--no-imports", "-c", SEED + code)
+    assert done.returncode == 0, done.stderr
+
+
+@contextmanager
+def filled(template: Database, folder: Path, code: str) -> Iterator[Database]:
+    """A copy of a template in which `fill` has made rows."""
+    with template.copy(folder) as database:
+        fill(database, code)
+        yield database
 
 
 @pytest.fixture
 def seed(database: Database) -> Callable[[str], None]:
-    """Run Python on the test's database, with `SEED` before it."""
-
-    def run(code: str) -> None:
-        done = database.manage(
-            "shell", "--no-imports", "-c", SEED + code, PULLWAKE_PUBLIC_URL="http://127.0.0.1"
-        )
-        assert done.returncode == 0, done.stderr
-
-    return run
+    """`fill` the test's database."""
+    return partial(fill, database)
 
 
 class Process:

@@ -7,21 +7,29 @@ import psycopg
 import pytest
 from django.core.management import CommandError, call_command
 
+from tests.commands.conftest import filled
 from tests.support import wait_until
 
 DONE = re.compile(r"expired (\d+), emitted again (\d+), retried (\d+)\n")
 
 
-@pytest.fixture
-def lapsed(database, seed):
-    """Claims of e1 and e2, lapsed since 3 h and 2 h, and a live one of e3; no server ever was."""
-    seed(
-        """
+ROWS = """
 claim("e1", lapsed_h=3)
 claim("e2", lapsed_h=2)
-claim("e3")
+claim("e3", lease_expires_at=Now() + timedelta(minutes=10))
 """
-    )
+
+
+@pytest.fixture(scope="module")
+def template(template, tmp_path_factory):
+    """With `ROWS`."""
+    with filled(template, tmp_path_factory.mktemp("lapsed"), ROWS) as database:
+        yield database
+
+
+@pytest.fixture
+def lapsed(database):
+    """Claims of e1 and e2, lapsed since 3 h and 2 h, and a live one of e3; no server ever was."""
     return database
 
 
@@ -148,11 +156,7 @@ def test_without_a_loop_an_outage_is_an_error(database):
 
 # --- After the servers were away --------------------------------------------------------------
 
-PULSE = """
-ServerPulse.objects.create(
-    pk=1, seen_at=Now() - timedelta(seconds={seen}), resumed_at=Now() - timedelta(seconds={resumed})
-)
-"""
+PULSE = "ServerPulseFactory.create(seen_at=ago(seconds={seen}), resumed_at=ago(seconds={resumed}))"
 
 
 def test_nothing_is_expired_while_no_server_is_there(lapsed, seed):
@@ -178,13 +182,12 @@ def test_nothing_is_expired_before_a_lease_since_a_server_came_back(lapsed, seed
 def test_a_server_that_comes_back_expires_only_what_it_could_have_renewed(
     database, seed, start_server
 ):
+    database.empty()
     seed(
         PULSE.format(seen=3600, resumed=7200)
         + """
-claim("long", lapsed_h=2)
-ConsumerClaim.objects.update(lease=timedelta(minutes=10))
-claim("short", lapsed_h=2)
-ConsumerClaim.objects.filter(entity_url="/agent/short").update(lease=timedelta(seconds=1))
+claim("long", lapsed_h=2, lease=timedelta(minutes=10))
+claim("short", lapsed_h=2, lease=timedelta(seconds=1))
 """
     )
     server = start_server(PULLWAKE_REAPER_INTERVAL_MS=50)

@@ -5,6 +5,7 @@ import signal
 import pytest
 from django.core.management import CommandError, call_command
 
+from tests.commands.conftest import filled
 from tests.support import wait_until
 
 TABLES = {
@@ -14,37 +15,38 @@ TABLES = {
 }
 
 
+ROWS = """
+for status in ("released", "failed", "expired", "fenced"):
+    claim(status, claimed_at=ago(days=32), ended_at=ago(days=31), **{status: True})
+claim("today", released=True)
+claim("active", claimed_at=ago(days=32))
+WakeFactory.create(entity__url="/agent/waiting", entity__runner=r1)
+Wake.objects.exclude(entity__url="/agent/today").update(emitted_at=ago(days=31))
+
+ended = {"stopped": "stopped", "killed": "killed", "stopped-today": "stopped"}
+for name, end in ended.items():
+    WakeFactory.create(
+        entity__url=f"/agent/{name}", entity__runner=r1, withdrawn=True, **{f"entity__{end}": True}
+    )
+StreamEvent.objects.exclude(entity__url="/agent/stopped-today").update(created_at=ago(days=31))
+"""
+
+
+@pytest.fixture(scope="module")
+def template(template, tmp_path_factory):
+    """With `ROWS`."""
+    with filled(template, tmp_path_factory.mktemp("aged"), ROWS) as database:
+        yield database
+
+
 @pytest.fixture
-def aged(database, seed):
+def aged(database):
     """Of everything an old row that may go and what must stay.
 
     Claims: one ended and old in each of the terminal states, one ended today, one active and old.
     Wakes: old and claimed, old and outstanding, today's. Events: old ones of a stopped, a killed
     and of living entities, and today's of one that was stopped today.
     """
-    seed(
-        """
-for name in ("released", "failed", "expired", "fenced", "today", "active"):
-    claim(name)
-claims = {each.entity_url.removeprefix("/agent/"): each for each in ConsumerClaim.objects.all()}
-for status in ("released", "failed", "expired", "fenced"):
-    ConsumerClaim.objects.filter(pk=claims[status].pk).update(
-        status=status, claimed_at=Now() - timedelta(days=32), ended_at=Now() - timedelta(days=31)
-    )
-ConsumerClaim.objects.filter(pk=claims["today"].pk).update(status="released", ended_at=Now())
-ConsumerClaim.objects.filter(pk=claims["active"].pk).update(claimed_at=Now() - timedelta(days=32))
-Wake.objects.exclude(entity__url="/agent/today").update(emitted_at=Now() - timedelta(days=31))
-for name, end in (("stopped", "stopped"), ("killed", "killed")):
-    work(name)
-    api.signal(f"/agent/{name}", {"stopped": "SIGTERM", "killed": "SIGKILL"}[name])
-StreamEvent.objects.update(created_at=Now() - timedelta(days=31))
-work("stopped-today", "waiting")
-api.signal("/agent/stopped-today", "SIGTERM")
-old = Now() - timedelta(days=31)
-StreamEvent.objects.filter(entity__url="/agent/waiting").update(created_at=old)
-Wake.objects.filter(entity__url="/agent/waiting").update(emitted_at=old)
-"""
-    )
     return database
 
 

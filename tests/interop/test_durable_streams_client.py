@@ -140,7 +140,8 @@ def test_it_is_healed_of_an_offset_past_the_tail(server: Server, read: Callable[
 
 
 @pytest.mark.parametrize("how", ["stopped", "killed"])
-def test_it_survives_a_restart_of_its_server(how: str, server: Server, read: Callable[..., Reader]):
+def test_it_survives_a_restart_of_its_server(how: str, mortal: Server, read: Callable[..., Reader]):
+    server = mortal
     api = make_woken(server.client())
     reader = read(f"{server.url}/runners/r1/wake")
     (event,) = reader.next()

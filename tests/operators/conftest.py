@@ -6,14 +6,20 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import Group, User
+from django.db.models.functions import Now
 from django.test import Client
 
 from claims.models import ConsumerClaim
-from core.principals import Principal
 from dispatch.models import Entity, Wake
-from runners import tokens
-from runners.models import AccessToken, Runner, RunnerLiveness
-from tests.support import PAST, Api, Claim
+from runners.models import AccessToken, Runner
+from tests.factories import (
+    AccessTokenFactory,
+    EntityTypeFactory,
+    RunnerFactory,
+    WakeFactory,
+    handle,
+)
+from tests.support import Api, Claim
 
 
 def person(name: str, **facts: Any) -> Client:
@@ -88,26 +94,16 @@ class World:
 @pytest.fixture
 def world(alice: Api) -> World:
     """Something in every list."""
-    alice.post("/_electric/entity-types", {"name": "agent", "description": "Works"})
-    alice.register("r1", max_concurrent_claims=10)
-    alice.register("r2")
-    for url in ("/agent/e1", "/agent/e2", "/agent/e3", "/agent/e4"):
-        alice.make_entity(url)
-        alice.send(url)
-    released, failed, orphaned = (alice.claim() for _ in range(3))
-    released.heartbeat()
-    released.done()
-    failed.fail("no such tool")
-    token, _ = tokens.issue(Principal("user", "alice"), label="laptop")
-    kill("r1")
+    EntityTypeFactory.create(name="agent")
+    r1 = RunnerFactory.create(id="r1", max_concurrent_claims=10, silent=True)
+    RunnerFactory.create(id="r2")
+    held = {"last_heartbeat_at": Now()}
+    released = handle(alice, entity__url="/agent/e1", entity__runner=r1, released=True, **held)
+    failed = handle(alice, entity__url="/agent/e2", entity__runner=r1, failed=True)
+    orphaned = handle(alice, entity__url="/agent/e3", entity__runner=r1)
+    WakeFactory.create(entity__url="/agent/e4", entity__runner=r1)
+    token = AccessTokenFactory.create(label="laptop")
     return World(alice, released, failed, orphaned, token)
-
-
-def kill(runner_id: str) -> None:
-    """Let the runner have been seen, and have fallen silent."""
-    RunnerLiveness.objects.filter(pk=runner_id).update(
-        last_seen_at=PAST, lease_expires_at=PAST, diagnostics={"status": "streaming"}
-    )
 
 
 @pytest.fixture

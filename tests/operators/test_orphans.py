@@ -13,6 +13,7 @@ from claims.reports import with_health
 from core.clock import with_now
 from runners.health import health, liveness
 from runners.models import Runner, RunnerLiveness
+from tests.factories import handle
 from tests.support import PAST, lapse
 
 LATER = Now() + timedelta(minutes=1)
@@ -21,11 +22,7 @@ LATER = Now() + timedelta(minutes=1)
 @pytest.fixture
 def claim(alice):
     """A claim whose runner lives."""
-    alice.register()
-    alice.make_entity()
-    alice.send()
-    alice.post("/_electric/runners/r1/heartbeat", {"lease_ms": 60_000})
-    return alice.claim()
+    return handle(alice)
 
 
 def never_seen():

@@ -8,6 +8,14 @@ from django.db.models.functions import Now
 
 from claims.models import ConsumerClaim
 from runners.models import RunnerLiveness
+from tests.factories import (
+    ConsumerClaimFactory,
+    RunnerFactory,
+    RunnerLivenessFactory,
+    WakeFactory,
+    ago,
+    handle,
+)
 
 PATH = "/_electric/runners/r1"
 HEALTHY = {"status": "streaming", "stream_connected": True, "last_heartbeat_ok": True}
@@ -148,9 +156,8 @@ def test_it_says_what_the_client_reports(alice, health, diagnostics, issues):
 
 
 def test_it_says_since_when_the_lease_is_over(alice, health):
-    alice.register()
-    beat(alice, **HEALTHY)
-    lapse_liveness(42.5)
+    seen = {"online": True, "diagnostics": HEALTHY, "lease_expires_at": ago(seconds=42.5)}
+    RunnerLivenessFactory.create(runner__id="r1", **seen)
     assert health()["health"] == {
         "status": "unhealthy",
         "issues": ["Heartbeat lease expired 42s ago"],
@@ -172,11 +179,8 @@ def test_the_worst_issue_decides_and_comes_first(alice, health):
     [(1, "1 active claim has a lapsed lease"), (2, "2 active claims have a lapsed lease")],
 )
 def test_a_claim_past_its_lease_is_an_issue(alice, health, claims, issue):
-    alice.register()
-    beat(alice, **HEALTHY)
-    work(alice, *(f"e{n}" for n in range(claims)))
-    for _ in range(claims):
-        alice.claim()
+    r1 = RunnerFactory.create(id="r1", online=True, liveness__diagnostics=HEALTHY)
+    ConsumerClaimFactory.create_batch(claims, entity__runner=r1)
     assert health()["health"]["issues"] == []
 
     lapse_claims()
@@ -185,12 +189,12 @@ def test_a_claim_past_its_lease_is_an_issue(alice, health, claims, issue):
 
 
 def test_being_at_its_limit_is_an_issue(alice, health):
-    alice.register(max_concurrent_claims=2)
-    beat(alice, **HEALTHY)
-    work(alice, "e1", "e2")
-    claim = alice.claim()
+    r1 = RunnerFactory.create(
+        id="r1", max_concurrent_claims=2, online=True, liveness__diagnostics=HEALTHY
+    )
+    claim = handle(alice, entity__runner=r1)
     assert health()["health"]["status"] == "healthy"
-    alice.claim()
+    ConsumerClaimFactory.create(entity__runner=r1)
 
     assert health()["health"] == {
         "status": "degraded",
@@ -271,14 +275,12 @@ def test_work_that_waits_without_a_wake_is_counted(alice, health):
     assert counts(health()) == (0, 0, 2)
 
 
-def test_it_counts_the_entities_dispatched_to_this_runner(alice, bob, health):
-    alice.register()
-    alice.register("r2")
-    work(alice, "e1", "e2")
-    work(alice, "e3", "e4", runner_id="r2")
-    bob.register("r3")
-    work(bob, "e5", runner_id="r3")
-    alice.claim("r2")
+def test_it_counts_the_entities_dispatched_to_this_runner(alice, health):
+    r1, r2 = RunnerFactory.create(id="r1"), RunnerFactory.create(id="r2")
+    WakeFactory.create_batch(2, entity__runner=r1)
+    WakeFactory.create(entity__runner=r2)
+    ConsumerClaimFactory.create(entity__runner=r2)
+    WakeFactory.create(entity__runner__owner_principal="/principal/user%3Abob")
     assert counts(health()) == (0, 2, 2)
     assert counts(alice.get("/_electric/runners/r2/health").body) == (1, 1, 1)
 

@@ -39,12 +39,13 @@ READS = [
 
 
 def test_it_answers_503_while_the_database_is_away_and_recovers_soon(
-    server: Server, database: Database, hold: Callable[..., Held]
+    mortal: Server, hold: Callable[..., Held]
 ):
+    server = mortal
     api = make_idle(server.client())
     waiting = hold(server, long_poll(tail(api)))
     tail(api)
-    with away(database):
+    with away(server.database):
         # Twice, for longer than the pauses between attempts to connect may grow.
         for _ in range(2):
             claim = hold(server, "/_electric/runners/r1/claim", b"{}")

@@ -61,8 +61,8 @@ def listeners(database: Database) -> list[Any]:
 
 
 @pytest.mark.postgres
-def test_it_delivers_after_its_listener_was_killed(server: Server, database: Database, hold: Hold):
-    api = make_idle(server.client())
+def test_it_delivers_after_its_listener_was_killed(server: Server, hold: Hold):
+    api, database = make_idle(server.client()), server.database
     held = hold(server, long_poll(tail(api)))
     (listener,) = wait_until(lambda: listeners(database))
     database.execute("SELECT pg_terminate_backend(%s)", listener)
@@ -140,11 +140,11 @@ print(time.monotonic())
 """
 
 
-def test_it_delivers_what_another_process_wrote(server: Server, database: Database, hold: Hold):
+def test_it_delivers_what_another_process_wrote(server: Server, hold: Hold):
     """A management command, say: on SQLite nothing tells of it but the database itself."""
     api = make_idle(server.client())
     held = hold(server, long_poll(tail(api)))
-    command = database.manage("shell", "--verbosity=0", "--command", SEND)
+    command = server.database.manage("shell", "--verbosity=0", "--command", SEND)
     status, _, body = held.answer()
     assert (status, len(body)) == (200, 1), command.stderr
     # Long before the wait was over, when whoever waits looks anyway; the clock is the machine's.

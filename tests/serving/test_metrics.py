@@ -3,9 +3,8 @@
 import re
 
 import pytest
-from django.db.models import F
 
-from claims.models import ConsumerClaim
+from tests.factories import ConsumerClaimFactory, EntityFactory, RunnerFactory, WakeFactory
 from tests.support import Api
 
 pytestmark = pytest.mark.django_db
@@ -25,18 +24,11 @@ def test_it_gives_zeros_on_an_empty_database(alice):
 
 
 def test_it_counts_what_an_operator_asks_for(alice):
-    alice.register()
-    alice.post("/_electric/runners/r1/heartbeat")
-    for name in ("held", "done", "woken"):
-        alice.make_entity(f"/agent/{name}")
-        alice.send(f"/agent/{name}")
-        if name == "held":
-            alice.claim()
-            ConsumerClaim.objects.update(lease_expires_at=F("claimed_at"))
-        if name == "done":
-            alice.claim().done()
-    alice.make_entity("/agent/stranded", runner_id=None)
-    alice.send("/agent/stranded")
+    runner = RunnerFactory.create(online=True)
+    ConsumerClaimFactory.create(lapsed=True, entity__runner=runner)
+    ConsumerClaimFactory.create(released=True, entity__runner=runner)
+    WakeFactory.create(entity__runner=runner)
+    EntityFactory.create(pending=True, runner=None)
     found = figures(alice)
     assert found['pullwake_runners{state="able"}'] == 1
     assert found['pullwake_claims_active{state="all"}'] == 1

@@ -27,7 +27,8 @@ def stop(server: Server, how: str) -> float:
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "Ctrl-C"])
-def test_it_answers_what_it_holds_and_is_gone(how: str, server: Server, hold: Callable[..., Held]):
+def test_it_answers_what_it_holds_and_is_gone(how: str, mortal: Server, hold: Callable[..., Held]):
+    server = mortal
     api = make_idle(server.client())
     offset = tail(api)
     polls = [hold(server, long_poll(offset)) for _ in range(3)]
@@ -45,23 +46,23 @@ def test_it_answers_what_it_holds_and_is_gone(how: str, server: Server, hold: Ca
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "Ctrl-C"])
-def test_it_is_gone_when_nobody_asks_anything(how: str, server: Server):
+def test_it_is_gone_when_nobody_asks_anything(how: str, mortal: Server):
     # An idle keep-alive connection is nobody.
-    make_idle(server.client())
-    assert stop(server, how) < SOON_S
-    assert "Traceback" not in server.log.read_text()
+    make_idle(mortal.client())
+    assert stop(mortal, how) < SOON_S
+    assert "Traceback" not in mortal.log.read_text()
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "Ctrl-C"])
-def test_it_finds_everything_again(how: str, server: Server):
-    api = make_idle(server.client())
+def test_it_finds_everything_again(how: str, mortal: Server):
+    api = make_idle(mortal.client())
     api.send(payload="first")
     claim = api.claim()
     token = claim.mint()
     api.send(payload="second")
     events = api.events()
-    stop(server, how)
-    server.start()
+    stop(mortal, how)
+    mortal.start()
     assert api.events() == events
     assert api.status() == "running"
     assert claim.append({"type": "line"}, token=token).status == 204
@@ -70,9 +71,8 @@ def test_it_finds_everything_again(how: str, server: Server):
 
 
 @pytest.mark.postgres
-def test_it_finishes_what_is_in_flight(
-    server: Server, database: Database, hold: Callable[..., Held]
-):
+def test_it_finishes_what_is_in_flight(mortal: Server, hold: Callable[..., Held]):
+    server, database = mortal, mortal.database
     make_idle(server.client())
     with database.hold("LOCK TABLE dispatch_streamevent IN EXCLUSIVE MODE"):
         send = hold(server, "/_electric/entities/agent/e1/send", b'{"payload": 1}')

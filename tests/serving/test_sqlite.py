@@ -9,8 +9,7 @@ from tests.support import Server
 pytestmark = pytest.mark.sqlite
 
 
-def test_the_write_ahead_log_outlives_a_request(start_server):
+def test_the_write_ahead_log_outlives_a_request(server: Server):
     """Each request that takes it up anew and removes it at its end syncs the disk four times."""
-    server: Server = start_server()
     server.client().register()
-    assert Path(server.env["DATABASE_URL"].removeprefix("sqlite:///") + "-wal").exists()
+    assert Path(f"{server.database.path}-wal").exists()

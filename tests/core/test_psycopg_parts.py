@@ -1,0 +1,48 @@
+"""Each part of psycopg that `core.prepared.psycopg_parts` uses is there and does what it did."""
+
+import psycopg
+import pytest
+from django.db import connection
+
+from core.prepared.psycopg_parts import LoggedCursor, ServerCursor
+
+pytestmark = [pytest.mark.postgres, pytest.mark.django_db]
+
+ASKED = "SELECT %s + 4711"
+
+
+def test_a_cursor_binds_at_the_server():
+    """Which prepares a statement, as the connection's threshold is 0."""
+    connection.ensure_connection()
+    with ServerCursor(connection.connection) as cursor:
+        cursor.execute(ASKED, [1])
+        assert cursor.fetchone() == (4712,)
+        cursor.execute("SELECT statement FROM pg_prepared_statements")
+        assert ("SELECT $1 + 4711",) in cursor.fetchall()
+
+
+def test_get_prepared_is_asked_at_each_execution(monkeypatch):
+    """With the query as psycopg has converted it."""
+    asked = []
+    get_prepared = psycopg.Cursor._get_prepared
+
+    def noted(self, pgq, prepare=None):
+        asked.append(pgq.query)
+        return get_prepared(self, pgq, prepare)
+
+    monkeypatch.setattr(psycopg.Cursor, "_get_prepared", noted)
+    connection.ensure_connection()
+    with ServerCursor(connection.connection) as cursor:
+        for _ in range(2):
+            cursor.execute(ASKED, [1])
+    assert asked == [b"SELECT $1 + 4711"] * 2
+
+
+def test_django_looks_for_the_text_where_a_logged_cursor_keeps_it():
+    connection.ensure_connection()
+    with LoggedCursor(connection.connection) as cursor:
+        cursor.execute(ASKED, [1])
+        assert cursor._query is not None
+        assert cursor._query.query == b"SELECT $1 + 4711"
+        told = connection.ops.last_executed_query(cursor, ASKED, [1])
+    assert told == "SELECT $1 + 4711"
