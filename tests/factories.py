@@ -145,6 +145,7 @@ class EntityTypeFactory(_Factory[EntityType]):
     name = Sequence(lambda n: f"type-{n}")
     description = "Works"
     registered_by = ALICE
+    registration = Sequence(lambda n: f"reg_{n}")
 
 
 class DispatchStateFactory(_Factory[DispatchState]):
@@ -214,6 +215,11 @@ class QueuedMessageFactory(_Factory[QueuedMessage]):
     held = False
 
 
+def _registration(type_name: str) -> str:
+    registered = EntityType.objects.filter(name=type_name).first()
+    return registered.registration if registered else ""
+
+
 class EntityFactory(_Factory[Entity]):
     """Alice's, idle, dispatched to ``runner``, one of its own unless one is given.
 
@@ -251,6 +257,7 @@ class EntityFactory(_Factory[Entity]):
     url = Sequence(lambda n: f"/agent/entity-{n}")
     subscription_key = LazyAttribute(lambda entity: subscription_key(entity.url))
     created_by = ALICE
+    registration = LazyAttribute(lambda entity: _registration(entity.type))
 
     dispatch_state = RelatedFactory(
         DispatchStateFactory, "entity", runner=SelfAttribute("..runner")

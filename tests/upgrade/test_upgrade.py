@@ -449,6 +449,7 @@ def test_a_claim_limit_holds(upgraded: Upgraded, alice: HttpApi):
 def test_an_outstanding_wake_is_delivered_again_and_claimed(alice: HttpApi):
     """Its runner had received it, committed its offset and died: it is emitted past that."""
     offset = alice.get("/_electric/runners/laptop").body["wake_stream_offset"]
+    assert alice.post("/_electric/runners/laptop/heartbeat").status == 200  # only then: it lives
     wait_until(lambda: wakes_of(alice, "laptop", "/job/woken", offset), what="the wake, again")
     events = [event for event in alice.events("/job/woken") if event["type"] == "inbox"]
     for event, number in zip(events[1:], (1, 2), strict=True):
