@@ -21,6 +21,8 @@ class Held:
         self.connection = HTTPConnection("127.0.0.1", server.port, timeout=60)
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         method = "GET" if body is None else "POST"
+        if body is not None:
+            named.setdefault("Content-Type", "application/json")
         self.connection.request(method, path, body, {**PRINCIPAL, **named})
 
     def answer(self) -> tuple[int, Any, Any]:
