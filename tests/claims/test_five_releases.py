@@ -12,7 +12,7 @@ import pytest
 from django.db import DatabaseError, connection
 
 from dispatch.models import Wake
-from tests.support import Api, Balancer, Claim, Database, Server
+from tests.support import Api, Balancer, Claim, Database, Server, Servers
 
 pytestmark = pytest.mark.postgres
 
@@ -47,15 +47,15 @@ def test_it_releases_on_another_server_than_the_one_that_was_killed(
     assert elsewhere.append({"type": "line"}, token=token).status == 401
 
 
-def test_it_releases_after_the_server_was_killed_and_restarted(server: Server):
-    claim = woken(server.client())
+def test_it_releases_after_the_server_was_killed_and_restarted(mortal: Server):
+    claim = woken(mortal.client())
     token = claim.mint()
-    server.kill()
-    server.start()
-    assert server.client().status() == "running"
+    mortal.kill()
+    mortal.start()
+    assert mortal.client().status() == "running"
     assert claim.append({"type": "line"}, token=token).status == 204
     assert claim.done().body == {"ok": True, "next_wake": False, "entity_cleared": True}
-    assert server.client().status() == "idle"
+    assert mortal.client().status() == "idle"
 
 
 # --- B: a newer wake has taken over -----------------------------------------------------------
@@ -159,9 +159,9 @@ def test_it_changes_nothing_when_any_statement_of_done_fails(
 
 
 def test_it_releases_on_the_retry_after_the_database_refused_the_next_wake(
-    server: Server, database: Database
+    mortal: Server, database: Database
 ):
-    api = server.client()
+    api = mortal.client()
     claim = woken(api)
     api.send()
     before = everything(database)
@@ -175,10 +175,10 @@ def test_it_releases_on_the_retry_after_the_database_refused_the_next_wake(
 
 
 def test_it_releases_on_the_retry_after_its_connection_was_killed_half_way(
-    server: Server, database: Database
+    mortal: Server, database: Database
 ):
     """The backend dies at COMMIT, when all the statements have succeeded."""
-    api = server.client()
+    api = mortal.client()
     claim = woken(api)
     api.send()
     before = everything(database)
@@ -199,11 +199,11 @@ def test_it_releases_on_the_retry_after_its_connection_was_killed_half_way(
     assert claim.done().body == {"ok": True, "next_wake": True, "entity_cleared": True}
 
 
-def test_it_answers_200_to_the_retry_of_a_done_whose_answer_was_lost(server: Server):
-    claim = woken(server.client())
+def test_it_answers_200_to_the_retry_of_a_done_whose_answer_was_lost(mortal: Server):
+    claim = woken(mortal.client())
     claim.done()
-    server.kill()
-    server.start()
+    mortal.kill()
+    mortal.start()
     for _ in range(2):
         answer = claim.done()
         assert answer.status == 200
@@ -223,12 +223,12 @@ def test_it_releases_a_claim_that_never_minted_a_write_token(server: Server):
 
 
 @pytest.mark.parametrize("epoch", [0, 2], ids=["older", "newer"])
-def test_it_fences_a_done_of_another_epoch(epoch: int, server: Server, database: Database):
+def test_it_fences_a_done_of_another_epoch(epoch: int, server: Server):
     claim = woken(server.client())
     token = claim.mint()
-    before = everything(database)
+    before = everything(server.database)
     assert claim.call({"done": True, "epoch": epoch}).error == "FENCED"
-    assert everything(database) == before
+    assert everything(server.database) == before
     assert server.client().status() == "running"
     assert claim.append({"type": "line"}, token=token).status == 204
     assert claim.done().body["entity_cleared"] is True
@@ -238,9 +238,9 @@ def test_it_fences_a_done_of_another_epoch(epoch: int, server: Server, database:
 
 
 @pytest.fixture
-def balancer(start_server: Callable[..., Server]) -> Iterator[Balancer]:
+def balancer(servers: Servers) -> Iterator[Balancer]:
     """One address for three servers; each request goes to the next."""
-    balancer = Balancer(*(start_server() for _ in range(3)))
+    balancer = Balancer(*servers.lend_some(3))
     yield balancer
     balancer.close()
 

@@ -129,10 +129,10 @@ def test_it_drains_before_it_stops(start_server: Callable[..., Server], hold: Ca
 
 @pytest.mark.postgres
 def test_it_is_gone_though_a_request_waits_for_a_lock(
-    server: Server, database: Database, hold: Callable[..., Held]
+    mortal: Server, database: Database, hold: Callable[..., Held]
 ):
-    make_idle(server.client())
+    make_idle(mortal.client())
     with database.hold("SELECT FROM dispatch_dispatchstate FOR UPDATE"):
-        hold(server, "/_electric/entities/agent/e1/send", b'{"payload": 1}')
+        hold(mortal, "/_electric/entities/agent/e1/send", b'{"payload": 1}')
         wait_until(database.waiting)
-        assert stop(server, "SIGTERM") < SOON_S
+        assert stop(mortal, "SIGTERM") < SOON_S
