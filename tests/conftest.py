@@ -12,7 +12,7 @@ from dispatch.streams import waiters
 from runners import tokens
 from tests.support import Api, Database, Server, Servers, migrated_template
 
-PROCESSES = {"template", "upgraded", "chromium", "client"}
+PROCESSES = {"template", "database", "upgraded", "chromium", "client"}
 """Fixtures at the root of every process that tests start: its database, or itself."""
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -457,23 +458,31 @@ class Servers:
     def __init__(self, template: Database, folder: Path) -> None:
         self._template = template
         self._folder = folder
-        self._servers: dict[tuple[tuple[str, object], ...], Server] = {}
+        self._running: dict[tuple[tuple[str, object], ...], list[Server]] = defaultdict(list)
         self._open = ExitStack()
 
     def lend(self, **env: object) -> Server:
         """A server with this environment, whose database is empty, and which is not to be ended."""
-        key = tuple(sorted(env.items()))
-        if key not in self._servers:
-            self._servers[key] = self._start(env)
-        server = self._servers[key]
-        server.close_clients()
-        server.database.empty()
+        (server,) = self.lend_some(1, **env)
         return server
 
-    def _start(self, env: dict[str, object]) -> Server:
-        folder = self._folder / f"shared-{len(self._servers)}"
+    def lend_some(self, count: int, **env: object) -> list[Server]:
+        """Several on one database."""
+        running = self._running[tuple(sorted(env.items()))]
+        while len(running) < count:
+            running.append(self._start(env, running[0].database if running else None))
+        for server in running:
+            assert server.process is not None
+            assert server.process.poll() is None, "a test ended it: that takes a `mortal` one"
+            server.close_clients()
+        running[0].database.empty()
+        return running[:count]
+
+    def _start(self, env: dict[str, object], database: Database | None) -> Server:
+        folder = self._folder / secrets.token_hex(4)
         folder.mkdir()
-        database = self._open.enter_context(self._template.copy(folder))
+        if database is None:
+            database = self._open.enter_context(self._template.copy(folder))
         server = Server(database.url, folder / "server.log", {k: str(v) for k, v in env.items()})
         self._open.callback(server.close)
         server.start()

@@ -59,8 +59,7 @@ def fetch(page: Page, url: str, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
-def test_a_page_of_another_origin_sends_no_message(elsewhere, start_server, kind):
-    server = start_server()
+def test_a_page_of_another_origin_sends_no_message(elsewhere, server, kind):
     api = server.client(None)
     api.make_entity(runner_id=None)
     sent = fetch(
@@ -75,16 +74,14 @@ def test_a_page_of_another_origin_sends_no_message(elsewhere, start_server, kind
     assert [event["type"] for event in api.events()] == ["entity_created"]
 
 
-def test_nor_does_it_change_anything_without_a_body(elsewhere, start_server):
-    server = start_server()
+def test_nor_does_it_change_anything_without_a_body(elsewhere, server):
     api = server.client(None)
     api.register()
     fetch(elsewhere, f"{server.url}/_electric/runners/r1/disable", method="POST", mode="no-cors")
     assert api.get("/_electric/runners/r1").body["admin_status"] == "enabled"
 
 
-def test_nor_does_it_read_or_write_as_json(elsewhere, start_server):
-    server = start_server()
+def test_nor_does_it_read_or_write_as_json(elsewhere, server):
     api = server.client(None)
     api.make_entity(runner_id=None)
     json = {"Content-Type": "application/json"}

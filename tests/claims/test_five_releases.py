@@ -12,7 +12,7 @@ import pytest
 from django.db import DatabaseError, connection
 
 from dispatch.models import Wake
-from tests.support import Api, Balancer, Claim, Database, Server
+from tests.support import Api, Balancer, Claim, Database, Server, Servers
 
 pytestmark = pytest.mark.postgres
 
@@ -213,23 +213,23 @@ def test_it_answers_200_to_the_retry_of_a_done_whose_answer_was_lost(mortal: Ser
 # --- D: no write token was ever minted --------------------------------------------------------
 
 
-def test_it_releases_a_claim_that_never_minted_a_write_token(mortal: Server):
-    claim = woken(mortal.client())
+def test_it_releases_a_claim_that_never_minted_a_write_token(server: Server):
+    claim = woken(server.client())
     assert claim.done().body == {"ok": True, "next_wake": False, "entity_cleared": True}
-    assert mortal.client().status() == "idle"
+    assert server.client().status() == "idle"
 
 
 # --- E: a stale epoch -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("epoch", [0, 2], ids=["older", "newer"])
-def test_it_fences_a_done_of_another_epoch(epoch: int, mortal: Server, database: Database):
-    claim = woken(mortal.client())
+def test_it_fences_a_done_of_another_epoch(epoch: int, server: Server):
+    claim = woken(server.client())
     token = claim.mint()
-    before = everything(database)
+    before = everything(server.database)
     assert claim.call({"done": True, "epoch": epoch}).error == "FENCED"
-    assert everything(database) == before
-    assert mortal.client().status() == "running"
+    assert everything(server.database) == before
+    assert server.client().status() == "running"
     assert claim.append({"type": "line"}, token=token).status == 204
     assert claim.done().body["entity_cleared"] is True
 
@@ -238,9 +238,9 @@ def test_it_fences_a_done_of_another_epoch(epoch: int, mortal: Server, database:
 
 
 @pytest.fixture
-def balancer(start_server: Callable[..., Server]) -> Iterator[Balancer]:
+def balancer(servers: Servers) -> Iterator[Balancer]:
     """One address for three servers; each request goes to the next."""
-    balancer = Balancer(*(start_server() for _ in range(3)))
+    balancer = Balancer(*servers.lend_some(3))
     yield balancer
     balancer.close()
 

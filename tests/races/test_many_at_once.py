@@ -4,11 +4,12 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import cycle
 from typing import Any
 
 import pytest
 
-from tests.support import Claim, Database, HttpApi, Server
+from tests.support import Claim, HttpApi, Server, Servers
 
 pytestmark = [pytest.mark.postgres, pytest.mark.slow]
 
@@ -17,10 +18,15 @@ WAKES = 40
 
 
 @pytest.fixture(params=[1, 2], ids=["one server", "two servers"])
-def clients(request: Any, start_server: Callable[..., Server]) -> list[HttpApi]:
-    """A client for each claimer, on one server process or alternately on two."""
-    servers = [start_server(PULLWAKE_DB_POOL=40) for _ in range(request.param)]
-    return [servers[index % len(servers)].client() for index in range(CLAIMERS)]
+def serving(request: Any, servers: Servers) -> list[Server]:
+    """One server process, or two."""
+    return servers.lend_some(request.param, PULLWAKE_DB_POOL=40)
+
+
+@pytest.fixture
+def clients(serving: list[Server]) -> list[HttpApi]:
+    """A client for each claimer, of one server after the other."""
+    return [server.client() for server, _ in zip(cycle(serving), range(CLAIMERS), strict=False)]
 
 
 def all_at_once(calls: list[Callable[[], Any]]) -> list[Any]:
@@ -71,7 +77,7 @@ def test_it_never_holds_more_claims_than_its_limit(clients: list[HttpApi]):
 
 
 def test_it_carries_out_every_message_once_while_senders_and_dones_race(
-    clients: list[HttpApi], database: Database
+    clients: list[HttpApi], serving: list[Server]
 ):
     """16 send to four entities, 16 claim and finish what they get; no wake is lost or doubled."""
     entities, sends = 4, 10
@@ -111,6 +117,6 @@ def test_it_carries_out_every_message_once_while_senders_and_dones_race(
     finished = [claim for each in worked[16:] for claim in each]
     assert len(finished) == len(set(finished))
     counts = "SELECT sum(generation), sum(last_work_offset - cursor) FROM dispatch_dispatchstate"
-    assert database.execute(counts) == [(len(finished), 0)]
+    assert serving[0].database.execute(counts) == [(len(finished), 0)]
     statuses = "SELECT DISTINCT status FROM dispatch_wake"
-    assert database.execute(statuses) == [("claimed",)]
+    assert serving[0].database.execute(statuses) == [("claimed",)]

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.support import HttpApi, Server
+from tests.support import JSON, HttpApi, Server
 
 PRINCIPAL = {"Electric-Principal": "user:alice"}
 
@@ -20,6 +20,8 @@ class Held:
     ) -> None:
         self.connection = HTTPConnection("127.0.0.1", server.port, timeout=60)
         named = {name.replace("_", "-"): value for name, value in headers.items()}
+        if body is not None:
+            named.setdefault("Content-Type", JSON)
         method = "GET" if body is None else "POST"
         if body is not None:
             named.setdefault("Content-Type", "application/json")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.serving.conftest import Held, long_poll, make_idle, tail
-from tests.support import Database, HttpApi, Server, wait_until
+from tests.support import Database, HttpApi, Server, Servers, wait_until
 
 Hold = Callable[..., Held]
 
@@ -46,8 +46,8 @@ def test_it_delivers_a_wake_within_50_ms_of_the_send(server: Server, hold: Hold)
 
 
 @pytest.mark.postgres
-def test_it_delivers_what_another_server_took(start_server: Callable[..., Server], hold: Hold):
-    one, other = start_server(), start_server()
+def test_it_delivers_what_another_server_took(servers: Servers, hold: Hold):
+    one, other = servers.lend_some(2)
     assert_soon(hold, one, make_idle(other.client()))
 
 

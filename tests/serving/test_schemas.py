@@ -35,14 +35,14 @@ def test_a_check_that_would_not_end_keeps_nobody_waiting(server):
     assert during > 20
 
 
-def test_what_checks_ends_with_its_server(server):
-    api = server.client()
+def test_what_checks_ends_with_its_server(mortal):
+    api = mortal.client()
     body = {"name": "agent", "description": "", "creation_schema": {"type": "object"}}
     assert api.post("/_electric/entity-types", body).status == 201
     (checker,) = (
         each
-        for each in psutil.Process(server.process.pid).children(recursive=True)
+        for each in psutil.Process(mortal.process.pid).children(recursive=True)
         if "schema_checker" in " ".join(each.cmdline())
     )
-    server.stop()
+    mortal.stop()
     wait_until(lambda: not checker.is_running() or checker.status() == psutil.STATUS_ZOMBIE)
