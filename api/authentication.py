@@ -79,6 +79,8 @@ def _named(request: HttpRequest) -> Principal | None:
     header: str | None = request.META.get("HTTP_ELECTRIC_PRINCIPAL")
     if header is None:
         return None
+    if "," in header:  # what a server makes of two such headers; one in an id comes encoded
+        raise Unauthenticated("Electric-Principal was sent more than once.")
     try:
         return Principal.parse(header)
     except ValueError as exc:

@@ -1,7 +1,8 @@
 """The REST API of claims: a runner claims a wake, and its handler calls back."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import msgspec
 from django.http import HttpRequest, HttpResponse
 from msgspec import UNSET, Meta, UnsetType
 
@@ -10,7 +11,7 @@ from api.lists import base_url
 from api.openapi import documented
 from api.views import ApiView, RunnerResource
 from claims import lifecycle
-from core.bodies import Body, JsonObject, answer, decode, raw_body, read
+from core.bodies import Body, JsonObject, answer, clean_text, decode, raw_body, read
 from core.clock import iso
 from core.errors import InvalidRequest, Unauthenticated
 from core.principals import Principal
@@ -103,7 +104,7 @@ class Callback(Body, frozen=True, kw_only=True):
     acks: Annotated[list[Acked], Meta(max_length=1000)] | UnsetType = UNSET
     done: bool | UnsetType = UNSET
     failed: bool | UnsetType = UNSET
-    error: str | UnsetType = UNSET
+    error: Any = UNSET
 
 
 class CallbackAnswer(Body, frozen=True, kw_only=True):
@@ -194,7 +195,7 @@ class CallbackView(ApiView):
         if not token:
             raise Unauthenticated("A callback needs its claim token.")
         try:
-            body = decode(raw_body(request), Callback)
+            body = decode(raw_body(request), Callback, reports=["error"])
             credentials = _credentials(body, consumer_id, token)
             acks = _acks(body)
         except InvalidRequest:
@@ -214,6 +215,14 @@ def _credentials(body: Callback, consumer_id: str, token: str) -> lifecycle.Cred
     return lifecycle.Credentials(consumer_id, epoch, token, None if wake_id is UNSET else wake_id)
 
 
+def _error(reported: Any) -> str:
+    """A handler's error as it is kept: whatever it is, it never fails the call."""
+    if reported is UNSET or reported is None:
+        return ""
+    text = reported if isinstance(reported, str) else msgspec.json.encode(reported).decode()
+    return clean_text(text, lifecycle.MAX_ERROR)
+
+
 def _carry_out(
     body: Callback, credentials: lifecycle.Credentials, acks: list[lifecycle.Ack] | None
 ) -> CallbackAnswer:
@@ -225,7 +234,7 @@ def _carry_out(
             entity_cleared=release.entity_cleared,
         )
     if body.failed:
-        failure = lifecycle.fail(credentials, body.error or "")
+        failure = lifecycle.fail(credentials, _error(body.error))
         return CallbackAnswer(
             ok=True,
             entity_cleared=True,

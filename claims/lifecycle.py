@@ -407,11 +407,11 @@ def release(credentials: Credentials, acks: Sequence[Ack] | None = None) -> Rele
 def fail(credentials: Credentials, error: str = "") -> Failure:
     """The handler failed: end the claim, free the entity, and wake it again after a growing delay.
 
-    The cursor stays. See `_refusal` for errors.
+    The cursor stays; ``error`` is at most `MAX_ERROR` characters. See `_refusal` for errors.
     """
     with transaction.atomic():
         claim, state = _lock(credentials)
-        if not end(claim, state, Status.FAILED, error=error[:MAX_ERROR]):
+        if not end(claim, state, Status.FAILED, error=error):
             raise Fenced
         wake_next(claim, state)
     return Failure(state.retry_at)

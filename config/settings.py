@@ -2,8 +2,10 @@
 
 import ipaddress
 import os
+import secrets
 import socket
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -36,6 +38,20 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def _own_secret_key() -> str:
+    """This checkout's key for development mode, in var/: random, and nobody else's to read."""
+    VAR_DIR.mkdir(exist_ok=True)
+    path = VAR_DIR / "secret_key"
+    if not path.exists():
+        with tempfile.NamedTemporaryFile("w", dir=VAR_DIR) as file:  # of mode 600
+            file.write(secrets.token_urlsafe(50))
+            file.flush()
+            # Whole or not at all: another process may be starting, too, and the first one's stays.
+            with suppress(FileExistsError):
+                os.link(file.name, path)
+    return path.read_text()
+
+
 # --- Mode and secrets -------------------------------------------------------------------------
 
 PULLWAKE_MODE = env.str("PULLWAKE_MODE", "production")
@@ -57,7 +73,12 @@ if not SECRET_KEY:
             "python3 -c 'import secrets; print(secrets.token_urlsafe(50))'. "
             "For a trial on your own machine set PULLWAKE_MODE=development instead."
         )
-    SECRET_KEY = "development-only-and-public-so-never-in-production-mode-0123456789"  # noqa: S105
+    SECRET_KEY = _own_secret_key()
+if not DEVELOPMENT and (len(SECRET_KEY) < 50 or len(set(SECRET_KEY)) < 10):
+    raise ImproperlyConfigured(
+        "SECRET_KEY is too short or too simple for production mode; take 50 random characters, from: "
+        "python3 -c 'import secrets; print(secrets.token_urlsafe(50))'."
+    )
 
 PULLWAKE_PUBLIC_URL = env.str("PULLWAKE_PUBLIC_URL", "").rstrip("/")
 _public = urlsplit(PULLWAKE_PUBLIC_URL)

@@ -4,7 +4,7 @@ The Struct validates what comes in, shapes what goes out, and is what the OpenAP
 """
 
 import re
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
 
@@ -68,24 +68,32 @@ def raw_body(request: HttpRequest) -> bytes:
     return body
 
 
-def decode(raw: bytes, kind: type[T], *, any_text: bool = False) -> T:
+def clean_text(text: str, limit: int) -> str:
+    """A text that only reports, as a database can keep it: no NULs, ``limit`` characters."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")[:limit]
+
+
+def decode(raw: bytes, kind: type[T], *, any_text: bool = False, reports: Sequence[str] = ()) -> T:
     """The value of ``kind`` that this JSON says; unknown keys are passed over.
 
     Raises InvalidRequest for what is not JSON, is nested deeper than `MAX_DEPTH`, or is not of that
     kind; then its details name every bad field. No database takes half a surrogate pair or a NUL in
     a string: they are refused, too, but with ``any_text`` the first become U+FFFD, and the second
-    are left to the caller.
+    are left to the caller, for `clean_text`; the same for the top-level fields in ``reports``.
     """
     text = ""
     try:
         text = raw.decode()  # the decoder does not look into what it passes over
-        if any_text and "\\u" in text:
+        if (any_text or reports) and "\\u" in text:
             text = _ESCAPES.sub(_without_half, text)
         value = _decoded(text, kind)
         if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _is_deep(msgspec.json.decode(text)):
             raise InvalidRequest("The body is nested too deeply.")
         if not any_text and "\\u0000" in text:
-            details = list(_nuls(msgspec.json.decode(text), ""))
+            checked = msgspec.json.decode(text)
+            if isinstance(checked, dict):
+                checked = {name: each for name, each in checked.items() if name not in reports}
+            details = list(_nuls(checked, ""))
             if details:
                 raise InvalidRequest("A string holds a NUL character.", details=details)
     except msgspec.ValidationError as exc:

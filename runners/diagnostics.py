@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from core.bodies import JsonObject
+from core.bodies import JsonObject, clean_text
 
 MAX_TEXT = 4096
 """Characters of a diagnostic text; a longer one is cut, for an error's beginning tells most."""
@@ -30,12 +30,7 @@ def _boolean(value: Any) -> Any:
 def _text(value: Any) -> Any:
     if value is None:
         return None
-    # PostgreSQL takes no NUL in a string; the rest of the message is still worth keeping.
-    return (
-        value.replace("\0", "\N{REPLACEMENT CHARACTER}")[:MAX_TEXT]
-        if isinstance(value, str)
-        else _INVALID
-    )
+    return clean_text(value, MAX_TEXT) if isinstance(value, str) else _INVALID
 
 
 def _count(value: Any) -> Any:

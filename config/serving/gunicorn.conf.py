@@ -18,6 +18,8 @@ timeout = 30
 # The master waits for its workers' drain, and for what they finish after it.
 graceful_timeout = 5 + env.int("PULLWAKE_DRAIN_S", 0)
 control_socket_disable = True
+# A header must not serve the admin below another path.
+forwarder_headers = ""
 accesslog = None
 loglevel = "warning"
 

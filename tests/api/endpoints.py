@@ -81,6 +81,7 @@ ENDPOINTS = [
     Endpoint(
         "PATCH", f"{TYPE}/schemas", "owner", body={"inbox_schemas": {}}, names={"name": "doc"}
     ),
+    Endpoint("GET", "_electric/webhook-sources", "caller"),
     Endpoint("GET", WAKES, "owner"),
     Endpoint("HEAD", WAKES, "owner"),
     Endpoint("GET", MAIN, "reader"),

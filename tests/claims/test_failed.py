@@ -150,3 +150,29 @@ def test_a_move_to_another_runner_does_not_cut_the_delay_short(claim):
     end_delay()
     reaper.reap()
     assert [wake["generation"] for wake in claim.api.wakes("r2")] == [2]
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [
+        (b'"a\\u0000b"', "a\ufffdb"),
+        (b'"a\\ud800b"', "a\ufffdb"),
+        (b'"' + b"x" * 5000 + b'\\u0000"', "x" * 4096),
+        (b'{"reason":"down"}', '{"reason":"down"}'),
+        (b"null", ""),
+    ],
+)
+def test_whatever_the_error_is_it_does_not_fail_the_call(claim, error, kept):
+    body = b'{"epoch": 1, "failed": true, "error": ' + error + b"}"
+    path = f"/_electric/wake-callbacks/{claim.body['consumerId']}"
+    answer = claim.api.post(path, body, Electric_Claim_Token=claim.body["claimToken"])
+    assert answer.status == 200
+    row = ConsumerClaim.objects.get()
+    assert (row.status, row.error) == ("failed", kept)
+
+
+def test_a_nul_elsewhere_is_refused_and_changes_nothing(claim):
+    acks = [{"path": "/agent/e1/main\0", "offset": "-1"}]
+    answer = claim.call({"failed": True, "error": "\0", "acks": acks})
+    assert (answer.status, answer.error) == (400, "INVALID_REQUEST")
+    assert ConsumerClaim.objects.get().status == "active"

@@ -37,7 +37,7 @@ CONTRACT = (
     "PULLWAKE_RETENTION_DAYS",
 )
 OURS = ("PULLWAKE_CORS_ORIGINS", "PULLWAKE_DEVELOPMENT_ON_NETWORK")
-PRODUCTION = {"PULLWAKE_MODE": "production", "SECRET_KEY": "x" * 60}
+PRODUCTION = {"PULLWAKE_MODE": "production", "SECRET_KEY": "0123456789abcdef" * 4}
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_the_defaults(read):
 
 
 def test_production_mode_is_what_it_is_without_a_word(read):
-    assert read(SECRET_KEY="x" * 60)["DEVELOPMENT"] is False
+    assert read(SECRET_KEY="0123456789abcdef" * 4)["DEVELOPMENT"] is False
 
 
 @pytest.mark.parametrize("key", [{}, {"SECRET_KEY": ""}])
@@ -265,3 +265,18 @@ def test_a_production_server_that_has_no_name_says_so(settings, named, ids):
     assert [each.id for each in checks.check_hosts()] == ids
     settings.DEVELOPMENT = True
     assert checks.check_hosts() == []
+
+
+@pytest.mark.parametrize("key", ["short", "x" * 60, "development"])
+def test_production_mode_refuses_a_key_that_can_be_guessed(read, key):
+    with pytest.raises(ImproperlyConfigured, match="too short or too simple"):
+        read(SECRET_KEY=key)
+
+
+def test_development_mode_has_a_key_of_this_checkouts_own(read):
+    key = read(PULLWAKE_MODE="development")["SECRET_KEY"]
+    assert len(key) >= 50
+    assert read(PULLWAKE_MODE="development")["SECRET_KEY"] == key
+    kept = ROOT / "var" / "secret_key"
+    assert kept.read_text() == key
+    assert kept.stat().st_mode & 0o777 == 0o600

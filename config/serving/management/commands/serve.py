@@ -52,6 +52,8 @@ class Command(BaseCommand):
             call_command("migrate", verbosity=0)
         url = settings.PULLWAKE_PUBLIC_URL or f"http://{settings.HOST}:{settings.PORT}"
         admin = f"{url}{reverse('admin:index')}"
+        if not settings.DEVELOPMENT:
+            _retire_developer()
         if settings.DEVELOPMENT:
             admin = f"{url}{_login_path()}   (logs you in, once)"
             self.stdout.write(
@@ -83,11 +85,21 @@ def _pullwake() -> str:
     return os.path.relpath(beside) if beside.exists() else "pullwake"
 
 
+def _retire_developer() -> None:
+    """The developer of development mode, who has no password, does not outlive it."""
+    get_user_model()._default_manager.filter(username="developer", password="").update(
+        is_active=False
+    )
+
+
 def _login_path() -> str:
     users = get_user_model()._default_manager
     developer, _ = users.get_or_create(
         username="developer", defaults={"is_staff": True, "is_superuser": True}
     )
+    if not developer.is_active:
+        developer.is_active = True
+        developer.save(update_fields=["is_active"])
     token = default_token_generator.make_token(developer)
     return reverse("login-once", kwargs={"token": token})
 
