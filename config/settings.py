@@ -76,7 +76,7 @@ if not SECRET_KEY:
     SECRET_KEY = _own_secret_key()
 if not DEVELOPMENT and (len(SECRET_KEY) < 50 or len(set(SECRET_KEY)) < 10):
     raise ImproperlyConfigured(
-        "SECRET_KEY is too short or too simple for production mode; take 50 random characters, from: "
+        "SECRET_KEY is too short or too simple for production mode; take 50 characters from: "
         "python3 -c 'import secrets; print(secrets.token_urlsafe(50))'."
     )
 

@@ -40,14 +40,14 @@ def callback(claim: Claim) -> str:
 
 
 @pytest.fixture
-def servers(start_server: Callable[..., Server]) -> list[Server]:
+def pair(start_server: Callable[..., Server]) -> list[Server]:
     return [start_server(PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS=IDLE_MS) for _ in range(2)]
 
 
 def test_other_entities_are_served_and_its_own_soon_again(
-    servers: list[Server], database: Database, hold: Callable[..., Held]
+    pair: list[Server], database: Database, hold: Callable[..., Held]
 ):
-    frozen, healthy = servers
+    frozen, healthy = pair
     api = healthy.client()
     api.register()
     for name in ("e1", "e2"):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.serving.conftest import Held, long_poll, make_idle, tail
-from tests.support import Database, Server, wait_until
+from tests.support import Server, wait_until
 
 SOON_S = 2.0
 
@@ -128,11 +128,10 @@ def test_it_drains_before_it_stops(start_server: Callable[..., Server], hold: Ca
 
 
 @pytest.mark.postgres
-def test_it_is_gone_though_a_request_waits_for_a_lock(
-    mortal: Server, database: Database, hold: Callable[..., Held]
-):
-    make_idle(mortal.client())
+def test_it_is_gone_though_a_request_waits_for_a_lock(mortal: Server, hold: Callable[..., Held]):
+    server, database = mortal, mortal.database
+    make_idle(server.client())
     with database.hold("SELECT FROM dispatch_dispatchstate FOR UPDATE"):
-        hold(mortal, "/_electric/entities/agent/e1/send", b'{"payload": 1}')
+        hold(server, "/_electric/entities/agent/e1/send", b'{"payload": 1}')
         wait_until(database.waiting)
-        assert stop(mortal, "SIGTERM") < SOON_S
+        assert stop(server, "SIGTERM") < SOON_S
