@@ -478,7 +478,7 @@ def end(
     claim.status = status
     state.active_epoch = None
     transaction.on_commit(partial(logger.info, "claim ended: %s", status, extra=_facts(claim)))
-    if status != Status.FENCED:  # a fence is the entity's end
+    if state.signals_open and status != Status.FENCED:  # a fence is the entity's end
         signals.complete(state, claim.delivered_offset)
     if status == Status.RELEASED and not stalled:
         state.failures = 0

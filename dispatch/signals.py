@@ -134,10 +134,9 @@ def _handled(state: DispatchState, *, changed: bool, before: str, after: str) ->
 def complete(state: DispatchState, since: int) -> None:
     """At the end of a claim: what the SIGSTOPs and SIGTERMs that its handler left unhandled did.
 
-    They lie past the offset ``since``. Without this the next handler would heed them.
+    They lie past the offset ``since``, and there are some where ``signals_open``. Without this the
+    next handler would heed them.
     """
-    if not state.signals_open:
-        return
     state.signals_open = False
     left: dict[str, str] = {}
     written = StreamEvent.objects.filter(

@@ -2,12 +2,10 @@
 
 from django.apps import AppConfig
 
+from config.serving import checks  # noqa: F401  importing them registers them
+
 
 class ServingConfig(AppConfig):
     """Serving."""
 
     name = "config.serving"
-
-    def ready(self) -> None:
-        """Register the checks."""
-        from config.serving import checks  # noqa: F401
