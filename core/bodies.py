@@ -84,8 +84,11 @@ def decode(raw: bytes, kind: type[T], *, any_text: bool = False, reports: Sequen
     text = ""
     try:
         text = raw.decode()  # the decoder does not look into what it passes over
-        if (any_text or reports) and "\\u" in text:
+        if any_text and "\\u" in text:
             text = _ESCAPES.sub(_without_half, text)
+        elif reports and "\\u" in text:
+            # Half a pair is a NUL from here on: kept where it is reported, refused elsewhere.
+            text = _ESCAPES.sub(_with_nul, text)
         value = _decoded(text, kind)
         if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _is_deep(msgspec.json.decode(text)):
             raise InvalidRequest("The body is nested too deeply.")
@@ -132,6 +135,10 @@ def answer(body: object, status: int = 200, headers: dict[str, str] | None = Non
     return HttpResponse(
         msgspec.json.encode(body), status=status, content_type="application/json", headers=headers
     )
+
+
+def _with_nul(escape: re.Match[str]) -> str:
+    return escape[0] if escape[1] is None else "\\u0000"
 
 
 def _without_half(escape: re.Match[str]) -> str:

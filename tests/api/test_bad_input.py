@@ -349,7 +349,6 @@ TEXTS = [
     (f"POST /{RUNNER}/heartbeat", '{"wake_stream_offset": {TEXT}}'),
     (f"POST /{RUNNER}/claim", '{"subscription_id": {TEXT}}'),
     (f"POST /{CALLBACK}", '{"epoch": 1, "wakeId": {TEXT}}'),
-    (f"POST /{CALLBACK}", '{"epoch": 1, "failed": true, "error": {TEXT}}'),
     (f"POST /{CALLBACK}", '{"epoch": 1, "acks": [{"path": {TEXT}, "offset": "-1"}]}'),
     (f"POST /{CALLBACK}", '{"epoch": 1, "acks": [{"path": "/agent/e1/main", "offset": {TEXT}}]}'),
     (f"PUT /{ENTITY}", '{"args": {"a": {TEXT}}}'),

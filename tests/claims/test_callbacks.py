@@ -103,7 +103,6 @@ BAD = [
     {"epoch": 1, "acks": [{"path": "/agent/e1/main", "offset": "7"}]},
     {"epoch": 1, "done": True, "acks": [{"path": "/agent/e1/main", "offset": "now"}]},
     {"epoch": 1, "wakeId": 7},
-    {"epoch": 1, "failed": True, "error": 7},
 ]
 
 

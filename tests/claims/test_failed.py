@@ -159,6 +159,7 @@ def test_a_move_to_another_runner_does_not_cut_the_delay_short(claim):
         (b'"a\\ud800b"', "a\ufffdb"),
         (b'"' + b"x" * 5000 + b'\\u0000"', "x" * 4096),
         (b'{"reason":"down"}', '{"reason":"down"}'),
+        (b"7", "7"),
         (b"null", ""),
     ],
 )
@@ -171,8 +172,10 @@ def test_whatever_the_error_is_it_does_not_fail_the_call(claim, error, kept):
     assert (row.status, row.error) == ("failed", kept)
 
 
-def test_a_nul_elsewhere_is_refused_and_changes_nothing(claim):
-    acks = [{"path": "/agent/e1/main\0", "offset": "-1"}]
-    answer = claim.call({"failed": True, "error": "\0", "acks": acks})
+@pytest.mark.parametrize("bad", [b"\\u0000", b"\\ud800"])
+def test_what_no_database_keeps_is_refused_elsewhere_and_changes_nothing(claim, bad):
+    body = b'{"epoch": 1, "failed": true, "error": "%s", "wakeId": "%s"}' % (bad, bad)
+    path = f"/_electric/wake-callbacks/{claim.body['consumerId']}"
+    answer = claim.api.post(path, body, Electric_Claim_Token=claim.body["claimToken"])
     assert (answer.status, answer.error) == (400, "INVALID_REQUEST")
     assert ConsumerClaim.objects.get().status == "active"
