@@ -22,6 +22,7 @@ from api.throttles import Hold, Released, caller_key, held
 from api.views import ApiView, RunnerResource, hand_back
 from claims import acting, writes
 from core.bodies import JsonObject, decode, parameter, raw_body
+from core.database import is_passing
 from core.errors import (
     Forbidden,
     InvalidRequest,
@@ -38,6 +39,7 @@ from dispatch.streams.reads import Page, Source
 
 SSE_LENGTH_S = 60.0
 _SSE_KEEPALIVE_S = 15.0
+_RETRY_S = 0.5
 
 _CURSOR_EPOCH = datetime(2024, 10, 9, tzinfo=UTC)
 _CURSOR_INTERVAL_S = 20
@@ -259,10 +261,21 @@ def _sse(source: Source, after: int, cursor: str | None, place: Hold) -> Streami
 def _wait(source: Source, after: int, patience_s: float) -> Page:
     """What lies past ``after``, as soon as something does; nothing after ``patience_s`` seconds."""
     deadline = time.monotonic() + patience_s
+    page: Page | None = None
     with waiters.hub.waiter(source.key) as grown:
         while True:
             grown.clear()
-            page = source.read(after)
+            try:
+                page = source.read(after)
+            except Exception as exc:
+                if page is None or not is_passing(exc) or time.monotonic() >= deadline:
+                    raise
+                # It waited already when the database went away, and may wait for it to come back.
+                hand_back()
+                grown.wait(_RETRY_S)
+                if waiters.hub.closing:
+                    return page
+                continue
             remaining = deadline - time.monotonic()
             if page.events or page.closed or page.next_offset < after or remaining <= 0:
                 return page

@@ -87,9 +87,11 @@ def _pullwake() -> str:
 
 def _retire_developer() -> None:
     """The developer of development mode, who has no password, does not outlive it."""
-    get_user_model()._default_manager.filter(username="developer", password="").update(
-        is_active=False
+    developer = get_user_model()._default_manager.filter(
+        username="developer", password="", is_active=True
     )
+    if developer.exists():  # a standby takes no update
+        developer.update(is_active=False)
 
 
 def _login_path() -> str:
