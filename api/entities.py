@@ -292,7 +292,8 @@ class SendView(ActorView):
         body = read(request, NewMessage)
         entity = self.entity(type_name, name)
         agent = body.from_agent or None
-        if agent is not None and not (agent == self.actor.url or self.caller.kind == "agent"):
+        handled = self.actor.url if self.actor.claim is not None else None
+        if agent not in (None, handled) and self.caller.kind != "agent":
             raise InvalidRequest.field(
                 "/from_agent", "believed only with that entity's write token, or of an agent"
             )

@@ -17,32 +17,31 @@ from dispatch.streams import producers
 
 NOT_THE_HOLDER = "The token is not one of the entity's active claim."
 
-_HELD_BY = Select(
-    lambda: (
-        ConsumerClaim.objects.active()
-        .filter(write_token_hash=Param("token_hash"))
-        .select_related("entity", "runner")
+
+def _by_write_token(*related: str) -> Select[ConsumerClaim]:
+    return Select(
+        lambda: (
+            ConsumerClaim.objects.active()
+            .filter(write_token_hash=Param("token_hash"))
+            .select_related(*related)
+        )
     )
-)
+
+
+_CLAIM_OF = _by_write_token("entity", "runner")
 
 
 def claim_of(token: str) -> ConsumerClaim | None:
     """The active claim that has this write token, with its entity and its runner, or None."""
-    return _HELD_BY.first(token_hash=hash_secret(token))
+    return _CLAIM_OF.first(token_hash=hash_secret(token))
 
 
-_WRITING = Select(
-    lambda: (
-        ConsumerClaim.objects.active()
-        .filter(write_token_hash=Param("token_hash"))
-        .select_related("entity")
-    )
-)
+_HOLDER = _by_write_token("entity")
 
 
 def require_holder(entity: Entity, token: str) -> ConsumerClaim:
     """The entity's active claim. Raises Unauthenticated unless the token is its write token."""
-    claim = _WRITING.first(token_hash=hash_secret(token))
+    claim = _HOLDER.first(token_hash=hash_secret(token))
     if claim is None or claim.entity != entity:
         raise Unauthenticated(NOT_THE_HOLDER)
     return claim

@@ -153,8 +153,8 @@ def create(
 
     Raises, in this order: Forbidden where the type is registered and not open to the caller;
     NotFound for a parent, Forbidden for one that is not the caller's to act on; the same for the
-    runner; InvalidRequest where args, message or sandbox are not what is asked for;
-    RateLimited past PULLWAKE_MAX_ENTITIES; DuplicateUrl.
+    runner; InvalidRequest where args, message or sandbox are not what is asked for; DuplicateUrl;
+    RateLimited past PULLWAKE_MAX_ENTITIES.
     """
     url = f"/{type_name}/{name}"
     entity_type = types.find(type_name)
@@ -171,8 +171,6 @@ def create(
         types.check_message(entity_type, message.payload, message.type, "/initialMessage")
     _require_room(tags)
     sandbox = _resolve(sandbox, above, runner)
-    own = Entity.objects.filter(created_by=caller.url)
-    quotas.take("entities", settings.PULLWAKE_MAX_ENTITIES, caller.url, own.count)
     with transaction.atomic():
         if target is not None:  # again, for it may have changed hands, and now it is locked
             runner = target.check(registry.lock(target.runner_id))
@@ -191,6 +189,8 @@ def create(
                 )
         except IntegrityError:
             raise DuplicateUrl(f"{url} exists.") from None
+        others = Entity.objects.filter(created_by=caller.url).exclude(pk=entity.pk)
+        quotas.take("entities", settings.PULLWAKE_MAX_ENTITIES, caller.url, others.count)
         state = wakes.begin(entity, runner)
         txid = new_txid()
         log.append(state, _created_events(entity, entity_type, state.now, txid))

@@ -85,6 +85,7 @@ def test_entities(alice, bob, settings):
     alice.make_entity("/agent/e1", None)
     assert refused(alice("PUT", f"{ENTITIES}/agent/e2", {}))
     assert Entity.objects.count() == 1
+    assert alice("PUT", f"{ENTITIES}/agent/e1", {}).error == "DUPLICATE_URL"
     bob.make_entity("/agent/e2", None)
 
 

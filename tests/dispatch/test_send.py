@@ -102,7 +102,8 @@ def test_an_agent_is_believed_only_with_its_write_token_or_of_an_agent(woken):
     woken.send()
     handler = Api(Electric_Claim_Token=woken.claim().mint())
     handler.send(from_agent="/agent/e1")
-    for api, named in ((woken, "/agent/e1"), (handler, "/agent/e2")):
+    own = "/principal/user%3Aalice"  # it is the caller's, and no agent's
+    for api, named in ((woken, "/agent/e1"), (handler, "/agent/e2"), (woken, own)):
         answer = api.post(SEND, {"payload": 1, "from_agent": named})
         assert (answer.status, answer.error) == (400, "INVALID_REQUEST")
     agent = Api("agent:smith")
