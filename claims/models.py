@@ -7,7 +7,7 @@ from django.db.models import Case, Exists, F, OuterRef, Q, Value, When
 from django.db.models.functions import Greatest, Now
 
 from dispatch.models import Entity
-from runners.models import Runner
+from runners.models import JSON, Runner
 
 
 class OrphanReason(models.TextChoices):
@@ -147,6 +147,7 @@ class ConsumerClaim(models.Model):
     now: datetime  # of `core.clock.with_now`
 
     class Meta:
+        required_db_features = JSON
         verbose_name = "claim"
         default_permissions = ("view",)
         permissions = [("expire_consumerclaim", "Can take claims back")]

@@ -12,7 +12,7 @@ from django.db import models
 from django.db.models import Count, F, OuterRef, Q, Subquery
 from django.db.models.functions import Coalesce, Now
 
-from runners.models import PrincipalField, Runner, canonical
+from runners.models import JSON, PrincipalField, Runner, canonical
 
 
 def subscription_key(url: str) -> str:
@@ -49,6 +49,7 @@ class EntityType(models.Model):
     updated_at = models.DateTimeField(db_default=Now())
 
     class Meta:
+        required_db_features = JSON
         default_permissions = ("view",)
         permissions = [
             ("transfer_entitytype", "Can transfer entity types"),
@@ -104,6 +105,7 @@ class Entity(models.Model):
     objects = EntityQuerySet.as_manager()
 
     class Meta:
+        required_db_features = JSON
         verbose_name_plural = "entities"
         default_permissions = ("view",)
         permissions = [

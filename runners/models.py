@@ -13,6 +13,13 @@ from django.db.models.lookups import Exact
 
 from core.principals import MAX_URL_LENGTH, URL_CHARACTERS, URL_PREFIX, Principal
 
+JSON = ["supports_json_field"]
+"""What a model with a JSON column requires of a database, so that nobody asks the database for it.
+
+The checks of Django 6.1 would, before every command, in a transaction: on SQLite that waits for
+whoever writes, and after ten seconds says that SQLite has no JSON.
+"""
+
 
 class PrincipalField(models.CharField):  # type: ignore[type-arg]
     """The canonical URL of a principal."""
@@ -92,6 +99,7 @@ class Runner(models.Model):
     now: datetime  # of `core.clock.with_now`
 
     class Meta:
+        required_db_features = JSON
         default_permissions = ("view", "delete")
         permissions = [
             ("enable_runner", "Can enable runners"),
@@ -141,6 +149,7 @@ class RunnerLiveness(models.Model):
     diagnostics = models.JSONField(null=True)
 
     class Meta:
+        required_db_features = JSON
         default_permissions = ()
         verbose_name_plural = "runner liveness"
 

@@ -1,7 +1,6 @@
 """What the tests of commands begin with: rows in a database of their own, and processes on it."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -89,19 +88,10 @@ class Process:
         self.process.send_signal(number)
         return self.process.wait(15)
 
-    def catches(self, number: int) -> bool:
-        """Whether it has a handler of its own for the signal."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        (caught,) = re.findall(r"^SigCgt:\s*(\w+)$", status, re.MULTILINE)
-        return bool(int(caught, 16) >> (number - 1) & 1)
-
     def is_at(self, database: Database) -> bool:
         """Whether it uses the database: on PostgreSQL, whether it waits for a lock there."""
         assert self.process.poll() is None, self.said
         if database.path is not None:
-            # Django 6 opens it for its checks already, before the command begins.
-            if not self.catches(signal.SIGTERM):
-                return False
             opened = psutil.Process(self.process.pid).open_files()
             return any(each.path == str(database.path) for each in opened)
         return database.waiting() > 0
