@@ -7,10 +7,12 @@ state, which knows the epoch of the claim that holds the entity.
 
 import hashlib
 from datetime import datetime
+from typing import Any
 
 from django.db import models
 from django.db.models import Count, F, OuterRef, Q, Subquery
 from django.db.models.functions import Coalesce, Now
+from django.db.models.lookups import Exact
 
 from runners.models import JSON, PrincipalField, Runner, canonical
 
@@ -401,6 +403,22 @@ class Wake(models.Model):
 
     def __str__(self) -> str:
         return self.wake_id
+
+
+@models.BooleanField.register_lookup
+class ExactBoolean(Exact):
+    """A boolean column by itself, as Django 5.2 writes it on every database.
+
+    On SQLite Django 6.1 compares it with 1, and an index serves only conditions written as its own
+    is: ``event_work``, made under the one, would be of no use under the other.
+    """
+
+    def as_sql(self, compiler: Any, connection: Any) -> tuple[str, Any]:
+        """``work``, or ``NOT work``."""
+        if not isinstance(self.rhs, bool):
+            return super().as_sql(compiler, connection)
+        column, params = self.process_lhs(compiler, connection)
+        return (column if self.rhs else f"NOT {column}"), params
 
 
 class StreamEvent(models.Model):

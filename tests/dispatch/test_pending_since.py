@@ -4,10 +4,13 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.db.models import F
 from django.db.models.functions import Now
+from django.test.utils import CaptureQueriesContext
 
 from dispatch.models import DispatchState, Entity, StreamEvent
+from dispatch.wakes import oldest_work
 
 
 @pytest.fixture
@@ -70,3 +73,19 @@ def test_it_is_over_once_it_is_acknowledged(entity):
     entity.claim().done()
     assert pending_offset() is None
     assert DispatchState.objects.filter(cursor=F("tail")).exists()
+
+
+@pytest.mark.sqlite
+def test_its_index_serves_sqlite_under_either_django(entity):
+    """One database may be made under 5.2 and used under 6.1: both write the condition alike."""
+    entity.send()
+    state = DispatchState.objects.get()
+    with CaptureQueriesContext(connection) as asked:
+        DispatchState.objects.with_pending_since().get()
+        assert oldest_work(state, state.cursor) is not None
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT sql FROM sqlite_master WHERE name = 'event_work'")
+        assert cursor.fetchone()[0].endswith('WHERE "work"')
+        for each in asked.captured_queries:
+            cursor.execute(f"EXPLAIN QUERY PLAN {each['sql']}")
+            assert "USING INDEX event_work" in str(cursor.fetchall()), each["sql"]
