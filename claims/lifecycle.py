@@ -238,10 +238,10 @@ def _make_claimable(state: DispatchState) -> PullwakeError | None:
 
 _ADD = Insert(
     ConsumerClaim,
-    # Not the time of a statement that began to wait for a lock: a lease is a whole one.
-    claimed_at=ClockNow(),
+    # The time of this statement, which waits for no lock: a lease is a whole one.
+    claimed_at=Now(),
     lease_expires_at=ExpressionWrapper(
-        ClockNow() + Param("lease", ConsumerClaim._meta.get_field("lease")), DateTimeField()
+        Now() + Param("lease", ConsumerClaim._meta.get_field("lease")), DateTimeField()
     ),
 )
 

@@ -242,7 +242,8 @@ async def test_the_server_is_killed_and_started_again(
     """SIGKILL while one runner streams, one works, one works on a short lease, and two claim.
 
     One claim is cut off before the server has heard of it, and one after it was granted, with the
-    answer lost: asked again, the server that came back answers the same claim.
+    answer lost: asked again, the server that came back answers the same claim, long before its
+    lease runs out.
     """
     server = mortal
     api = server.client(None)
@@ -279,7 +280,7 @@ async def test_the_server_is_killed_and_started_again(
             "works": start_runner(server.url, gated, runner_id="works"),
             "lapses": start_runner(server.url, gated, *short, runner_id="lapses"),
             "asks": start_runner(asking.url, DO, runner_id="asks"),
-            "granted": start_runner(granting.url, DO, *short, runner_id="granted"),
+            "granted": start_runner(granting.url, DO, runner_id="granted"),
         }
         for name, runner in runners.items():
             await runner.says("connected to")
