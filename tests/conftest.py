@@ -12,6 +12,9 @@ from dispatch.streams import waiters
 from runners import tokens
 from tests.support import Api, Database, Server, Servers, migrated_template
 
+# Else each client of the pages first reads through all static files: longer than a test takes.
+settings.WHITENOISE_AUTOREFRESH = True
+
 PROCESSES = {"template", "database", "upgraded", "chromium", "client"}
 """Fixtures at the root of every process that tests start: its database, or itself."""
 
@@ -30,6 +33,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, reason in lacks.items():
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=str(reason)))
+    # Files that wait for processes first, so that no worker is left alone with them at the end.
+    waiting = {item.path for item in items if item.get_closest_marker("server")}
+    items.sort(key=lambda item: item.path not in waiting)
 
 
 @pytest.fixture(scope="session")
