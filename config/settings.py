@@ -224,6 +224,26 @@ else:
             "reconnect_timeout": 2,
         },
     }
+    # A cursor of the server's own would outlive its session.
+    _database["DISABLE_SERVER_SIDE_CURSORS"] = bool(PULLWAKE_LISTEN_URL)
+    # What differs at the database's own address (config/serving/direct.py). Migrations take as long
+    # as they need, but requests queue up behind one that waits for a lock, so it waits for less.
+    _own = env.db_url_config(PULLWAKE_LISTEN_URL) if PULLWAKE_LISTEN_URL else {"OPTIONS": _given}
+    _said = _own.get("OPTIONS", {})
+    _migrating = {
+        "lock_timeout": min(PULLWAKE_LOCK_TIMEOUT_MS or 2_000, 2_000),
+        "statement_timeout": 0,
+        "idle_in_transaction_session_timeout": 0,
+    }
+    _options = [*(f"-c {name}={value}" for name, value in _migrating.items())]
+    DIRECT_DATABASE = {
+        **_own,
+        "OPTIONS": {
+            **_vigilance,
+            **_said,
+            "options": " ".join([*_options, _said.get("options", "")]).rstrip(),
+        },
+    }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # --- Django -----------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Fixtures for every test: an API client in process, and real servers on real databases."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from django.conf import settings
 
 from dispatch.streams import waiters
 from runners import tokens
+from tests.proxies import PROGRAMS, found
 from tests.support import Api, Database, Server, Servers, migrated_template
 
 # Else each client of the pages first reads through all static files: longer than a test takes.
@@ -25,6 +27,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "postgres": settings.SQLITE and "needs PostgreSQL (make test-postgres)",
         "sqlite": not settings.SQLITE and "needs SQLite (make test-sqlite)",
         "browser": not shutil.which("chromium") and "needs Chromium",
+        # Where CI comes without them, they fail.
+        "proxy": not (os.environ.get("CI") or all(map(found, PROGRAMS)))
+        and f"needs {', '.join(PROGRAMS)}",
         "interop": not (shutil.which("node") and shutil.which("npm")) and "needs Node.js and npm",
     }
     for item in items:

@@ -392,11 +392,17 @@ class Server:
     """A server process: what `make run` runs, on a port of its own."""
 
     def __init__(
-        self, database_url: str, log: Path, env: dict[str, str], tls: ssl.SSLContext | None = None
+        self,
+        database_url: str,
+        log: Path,
+        env: dict[str, str],
+        tls: ssl.SSLContext | None = None,
+        arguments: tuple[str, ...] = (),
     ) -> None:
         self.port = free_port()
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
         self.trusted = tls or True
+        self.arguments = arguments
         self.log = log
         self.env = {
             **os.environ,
@@ -412,7 +418,7 @@ class Server:
         """Start it, again on the same port if it ran before, and wait until it is ready."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "manage.py", "serve"],
+                [sys.executable, "manage.py", "serve", *self.arguments],
                 cwd=ROOT,
                 env=self.env,
                 stdout=log,
