@@ -23,7 +23,7 @@ from core.clock import epoch_ms
 from core.errors import DuplicateUrl, InvalidRequest
 from core.identifiers import is_id
 from core.principals import Principal
-from dispatch import entities, signals, types
+from dispatch import entities, inbox, signals, types
 from dispatch.models import Entity
 
 Tags = dict[
@@ -81,16 +81,28 @@ class EntityBody(Body, frozen=True, kw_only=True):
     externally_writable_collections: JsonObject | UnsetType = UNSET
 
 
+Mode = Literal["immediate", "queued", "paused", "steer"]
+
+
 class NewMessage(Body, frozen=True, kw_only=True):
     """A message; ``from`` and ``from_principal`` are the server's to say, and passed over."""
 
     payload: Any
     key: Key | UnsetType = UNSET
     type: Key | UnsetType = UNSET
-    mode: Literal["immediate", "queued", "paused", "steer"] | UnsetType = UNSET
+    mode: Mode | UnsetType = UNSET
     position: Key | UnsetType = UNSET
     from_agent: EntityUrl | UnsetType = UNSET
     afterMs: Annotated[float, Meta(le=0)] | UnsetType = UNSET  # noqa: N815
+
+
+class MessageChange(Body, frozen=True, kw_only=True):
+    """What is to be changed of a message."""
+
+    payload: Any = UNSET
+    mode: Mode | UnsetType = UNSET
+    position: Key | UnsetType = UNSET
+    status: Literal["pending", "processed", "cancelled"] | UnsetType = UNSET
 
 
 class Sent(Body, frozen=True, kw_only=True):
@@ -308,6 +320,27 @@ class SendView(ActorView):
             agent=agent,
         )
         return answer(Sent(txid=entities.send(entity, message)))
+
+
+class InboxView(ActorView):
+    """/_electric/entities/:type/:id/inbox/:key"""
+
+    authentication_classes = (ActingHandlerAuthentication,)
+
+    @documented("Edit a message", body=MessageChange, answers={200: Sent}, errors=[409])
+    def patch(self, request: HttpRequest, type_name: str, name: str, key: str) -> HttpResponse:
+        """Change what is given of a message that was sent."""
+        body = read(request, MessageChange)
+        given = {each: getattr(body, each) for each in body.__struct_fields__}
+        change = {each: value for each, value in given.items() if value is not UNSET}
+        if not change:
+            raise InvalidRequest("There is nothing to change: payload, mode, position or status.")
+        return answer(Sent(txid=inbox.edit(self.entity(type_name, name), key, change)))
+
+    @documented("Delete a message", answers={200: Sent}, errors=[409])
+    def delete(self, request: HttpRequest, type_name: str, name: str, key: str) -> HttpResponse:
+        """It is not to be done any more, if nobody has taken it yet."""
+        return answer(Sent(txid=inbox.delete(self.entity(type_name, name), key)))
 
 
 class SignalView(ActorView):

@@ -432,7 +432,7 @@ def _deliver(state: DispatchState, message: Message) -> str:
     if message.mode in work.QUEUED_MODES:
         value["status"] = "pending"
         if position is None:
-            position = f"{epoch_ms(state.now):016d}:a0"
+            position = end_of_queue(state)
     else:
         value |= {"status": "processed", "processed_at": iso(state.now)}
     optional = {
@@ -445,10 +445,15 @@ def _deliver(state: DispatchState, message: Message) -> str:
     key = message.key if message.key is not None else new_id("msg")
     headers = {"operation": "insert", "txid": txid}
     event = {"type": "inbox", "key": key, "value": value, "headers": headers}
-    log.append(state, [event], message_key=message.key)
+    log.append(state, [event], message_key=key)
     # News is worth a try at once, whatever failed before.
     state.retry_at = None
     return txid
+
+
+def end_of_queue(state: DispatchState) -> str:
+    """The position of a message that is queued now."""
+    return f"{epoch_ms(state.now):016d}:a0"
 
 
 def _created_events(
