@@ -13,18 +13,18 @@ from api.acting import (
     Actor,
     HandlerAuthentication,
 )
-from api.fields import RESERVED_TYPES, DispatchPolicy, Key, known, policy_to
+from api.fields import RESERVED_TYPES, DispatchPolicy, Key, known, policy_to, principal_field
 from api.lists import answer_page
 from api.openapi import documented
 from api.views import ApiView, EntityResource
 from claims import endings
 from core.bodies import Body, JsonObject, answer, parameter, read
 from core.clock import epoch_ms
-from core.errors import DuplicateUrl, InvalidRequest
-from core.identifiers import is_id
+from core.errors import DuplicateUrl, Forbidden, InvalidRequest
+from core.identifiers import is_entity_url, is_id
 from core.principals import Principal
 from dispatch import entities, inbox, signals, types
-from dispatch.models import Entity
+from dispatch.models import STATUSES, Entity, EntityQuerySet
 
 Tags = dict[
     Annotated[str, Meta(min_length=1, max_length=256)], Annotated[str, Meta(max_length=4096)]
@@ -172,18 +172,48 @@ class EntitiesView(ApiView):
     @documented(
         "List the caller's entities",
         answers={200: list[EntityBody]},
-        parameters=["limit", "before"],
+        parameters=["type", "status", "parent", "created_by", "limit", "before"],
     )
     def get(self, request: HttpRequest) -> HttpResponse:
-        """The newest first; ``before`` an entity's url, those made before that one."""
-        found = entities.entities_of(self.caller)
+        """The newest first, of the type, status, parent and creator that are asked for.
+
+        ``before`` an entity's url: those made before that one.
+        """
+        own = entities.entities_of(self.caller)
+        found = _narrow(request, own, self.caller)
         before = parameter(request, "before")
         if before is not None:
-            last = found.filter(url=before).first()
+            last = own.filter(url=before).first()
             if last is None:
                 raise InvalidRequest.field("/before", "not the url of one of the caller's entities")
             found = found.filter(pk__lt=last.pk)
         return answer_page(request, found, entity_body, lambda each: ("before", each.url))
+
+
+def _narrow(request: HttpRequest, found: EntityQuerySet, caller: Principal) -> EntityQuerySet:
+    """Those of the caller's entities that the request asks for.
+
+    Raises InvalidRequest, and Forbidden for another creator than the caller.
+    """
+    asked_type = parameter(request, "type")
+    if asked_type is not None:
+        if not is_id(asked_type):
+            raise InvalidRequest.field("/type", "no entity type")
+        found = found.filter(type=asked_type)
+    status = parameter(request, "status")
+    if status is not None:
+        if status not in STATUSES:
+            raise InvalidRequest.field("/status", f"expected one of {', '.join(STATUSES)}")
+        found = found.with_status(status)
+    parent = parameter(request, "parent")
+    if parent is not None:
+        if not is_entity_url(parent):
+            raise InvalidRequest.field("/parent", "not the url of an entity")
+        found = found.filter(parent=parent)
+    creator = parameter(request, "created_by")
+    if creator is not None and principal_field(creator, "/created_by") != caller:
+        raise Forbidden("Entities are listed to their creator alone.")
+    return found
 
 
 class EntityView(EntityResource):

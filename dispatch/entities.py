@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 from django.conf import settings
 from django.db import IntegrityError, transaction
-from django.db.models import QuerySet
 from django.db.models.expressions import RawSQL
 from django.db.models.functions import Now
 
@@ -37,6 +36,7 @@ from dispatch import schemas, types, wakes
 from dispatch.models import (
     DispatchState,
     Entity,
+    EntityQuerySet,
     EntityType,
     StreamEvent,
     Wake,
@@ -491,7 +491,7 @@ def lock(entity: Entity) -> DispatchState:
     return state
 
 
-def entities_of(principal: Principal) -> QuerySet[Entity]:
+def entities_of(principal: Principal) -> EntityQuerySet:
     """The principal's entities, newest first, with their dispatch states."""
     own = Entity.objects.filter(created_by=principal.url)
     return own.select_related("dispatch_state").order_by("-pk")

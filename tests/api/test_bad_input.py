@@ -201,6 +201,10 @@ def test_no_accept_header_is_trouble(scene, endpoint):
 BAD_OFFSETS = ("", "nonsense", "%00", "-2", "1_1", f"{OFFSET}%0A", f"{OFFSET}_0")
 PARAMETERS = [
     (RUNNERS, "owner_principal", ("alice", "%00", ""), "user:alice"),
+    (ENTITIES, "type", ("", "a/b", "%00", ".."), "agent"),
+    (ENTITIES, "status", ("", "active", "%00", "Idle"), "idle"),
+    (ENTITIES, "parent", ("", "e1", "/agent", "/a/b/c", "%00", "/a/b%0A"), "/agent/e1"),
+    (ENTITIES, "created_by", ("", "alice", "/principal/alice", "%00"), "user:alice"),
     (ENTITIES, "before", ("nonsense", "%00", "", "/agent/e3"), "/agent/e2"),
     *(
         (stream, name, bad, good)
