@@ -65,14 +65,26 @@ class EntityType(models.Model):
         return self.name
 
 
+_CLAIMED = Q(dispatch_state__ended="", dispatch_state__active_epoch__isnull=False)
+_FREE = Q(dispatch_state__ended="", dispatch_state__active_epoch=None)
+
+STATUSES = {
+    "idle": _FREE & Q(dispatch_state__paused=False),
+    "running": _CLAIMED & Q(dispatch_state__stop_requested=False),
+    "stopping": _CLAIMED & Q(dispatch_state__stop_requested=True),
+    "paused": _FREE & Q(dispatch_state__paused=True),
+    "stopped": Q(dispatch_state__ended="stopped"),
+    "killed": Q(dispatch_state__ended="killed"),
+}
+"""What `DispatchState.status` computes of a state, as the condition that finds it."""
+
+
 class EntityQuerySet(models.QuerySet["Entity"]):
     """Entities, with what is computed of them."""
 
-    def running(self) -> "EntityQuerySet":
-        """With an active claim, and not asked to stop."""
-        return self.filter(
-            dispatch_state__active_epoch__isnull=False, dispatch_state__stop_requested=False
-        )
+    def with_status(self, status: str) -> "EntityQuerySet":
+        """Whose status is this one of `STATUSES`."""
+        return self.filter(STATUSES[status])
 
     def of(self, states: "DispatchStateQuerySet") -> "EntityQuerySet":
         """Whose dispatch state is one of these."""
