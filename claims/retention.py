@@ -8,7 +8,7 @@ from django.conf import settings
 from django.db.models import QuerySet
 from django.db.models.functions import Now
 
-from claims.models import ConsumerClaim
+from claims.models import ConsumerClaim, DeadLetter
 from dispatch.models import StreamEvent, Wake
 
 BATCH = 1000
@@ -16,7 +16,9 @@ BATCH = 1000
 
 
 def prunable() -> dict[str, "QuerySet[Any]"]:
-    """What may go, by name: ended claims, past wakes, and the events of ended entities."""
+    """What may go, by name: ended claims, past wakes, the events of ended entities, and dead
+    letters that were redriven or cannot be.
+    """
     before = Now() - timedelta(days=settings.PULLWAKE_RETENTION_DAYS)
     return {
         "claims": ConsumerClaim.objects.filter(ended_at__lt=before),
@@ -24,6 +26,9 @@ def prunable() -> dict[str, "QuerySet[Any]"]:
         # A living entity's stream is its memory.
         "events": StreamEvent.objects.filter(created_at__lt=before).exclude(
             entity__dispatch_state__ended=""
+        ),
+        "dead letters": DeadLetter.objects.filter(given_up_at__lt=before).exclude(
+            redriven_at=None, entity__dispatch_state__ended=""
         ),
     }
 

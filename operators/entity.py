@@ -305,9 +305,10 @@ class EntityAdmin(OperatorAdmin):
             "facts": {"Tags": row.tags, "Spawn args": row.spawn_args, "Sandbox": row.sandbox},
             "claims": list(row.claims.order_by("-pk")[:10]),
             "wakes": list(row.wakes.order_by("-generation")[:10]),
-            "events": [_readable(event) for event in events],
+            "events": [readable(event) for event in events],
             "claims_url": list_of("claims_consumerclaim", entity=row.url),
             "wakes_url": list_of("dispatch_wake", entity=row.url),
+            "letters_url": list_of("claims_deadletter", entity=row.url),
             "type_known": EntityType.objects.filter(pk=row.type).exists(),
         }
 
@@ -346,7 +347,8 @@ class EntityAdmin(OperatorAdmin):
         return lines(badge(f"{state.failures} in a row", "bad" if state.failing else "warn"), tries)
 
 
-def _readable(event: StreamEvent) -> dict[str, Any]:
+def readable(event: StreamEvent) -> dict[str, Any]:
+    """An event of a main stream, as a page shows it."""
     try:
         data = json.loads(event.data)
     except ValueError:

@@ -15,7 +15,7 @@ from django.http import HttpRequest
 from django.utils import timezone
 
 from claims import tallies
-from claims.models import ClaimTally, ConsumerClaim, OrphanReason, ServerPulse
+from claims.models import ClaimTally, ConsumerClaim, DeadLetter, OrphanReason, ServerPulse
 from claims.reports import with_health
 from core.clock import with_now
 from dispatch.models import FAILING, DispatchState, Wake
@@ -99,6 +99,7 @@ def figures(span: str) -> dict[str, Any]:
     claims, orphans = _claims()
     work = _work()
     wakes = _wakes()
+    letters = _dead_letters()
     reaper = _reaper(pulse, now)
     total = _Totals(now)
     return {
@@ -107,9 +108,9 @@ def figures(span: str) -> dict[str, Any]:
         "groups": [
             ("Runners", [*runners.values()]),
             ("Claims", [claims, *orphans]),
-            ("Work", [*work, wakes]),
+            ("Work", [*work, wakes, letters]),
         ],
-        "troubles": _troubles(runners, orphans, work, wakes, reaper, now),
+        "troubles": _troubles(runners, orphans, work, wakes, letters, reaper, now),
         "orphans": _oldest_orphans() if any(each.number for each in orphans) else [],
         "failing": _worst_failing(),
         "reaper": reaper,
@@ -236,6 +237,16 @@ def _wakes() -> Figure:
     return Figure("unclaimed wakes", found["n"], url, oldest=found["oldest"])
 
 
+def _dead_letters() -> Figure:
+    found = DeadLetter.objects.filter(redriven_at=None).aggregate(
+        n=Count("pk"), oldest=Min("given_up_at")
+    )
+    url = list_of("claims_deadletter", redriven="no")
+    return Figure(
+        "dead letters", found["n"], url, tone("given up") if found["n"] else "", found["oldest"]
+    )
+
+
 def _reaper(pulse: ServerPulse | None, now: datetime) -> dict[str, Any]:
     ran = None if pulse is None else pulse.reaped_at
     patience = timedelta(milliseconds=6 * settings.PULLWAKE_REAPER_INTERVAL_MS)
@@ -247,6 +258,7 @@ def _troubles(
     orphans: Sequence[Figure],
     work: Sequence[Figure],
     wakes: Figure,
+    letters: Figure,
     reaper: dict[str, Any],
     now: datetime,
 ) -> list[Trouble]:
@@ -273,6 +285,9 @@ def _troubles(
     if wakes.oldest is not None and now - wakes.oldest > OLD_WAKE:
         says = f"{counted(wakes.number, 'unclaimed wake')}, the oldest for minutes"
         found.append(Trouble(says, wakes.url, wakes.oldest, "warn"))
+    if letters.number:
+        says = f"{counted(letters.number, 'dead letter')}: given up by a handler, to be redriven"
+        found.append(Trouble(says, letters.url, letters.oldest, "warn"))
     degraded = runners["degraded"]
     if degraded.number:
         says = f"{counted(degraded.number, 'runner is', 'runners are')} degraded"

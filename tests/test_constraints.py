@@ -11,6 +11,7 @@ from tests.api.endpoints import APPS
 from tests.factories import (
     AccessTokenFactory,
     ConsumerClaimFactory,
+    DeadLetterFactory,
     EntityFactory,
     EntityTypeFactory,
     ProducerFactory,
@@ -92,6 +93,7 @@ FORBIDDEN: dict[str, list[Any]] = {
     ],
     "producer_once": [lambda: copied("dispatch_producer", "1 = 1")],
     # claims
+    "dead_letter_once": [lambda: copied("claims_deadletter", "attempts > 0")],
     "claim_identity": [
         lambda: copied(
             "claims_consumerclaim",
@@ -151,6 +153,7 @@ def rows(db: None) -> None:
     woken = EntityFactory.create(url="/agent/woken", runner=runner, queued=True)
     WakeFactory.create(entity=woken)
     AccessTokenFactory.create()
+    DeadLetterFactory.create(entity=claimed)
     ServerPulseFactory.create()
 
 

@@ -20,6 +20,7 @@ PAGES = [
             "runners.runner",
             "runners.accesstoken",
             "claims.consumerclaim",
+            "claims.deadletter",
             "dispatch.entity",
             "dispatch.dispatchstate",
             "dispatch.wake",
@@ -30,6 +31,7 @@ PAGES = [
     "runner",
     "claim",
     "ended claim",
+    "dead letter",
     "entity",
     "wake",
     "entity type",
@@ -40,10 +42,11 @@ PAGES = [
 
 # Statements of each page, two for the session and the user among them.
 STATEMENTS = {
-    "overview": 16,
+    "overview": 17,
     "runners.runner list": 3,
     "runners.accesstoken list": 3,
     "claims.consumerclaim list": 3,
+    "claims.deadletter list": 3,
     "dispatch.entity list": 3,
     "dispatch.dispatchstate list": 3,
     "dispatch.wake list": 3,
@@ -52,6 +55,7 @@ STATEMENTS = {
     "runner": 8,
     "claim": 4,
     "ended claim": 6,
+    "dead letter": 4,
     "entity": 7,
     "wake": 4,
     "entity type": 3,
@@ -94,6 +98,7 @@ def test_every_filter_and_search_costs_as_many_statements(world: World, people, 
 # Statements of the page that asks for a confirmation, however many rows; two for who asks.
 CONFIRMATIONS = {
     "claims/consumerclaim/do/expire": 3,
+    "claims/deadletter/do/redrive": 3,
     **{
         f"dispatch/entity/do/{verb}": 3
         for verb in ("wake", "send", "pause", "resume", "stop", "kill")

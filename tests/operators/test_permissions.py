@@ -4,7 +4,7 @@ import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 
-from claims.models import ConsumerClaim
+from claims.models import ConsumerClaim, DeadLetter
 from dispatch.models import DispatchState, Entity, EntityType
 from runners.models import Runner
 from tests.operators.conftest import World, person
@@ -15,10 +15,12 @@ SECRET_PAGES = {"runners.accesstoken list", "token", "issue"}
 
 CLAIMS, RUNNERS, ENTITIES = "claims/consumerclaim", "runners/runner", "dispatch/entity"
 TYPES = "dispatch/entitytype"
+LETTERS = "claims/deadletter"
 
 # Each verb: where it is, on what, with what, and the permission that it needs.
 VERBS = {
     "expire": (CLAIMS, "orphaned", {}, "expire_consumerclaim"),
+    "redrive": (LETTERS, "/agent/e1", {}, "redrive_deadletter"),
     "enable": (RUNNERS, "r2", {}, "enable_runner"),
     "disable": (RUNNERS, "r1", {}, "disable_runner"),
     "expire-claims": (RUNNERS, "r1", {}, "expire_consumerclaim"),
@@ -53,6 +55,7 @@ def order(world: World, verb: str) -> tuple[str, dict[str, str]]:
         CLAIMS: lambda: world.row(world.orphaned).pk,
         RUNNERS: lambda: which,
         TYPES: lambda: which,
+        LETTERS: lambda: DeadLetter.objects.get(entity__url=which).pk,
         ENTITIES: lambda: Entity.objects.get(url=which).pk,
         "runners/accesstoken": lambda: world.token.pk,
     }[where]()

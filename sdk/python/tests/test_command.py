@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import pullwake
 from fake import PATIENCE, Claim, FakeServer, status
 from harness import running, until
 from pullwake.__main__ import main
@@ -496,3 +497,10 @@ async def test_it_is_installed_as_a_command() -> None:
     out, _ = await helped.communicate()
     assert helped.returncode == 0
     assert out.startswith(b"usage: pullwake run ")
+
+
+def test_it_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"pullwake {pullwake.__version__}\n"

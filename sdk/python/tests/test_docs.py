@@ -15,7 +15,10 @@ from pullwake.timing import Timing
 
 SDK = Path(__file__).parents[1]
 README = (SDK / "README.md").read_text()
-PAGE = (SDK.parents[1] / "docs" / "writing-a-runner.md").read_text()
+PAGE_FILE = SDK.parents[1] / "docs" / "writing-a-runner.md"
+if not PAGE_FILE.exists():
+    pytest.skip("the page is in the checkout, not in the sdist", allow_module_level=True)
+PAGE = PAGE_FILE.read_text()
 
 
 def python_of(page: str) -> str:

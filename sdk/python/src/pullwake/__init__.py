@@ -5,6 +5,8 @@ docs/writing-a-runner.md begins with one in ten lines. The modules, from the out
 `stream` (the three things that go on), `wake` (what a handler sees), `api` and `transport`.
 """
 
+from importlib.metadata import version
+
 from .claims import Drained, Handler
 from .errors import (
     BadAnswer,
@@ -21,6 +23,8 @@ from .machine import State
 from .runner import PullWakeRunner
 from .timing import Timing
 from .wake import Message, Wake
+
+__version__ = version("pullwake")
 
 __all__ = [
     "BadAnswer",
@@ -39,4 +43,5 @@ __all__ = [
     "State",
     "Timing",
     "Wake",
+    "__version__",
 ]

@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 from .command import CommandHandler
@@ -48,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pullwake", description="What a machine does for a pull-wake control plane."
     )
+    parser.add_argument("--version", action="version", version=f"pullwake {version('pullwake')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_run(commands.add_parser)
     return parser
