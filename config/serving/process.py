@@ -35,6 +35,12 @@ class Process:
         """The answer to what failed before it became a request."""
         return error_response(translate(exc))
 
+    @property
+    def peer_timeout_s(self) -> int:
+        """Seconds that a peer has for its request, and for each part of its answer."""
+        patience_s: int = settings.PULLWAKE_PEER_TIMEOUT_S
+        return patience_s
+
     def drain(self) -> int:
         """Say that this server is not ready: for how many seconds it still serves."""
         probes.draining.set()
