@@ -9,7 +9,7 @@ from django.http import HttpResponse
 from api.http_errors import error_response, translate
 from claims.reaper import Housekeeper
 from config.serving import probes
-from dispatch.streams.waiters import hub
+from dispatch.streams.waiters import announcer, hub
 
 
 class Process:
@@ -48,6 +48,7 @@ class Process:
         return drain_s
 
     def stop(self) -> None:
-        """Begin no further round, and let every held request answer now."""
+        """Begin no further round, answer what is held, and announce what is left to be."""
         self._housekeeper.stop()
         hub.close()
+        announcer.close()

@@ -6,7 +6,6 @@ On PostgreSQL a NOTIFY counts, on SQLite nothing is said between processes; so b
 from contextlib import contextmanager
 
 import pytest
-from django.conf import settings
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
@@ -38,10 +37,6 @@ def cost(call, *, status=200):
         answer = call()
     assert answer.status == status, answer
     return len(statements)
-
-
-def on(*, postgres, sqlite):
-    return sqlite if settings.SQLITE else postgres
 
 
 @pytest.fixture(params=[None, 1, 50], ids=lambda limit: f"limit {limit}")
@@ -114,14 +109,13 @@ def test_a_done_costs_three_and_three_for_a_limit(runner, acked):
     assert cost(lambda: claim.done(*[claim.tail] * acked)) == (6 if limited else 3)
 
 
-def test_a_done_that_makes_the_next_wake_costs_three_more(runner):
+def test_a_done_that_makes_the_next_wake_costs_two_more(runner):
     limited = runner.get("/_electric/runners/r1").body.get("max_concurrent_claims")
     claim = runner.claim()
     runner.send()
     with counted() as statements:
         assert claim.done().body["next_wake"] is True
-    more = on(postgres=3, sqlite=2)
-    assert len(statements) == (6 if limited else 3) + more
+    assert len(statements) == (6 if limited else 3) + 2
 
 
 def test_a_done_that_emits_a_refused_wake_again_costs_three_more(alice):
@@ -133,7 +127,7 @@ def test_a_done_that_emits_a_refused_wake_again_costs_three_more(alice):
     with counted() as statements:
         claim.done()
     assert len(alice.wakes(offset=seen)) == 1
-    assert len(statements) == on(postgres=10, sqlite=9)
+    assert len(statements) == 9
 
 
 def test_a_done_that_comes_again_costs_one(runner):
@@ -149,7 +143,7 @@ def test_a_send_costs(runner):
     woken = cost(lambda: runner.post(send, {"payload": 1}))
     keyed = cost(lambda: runner.post(send, {"payload": 1, "key": "k"}))
     again = cost(lambda: runner.post(send, {"payload": 1, "key": "k"}))
-    assert (waking, woken, keyed, again) == on(postgres=(8, 5, 6, 3), sqlite=(6, 4, 5, 3))
+    assert (waking, woken, keyed, again) == (6, 4, 5, 3)
 
 
 def test_an_append_costs(runner):
@@ -157,7 +151,7 @@ def test_an_append_costs(runner):
     token = claim.mint()
     one = cost(lambda: claim.append({"n": 1}, token=token), status=204)
     many = cost(lambda: claim.append(*[{"n": 1}] * 100, token=token), status=204)
-    assert one == many == on(postgres=6, sqlite=5)
+    assert one == many == 5
 
 
 def test_registering_costs_the_same_however_many_wakes_wait(alice):
@@ -190,7 +184,7 @@ def test_a_list_of_entities_costs_one_however_many_there_are(runner):
 def test_a_claim_over_a_lapsed_one_costs(claim_that_lapsed):
     """A claim over a lapsed one is not on the hot path, and pinned all the same."""
     api, event = claim_that_lapsed
-    assert cost(lambda: api.try_claim("r1", event)) == on(postgres=12, sqlite=11)
+    assert cost(lambda: api.try_claim("r1", event)) == 11
 
 
 @pytest.fixture
