@@ -191,3 +191,20 @@ def test_it_touches_no_index(alice, runner):
         assert alice.post(PATH, body).status == 200
     all_after, hot_after = updates()
     assert (all_after - all_before, hot_after - hot_before) == (3, 3)
+
+
+@pytest.mark.postgres
+def test_it_alone_does_not_wait_for_the_disk(alice):
+    def waits():
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW synchronous_commit")
+            return cursor.fetchone() == ("on",)
+
+    alice.register()
+    alice.make_entity(initialMessage="hi")
+    claim = alice.claim()
+    claim.heartbeat()
+    claim.done()
+    assert waits()
+    alice.post("/_electric/runners/r1/heartbeat")
+    assert not waits()
