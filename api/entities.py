@@ -1,7 +1,6 @@
 """The REST API of entities: made, read, changed and deleted; sent to, signalled and tagged."""
 
 from typing import Annotated, Any, Literal, cast
-from urllib.parse import unquote
 
 import msgspec
 from django.http import HttpRequest, HttpResponse
@@ -13,7 +12,15 @@ from api.acting import (
     Actor,
     HandlerAuthentication,
 )
-from api.fields import RESERVED_TYPES, DispatchPolicy, Key, known, policy_to, principal_field
+from api.fields import (
+    RESERVED_TYPES,
+    DispatchPolicy,
+    Key,
+    is_utf8,
+    known,
+    policy_to,
+    principal_field,
+)
 from api.lists import answer_page
 from api.openapi import documented
 from api.views import ApiView, EntityResource
@@ -419,17 +426,8 @@ class TagView(ActorView):
         return self._set(type_name, name, key, None)
 
     def _set(self, type_name: str, name: str, key: str, value: str | None) -> HttpResponse:
-        if not 1 <= len(key) <= 256 or not key.isprintable() or not _is_utf8(self.request):
+        if not 1 <= len(key) <= 256 or not key.isprintable() or not is_utf8(self.request):
             raise InvalidRequest.field("/key", "a tag's key is 1 to 256 printable characters")
         entity = self.entity(type_name, name)
         txid = entities.set_tag(entity, key, value)
         return answer(entity_body(entities.find(type_name, name), txid))
-
-
-def _is_utf8(request: HttpRequest) -> bool:
-    """Whether the address is, as it was sent: Django escapes anew what is not."""
-    try:
-        unquote(request.META.get("RAW_URI", "").partition("?")[0], errors="strict")
-    except UnicodeDecodeError:
-        return False
-    return True

@@ -1,7 +1,9 @@
 """Fields that the bodies of several resources share."""
 
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote
 
+from django.http import HttpRequest
 from msgspec import UNSET, Meta, UnsetType
 
 from core.bodies import Body
@@ -45,6 +47,15 @@ def policy_to(runner_id: str | None) -> DispatchPolicy | UnsetType:
     if runner_id is None:
         return UNSET
     return DispatchPolicy(targets=[Target(type="runner", runnerId=runner_id)])
+
+
+def is_utf8(request: HttpRequest) -> bool:
+    """Whether its address is, as it was sent: Django escapes anew what is not."""
+    try:
+        unquote(request.META.get("RAW_URI", "").partition("?")[0], errors="strict")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def principal_field(text: str, path: str) -> Principal:

@@ -3,7 +3,7 @@
 from django.urls import path, register_converter
 from django.urls.converters import PathConverter, StringConverter
 
-from api import claims, entities, runners, streams, types, webhook_sources
+from api import claims, entities, runners, shared_state, streams, types, webhook_sources
 from core.identifiers import ID_REGEX
 
 
@@ -44,6 +44,7 @@ urlpatterns = [
     path("_electric/entity-types", types.EntityTypesView.as_view()),
     path("_electric/entity-types/<id:name>", types.EntityTypeView.as_view()),
     path("_electric/entity-types/<id:name>/schemas", types.SchemasView.as_view()),
+    path("_electric/shared-state/<text:shared_id>", shared_state.SharedStateView.as_view()),
     path("_electric/webhook-sources", webhook_sources.WebhookSourcesView.as_view()),
     path("runners/<id:runner_id>/wake", streams.WakeStreamView.as_view()),
     path("<str:type_name>/<str:name>/main", streams.MainStreamView.as_view()),

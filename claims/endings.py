@@ -10,7 +10,7 @@ from claims import lifecycle
 from claims.lifecycle import Expiry
 from claims.models import ConsumerClaim
 from core.errors import InvalidSignal
-from dispatch import entities, signals, wakes
+from dispatch import entities, shared_states, signals, wakes
 from dispatch.models import DispatchState, Entity
 from runners import registry
 from runners.models import Runner
@@ -47,9 +47,12 @@ def kill(entity: Entity, signal: signals.Signal) -> signals.Signalled:
 
 
 def delete_entity(entity: Entity) -> None:
-    """Delete an entity and its stream; an active claim is fenced. Raises NotFound."""
+    """Delete an entity, its stream, and the shared states that it alone has; an active claim is
+    fenced. Raises NotFound.
+    """
     with transaction.atomic():
         state = entities.lock(entity)
+        shared_states.leave(entity)
         holder = _fence(state)
         entity.delete()
         _reemit_refused(holder)

@@ -9,14 +9,16 @@ from django.db.models import QuerySet
 from django.db.models.functions import Now
 
 from claims.models import ConsumerClaim
-from dispatch.models import StreamEvent, Wake
+from dispatch.models import SharedStateEvent, SharedStateLink, StreamEvent, Wake
 
 BATCH = 1000
 """Rows deleted in one transaction."""
 
 
 def prunable() -> dict[str, "QuerySet[Any]"]:
-    """What may go, by name: ended claims, past wakes, and the events of ended entities."""
+    """What may go, by name: ended claims, past wakes, and the events of ended entities, also those
+    of shared states that ended entities alone have.
+    """
     before = Now() - timedelta(days=settings.PULLWAKE_RETENTION_DAYS)
     return {
         "claims": ConsumerClaim.objects.filter(ended_at__lt=before),
@@ -24,6 +26,11 @@ def prunable() -> dict[str, "QuerySet[Any]"]:
         # A living entity's stream is its memory.
         "events": StreamEvent.objects.filter(created_at__lt=before).exclude(
             entity__dispatch_state__ended=""
+        ),
+        "shared events": SharedStateEvent.objects.filter(created_at__lt=before).exclude(
+            state__name__in=SharedStateLink.objects.filter(
+                manifest="", entity__dispatch_state__ended=""
+            ).values("name")
         ),
     }
 

@@ -496,13 +496,21 @@ class QueuedMessage(models.Model):
         return f"queued message {self.key} of entity {self.entity_id}"
 
 
-class Producer(models.Model):
+class ProducerPlace(models.Model):
+    """How far an idempotent producer has written to a stream."""
+
+    epoch = models.PositiveBigIntegerField()
+    seq = models.PositiveBigIntegerField(help_text="the newest accepted")
+
+    class Meta:
+        abstract = True
+
+
+class Producer(ProducerPlace):
     """How far an idempotent producer has written to an entity's main stream."""
 
     entity = models.ForeignKey(Entity, on_delete=models.CASCADE, related_name="producers")
     producer_id = models.CharField(max_length=256)
-    epoch = models.PositiveBigIntegerField()
-    seq = models.PositiveBigIntegerField(help_text="the newest accepted")
 
     class Meta:
         default_permissions = ()
@@ -512,3 +520,102 @@ class Producer(models.Model):
 
     def __str__(self) -> str:
         return f"producer {self.producer_id} of entity {self.entity_id}"
+
+
+class SharedState(models.Model):
+    """A stream that several entities write to and read; it goes with the last that has it.
+
+    `dispatch.shared_states` makes and deletes these, and says who may use one.
+    """
+
+    name = models.CharField(max_length=512)
+    tail = models.PositiveBigIntegerField(default=0, help_text="offset of the newest event")
+    created_by = PrincipalField()
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        default_permissions = ("view",)
+        indexes = [
+            models.Index(fields=["created_by"], name="shared_state_creator"),
+        ]
+        constraints = [
+            models.UniqueConstraint(fields=["name"], name="shared_state_name_once"),
+            models.CheckConstraint(
+                condition=canonical("created_by"), name="shared_state_creator_url"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def stream_path(self) -> str:
+        """Where it is read and written, and what registrations know it by."""
+        return f"/_electric/shared-state/{self.name}"
+
+
+class SharedStateEvent(models.Model):
+    """An event of a shared state, as the JSON text that readers get."""
+
+    state = models.ForeignKey(
+        SharedState, on_delete=models.CASCADE, related_name="events", db_index=False
+    )
+    offset = models.PositiveBigIntegerField()
+    data = models.TextField()
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(
+                fields=["state", "offset"], name="shared_state_event_offset_once"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"event {self.offset} of shared state {self.state_id}"
+
+
+class SharedStateProducer(ProducerPlace):
+    """How far an idempotent producer has written to a shared state."""
+
+    state = models.ForeignKey(SharedState, on_delete=models.CASCADE, related_name="producers")
+    producer_id = models.CharField(max_length=1024)
+
+    class Meta:
+        default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(
+                fields=["state", "producer_id"], name="shared_state_producer_once"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"producer {self.producer_id} of shared state {self.state_id}"
+
+
+class SharedStateLink(models.Model):
+    """That an entity has a shared state, or observes one, which may be yet to come."""
+
+    entity = models.ForeignKey(
+        Entity, on_delete=models.CASCADE, related_name="shared_state_links", db_index=False
+    )
+    name = models.CharField(max_length=512)
+    manifest = models.CharField(
+        max_length=64,
+        blank=True,
+        default="",
+        help_text="SHA-256 of the key of the manifest event that says so; empty: it has it",
+    )
+
+    class Meta:
+        default_permissions = ()
+        indexes = [models.Index(fields=["name"], name="shared_state_linked")]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["entity", "manifest", "name"], name="shared_state_link_once"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"link of entity {self.entity_id} to shared state {self.name}"

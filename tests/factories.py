@@ -34,6 +34,10 @@ from dispatch.models import (
     EntityType,
     Producer,
     QueuedMessage,
+    SharedState,
+    SharedStateEvent,
+    SharedStateLink,
+    SharedStateProducer,
     StreamEvent,
     Wake,
     subscription_key,
@@ -272,6 +276,55 @@ class ProducerFactory(_Factory[Producer]):
         model = Producer
 
     entity = SubFactory(EntityFactory)
+    producer_id = Sequence(lambda n: f"producer-{n}")
+    epoch = 0
+    seq = 0
+
+
+class SharedStateFactory(_Factory[SharedState]):
+    """Alice's, with one event; an entity of hers has it."""
+
+    class Meta:
+        model = SharedState
+
+    name = Sequence(lambda n: f"shared-{n}")
+    tail = 1
+    created_by = ALICE
+
+    link = RelatedFactory(
+        "tests.factories.SharedStateLinkFactory", None, name=SelfAttribute("..name")
+    )
+    event = RelatedFactory("tests.factories.SharedStateEventFactory", "state")
+
+
+class SharedStateLinkFactory(_Factory[SharedStateLink]):
+    """That an entity has a shared state."""
+
+    class Meta:
+        model = SharedStateLink
+
+    entity = SubFactory(EntityFactory)
+    name = "shared"
+
+
+class SharedStateEventFactory(_Factory[SharedStateEvent]):
+    """The first event of a shared state."""
+
+    class Meta:
+        model = SharedStateEvent
+
+    state = SubFactory(SharedStateFactory, event=None)
+    offset = 1
+    data = '{"type": "state:board", "key": "k", "value": {}, "headers": {"operation": "insert"}}'
+
+
+class SharedStateProducerFactory(_Factory[SharedStateProducer]):
+    """One that has written once."""
+
+    class Meta:
+        model = SharedStateProducer
+
+    state = SubFactory(SharedStateFactory)
     producer_id = Sequence(lambda n: f"producer-{n}")
     epoch = 0
     seq = 0

@@ -115,6 +115,13 @@ class Api:
         txid: str = answer.body["txid"]
         return txid
 
+    def share(self, shared_id: str = "s1", owner: str = "/agent/e1") -> str:
+        """Make a shared state, or let one more entity have it: its path."""
+        path = f"/_electric/shared-state/{shared_id}"
+        answer = self("PUT", path, Electric_Owner_Entity=owner)
+        assert answer.status in (200, 201), answer
+        return path
+
     def signal(self, url: str, name: str) -> Any:
         answer = self.post(f"/_electric/entities{url}/signal", {"signal": name})
         assert answer.status == 200, answer

@@ -16,6 +16,7 @@ from tests.factories import (
     ProducerFactory,
     RunnerFactory,
     ServerPulseFactory,
+    SharedStateProducerFactory,
     WakeFactory,
 )
 
@@ -91,6 +92,14 @@ FORBIDDEN: dict[str, list[Any]] = {
         lambda: copied("dispatch_streamevent", "message_key = 'k'", offset='"offset" + 100')
     ],
     "producer_once": [lambda: copied("dispatch_producer", "1 = 1")],
+    "shared_state_name_once": [lambda: copied("dispatch_sharedstate", "1 = 1")],
+    "shared_state_creator_url": [
+        "UPDATE dispatch_sharedstate SET created_by = 'user:alice'",
+        "UPDATE dispatch_sharedstate SET created_by = '/principal/user%3A'",
+    ],
+    "shared_state_event_offset_once": [lambda: copied("dispatch_sharedstateevent", "1 = 1")],
+    "shared_state_producer_once": [lambda: copied("dispatch_sharedstateproducer", "1 = 1")],
+    "shared_state_link_once": [lambda: copied("dispatch_sharedstatelink", "1 = 1")],
     # claims
     "claim_identity": [
         lambda: copied(
@@ -150,6 +159,7 @@ def rows(db: None) -> None:
     ProducerFactory.create(entity=claimed)
     woken = EntityFactory.create(url="/agent/woken", runner=runner, queued=True)
     WakeFactory.create(entity=woken)
+    SharedStateProducerFactory.create()
     AccessTokenFactory.create()
     ServerPulseFactory.create()
 

@@ -29,6 +29,7 @@ class Endpoint:
     status: int = 200
     body: Any = None
     names: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.method} /{self.route}"
@@ -47,6 +48,7 @@ INBOX = f"{ENTITY}/inbox/<text:key>"
 TYPES = "_electric/entity-types"
 TYPE = f"{TYPES}/<id:name>"
 MAIN = "<str:type_name>/<str:name>/main"
+SHARED = "_electric/shared-state/<text:shared_id>"
 WAKES = "runners/<id:runner_id>/wake"
 
 ENDPOINTS = [
@@ -85,6 +87,17 @@ ENDPOINTS = [
         "PATCH", f"{TYPE}/schemas", "owner", body={"inbox_schemas": {}}, names={"name": "doc"}
     ),
     Endpoint("GET", "_electric/webhook-sources", "caller"),
+    Endpoint(
+        "PUT",
+        SHARED,
+        "owner",
+        201,
+        names={"shared_id": "new/1"},
+        headers={"Electric_Owner_Entity": "/agent/e1"},
+    ),
+    Endpoint("GET", SHARED, "owner"),
+    Endpoint("HEAD", SHARED, "owner"),
+    Endpoint("POST", SHARED, "owner", 204, [{"a": 1}]),
     Endpoint("GET", WAKES, "owner"),
     Endpoint("HEAD", WAKES, "owner"),
     Endpoint("GET", MAIN, "reader"),
@@ -147,6 +160,7 @@ class Scene:
             claims.append(api.claim(runner_id))
         alice.make_entity("/agent/e2")
         alice.send("/agent/e2")
+        alice.share("s/1")
         mine, others = claims
         return cls(alice, bob, mine, mine.mint(), others, others.mint())
 
@@ -158,6 +172,7 @@ class Scene:
             "type_name": "agent",
             "name": "e1",
             "key": "color",
+            "shared_id": "s/1",
             "consumer_id": self.claim.body["consumerId"],
         }
 

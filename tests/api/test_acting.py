@@ -10,7 +10,16 @@ import pytest
 
 from dispatch import entities
 from dispatch.models import Entity
-from tests.api.endpoints import ENDPOINTS, ENTITY, INBOX, Endpoint, bearer, everything, undone
+from tests.api.endpoints import (
+    ENDPOINTS,
+    ENTITY,
+    INBOX,
+    SHARED,
+    Endpoint,
+    bearer,
+    everything,
+    undone,
+)
 from tests.api.test_query_counts import cost
 from tests.support import Api, Claim
 
@@ -31,6 +40,7 @@ BELOW = ("the claimed", "its child", "its grandchild")
 ACTING: dict[str, tuple[str, ...]] = {
     **{str(each): () for each in ENDPOINTS},
     f"PUT /{ENTITY}": ("the claimed",),  # as the parent
+    f"PUT /{SHARED}": ("the claimed",),  # as the owner
     f"POST /{ENTITY}/signal": BELOW,
     f"POST /{ENTITY}/tags/<text:key>": BELOW,
     f"DELETE /{ENTITY}/tags/<text:key>": BELOW,
@@ -102,8 +112,12 @@ def call(api: Api, endpoint: Endpoint, place: str, stage: Stage) -> int:
         "type_name": "agent",
         "name": url.rpartition("/")[2],
         "key": "color",
+        "shared_id": "s/1",
         "consumer_id": stage.claim.body["consumerId"],
     }
+    if endpoint.headers:  # the owner
+        answer = api(endpoint.method, endpoint.path(names), Electric_Owner_Entity=url)
+        return int(answer.status)
     if endpoint.method == "PUT":  # of the endpoint's own name, with this as its parent
         body = {**body, "parent": url}
     status: int = api(endpoint.method, endpoint.path(names), body).status

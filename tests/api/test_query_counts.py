@@ -182,6 +182,20 @@ def test_a_read_of_the_main_stream_costs(runner):
     assert cost(lambda: runner.get("/agent/e1/main")) == 3
 
 
+def test_a_shared_state_costs(runner):
+    path = runner.share()
+    owner = {"Electric_Owner_Entity": "/agent/e1"}
+    producer = {"Producer_Id": "p", "Producer_Epoch": "0"}
+    again = cost(lambda: runner("PUT", path, **owner))
+    read = cost(lambda: runner.get(path))
+    one = cost(lambda: runner.post(path, {"n": 1}), status=204)
+    many = cost(lambda: runner.post(path, [{"n": 1}] * 100), status=204)
+    runner.post(path, {"n": 1}, **producer, Producer_Seq="0")
+    numbered = cost(lambda: runner.post(path, {"n": 1}, **producer, Producer_Seq="1"))
+    assert (again, read) == (3, 4)
+    assert (one, many, numbered) == on(postgres=(6, 6, 8), sqlite=(5, 5, 7))
+
+
 def test_a_list_of_entities_costs_one_however_many_there_are(runner):
     EntityFactory.create_batch(3)
     assert cost(lambda: runner.get("/_electric/entities")) == 1

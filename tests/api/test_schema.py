@@ -89,7 +89,7 @@ def test_it_documents_the_conflicts_that_chance_does_not_find():
         if "409" in operation["responses"]
     }
     calls = ("Claim_post", "Callback_post", "Entity_put", "Send_post", "Signal_post")
-    others = ("MainStream_post", "Schemas_patch", "Inbox_patch", "Inbox_delete")
+    others = ("MainStream_post", "Schemas_patch", "Inbox_patch", "Inbox_delete", "SharedState_post")
     assert found == {*calls, *others}
 
 

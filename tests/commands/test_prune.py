@@ -12,10 +12,14 @@ TABLES = {
     "claims": "claims_consumerclaim",
     "wakes": "dispatch_wake",
     "events": "dispatch_streamevent",
+    "shared events": "dispatch_sharedstateevent",
 }
 
 
 ROWS = """
+from dispatch.models import Entity, SharedState, SharedStateEvent
+from tests.factories import SharedStateEventFactory, SharedStateFactory
+
 for status in ("released", "failed", "expired", "fenced"):
     claim(status, claimed_at=ago(days=32), ended_at=ago(days=31), **{status: True})
 claim("today", released=True)
@@ -29,6 +33,11 @@ for name, end in ended.items():
         entity__url=f"/agent/{name}", entity__runner=r1, withdrawn=True, **{f"entity__{end}": True}
     )
 StreamEvent.objects.exclude(entity__url="/agent/stopped-today").update(created_at=ago(days=31))
+
+for name in ("active", "stopped"):
+    SharedStateFactory.create(name=name, link__entity=Entity.objects.get(url=f"/agent/{name}"))
+SharedStateEvent.objects.update(created_at=ago(days=31))
+SharedStateEventFactory.create(state=SharedState.objects.get(name="stopped"), offset=2)
 """
 
 
@@ -83,7 +92,11 @@ def test_it_deletes_what_is_past_its_retention_and_nothing_else(aged):
         *("active", "expired", "failed", "fenced", "released", "today", "waiting"),
         "stopped-today",
     }
-    assert aged.manage("prune").stdout == "deleted 0 claims\ndeleted 0 wakes\ndeleted 0 events\n"
+    assert aged.execute(
+        'SELECT name, "offset" FROM dispatch_sharedstateevent'
+        " JOIN dispatch_sharedstate ON state_id = dispatch_sharedstate.id ORDER BY 1"
+    ) == [("active", 1), ("stopped", 2)]
+    assert aged.manage("prune").stdout == "".join(f"deleted 0 {name}\n" for name in TABLES)
 
 
 def test_the_retention_is_a_setting(aged):

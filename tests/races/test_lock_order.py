@@ -1,7 +1,8 @@
 """Every verb locks in one order, so no two can wait for each other.
 
-The order is runner, dispatch state, claim, wake, tail of the wake stream, and is read off the SQL
-that each verb sends. What is locked with SKIP LOCKED is not waited for, whatever is held.
+The order is runner, dispatch state, shared state, claim, wake, tail of the wake stream, and is read
+off the SQL that each verb sends. What is locked with SKIP LOCKED is not waited for, whatever is
+held.
 """
 
 import re
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.postgres
 ORDER = (
     "runners_runner",
     "dispatch_dispatchstate",
+    "dispatch_sharedstate",
     "claims_consumerclaim",
     "dispatch_wake",
     "runners_wakestream",
@@ -213,6 +215,37 @@ def delete_entity(api: Api):
 @verb
 def delete_entity_that_waits(api: Api):
     return lambda: ok(api("DELETE", "/_electric/entities/agent/e3"))
+
+
+@verb
+def delete_entity_with_a_shared_state(api: Api):
+    api.share("s1", "/agent/e1")
+    api.share("s2", "/agent/e1")
+    api.share("s1", "/agent/e2")
+    return lambda: ok(api("DELETE", "/_electric/entities/agent/e1"))
+
+
+@verb
+def make_a_shared_state(api: Api):
+    return lambda: api.share("s1", "/agent/e1")
+
+
+@verb
+def share_a_shared_state(api: Api):
+    api.share("s1", "/agent/e1")
+    return lambda: api.share("s1", "/agent/e2")
+
+
+@verb
+def append_to_a_shared_state(api: Api):
+    path = api.share("s1", "/agent/e1")
+    return lambda: ok(api.post(path, {"type": "line"}))
+
+
+@verb
+def edit_a_message(api: Api):
+    api.send("/agent/e1", key="m1", mode="queued")
+    return lambda: ok(api("PATCH", "/_electric/entities/agent/e1/inbox/m1", {"mode": "immediate"}))
 
 
 @verb
