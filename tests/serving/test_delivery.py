@@ -156,6 +156,24 @@ def test_it_delivers_what_another_process_wrote(server: Server, hold: Hold):
     assert time.monotonic() - float(command.stdout) < LONG_POLL_S / 2
 
 
+APPEND = """
+import time
+from dispatch import shared_states
+shared_states.append(shared_states.find("s1"), [{"type": "line"}])
+print(time.monotonic())
+"""
+
+
+def test_it_delivers_what_another_process_wrote_to_a_shared_state(server: Server, hold: Hold):
+    api = make_idle(server.client())
+    shared = api.share()
+    held = hold(server, f"{shared}?offset={tail(api, shared)}&live=long-poll")
+    command = server.database.manage("shell", "--verbosity=0", "--command", APPEND)
+    status, _, body = held.answer()
+    assert (status, len(body)) == (200, 1), command.stderr
+    assert time.monotonic() - float(command.stdout) < LONG_POLL_S / 2
+
+
 def test_it_tells_all_readers_of_a_stream_and_no_others(
     start_server: Callable[..., Server], hold: Hold
 ):
