@@ -375,7 +375,8 @@ def test_events_are_pruned_when_all_that_have_it_are_at_their_end(shared):
     shared.post(S1, event())
     SharedStateEvent.objects.update(created_at="2020-01-01T00:00:00Z")
     shared.post(S1, event())
-    observe("/agent/e1", "s1")
+    shared.make_entity("/agent/e3")
+    observe("/agent/e3", "s1")
     for url in ("/agent/e1", "/agent/e2"):
         assert retention.prune()["shared events"] == 0
         shared.signal(url, "SIGTERM")
