@@ -20,7 +20,7 @@ from .errors import (
 from .machine import State
 from .runner import PullWakeRunner
 from .timing import Timing
-from .wake import Message, Wake
+from .wake import Message, Wake, WakeEvent
 
 __all__ = [
     "BadAnswer",
@@ -39,4 +39,5 @@ __all__ = [
     "State",
     "Timing",
     "Wake",
+    "WakeEvent",
 ]
