@@ -11,6 +11,7 @@ from tests.api.endpoints import APPS
 from tests.factories import (
     AccessTokenFactory,
     ConsumerClaimFactory,
+    DeliveryFactory,
     EntityFactory,
     EntityTypeFactory,
     ProducerFactory,
@@ -100,6 +101,9 @@ FORBIDDEN: dict[str, list[Any]] = {
     "shared_state_event_offset_once": [lambda: copied("dispatch_sharedstateevent", "1 = 1")],
     "shared_state_producer_once": [lambda: copied("dispatch_sharedstateproducer", "1 = 1")],
     "shared_state_link_once": [lambda: copied("dispatch_sharedstatelink", "1 = 1")],
+    "registration_once": [lambda: copied("dispatch_registration", "1 = 1")],
+    "registration_is_due": ["UPDATE dispatch_registration SET due_at = NULL"],
+    "delivery_once": [lambda: copied("dispatch_delivery", "1 = 1")],
     # claims
     "claim_identity": [
         lambda: copied(
@@ -157,6 +161,7 @@ def rows(db: None) -> None:
     StreamEvent.objects.filter(message_key__isnull=False).update(message_key="k")
     ConsumerClaimFactory.create(entity=claimed, write_token_hash="0" * 64)
     ProducerFactory.create(entity=claimed)
+    DeliveryFactory.create(registration__subscriber=claimed)
     woken = EntityFactory.create(url="/agent/woken", runner=runner, queued=True)
     WakeFactory.create(entity=woken)
     SharedStateProducerFactory.create()

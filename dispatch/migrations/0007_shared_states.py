@@ -10,7 +10,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("dispatch", "0005_types_take_over_nothing"),
+        ("dispatch", "0006_registrations"),
     ]
 
     operations = [
