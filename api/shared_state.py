@@ -12,7 +12,7 @@ from api.streams import LIVE, READ_PARAMETERS, answer_append, read_events, serve
 from api.views import ApiView
 from core.bodies import raw_body
 from core.errors import InvalidRequest, NotFound
-from core.identifiers import is_entity_url
+from core.identifiers import MAX_SHARED_STATE_NAME, is_entity_url, is_shared_state_name
 from core.principals import Principal
 from dispatch import entities, shared_states
 from dispatch.models import SharedState
@@ -49,9 +49,9 @@ class SharedStateView(ApiView):
     )
     def put(self, request: HttpRequest, shared_id: str) -> HttpResponse:
         """Make it unless there is one, and let the owner, an entity of the caller's, have it."""
-        if not shared_states.is_name(shared_id) or not is_utf8(request):
-            longest = shared_states.MAX_NAME
-            raise InvalidRequest.field("/id", f"expected 1 to {longest} printable characters")
+        if not is_shared_state_name(shared_id) or not is_utf8(request):
+            problem = f"expected 1 to {MAX_SHARED_STATE_NAME} printable characters"
+            raise InvalidRequest.field("/id", problem)
         owner = request.headers.get(OWNER)
         if owner is None or not is_entity_url(owner):
             raise InvalidRequest.field(f"/{OWNER}", "expected the URL of the entity that has it")
@@ -95,6 +95,6 @@ class SharedStateView(ApiView):
         return answer_append(offsets.encode(appended.tail), sequence, is_new=appended.is_new)
 
     def _find(self, shared_id: str) -> SharedState:
-        if not shared_states.is_name(shared_id) or not is_utf8(self.request):
+        if not is_shared_state_name(shared_id) or not is_utf8(self.request):
             raise NotFound
         return shared_states.find_usable(shared_id, self.caller)

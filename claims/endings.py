@@ -56,12 +56,14 @@ def delete_entity(entity: Entity) -> None:
     """
     with transaction.atomic():
         state = entities.lock(entity)
-        shared_states.leave(entity)
+        gone = shared_states.leave(entity)
         holder = _fence(state)
         # Its claims are cut loose when it goes, and come before registrations in the lock order.
         list(entity.claims.order_by("pk").select_for_update().values_list("pk"))
         registrations.forget(
-            state, lambda other: entities.may_read(entity, Principal.parse(other.created_by))
+            state,
+            lambda other: entities.may_read(entity, Principal.parse(other.created_by)),
+            gone,
         )
         entity.delete()
         _reemit_refused(holder)

@@ -15,7 +15,7 @@ from core.bodies import JsonObject
 from core.clock import epoch_ms, iso
 from core.database import is_lock_refused
 from core.principals import Principal
-from dispatch import entities, wakes
+from dispatch import entities, shared_states, wakes
 from dispatch.models import Delivery, DispatchState, Entity, Registration
 from dispatch.streams import log, offsets, registrations, sources
 
@@ -130,9 +130,11 @@ def _event(row: Registration, state: DispatchState, key: str, value: JsonObject)
 
 def _may_read(row: Registration, subscriber: Entity) -> bool:
     """Whether the subscriber's creator may read the source, which decides when it is told."""
+    creator = Principal.parse(subscriber.created_by)
     if not sources.is_entity(row.source_url):
-        return False
+        shared = shared_states.at(row.source_url)
+        return shared is not None and shared_states.may_use(shared, creator)
     source = entities.at(row.source_url)
     if source is None:
         return row.closed  # it was looked at when it was deleted
-    return entities.may_read(source, Principal.parse(subscriber.created_by))
+    return entities.may_read(source, creator)

@@ -8,12 +8,15 @@ state, which knows the epoch of the claim that holds the entity.
 import hashlib
 from datetime import datetime
 from typing import Any
+from urllib.parse import quote
 
 from django.db import models
 from django.db.models import Count, F, OuterRef, Q, Subquery
 from django.db.models.functions import Coalesce, Now
 from django.db.models.lookups import Exact
 
+from core.identifiers import SHARED_STATE_PREFIX
+from core.principals import UNENCODED
 from runners.models import JSON, PrincipalField, Runner, canonical
 
 
@@ -546,6 +549,8 @@ class SharedState(models.Model):
     created_by = PrincipalField()
     created_at = models.DateTimeField(db_default=Now())
 
+    now: datetime  # of `core.clock.with_now`
+
     class Meta:
         default_permissions = ("view",)
         indexes = [
@@ -564,7 +569,13 @@ class SharedState(models.Model):
     @property
     def stream_path(self) -> str:
         """Where it is read and written, and what registrations know it by."""
-        return f"/_electric/shared-state/{self.name}"
+        return f"{SHARED_STATE_PREFIX}{self.name}"
+
+    @property
+    def urls(self) -> list[str]:
+        """How it may be named as a source: its characters as they are, or encoded."""
+        encoded = quote(self.name, safe=UNENCODED)
+        return sorted({self.stream_path, f"{SHARED_STATE_PREFIX}{encoded}"})
 
 
 class SharedStateEvent(models.Model):

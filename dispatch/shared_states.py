@@ -5,7 +5,6 @@ names. What it has goes with the last entity that has it. Observing gives an ent
 nothing; it lets the entity's runner use what its creator may.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,17 +14,16 @@ from django.db import IntegrityError, transaction
 from django.db.models import Q, QuerySet
 
 from core import quotas
+from core.clock import with_now
 from core.errors import Forbidden, NotFound
+from core.identifiers import shared_state_name
 from core.prepared import Param, Select
 from core.principals import Principal
 from dispatch import entities, types
 from dispatch.models import Entity, EntityType, SharedState, SharedStateLink
 from dispatch.streams import append as streams
-from dispatch.streams import producers
+from dispatch.streams import producers, registrations
 from dispatch.streams.append import Appended
-
-MAX_NAME = 512
-"""Characters."""
 
 _STATE = Select(lambda: SharedState.objects.filter(name=Param("name")))
 
@@ -38,6 +36,12 @@ def find(name: str) -> SharedState:
     return state
 
 
+def at(url: str) -> SharedState | None:
+    """The shared state at a URL, or None."""
+    name = shared_state_name(url)
+    return None if name is None else _STATE.first(name=name)
+
+
 def find_usable(name: str, principal: Principal) -> SharedState:
     """One that the principal may read and write. Raises NotFound, Forbidden."""
     state = find(name)
@@ -45,16 +49,11 @@ def find_usable(name: str, principal: Principal) -> SharedState:
     return state
 
 
-def is_name(text: str) -> bool:
-    """Whether this may be a shared state's id: slashes are as good as other characters."""
-    return 1 <= len(text) <= MAX_NAME and text.isprintable()
-
-
 # --- Who may ----------------------------------------------------------------------------------
 
 
-def require_use(state: SharedState, principal: Principal) -> None:
-    """Raise Forbidden unless the principal may read and write a shared state.
+def may_use(state: SharedState, principal: Principal) -> bool:
+    """Whether the principal may read and write a shared state.
 
     Whoever may act on an entity that has it, and the owner of that one's runner; and of an entity
     that observes it the same two, if its creator may act on one that has it.
@@ -63,13 +62,18 @@ def require_use(state: SharedState, principal: Principal) -> None:
     having, observing = links.filter(manifest=""), links.exclude(manifest="")
     # As nearly always, and without a look at types.
     if having.filter(_made(principal) | _runs(principal)).exists():
-        return
+        return True
     if _concerned(having, principal).exists():
-        return
+        return True
     creators = _concerned(observing, principal).values_list("entity__created_by", flat=True)
-    if not any(
+    return any(
         _acted_on(having, Principal.parse(creator)).exists() for creator in creators.distinct()
-    ):
+    )
+
+
+def require_use(state: SharedState, principal: Principal) -> None:
+    """Raise Forbidden unless the principal may read and write a shared state."""
+    if not may_use(state, principal):
         raise Forbidden("The shared state is of other principals' entities.")
 
 
@@ -158,35 +162,34 @@ def _locking() -> QuerySet[SharedState]:
 def append(
     state: SharedState, events: Sequence[Any], sequence: producers.Sequence | None = None
 ) -> Appended:
-    """Append events to a shared state. Raises NotFound, and what `producers.advance` raises."""
+    """Append events to a shared state, and leave word for whoever waits for such.
+
+    Raises NotFound, and what `producers.advance` raises.
+    """
     with transaction.atomic():
-        locked = _locking().filter(pk=state.pk).first()
+        locked = with_now(_locking().filter(pk=state.pk)).first()
         if locked is None:
             raise NotFound("The shared state was deleted.")
         appended = streams.append_shared(locked, events, sequence)
         if appended.is_new:
             SharedState.objects.filter(pk=state.pk).update(tail=appended.tail)
+            after = appended.tail - len(events)
+            registrations.fire(locked.urls, events, after, locked.now)
     return appended
 
 
-def observe(entity: Entity, manifest_key: str, name: str | None) -> None:
-    """The entity's manifest says, by the event of this key, that it observes this, or nothing."""
-    manifest = hashlib.sha256(manifest_key.encode()).hexdigest()
-    by_it = SharedStateLink.objects.filter(entity=entity, manifest=manifest)
-    if name is None or not is_name(name):
-        by_it.delete()
-        return
-    by_it.exclude(name=name).delete()
-    SharedStateLink.objects.get_or_create(entity=entity, manifest=manifest, name=name)
+def leave(entity: Entity) -> list[str]:
+    """Before an entity that is locked is deleted: delete what no other entity has.
 
-
-def leave(entity: Entity) -> None:
-    """Before an entity that is locked is deleted: delete what no other entity has."""
+    The URLs of what was deleted.
+    """
     links = SharedStateLink.objects.filter(manifest="")
     own = list(links.filter(entity=entity).order_by("name").values_list("name", flat=True))
     if not own:
-        return
+        return []
     states = list(_locking().filter(name__in=own).order_by("name"))
     links.filter(entity=entity).delete()
     had = set(links.filter(name__in=own).values_list("name", flat=True))
-    SharedState.objects.filter(pk__in=[each.pk for each in states if each.name not in had]).delete()
+    gone = [each for each in states if each.name not in had]
+    SharedState.objects.filter(pk__in=[each.pk for each in gone]).delete()
+    return [url for each in gone for url in each.urls]

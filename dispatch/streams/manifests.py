@@ -21,6 +21,7 @@ import msgspec
 
 from core.bodies import JsonObject, decode
 from core.errors import InvalidRequest
+from core.identifiers import SHARED_STATE_PREFIX, shared_state_name
 from dispatch.streams import conditions, sources
 from dispatch.streams.registrations import Order
 
@@ -63,6 +64,22 @@ def orders_at_entities(events: Sequence[Any]) -> list[Order]:
     ]
 
 
+def observed(events: Sequence[Any]) -> dict[str, str | None]:
+    """Of each key of the manifest events among these, the shared state that it now names.
+
+    None: none any more. Keys that name none before or after are left out.
+    """
+    found: dict[str, str | None] = {}
+    for event in events:
+        match event:
+            case {"type": "manifest", "key": str(key), "headers": {"operation": "delete"}} if key:
+                found[key] = None
+            case {"type": "manifest", "key": str(key), "value": dict(value)} if key:
+                if value.get("kind") in ("source", "shared-state"):
+                    found[key] = shared_state_name(_source(value))
+    return found
+
+
 def _order(key: str, event: JsonObject) -> Order | None:
     headers, value = event.get("headers"), event.get("value")
     operation = headers.get("operation") if isinstance(headers, dict) else None
@@ -86,11 +103,11 @@ def _source(value: JsonObject) -> str:
         case {"kind": "child"}:
             url = named.get("entity_url")
         case {"kind": "shared-state"}:
-            url = _below("/_electric/shared-state/", named.get("id"))
+            url = _below(SHARED_STATE_PREFIX, named.get("id"))
         case {"kind": "source", "sourceType": "entity"}:
             url = named.get("entityUrl") or named.get("sourceRef")
         case {"kind": "source", "sourceType": "db"}:
-            url = _below("/_electric/shared-state/", named.get("sourceRef"))
+            url = _below(SHARED_STATE_PREFIX, named.get("sourceRef"))
         case {"kind": "source", "sourceType": "entities"}:
             url = _below("/_entities/", named.get("sourceRef"))
         case {"kind": "source", "sourceType": "cron"}:
@@ -101,7 +118,9 @@ def _source(value: JsonObject) -> str:
 
 
 def _below(prefix: str, name: object) -> str:
-    return f"{prefix}{name}" if isinstance(name, str) and name else ""
+    if not isinstance(name, str) or name.startswith(prefix):
+        return name if isinstance(name, str) else ""
+    return f"{prefix}{name}" if name else ""
 
 
 def _wish(value: JsonObject) -> conditions.Wish:

@@ -13,7 +13,7 @@ tails. All registrations that a transaction changes are therefore locked by one 
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -203,9 +203,14 @@ def follow(
         _put(state.entity_id, order, known, state.now)
 
 
-def fire(source_url: str, events: Sequence[Any], after: int, now: datetime) -> None:
-    """`follow` for a stream that is no entity's; the caller holds its lock until it commits."""
-    _fire(_lock(Q(source_url=source_url)), source_url, events, after, now, None)
+def fire(source_urls: Collection[str], events: Sequence[Any], after: int, now: datetime) -> None:
+    """`follow` for a stream that is no entity's, by whichever of its URLs it is waited for.
+
+    The caller holds its lock until it commits.
+    """
+    known = _lock(Q(source_url__in=source_urls))
+    for url in source_urls:
+        _fire(known, url, events, after, now, None)
 
 
 def lock_at(states: Iterable[DispatchState]) -> None:
@@ -332,13 +337,22 @@ def close(state: DispatchState, how: str) -> None:
         _close(_lock(Q(source_url=state.entity.url)), state, how)
 
 
-def forget(state: DispatchState, may_read: Callable[[Entity], bool]) -> None:
+def forget(
+    state: DispatchState, may_read: Callable[[Entity], bool], gone: Collection[str] = ()
+) -> None:
     """`close` for a locked entity that is to be deleted; its own registrations go with it.
 
-    Only those are told whose subscriber ``may_read`` it: nobody can say that afterwards.
+    Only those are told whose subscriber ``may_read`` it: nobody can say that afterwards. Nor is
+    anybody told of the sources at the URLs in ``gone``, which went with it.
     """
-    rows = _lock(Q(source_url=state.entity.url) | Q(subscriber=state.entity_id))
-    theirs = [each for each in rows if each.subscriber_id != state.entity_id]
+    urls = {state.entity.url, *gone}
+    rows = _lock(Q(source_url__in=urls) | Q(subscriber=state.entity_id))
+    _delete(each for each in rows if each.source_url in gone)
+    theirs = [
+        each
+        for each in rows
+        if each.subscriber_id != state.entity_id and each.source_url not in gone
+    ]
     barred = [each for each in theirs if not may_read(each.subscriber)]
     _delete(barred)
     _close([each for each in theirs if each not in barred], state, "deleted")

@@ -3,7 +3,7 @@
 import re
 
 from core.errors import InvalidRequest
-from core.identifiers import ID_REGEX
+from core.identifiers import ID_REGEX, shared_state_name
 
 MAX_URL = 2048
 """Bytes of a source's URL: an index holds no more."""
@@ -11,7 +11,6 @@ MAX_URL = 2048
 _ENTITY = re.compile(rf"/(?!_){ID_REGEX}/{ID_REGEX}")
 _UNSERVED = {
     "/_cron/": "schedules are not served yet",
-    "/_electric/shared-state/": "shared state is not served yet",
     "/_entities/": "lists of entities are not served yet",
     "/_webhooks/": "webhook sources are not served yet",
 }
@@ -30,6 +29,7 @@ def require_served(url: str, path: str) -> str:
     for prefix, problem in _UNSERVED.items():
         if url.startswith(prefix):
             raise InvalidRequest.field(path, problem)
-    if not is_entity(url) or len(url.encode()) > MAX_URL:
+    is_known = is_entity(url) or shared_state_name(url) is not None
+    if not is_known or len(url.encode()) > MAX_URL:
         raise InvalidRequest.field(path, "not the URL of an entity, or of a stream served here")
     return url

@@ -1,15 +1,20 @@
 """/_electric/shared-state/:id: streams that several entities write to, and whose they are."""
 
 import pytest
+from django.db import transaction
 
 from claims import retention
-from dispatch import entities, shared_states
+from dispatch import due, entities, wakes
 from dispatch.models import (
+    DispatchState,
+    Registration,
     SharedState,
     SharedStateEvent,
     SharedStateLink,
     SharedStateProducer,
 )
+from dispatch.streams import log
+from tests.api.test_query_counts import cost
 from tests.support import Api
 
 S1 = "/_electric/shared-state/s1"
@@ -281,8 +286,15 @@ def test_a_type_that_is_registered_anew_takes_over_nothing(parties):
 
 
 def observe(url, name, key="source:db:s1"):
-    entity = entities.find(*url.split("/")[1:])
-    shared_states.observe(entity, key, name)
+    """What its handler's manifest says, or does not say any more."""
+    value = {"kind": "source", "sourceType": "db", "sourceRef": name}
+    said = {"type": "manifest", "key": key, "value": value, "headers": {"operation": "upsert"}}
+    if name is None:
+        said = {"type": "manifest", "key": key, "headers": {"operation": "delete"}}
+    with transaction.atomic():
+        (state,) = wakes.lock(DispatchState.objects.filter(entity__url=url))
+        log.append(state, [said], by_handler=True)
+        wakes.settle(state)
 
 
 def test_the_runner_of_what_observes_it_uses_it(parties):
@@ -332,6 +344,120 @@ def test_what_no_shared_state_is_named_is_not_observed(parties, name):
     observe("/agent/z", "s1")
     observe("/agent/z", name)
     assert not SharedStateLink.objects.exclude(manifest="").exists()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"kind": "shared-state", "id": "s1"},
+        {"kind": "source", "sourceType": "db", "sourceRef": S1},
+        {"kind": "source", "sourceType": "db", "config": {"sourceRef": "s1"}},
+    ],
+    ids=str,
+)
+def test_a_manifest_names_it_in_one_of_these_ways(parties, value):
+    dora = parties["creator"]
+    dora.send("/agent/z")
+    claim = parties["another's owner"].claim("r2")
+    said = {"type": "manifest", "key": "k", "value": value, "headers": {"operation": "upsert"}}
+    assert claim.append(said, token=claim.mint()).status == 204
+    assert reach(parties) == {*OWN, "another's owner"}
+
+
+def test_other_manifest_events_cost_nothing(shared):
+    shared.send()
+    claim = shared.claim()
+    token = claim.mint()
+    value = {"kind": "goal", "id": "s1"}
+    said = {"type": "manifest", "key": "k", "value": value, "headers": {"operation": "upsert"}}
+    plain = cost(lambda: claim.append(event(), token=token), status=204)
+    assert cost(lambda: claim.append(said, token=token), status=204) == plain
+
+
+# --- Waited for -------------------------------------------------------------------------------
+
+
+def told(api, url="/agent/e2"):
+    """Do what is due; the values of the wakes in an entity's stream."""
+    while due.run():
+        pass
+    return [each["value"] for each in api.events(url) if each["type"] == "wake"]
+
+
+def watch(api, source=S1, subscriber="/agent/e2", *, status=204, **condition):
+    body = {
+        "subscriberUrl": subscriber,
+        "sourceUrl": source,
+        "condition": {"on": "change", **condition},
+    }
+    assert api.post("/_electric/wake", body).status == status
+
+
+def test_an_append_is_a_change_to_whoever_waits_for_it(shared):
+    shared.make_entity("/agent/e2")
+    watch(shared, collections=["board"], ops=["insert"])
+    shared.post(S1, [event("a", n=1), event("b", "delete"), {**event("c"), "type": "state:other"}])
+    (value,) = told(shared)
+    assert (value["source"], value["timeout"]) == (S1, False)
+    (change,) = value["changes"]
+    assert (change["collection"], change["kind"], change["key"]) == ("state:board", "insert", "a")
+    assert len(shared.wakes()) == 1
+
+
+def test_its_own_writer_is_told_too(shared):
+    watch(shared, subscriber="/agent/e1")
+    shared.post(S1, event())
+    assert len(told(shared, "/agent/e1")) == 1
+
+
+def test_a_retry_is_told_once(shared):
+    shared.make_entity("/agent/e2")
+    watch(shared)
+    for seq in (0, 0, 1, 0):
+        produce(shared, seq)
+    (value,) = told(shared)
+    assert [each["key"] for each in value["changes"]] == ["0", "1"]
+
+
+@pytest.mark.parametrize("source", ["debate-/moderator/x", "debate-%2Fmoderator%2Fx"])
+def test_it_is_waited_for_by_either_form_of_its_url_and_before_it_is_made(shared, source):
+    shared.make_entity("/agent/e2")
+    source = f"/_electric/shared-state/{source}"
+    watch(shared, source)
+    path = shared.share("debate-/moderator/x")
+    shared.post(path, event())
+    assert [each["source"] for each in told(shared)] == [source]
+
+
+def test_a_manifest_event_waits_for_it(shared):
+    shared.send()
+    claim = shared.claim()
+    value = {"kind": "source", "sourceType": "db", "sourceRef": "s1", "wake": {"on": "change"}}
+    said = {"type": "manifest", "key": "k", "value": value, "headers": {"operation": "upsert"}}
+    assert claim.append(said, token=claim.mint()).status == 204
+    claim.done()
+    shared.post(S1, event())
+    assert [each["source"] for each in told(shared, "/agent/e1")] == [S1]
+
+
+def test_nobody_is_told_of_what_its_creator_may_not_use(shared, bob):
+    bob.make_entity("/agent/e2", None)
+    watch(bob)
+    shared.post(S1, event())
+    assert told(bob) == []
+
+
+def test_nobody_waits_for_what_is_gone(shared, bob):
+    bob.make_entity("/agent/e2", None)
+    for source in (S1, "/_electric/shared-state/s2"):
+        watch(bob, source)
+    shared("DELETE", "/_electric/entities/agent/e1")
+    assert [each.source_url[-2:] for each in Registration.objects.all()] == ["s2"]
+
+
+@pytest.mark.parametrize("name", ["", "x" * 513, "a%00b", "a%0Ab"])
+def test_what_no_shared_state_is_named_is_no_source(shared, name):
+    watch(shared, f"/_electric/shared-state/{name}", "/agent/e1", status=400)
 
 
 # --- Its end ----------------------------------------------------------------------------------

@@ -230,7 +230,18 @@ def delete_entity_with_a_shared_state(api: Api):
     api.share("s1", "/agent/e1")
     api.share("s2", "/agent/e1")
     api.share("s1", "/agent/e2")
+    for number in (1, 2):
+        watch_shared(api, number)
     return lambda: ok(api("DELETE", "/_electric/entities/agent/e1"))
+
+
+def watch_shared(api: Api, number: int = 1) -> None:
+    body = {
+        "subscriberUrl": "/agent/e3",
+        "sourceUrl": f"/_electric/shared-state/s{number}",
+        "condition": {"on": "change"},
+    }
+    assert api.post("/_electric/wake", body).status == 204
 
 
 @verb
@@ -247,6 +258,7 @@ def share_a_shared_state(api: Api):
 @verb
 def append_to_a_shared_state(api: Api):
     path = api.share("s1", "/agent/e1")
+    watch_shared(api)
     return lambda: ok(api.post(path, {"type": "line"}))
 
 
