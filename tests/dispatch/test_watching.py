@@ -488,6 +488,7 @@ def test_a_manifest_event_registers(api, value, source, condition):
     row = Registration.objects.get()
     assert (row.source_url, row.condition, row.manifest_key) == (source, condition, "key")
     say(source, finished())
+    let_due()
     assert len(told(api)) == 1
 
 

@@ -27,6 +27,8 @@ HOLD = {
     # Not the row itself, which is yet to be made, but its name.
     "shared name": "INSERT INTO dispatch_sharedstate (name, tail, created_by)"
     " VALUES ('s1', 0, '/principal/user%3Anobody')",
+    "registrations": "SELECT FROM dispatch_registration FOR UPDATE",
+    "entity e1": "SELECT FROM dispatch_entity WHERE url = '/agent/e1' FOR UPDATE",
     "state of e1": "SELECT FROM dispatch_dispatchstate JOIN dispatch_entity ON entity_id = id"
     " WHERE url = '/agent/e1' FOR UPDATE OF dispatch_dispatchstate",
     "state of e2": "SELECT FROM dispatch_dispatchstate JOIN dispatch_entity ON entity_id = id"
