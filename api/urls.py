@@ -3,7 +3,7 @@
 from django.urls import path, register_converter
 from django.urls.converters import PathConverter, StringConverter
 
-from api import claims, entities, runners, streams, types, webhook_sources
+from api import claims, entities, runners, schedules, streams, types, webhook_sources
 from core.identifiers import ID_REGEX
 
 
@@ -40,6 +40,8 @@ urlpatterns = [
     path(f"{_ENTITY}/send", entities.SendView.as_view()),
     path(f"{_ENTITY}/signal", entities.SignalView.as_view()),
     path(f"{_ENTITY}/tags/<text:key>", entities.TagView.as_view()),
+    path(f"{_ENTITY}/schedules/<text:sid>", schedules.ScheduleView.as_view()),
+    path("_electric/observations/cron/ensure-stream", schedules.CronStreamView.as_view()),
     path("_electric/entity-types", types.EntityTypesView.as_view()),
     path("_electric/entity-types/<id:name>", types.EntityTypeView.as_view()),
     path("_electric/entity-types/<id:name>/schemas", types.SchemasView.as_view()),

@@ -9,14 +9,14 @@ from django.db.models import QuerySet
 from django.db.models.functions import Now
 
 from claims.models import ConsumerClaim
-from dispatch.models import StreamEvent, Wake
+from dispatch.models import StreamEvent, Timer, Wake
 
 BATCH = 1000
 """Rows deleted in one transaction."""
 
 
 def prunable() -> dict[str, "QuerySet[Any]"]:
-    """What may go, by name: ended claims, past wakes, and the events of ended entities."""
+    """What may go, by name: ended claims, past wakes, events of ended entities, failed timers."""
     before = Now() - timedelta(days=settings.PULLWAKE_RETENTION_DAYS)
     return {
         "claims": ConsumerClaim.objects.filter(ended_at__lt=before),
@@ -25,6 +25,7 @@ def prunable() -> dict[str, "QuerySet[Any]"]:
         "events": StreamEvent.objects.filter(created_at__lt=before).exclude(
             entity__dispatch_state__ended=""
         ),
+        "timers": Timer.objects.failed().filter(failed_at__lt=before),
     }
 
 

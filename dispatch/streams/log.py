@@ -8,7 +8,7 @@ import msgspec
 from core.bodies import JsonObject
 from core.prepared import Insert
 from dispatch.models import DispatchState, StreamEvent
-from dispatch.streams import offsets, waiters, work
+from dispatch.streams import offsets, schedules, waiters, work
 
 _ADD = Insert(StreamEvent)
 
@@ -50,6 +50,7 @@ def append(
         StreamEvent.objects.bulk_create(rows)
     for offset, event in enumerate(events, start=begin + 1):
         work.follow(state, event, offset, by_handler=by_handler)
+        schedules.follow(state, event)
     waiters.announce(waiters.entity_stream_key(state.entity_id))
 
 

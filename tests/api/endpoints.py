@@ -43,6 +43,8 @@ RUNNERS = "_electric/runners"
 RUNNER = f"{RUNNERS}/<id:runner_id>"
 ENTITIES = "_electric/entities"
 ENTITY = f"{ENTITIES}/<str:type_name>/<str:name>"
+SCHEDULE = f"{ENTITY}/schedules/<text:sid>"
+CRON = "_electric/observations/cron/ensure-stream"
 TYPES = "_electric/entity-types"
 TYPE = f"{TYPES}/<id:name>"
 MAIN = "<str:type_name>/<str:name>/main"
@@ -74,6 +76,14 @@ ENDPOINTS = [
     Endpoint("POST", f"{ENTITY}/signal", "owner", body={"signal": "SIGSTOP"}),
     Endpoint("POST", f"{ENTITY}/tags/<text:key>", "actor", body={"value": "red"}),
     Endpoint("DELETE", f"{ENTITY}/tags/<text:key>", "actor"),
+    Endpoint(
+        "PUT",
+        SCHEDULE,
+        "owner",
+        body={"scheduleType": "future_send", "payload": 1, "fireAt": "2100-01-01T00:00:00Z"},
+    ),
+    Endpoint("DELETE", SCHEDULE, "owner"),
+    Endpoint("POST", CRON, "caller", body={"expression": "*/5 * * * *"}),
     Endpoint("POST", TYPES, "caller", 201, {"name": "new", "description": ""}),
     Endpoint("GET", TYPES, "caller"),
     Endpoint("GET", TYPE, "owner", names={"name": "doc"}),
@@ -155,6 +165,7 @@ class Scene:
             "type_name": "agent",
             "name": "e1",
             "key": "color",
+            "sid": "daily",
             "consumer_id": self.claim.body["consumerId"],
         }
 

@@ -10,7 +10,16 @@ import pytest
 
 from dispatch import entities
 from dispatch.models import Entity
-from tests.api.endpoints import ENDPOINTS, ENTITY, Endpoint, bearer, everything, undone
+from tests.api.endpoints import (
+    CRON,
+    ENDPOINTS,
+    ENTITY,
+    SCHEDULE,
+    Endpoint,
+    bearer,
+    everything,
+    undone,
+)
 from tests.api.test_query_counts import cost
 from tests.support import Api, Claim
 
@@ -34,6 +43,9 @@ ACTING: dict[str, tuple[str, ...]] = {
     f"POST /{ENTITY}/signal": BELOW,
     f"POST /{ENTITY}/tags/<text:key>": BELOW,
     f"DELETE /{ENTITY}/tags/<text:key>": BELOW,
+    f"PUT /{SCHEDULE}": BELOW,
+    f"DELETE /{SCHEDULE}": BELOW,
+    f"POST /{CRON}": tuple(PLACES),  # it is about none of them
 }
 """What the call may be about, where the runner's owner makes it in the creator's name."""
 
@@ -100,9 +112,12 @@ def call(api: Api, endpoint: Endpoint, place: str, stage: Stage) -> int:
         "type_name": "agent",
         "name": url.rpartition("/")[2],
         "key": "color",
+        "sid": "daily",
         "consumer_id": stage.claim.body["consumerId"],
     }
-    if endpoint.method == "PUT":  # of the endpoint's own name, with this as its parent
+    if (
+        endpoint.route == ENTITY and endpoint.method == "PUT"
+    ):  # of the endpoint's own name, with this as its parent
         body = {**body, "parent": url}
     status: int = api(endpoint.method, endpoint.path(names), body).status
     return status
@@ -141,7 +156,10 @@ def test_nobody_else_acts_for_the_creator(stage, endpoint):
         (stage.bob, "user:dora"),
         (bearer("user:carol"), "user:dora"),
     ):
-        assert call(stage.by(api, principal), endpoint, "the claimed", stage) == 403
+        # What is about no entity takes any that the creator made, and bob's runner holds one.
+        holds = endpoint.route == CRON and (api, principal) == (stage.bob, "user:dora")
+        status = call(stage.by(api, principal), endpoint, "the claimed", stage)
+        assert status == (endpoint.status if holds else 403)
     bobs = stage.by(stage.bob, "user:dora")
     with undone():
         place = "one that another runner holds"
