@@ -14,7 +14,15 @@ from api.acting import (
     Actor,
     HandlerAuthentication,
 )
-from api.fields import RESERVED_TYPES, DispatchPolicy, Key, known, policy_to
+from api.fields import (
+    RESERVED_TYPES,
+    DispatchPolicy,
+    EntityUrl,
+    Key,
+    ManifestKey,
+    known,
+    policy_to,
+)
 from api.lists import answer_page
 from api.openapi import documented
 from api.views import ApiView, EntityResource
@@ -27,11 +35,11 @@ from core.principals import Principal
 from dispatch import entities, signals, types
 from dispatch.messages import Message
 from dispatch.models import Entity
+from dispatch.streams import conditions
 
 Tags = dict[
     Annotated[str, Meta(min_length=1, max_length=256)], Annotated[str, Meta(max_length=4096)]
 ]
-EntityUrl = Annotated[str, Meta(pattern=r"^/[^/]{1,128}/[^/]{1,128}$(?!\n)")]
 
 
 MAX_DELAY_MS = 365 * 24 * 3_600_000
@@ -49,6 +57,17 @@ class Sandbox(Body, frozen=True, kw_only=True):
     inherit: bool | UnsetType = UNSET
 
 
+class NewWatch(Body, frozen=True, kw_only=True):
+    """Wake the subscriber when this happens at the entity that is made."""
+
+    subscriberUrl: EntityUrl  # noqa: N815
+    condition: conditions.Condition
+    debounceMs: conditions.DebounceMs | UnsetType = UNSET  # noqa: N815
+    timeoutMs: conditions.TimeoutMs | UnsetType = UNSET  # noqa: N815
+    includeResponse: bool | UnsetType = UNSET  # noqa: N815
+    manifestKey: ManifestKey | UnsetType = UNSET  # noqa: N815
+
+
 class NewEntity(Body, frozen=True, kw_only=True):
     """An entity to be made."""
 
@@ -59,6 +78,7 @@ class NewEntity(Body, frozen=True, kw_only=True):
     initialMessageType: Key | UnsetType = UNSET  # noqa: N815
     parent: EntityUrl | UnsetType = UNSET
     sandbox: Sandbox | UnsetType = UNSET
+    wake: NewWatch | UnsetType = UNSET
 
 
 class EntityChange(Body, frozen=True, kw_only=True):
@@ -209,7 +229,11 @@ class EntityView(EntityResource):
                 details=[{"path": path, "message": "no id, or reserved"} for path in bad],
             )
         body = read(request, NewEntity, empty=True)
-        caller = self.actor.prove(body.parent or "", within=False)
+        watch = None if body.wake is UNSET else body.wake
+        about = [body.parent or "", watch.subscriberUrl if watch is not None else ""]
+        caller = self.actor.principal
+        for url in dict.fromkeys(filter(None, about)) or [""]:
+            caller = self.actor.prove(url, within=False)
         message = None
         if body.initialMessage is not UNSET:
             message = Message(
@@ -229,6 +253,7 @@ class EntityView(EntityResource):
                 parent=body.parent or "",
                 sandbox=None if body.sandbox is UNSET else msgspec.to_builtins(body.sandbox),
                 message=message,
+                watch=None if watch is None else _watch(watch),
             )
         except DuplicateUrl as duplicate:
             existing = entities.find(type_name, name)
@@ -263,6 +288,16 @@ class EntityView(EntityResource):
         """Its stream goes with it, and an active claim is fenced."""
         endings.delete_entity(self.entity(type_name, name))
         return HttpResponse(status=204)
+
+
+def _watch(asked: NewWatch) -> entities.Watch:
+    wish = conditions.wish(
+        asked.condition,
+        include_response=asked.includeResponse,
+        debounce_ms=asked.debounceMs,
+        timeout_ms=asked.timeoutMs,
+    )
+    return entities.Watch(asked.subscriberUrl, wish, asked.manifestKey or "")
 
 
 def _runner_id(policy: DispatchPolicy | UnsetType) -> str | None:

@@ -9,6 +9,8 @@ from core.errors import InvalidRequest
 from core.principals import Principal
 
 Key = Annotated[str, Meta(min_length=1, max_length=256)]
+ManifestKey = Annotated[str, Meta(min_length=1, max_length=1024)]
+EntityUrl = Annotated[str, Meta(pattern=r"^/[^/]{1,128}/[^/]{1,128}$(?!\n)")]
 
 RESERVED_TYPES = ("_electric",)
 """Entity types whose streams would stand where the API does."""

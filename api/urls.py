@@ -3,7 +3,16 @@
 from django.urls import path, register_converter
 from django.urls.converters import PathConverter, StringConverter
 
-from api import claims, entities, runners, schedules, streams, types, webhook_sources
+from api import (
+    claims,
+    entities,
+    runners,
+    schedules,
+    streams,
+    types,
+    wakes,
+    webhook_sources,
+)
 from core.identifiers import ID_REGEX
 
 
@@ -42,6 +51,8 @@ urlpatterns = [
     path(f"{_ENTITY}/tags/<text:key>", entities.TagView.as_view()),
     path(f"{_ENTITY}/schedules/<text:sid>", schedules.ScheduleView.as_view()),
     path("_electric/observations/cron/ensure-stream", schedules.CronStreamView.as_view()),
+    path("_electric/wake", wakes.WakeView.as_view()),
+    path("_electric/wake/unregister", wakes.UnregisterView.as_view()),
     path("_electric/entity-types", types.EntityTypesView.as_view()),
     path("_electric/entity-types/<id:name>", types.EntityTypeView.as_view()),
     path("_electric/entity-types/<id:name>/schemas", types.SchemasView.as_view()),

@@ -11,17 +11,20 @@ from django.conf import settings
 from django.db import connection
 
 from core.database import is_passing
-from dispatch import firing
+from dispatch import deliveries, firing
+from dispatch.streams import registrations
 
 logger = logging.getLogger(__name__)
 
+BATCH = 500
+"""Rows of a kind in one round, at the most."""
 EVERY_S = 0.5
 """Seconds between looks: nothing is later than that for having been waited for."""
 
 
-def run() -> int:
-    """Do what is due, a batch of each kind: how much."""
-    return firing.fire_due()
+def run(*, limit: int = BATCH) -> int:
+    """Do what is due, at most ``limit`` rows of each kind: how many."""
+    return deliveries.deliver_due(limit=limit) + firing.fire_due(limit=min(limit, firing.BATCH))
 
 
 class Timekeeper(threading.Thread):
@@ -34,21 +37,22 @@ class Timekeeper(threading.Thread):
     def stop(self) -> None:
         """Begin no further round."""
         self._stopped.set()
+        registrations.nudged.set()
 
     def run(self) -> None:
         """Work until stopped; trouble with the database is logged, and tried again."""
         while not self._stopped.is_set():
-            pause = EVERY_S
+            registrations.nudged.clear()
             try:
                 while not self._stopped.is_set() and run():
                     pass
             except Exception as exc:
-                pause = settings.PULLWAKE_REAPER_INTERVAL_MS / 1000
                 logger.log(
                     logging.WARNING if is_passing(exc) else logging.ERROR,
                     "what is due could not be done, and is tried again: %s",
                     exc,
                     exc_info=not is_passing(exc),
                 )
+                self._stopped.wait(settings.PULLWAKE_REAPER_INTERVAL_MS / 1000)
             connection.close()
-            self._stopped.wait(pause)
+            registrations.nudged.wait(EVERY_S)

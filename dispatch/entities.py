@@ -42,7 +42,9 @@ from dispatch.models import (
     Wake,
     subscription_key,
 )
-from dispatch.streams import log, work
+from dispatch.streams import log, registrations, work
+from dispatch.streams.conditions import Wish
+from dispatch.streams.registrations import Order
 from runners import registry
 from runners.models import Runner
 
@@ -62,6 +64,17 @@ def find(type_name: str, name: str) -> Entity:
     if entity is None:
         raise NotFound(f"There is no entity /{type_name}/{name}.")
     return entity
+
+
+def find_at(url: str) -> Entity:
+    """`find` by an entity's URL. Raises NotFound."""
+    _, type_name, name = url.split("/")
+    return find(type_name, name)
+
+
+def at(url: str) -> Entity | None:
+    """The entity at this URL, as `find` finds it, or None."""
+    return _ENTITY.first(url=url)
 
 
 # --- Who may ----------------------------------------------------------------------------------
@@ -112,6 +125,15 @@ def is_near(held: Entity, entity: Entity) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class Watch:
+    """That an entity, the subscriber, is to be woken for what happens at the one that is made."""
+
+    subscriber: str
+    wish: Wish
+    manifest_key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class _Target:
     """The runner that an entity is made with, and whose it must be: URLs, or None for anybody's."""
 
@@ -134,15 +156,17 @@ def create(
     parent: str = "",
     sandbox: JsonObject | None = None,
     message: Message | None = None,
+    watch: Watch | None = None,
 ) -> tuple[Entity, int]:
     """Make an entity, and wake it if it is made with a first message: it, and the call's txid.
 
     All of it or nothing.
 
     Raises, in this order: Forbidden where the type is registered and not open to the caller;
-    NotFound for a parent, Forbidden for one that is not the caller's to act on; the same for the
-    runner; InvalidRequest where args, message or sandbox are not what is asked for; DuplicateUrl;
-    RateLimited past PULLWAKE_MAX_ENTITIES.
+    NotFound for a parent, Forbidden for one that is not the caller's to act on; the same for who is
+    to ``watch`` it, and for the runner; InvalidRequest where args, message or sandbox are not what
+    is asked for; DuplicateUrl; RateLimited past PULLWAKE_MAX_ENTITIES; NotRunning for a subscriber
+    at its end.
     """
     url = f"/{type_name}/{name}"
     entity_type = types.find(type_name)
@@ -150,7 +174,8 @@ def create(
         entity_type, caller, types.SPAWN, types.MANAGE
     ):
         raise Forbidden(f"Entities of type {type_name} are not the caller's to make.")
-    above = _find_parent(caller, parent) if parent else None
+    above = _find_own(caller, parent, "parent") if parent else None
+    subscriber = None if watch is None else _find_own(caller, watch.subscriber, "subscriber")
     target = _target(caller, runner_id, above, entity_type)
     runner = None if target is None else target.check(registry.find(target.runner_id))
     if entity_type is not None and entity_type.creation_schema is not None:
@@ -185,17 +210,21 @@ def create(
         state.cursor = state.tail
         if message is not None:
             deliver(state, message, str(uuid.uuid4()))
+        if watch is not None and subscriber is not None:
+            # Last: how it began is no news to who had it made.
+            order = Order(url, watch.wish, watch.manifest_key)
+            state.watched = max(state.watched, order.watched)
+            registrations.register(subscriber, order)
         wakes.settle(state)
     entity.dispatch_state = state
     return entity, txid
 
 
-def _find_parent(caller: Principal, url: str) -> Entity:
-    _, type_name, name = url.split("/")
-    parent = find(type_name, name)
-    if not may_act(parent, caller):
-        raise Forbidden(f"The parent {url} is not the caller's to act on.")
-    return parent
+def _find_own(caller: Principal, url: str, role: str) -> Entity:
+    entity = find_at(url)
+    if not may_act(entity, caller):
+        raise Forbidden(f"The {role} {url} is not the caller's to act on.")
+    return entity
 
 
 def _target(
@@ -250,13 +279,13 @@ def update(
     with transaction.atomic():
         runner = registry.lock_own(caller, runner_id) if runner_id is not None else None
         state = lock(entity)
-        if runner is not None:
-            wakes.redirect(state, runner)
         if tags is None:
             Entity.objects.filter(pk=entity.pk).update(updated_at=Now())
         else:
             known = Entity.objects.values_list("tags", flat=True).get(pk=entity.pk)
             _replace_tags(state, known, dict(tags), new_txid())
+        if runner is not None:
+            wakes.redirect(state, runner)
         wakes.settle(state)
 
 

@@ -22,11 +22,12 @@ must not be deleted is locked before all.
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
+from functools import partial
 
 from django.conf import settings
 from django.db import OperationalError, connection, transaction
 from django.db.models import DateTimeField, ExpressionWrapper, F, Q, Subquery
-from django.db.models.functions import Now
+from django.db.models.functions import Greatest, Now
 
 from core.clock import Milliseconds, epoch_ms, with_now
 from core.database import is_lock_refused
@@ -41,7 +42,7 @@ from dispatch.models import (
     Wake,
     WakeQuerySet,
 )
-from dispatch.streams import waiters
+from dispatch.streams import registrations, waiters
 from runners.models import Runner, WakeStream
 
 MAX_DELAY = timedelta(hours=1)
@@ -118,7 +119,8 @@ def _can_skip_locked() -> bool:
 
 def begin(entity: Entity, runner: Runner | None) -> DispatchState:
     """The dispatch state, locked, of an entity that has just been made."""
-    DispatchState.objects.create(entity=entity, runner=runner)
+    watched = registrations.watched_from_birth(entity.url)
+    DispatchState.objects.create(entity=entity, runner=runner, watched=watched)
     (state,) = lock(DispatchState.objects.filter(entity=entity))
     return state
 
@@ -131,6 +133,16 @@ def save(state: DispatchState) -> None:
     _SAVE.count(**vars(state))
 
 
+def watch(url: str, level: DispatchState.Watched) -> bool:
+    """Have the entity at a URL look for registrations from now on: whether there is one.
+
+    It is locked until the transaction ends. Outside of one, whatever is being appended to its
+    stream is waited for.
+    """
+    states = DispatchState.objects.filter(entity__url=url)
+    return bool(states.update(watched=Greatest("watched", level)))
+
+
 def due(state: DispatchState) -> bool:
     """Whether the entity may be woken now, were it neither claimed nor woken."""
     retry_over = state.retry_at is None or state.retry_at <= state.now
@@ -140,14 +152,16 @@ def due(state: DispatchState) -> bool:
 def settle(state: DispatchState) -> Wake | None:
     """Do what the state of an entity asks for, and save it: the new wake, or None.
 
-    An entity without a claim that was asked to stop stops; one that is due is woken. A wake whose
-    work was withdrawn is withdrawn, too.
+    An entity without a claim that was asked to stop stops; one that is due is woken. One that is
+    paused, or whose work was withdrawn, has its wake withdrawn.
     """
     wake = None
     if state.active_epoch is None:
         if state.stop_requested:
             end(state, DispatchState.End.STOPPED)
-        elif not state.pending:
+            registrations.close(state, state.ended)
+            withdraw(state)
+        elif state.paused or not state.pending:
             withdraw(state)
         elif state.outstanding_wake_id is None and due(state):
             wake = _emit(state)
@@ -170,15 +184,17 @@ def settle_all(states: Iterable[DispatchState]) -> None:
 
 
 def end(state: DispatchState, how: DispatchState.End) -> None:
-    """The entity stops or is killed: its wake is withdrawn, and it is never woken again.
+    """The entity stops or is killed: it is never woken again, and its schedules are cancelled.
 
-    Its schedules are cancelled.
+    Once all is in its stream the caller closes it for those who watch it (`registrations.close`),
+    and then withdraws its wake.
     """
-    withdraw(state)
     timers.cancel(state.entity_id)
     state.ended = how
     state.stop_requested = state.paused = False
     state.retry_at = None
+    # Not in this transaction: two that watch each other and end would wait for each other.
+    transaction.on_commit(partial(registrations.drop, state.entity_id), robust=True)
 
 
 def withdraw(state: DispatchState) -> None:

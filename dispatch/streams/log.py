@@ -8,7 +8,7 @@ import msgspec
 from core.bodies import JsonObject
 from core.prepared import Insert
 from dispatch.models import DispatchState, StreamEvent
-from dispatch.streams import offsets, schedules, waiters, work
+from dispatch.streams import manifests, offsets, registrations, schedules, waiters, work
 
 _ADD = Insert(StreamEvent)
 
@@ -25,7 +25,8 @@ def append(
     Each event whose ``headers.operation`` is a string is given ``headers.offset``, the offset just
     after it. `work.is_work` decides which of them the entity is woken for: of those that its own
     handler wrote (``by_handler``), none. ``message_key`` is that of an inbox message that is not
-    to come twice, which then is the only event.
+    to come twice, which then is the only event. Others that wait for such events are left word, and
+    manifest events are done as they say. Raises InvalidRequest where one asks for what is not done.
     """
     begin = state.tail
     rows = []
@@ -51,6 +52,7 @@ def append(
     for offset, event in enumerate(events, start=begin + 1):
         work.follow(state, event, offset, by_handler=by_handler)
         schedules.follow(state, event)
+    registrations.follow(state, events, begin, manifests.orders(events))
     waiters.announce(waiters.entity_stream_key(state.entity_id))
 
 

@@ -47,6 +47,7 @@ SCHEDULE = f"{ENTITY}/schedules/<text:sid>"
 CRON = "_electric/observations/cron/ensure-stream"
 TYPES = "_electric/entity-types"
 TYPE = f"{TYPES}/<id:name>"
+WAKE = "_electric/wake"
 MAIN = "<str:type_name>/<str:name>/main"
 WAKES = "runners/<id:runner_id>/wake"
 
@@ -90,6 +91,20 @@ ENDPOINTS = [
     Endpoint("DELETE", TYPE, "owner", 204, names={"name": "doc"}),
     Endpoint(
         "PATCH", f"{TYPE}/schemas", "owner", body={"inbox_schemas": {}}, names={"name": "doc"}
+    ),
+    Endpoint(
+        "POST",
+        WAKE,
+        "owner",
+        204,
+        {"subscriberUrl": "/agent/e1", "sourceUrl": "/agent/e2", "condition": "runFinished"},
+    ),
+    Endpoint(
+        "POST",
+        f"{WAKE}/unregister",
+        "owner",
+        204,
+        {"subscriberUrl": "/agent/e1", "sourceUrl": "/agent/e2"},
     ),
     Endpoint("GET", "_electric/webhook-sources", "caller"),
     Endpoint("GET", WAKES, "owner"),

@@ -15,6 +15,7 @@ from tests.api.endpoints import (
     ENDPOINTS,
     ENTITY,
     SCHEDULE,
+    WAKE,
     Endpoint,
     bearer,
     everything,
@@ -40,6 +41,8 @@ BELOW = ("the claimed", "its child", "its grandchild")
 ACTING: dict[str, tuple[str, ...]] = {
     **{str(each): () for each in ENDPOINTS},
     f"PUT /{ENTITY}": ("the claimed",),  # as the parent
+    f"POST /{WAKE}": ("the claimed",),  # as the subscriber
+    f"POST /{WAKE}/unregister": ("the claimed",),
     f"POST /{ENTITY}/signal": BELOW,
     f"POST /{ENTITY}/tags/<text:key>": BELOW,
     f"DELETE /{ENTITY}/tags/<text:key>": BELOW,
@@ -115,10 +118,11 @@ def call(api: Api, endpoint: Endpoint, place: str, stage: Stage) -> int:
         "sid": "daily",
         "consumer_id": stage.claim.body["consumerId"],
     }
-    if (
-        endpoint.route == ENTITY and endpoint.method == "PUT"
-    ):  # of the endpoint's own name, with this as its parent
+    if endpoint.route == ENTITY and endpoint.method == "PUT":
+        # Of the endpoint's own name, with this as its parent.
         body = {**body, "parent": url}
+    elif "subscriberUrl" in (body or {}):
+        body = {**body, "subscriberUrl": url}
     status: int = api(endpoint.method, endpoint.path(names), body).status
     return status
 
@@ -212,6 +216,21 @@ def test_a_duplicate_is_shown_to_who_acts_for_its_creator(stage):
 def test_without_a_parent_nobody_acts_for_another(stage):
     acting = stage.by(stage.alice, "user:dora")
     assert acting("PUT", "/_electric/entities/agent/new", {}).status == 403
+
+
+def test_who_is_to_watch_a_child_is_to_be_the_claimed_too(stage):
+    acting = stage.by(stage.alice, "user:dora")
+    for parent, subscriber, status in (
+        ("/agent/x", "/agent/other", 403),
+        ("/agent/other", "/agent/x", 403),
+        (None, "/agent/other", 403),
+        ("/agent/x", "/agent/x", 201),
+        (None, "/agent/x", 201),
+    ):
+        watch = {"subscriberUrl": subscriber, "condition": "runFinished"}
+        body = {"wake": watch, **({"parent": parent} if parent else {})}
+        with undone():
+            assert acting("PUT", "/_electric/entities/agent/new", body).status == status
 
 
 def test_it_costs_one_statement_and_none_where_the_two_are_one(stage):

@@ -21,6 +21,7 @@ from tests.api.endpoints import (
     TAKING_A_BODY,
     TYPE,
     TYPES,
+    WAKE,
     WAKES,
     Endpoint,
     Scene,
@@ -338,6 +339,9 @@ def test_however_deep_it_is_nested_it_is_no_error_of_ours(scene, endpoint, templ
                     assert (answer.status, answer.error) == (400, "INVALID_REQUEST"), depth
 
 
+WATCH = '"subscriberUrl": "/agent/e1", "sourceUrl": "/agent/e2"'
+FINISHED = '"condition": "runFinished"'
+
 # Each text that is kept or looked up, as {TEXT}.
 TEXTS = [
     (f"POST /{RUNNERS}", '{"id": {TEXT}, "label": "x"}'),
@@ -400,6 +404,15 @@ TEXTS = [
             '[{"subject_kind": "principal", "subject_value": {TEXT}, "permission": "spawn"}]}'
         ),
     ),
+    (f"POST /{WAKE}", f'{{"subscriberUrl": "/agent/e1", "sourceUrl": {{TEXT}}, {FINISHED}}}'),
+    (f"POST /{WAKE}", f'{{"sourceUrl": "/agent/e2", "subscriberUrl": {{TEXT}}, {FINISHED}}}'),
+    (f"POST /{WAKE}", f'{{{WATCH}, {FINISHED}, "manifestKey": {{TEXT}}}}'),
+    (f"POST /{WAKE}", f'{{{WATCH}, "condition": {{TEXT}}}}'),
+    (f"POST /{WAKE}", f'{{{WATCH}, "condition": {{"on": "change", "collections": [{{TEXT}}]}}}}'),
+    (f"POST /{WAKE}", f'{{{WATCH}, "condition": {{"on": "change", "ops": [{{TEXT}}]}}}}'),
+    (f"POST /{WAKE}/unregister", '{"subscriberUrl": "/agent/e1", "sourceUrl": {TEXT}}'),
+    (f"POST /{WAKE}/unregister", '{"subscriberUrl": "/agent/e1", "manifestKey": {TEXT}}'),
+    (f"PUT /{ENTITY}", f'{{"wake": {{"subscriberUrl": {{TEXT}}, {FINISHED}}}}}'),
     (f"POST /{MAIN}", '{"a": {TEXT}}'),
     (f"POST /{MAIN}", "[1, {TEXT}]"),
 ]
@@ -422,6 +435,13 @@ NUMBERS = [
     (f"POST /{RUNNER}/heartbeat", '{"lease_ms": {NUMBER}}'),
     (f"POST /{RUNNERS}", '{"id": "new", "label": "x", "claim_lease_ms": {NUMBER}}'),
     (f"POST /{RUNNERS}", '{"id": "new", "label": "x", "max_concurrent_claims": {NUMBER}}'),
+    (f"POST /{WAKE}", f'{{{WATCH}, {FINISHED}, "debounceMs": {{NUMBER}}}}'),
+    (f"POST /{WAKE}", f'{{{WATCH}, {FINISHED}, "timeoutMs": {{NUMBER}}}}'),
+    (f"POST /{WAKE}", f'{{{WATCH}, "condition": {{"on": "change", "timeoutMs": {{NUMBER}}}}}}'),
+    (
+        f"PUT /{ENTITY}",
+        f'{{"wake": {{"subscriberUrl": "/agent/e1", {FINISHED}, "debounceMs": {{NUMBER}}}}}}',
+    ),
 ]
 
 
@@ -495,6 +515,43 @@ def test_a_number_that_is_the_callers_own_may_be_any(scene, endpoint, template):
             {"lease_ms": "x", "wakeStreamOffset": "x", "diagnostics": []},
             ["/lease_ms", "/wakeStreamOffset", "/diagnostics"],
         ),
+        (
+            f"POST /{WAKE}",
+            {"subscriberUrl": "x", "debounceMs": 3_600_001, "timeoutMs": -1, "manifestKey": ""},
+            [
+                "/subscriberUrl",
+                "/sourceUrl",
+                "/condition",
+                "/debounceMs",
+                "/timeoutMs",
+                "/manifestKey",
+            ],
+        ),
+        *(
+            (
+                f"POST /{WAKE}",
+                {"subscriberUrl": "/agent/e1", "sourceUrl": "/agent/e2", "condition": condition},
+                [path],
+            )
+            for condition, path in (
+                ("finished", "/condition"),
+                ({"on": "finished"}, "/condition"),
+                ({}, "/condition"),
+                ({"on": "change", "ops": ["upsert"]}, "/condition/ops/0"),
+                ({"on": "change", "collections": [""]}, "/condition/collections/0"),
+                ({"on": "change", "collections": ["x"] * 65}, "/condition/collections"),
+                ({"on": "change", "timeoutMs": 30 * 24 * 3_600_000 + 1}, "/condition/timeoutMs"),
+            )
+        ),
+        *(
+            (
+                f"POST /{WAKE}",
+                {"subscriberUrl": "/agent/e1", "sourceUrl": url, "condition": "runFinished"},
+                ["/sourceUrl"],
+            )
+            for url in ("agent/e2", "/agent", "/agent/e2/main", "/_entities/x", "/_webhooks/x/y")
+        ),
+        (f"POST /{WAKE}/unregister", {"subscriberUrl": "/agent/e1"}, ["/sourceUrl"]),
         (f"POST /{RUNNER}/claim", {"subscription_id": 7}, ["/subscription_id"]),
         (f"POST /{RUNNER}/claim", {"subscription_id": "runner:r2:x"}, ["/subscription_id"]),
         (f"POST /{RUNNER}/claim", {"subscription_id": ""}, ["/subscription_id"]),

@@ -1,9 +1,11 @@
 """Every verb locks in one order, so no two can wait for each other.
 
-The order is runner, dispatch state, claim, wake, tail of the wake stream, and is read off the SQL
-that each verb sends. What is locked with SKIP LOCKED is not waited for, whatever is held.
+The order is runner, dispatch state, claim, registrations, deliveries, wake, tail of the wake
+stream, and is read off the SQL that each verb sends. What is locked with SKIP LOCKED is not waited
+for, whatever is held.
 """
 
+import itertools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +16,7 @@ from django.test.utils import CaptureQueriesContext
 
 from claims import lifecycle
 from claims.models import ConsumerClaim
-from dispatch import wakes
+from dispatch import due, wakes
 from dispatch.models import DispatchState
 from tests.support import Api, age_wakes, end_delay, lapse
 
@@ -24,6 +26,8 @@ ORDER = (
     "runners_runner",
     "dispatch_dispatchstate",
     "claims_consumerclaim",
+    "dispatch_registration",
+    "dispatch_delivery",
     "dispatch_wake",
     "runners_wakestream",
 )
@@ -98,6 +102,11 @@ def move(api: Api, number: int, runner_id: str) -> None:
     policy = {"targets": [{"type": "runner", "runnerId": runner_id}]}
     answer = api("PATCH", f"/_electric/entities/agent/e{number}", {"dispatch_policy": policy})
     assert answer.status == 200
+
+
+def watched(api: Api, subscriber: str, source: str) -> None:
+    body = {"subscriberUrl": f"/agent/{subscriber}", "sourceUrl": f"/agent/{source}"}
+    ok(api.post("/_electric/wake", {**body, "condition": {"on": "change"}}))
 
 
 def ok(answer: Any) -> None:
@@ -228,6 +237,48 @@ def enable(api: Api):
 @verb
 def patch(api: Api):
     return lambda: move(api, 3, "r0")
+
+
+@verb
+def watch(api: Api):
+    return lambda: watched(api, "e2", "e1")
+
+
+@verb
+def unwatch(api: Api):
+    watched(api, "e2", "e1")
+    body = {"subscriberUrl": "/agent/e2", "sourceUrl": "/agent/e1"}
+    return lambda: ok(api.post("/_electric/wake/unregister", body))
+
+
+@verb
+def create_watched(api: Api):
+    condition = {"subscriberUrl": "/agent/e1", "condition": "runFinished"}
+    return lambda: api.make_entity("/agent/e5", initialMessage="hi", wake=condition)
+
+
+@verb
+def deliver(api: Api):
+    watched(api, "e3", "e4")
+    api.send("/agent/e4")
+    return due.run
+
+
+def of_one_that_watches_and_is_watched(call: Callable[[Api], object]) -> None:
+    """The same call, where all entities watch each other."""
+
+    def among_watchers(api: Api) -> object:
+        prepared = call(api)
+        names = [f"e{number}" for number in (1, 2, 3, 4)]
+        for subscriber, source in itertools.permutations(names, 2):
+            watched(api, subscriber, source)
+        return prepared
+
+    VERBS[f"{call.__name__}_of_one_that_watches_and_is_watched"] = among_watchers
+
+
+for each in list(VERBS.values()):
+    of_one_that_watches_and_is_watched(each)
 
 
 @verb

@@ -1,0 +1,123 @@
+"""Manifest events are commands: what each asks for, whoever appends it to its entity's stream.
+
+=================  ==========  =======================================================
+value.kind                     a ``wake`` in it waits for
+=================  ==========  =======================================================
+child                          the entity at ``entity_url``
+source             entity      the entity at ``config.entityUrl``, or else ``sourceRef``
+source             …           a stream that is no entity's, by its ``sourceType``
+shared-state                   the shared state of that ``id``
+=================  ==========  =======================================================
+
+A manifest event replaces what that of the same key asked for: without a ``wake`` nothing is waited
+for any more, nor after a ``delete``. An ``update`` says only what changes. Other kinds ask for
+nothing here.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from core.bodies import JsonObject, decode
+from core.errors import InvalidRequest
+from dispatch.streams import conditions, sources
+from dispatch.streams.registrations import Order
+
+_CONDITION: Any = conditions.Condition
+_KINDS = ("child", "source", "shared-state")
+
+
+def orders(events: Sequence[Any]) -> list[Order]:
+    """What the manifest events among these ask for: the last of each key.
+
+    Raises InvalidRequest for a condition or a source that nobody could be told of.
+    """
+    found: dict[str, Order] = {}
+    for event in events:
+        match event:
+            case {"type": "manifest", "key": str(key)} if key:
+                order = _order(key, event)
+                if order is not None:
+                    found[key] = order
+    return list(found.values())
+
+
+def ask_for_wakes(events: Sequence[Any]) -> bool:
+    """Whether a manifest event is among these that may ask to wait for something."""
+    return any(
+        isinstance(event, dict)
+        and event.get("type") == "manifest"
+        and isinstance(event.get("value"), dict)
+        and event["value"].get("wake") is not None
+        for event in events
+    )
+
+
+def orders_at_entities(events: Sequence[Any]) -> list[Order]:
+    """Those of `orders` that ask to wait for something at an entity."""
+    return [
+        each
+        for each in orders(events)
+        if each.wish is not None and sources.is_entity(each.source_url)
+    ]
+
+
+def _order(key: str, event: JsonObject) -> Order | None:
+    headers, value = event.get("headers"), event.get("value")
+    operation = headers.get("operation") if isinstance(headers, dict) else None
+    if operation == "delete":
+        return Order("", None, key)
+    if not isinstance(value, dict):
+        return None
+    if value.get("kind") not in _KINDS or (operation == "update" and "wake" not in value):
+        return None
+    if value.get("wake") is None:
+        return Order("", None, key)
+    return Order(sources.require_served(_source(value), "/value"), _wish(value), key)
+
+
+def _source(value: JsonObject) -> str:
+    """The URL of what it waits for, "" where it says none."""
+    config = value.get("config")
+    named = {**value, **(config if isinstance(config, dict) else {})}
+    url: object = None
+    match value:
+        case {"kind": "child"}:
+            url = named.get("entity_url")
+        case {"kind": "shared-state"}:
+            url = _below("/_electric/shared-state/", named.get("id"))
+        case {"kind": "source", "sourceType": "entity"}:
+            url = named.get("entityUrl") or named.get("sourceRef")
+        case {"kind": "source", "sourceType": "db"}:
+            url = _below("/_electric/shared-state/", named.get("sourceRef"))
+        case {"kind": "source", "sourceType": "entities"}:
+            url = _below("/_entities/", named.get("sourceRef"))
+        case {"kind": "source", "sourceType": "cron"}:
+            url = "/_cron/"
+        case {"kind": "source"}:
+            url = named.get("streamUrl")
+    return url if isinstance(url, str) else ""
+
+
+def _below(prefix: str, name: object) -> str:
+    return f"{prefix}{name}" if isinstance(name, str) and name else ""
+
+
+def _wish(value: JsonObject) -> conditions.Wish:
+    try:
+        condition: Any = decode(msgspec.json.encode(value["wake"]), _CONDITION)
+    except InvalidRequest as problem:
+        raise InvalidRequest.field("/value/wake", problem.message) from None
+    config = value.get("config")
+    maps: list[Any] = [
+        value.get("collections"),
+        config.get("collections") if isinstance(config, dict) else {},
+    ]
+    types: dict[str, str] = {}
+    for each in maps:
+        for name, said in each.items() if isinstance(each, dict) else ():
+            of = said.get("type") if isinstance(said, dict) else said
+            if isinstance(of, str):
+                types[name] = of
+    return conditions.wish(condition, types=types)

@@ -1,0 +1,35 @@
+"""What can be watched: entities, and other streams, by their URLs."""
+
+import re
+
+from core.errors import InvalidRequest
+from core.identifiers import ID_REGEX
+
+MAX_URL = 2048
+"""Bytes of a source's URL: an index holds no more."""
+
+_ENTITY = re.compile(rf"/(?!_){ID_REGEX}/{ID_REGEX}")
+_UNSERVED = {
+    "/_cron/": "schedules are not served yet",
+    "/_electric/shared-state/": "shared state is not served yet",
+    "/_entities/": "lists of entities are not served yet",
+    "/_webhooks/": "webhook sources are not served yet",
+}
+
+
+def is_entity(url: str) -> bool:
+    """Whether this is the form of an entity's URL: what begins with ``/_`` are other streams."""
+    return _ENTITY.fullmatch(url) is not None
+
+
+def require_served(url: str, path: str) -> str:
+    """The URL of a source. Raises InvalidRequest for one that nobody could be told of.
+
+    ``path`` is the JSON pointer of the field.
+    """
+    for prefix, problem in _UNSERVED.items():
+        if url.startswith(prefix):
+            raise InvalidRequest.field(path, problem)
+    if not is_entity(url) or len(url.encode()) > MAX_URL:
+        raise InvalidRequest.field(path, "not the URL of an entity, or of a stream served here")
+    return url
