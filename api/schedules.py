@@ -6,8 +6,8 @@ from django.http import HttpRequest, HttpResponse
 from msgspec import UNSET, Meta, UnsetType, field
 
 from api.acting import ActingAuthentication, Actor
-from api.entities import ActorView, EntityUrl, Sent, require_key
-from api.fields import Key
+from api.entities import ActorView, Sent, require_key
+from api.fields import EntityUrl, Key
 from api.openapi import documented
 from api.views import ApiView
 from core.bodies import Body, answer, read
@@ -17,10 +17,8 @@ from core.principals import Principal
 from dispatch import schedules, zones
 from dispatch.cron import Cron
 from dispatch.models import Entity
+from dispatch.streams.conditions import DebounceMs, TimeoutMs
 from dispatch.streams.schedules import FutureSend
-
-MAX_DEBOUNCE_MS = 3_600_000
-MAX_TIMEOUT_MS = 30 * 24 * 3_600_000
 
 Text = Annotated[str, Meta(max_length=256)]
 
@@ -36,8 +34,8 @@ class NewSchedule(Body, frozen=True, kw_only=True):
     sender: Annotated[str, Meta(max_length=512)] | UnsetType = field(name="from", default=UNSET)
     expression: Text | UnsetType = UNSET
     timezone: Text | UnsetType = UNSET
-    debounceMs: Annotated[int, Meta(ge=0, le=MAX_DEBOUNCE_MS)] | UnsetType = UNSET  # noqa: N815
-    timeoutMs: Annotated[int, Meta(ge=0, le=MAX_TIMEOUT_MS)] | UnsetType = UNSET  # noqa: N815
+    debounceMs: DebounceMs | UnsetType = UNSET  # noqa: N815
+    timeoutMs: TimeoutMs | UnsetType = UNSET  # noqa: N815
 
 
 class CronStream(Body, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from contextlib import ExitStack
+from typing import Any
 
 from bench import seed
 from bench.__main__ import RESULTS, percentile
@@ -49,7 +50,7 @@ def watch(database: Database, due: dict[str, float]) -> dict[str, float]:
     give_up = max(due.values()) + PATIENCE_S
     with database.connect() as connection:
         while len(late) < len(due):
-            rows = connection.execute(_FIRED, [max(newest - _BEHIND, 0)]).fetchall()
+            rows: Any = connection.execute(_FIRED, [max(newest - _BEHIND, 0)]).fetchall()
             seen = time.time()
             for pk, key in rows:
                 if pk not in times:
@@ -85,7 +86,8 @@ def main() -> int:
         ]
         with database.connect() as connection:
             connection.execute(_TIMERS, {"ahead": AHEAD_S, "seconds": options.seconds})
-            due = dict(connection.execute(_DUE).fetchall())
+            rows: Any = connection.execute(_DUE).fetchall()
+            due: dict[str, float] = dict(rows)
             (fsync,) = connection.execute("SHOW fsync").fetchone() or ("",)
         used = sum(each.cpu() for each in servers), database.cpu()
         late = watch(database, due)

@@ -19,6 +19,8 @@ PREFIX = "/_cron/"
 MAX_LENGTH = 256
 """Of an expression, in characters."""
 
+_MAX_CODED = 2000
+
 _NAMED = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
@@ -57,6 +59,8 @@ class Cron:
     def of(cls, path: str) -> "Cron":
         """That of a stream's path, whichever ICU its zone's name is of. Raises ValueError."""
         coded = path.removeprefix(PREFIX)
+        if len(coded) > _MAX_CODED:
+            raise ValueError("too long for the path of a cron stream")
         try:
             text = urlsafe_b64decode(coded + "=" * (-len(coded) % 4))
             said = msgspec.json.decode(text, type=dict[str, str])

@@ -16,6 +16,7 @@ from core.errors import InvalidRequest
 from core.principals import Principal
 from dispatch import entities, schedules, timers, types, wakes
 from dispatch.models import DispatchState, StreamEvent, Timer
+from dispatch.streams import registrations
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ def _fire(due: Sequence[Timer]) -> int:
         return 0
     problems = {timer.pk: _problem_with(timer) for timer in due}
     states = _lock_concerned(due)
+    registrations.lock_at(states.values())
     free = [timer for timer in due if _concerned(timer) <= states.keys()]
     sent = _sent_before(free)
     failed: dict[int, str] = {}

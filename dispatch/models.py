@@ -558,6 +558,9 @@ class Registration(models.Model):
     deliver_at = models.DateTimeField(null=True, help_text="when its deliveries are due")
     timeout_at = models.DateTimeField(null=True, help_text="when its wait is over")
     tick_at = models.DateTimeField(null=True, help_text="when a cron source ticks next")
+    payload = models.TextField(
+        blank=True, default="", db_default="", help_text="told at each tick, as JSON"
+    )
     due_at = models.DateTimeField(null=True, help_text="the earliest of these three")
     closed = models.BooleanField(
         default=False, help_text="its source is at its end: it goes with its last delivery"

@@ -95,12 +95,26 @@ def _asked_for(state: DispatchState, name: str, entry: JsonObject) -> Timer | No
             fill(timer, msgspec.convert(entry, FutureSend))
             return timer
         if entry.get("scheduleType") == "cron":
-            cron = msgspec.convert(entry, CronSchedule)
-            Cron.parse(cron.expression, cron.timezone)
+            _parse(entry)
     except ValueError as problem:  # of msgspec's, too
         timer.error = str(problem)
         return timer
     return None
+
+
+def cron_of(entry: JsonObject) -> Cron | None:
+    """What a schedule's entry says of when to wake its owner, or None."""
+    if entry.get("scheduleType") != "cron" or entry.get("status", "pending") != "pending":
+        return None
+    try:
+        return _parse(entry)
+    except ValueError:
+        return None
+
+
+def _parse(entry: JsonObject) -> Cron:
+    cron = msgspec.convert(entry, CronSchedule)
+    return Cron.parse(cron.expression, cron.timezone)
 
 
 def _require_name(key: str) -> None:

@@ -12,6 +12,7 @@ TABLES = {
     "claims": "claims_consumerclaim",
     "wakes": "dispatch_wake",
     "events": "dispatch_streamevent",
+    "timers": "dispatch_timer",
 }
 
 
@@ -29,6 +30,14 @@ for name, end in ended.items():
         entity__url=f"/agent/{name}", entity__runner=r1, withdrawn=True, **{f"entity__{end}": True}
     )
 StreamEvent.objects.exclude(entity__url="/agent/stopped-today").update(created_at=ago(days=31))
+
+from dispatch.models import Entity
+from tests.factories import TimerFactory
+
+ended = Entity.objects.get(url="/agent/killed")
+TimerFactory.create(target=ended, failed=True, failed_at=ago(days=31))
+TimerFactory.create(target=ended, failed=True)
+TimerFactory.create(target=ended, created_at=ago(days=31))
 """
 
 
@@ -83,7 +92,7 @@ def test_it_deletes_what_is_past_its_retention_and_nothing_else(aged):
         *("active", "expired", "failed", "fenced", "released", "today", "waiting"),
         "stopped-today",
     }
-    assert aged.manage("prune").stdout == "deleted 0 claims\ndeleted 0 wakes\ndeleted 0 events\n"
+    assert aged.manage("prune").stdout == "".join(f"deleted 0 {name}\n" for name in TABLES)
 
 
 def test_the_retention_is_a_setting(aged):
