@@ -1,5 +1,6 @@
 """The REST API of entities: made, read, changed and deleted; sent to, signalled and tagged."""
 
+from datetime import timedelta
 from typing import Annotated, Any, Literal, cast
 
 import msgspec
@@ -33,12 +34,17 @@ from core.errors import DuplicateUrl, Forbidden, InvalidRequest
 from core.identifiers import is_entity_url, is_id
 from core.principals import Principal
 from dispatch import entities, inbox, signals, types
+from dispatch.messages import Message
 from dispatch.models import STATUSES, Entity, EntityQuerySet
 from dispatch.streams import conditions
 
 Tags = dict[
     Annotated[str, Meta(min_length=1, max_length=256)], Annotated[str, Meta(max_length=4096)]
 ]
+
+
+MAX_DELAY_MS = 365 * 24 * 3_600_000
+"""The longest that a message is delayed."""
 
 
 class Sandbox(Body, frozen=True, kw_only=True):
@@ -106,7 +112,10 @@ Mode = Literal["immediate", "queued", "paused", "steer"]
 
 
 class NewMessage(Body, frozen=True, kw_only=True):
-    """A message; ``from`` and ``from_principal`` are the server's to say, and passed over."""
+    """A message; ``from`` and ``from_principal`` are the server's to say, and passed over.
+
+    ``afterMs``: sent that much later, but accepted or refused now; nothing or less is at once.
+    """
 
     payload: Any
     key: Key | UnsetType = UNSET
@@ -114,7 +123,7 @@ class NewMessage(Body, frozen=True, kw_only=True):
     mode: Mode | UnsetType = UNSET
     position: Key | UnsetType = UNSET
     from_agent: EntityUrl | UnsetType = UNSET
-    afterMs: Annotated[float, Meta(le=0)] | UnsetType = UNSET  # noqa: N815
+    afterMs: Annotated[float, Meta(le=MAX_DELAY_MS)] | UnsetType = UNSET  # noqa: N815
 
 
 class MessageChange(Body, frozen=True, kw_only=True):
@@ -127,7 +136,7 @@ class MessageChange(Body, frozen=True, kw_only=True):
 
 
 class Sent(Body, frozen=True, kw_only=True):
-    """The transaction that a message was appended in."""
+    """The transaction that a message, or a manifest's entry, was or will be appended in."""
 
     txid: str
 
@@ -270,7 +279,7 @@ class EntityView(EntityResource):
             caller = self.actor.prove(url, within=False)
         message = None
         if body.initialMessage is not UNSET:
-            message = entities.Message(
+            message = Message(
                 body.initialMessage,
                 caller.url,
                 type=body.initialMessageType or None,
@@ -375,7 +384,7 @@ class SendView(ActorView):
             raise InvalidRequest.field(
                 "/from_agent", "believed only with that entity's write token, or of an agent"
             )
-        message = entities.Message(
+        message = Message(
             body.payload,
             self.actor.url,
             key=body.key or None,
@@ -385,7 +394,8 @@ class SendView(ActorView):
             principal=self.caller.url,
             agent=agent,
         )
-        return answer(Sent(txid=entities.send(entity, message)))
+        after = timedelta(milliseconds=max(body.afterMs or 0, 0))
+        return answer(Sent(txid=entities.send(entity, message, after)))
 
 
 class InboxView(ActorView):
@@ -455,8 +465,13 @@ class TagView(ActorView):
         return self._set(type_name, name, key, None)
 
     def _set(self, type_name: str, name: str, key: str, value: str | None) -> HttpResponse:
-        if not 1 <= len(key) <= 256 or not key.isprintable() or not is_utf8(self.request):
-            raise InvalidRequest.field("/key", "a tag's key is 1 to 256 printable characters")
+        require_key(self.request, key, "/key")
         entity = self.entity(type_name, name)
         txid = entities.set_tag(entity, key, value)
         return answer(entity_body(entities.find(type_name, name), txid))
+
+
+def require_key(request: HttpRequest, key: str, path: str) -> None:
+    """Raise InvalidRequest for a key in the address that is none."""
+    if not 1 <= len(key) <= 256 or not key.isprintable() or not is_utf8(request):
+        raise InvalidRequest.field(path, "expected 1 to 256 printable characters")

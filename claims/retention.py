@@ -9,15 +9,15 @@ from django.db.models import QuerySet
 from django.db.models.functions import Now
 
 from claims.models import ConsumerClaim
-from dispatch.models import SharedStateEvent, SharedStateLink, StreamEvent, Wake
+from dispatch.models import SharedStateEvent, SharedStateLink, StreamEvent, Timer, Wake
 
 BATCH = 1000
 """Rows deleted in one transaction."""
 
 
 def prunable() -> dict[str, "QuerySet[Any]"]:
-    """What may go, by name: ended claims, past wakes, and the events of ended entities, also those
-    of shared states that ended entities alone have.
+    """What may go, by name: ended claims, past wakes, failed timers, events of ended entities, and
+    of shared states that these alone have.
     """
     before = Now() - timedelta(days=settings.PULLWAKE_RETENTION_DAYS)
     return {
@@ -32,6 +32,7 @@ def prunable() -> dict[str, "QuerySet[Any]"]:
                 manifest="", entity__dispatch_state__ended=""
             ).values("name")
         ),
+        "timers": Timer.objects.failed().filter(failed_at__lt=before),
     }
 
 

@@ -11,7 +11,7 @@ from django.conf import settings
 from django.db import connection
 
 from core.database import is_passing
-from dispatch import deliveries
+from dispatch import deliveries, firing
 from dispatch.streams import registrations
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ EVERY_S = 0.5
 
 def run(*, limit: int = BATCH) -> int:
     """Do what is due, at most ``limit`` rows of each kind: how many."""
-    return deliveries.deliver_due(limit=limit)
+    return deliveries.deliver_due(limit=limit) + firing.fire_due(limit=min(limit, firing.BATCH))
 
 
 class Timekeeper(threading.Thread):

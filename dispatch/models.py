@@ -6,7 +6,7 @@ state, which knows the epoch of the claim that holds the entity.
 """
 
 import hashlib
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
@@ -698,6 +698,9 @@ class Registration(models.Model):
     deliver_at = models.DateTimeField(null=True, help_text="when its deliveries are due")
     timeout_at = models.DateTimeField(null=True, help_text="when its wait is over")
     tick_at = models.DateTimeField(null=True, help_text="when a cron source ticks next")
+    payload = models.TextField(
+        blank=True, default="", db_default="", help_text="told at each tick, as JSON"
+    )
     due_at = models.DateTimeField(null=True, help_text="the earliest of these three")
     closed = models.BooleanField(
         default=False, help_text="its source is at its end: it goes with its last delivery"
@@ -752,3 +755,107 @@ class Delivery(models.Model):
 
     def __str__(self) -> str:
         return f"delivery {self.offset} of registration {self.registration_id}"
+
+
+class TimerQuerySet(models.QuerySet["Timer"]):
+    """Timers, by whether they are still to fire."""
+
+    def pending(self) -> "TimerQuerySet":
+        """Not fired yet: those that have are gone."""
+        return self.filter(failed_at=None)
+
+    def due(self) -> "TimerQuerySet":
+        """To fire now."""
+        return self.pending().filter(due_at__lte=Now())
+
+    def late(self) -> "TimerQuerySet":
+        """To fire a while ago: nobody fires them."""
+        return self.pending().filter(due_at__lte=Now() - LATE)
+
+    def failed(self) -> "TimerQuerySet":
+        """Whose message could not be sent."""
+        return self.filter(failed_at__isnull=False)
+
+
+LATE = timedelta(seconds=10)
+"""A timer that is due for longer is late."""
+
+
+class Timer(models.Model):
+    """A message to be sent once, at a time: a delayed send, or an entity's own schedule.
+
+    The transaction that sends it deletes the row. What could not be sent stays for operators to
+    see. `dispatch.timers` alone writes these; nothing of one that is pending ever changes.
+    """
+
+    target = models.ForeignKey(
+        Entity,
+        null=True,
+        on_delete=models.SET_NULL,
+        related_name="timers",
+        help_text="whom the message is for; null once it was deleted",
+    )
+    target_url = models.CharField(max_length=258)
+    key = models.CharField(max_length=256, help_text="of the message")
+    message = models.TextField(help_text="as JSON")
+    txid = models.CharField(max_length=36, help_text="which the message will bear")
+    owner = models.ForeignKey(
+        Entity,
+        null=True,
+        on_delete=models.CASCADE,
+        related_name="schedules",
+        help_text="whose schedule it is; null of a delayed send",
+    )
+    schedule = models.CharField(max_length=256, blank=True, default="")
+    entry = models.TextField(
+        blank=True, default="", help_text="of a schedule in its owner's manifest, as JSON"
+    )
+    principal = PrincipalField(null=True, help_text="whose rights a schedule's is sent with")
+    near_only = models.BooleanField(
+        default=False, help_text="sent to its owner's parent and descendants, and no further"
+    )
+    due_at = models.DateTimeField()
+    failed_at = models.DateTimeField(null=True)
+    error = models.TextField(blank=True, default="", help_text="why it cannot be sent")
+    created_at = models.DateTimeField(db_default=Now())
+
+    objects = TimerQuerySet.as_manager()
+
+    now: datetime  # of `core.clock.with_now`
+
+    class Meta:
+        default_permissions = ("view",)
+        indexes = [
+            models.Index(
+                fields=["due_at", "id"], name="timer_due", condition=Q(failed_at__isnull=True)
+            ),
+            models.Index(
+                fields=["failed_at"], name="timer_failed", condition=Q(failed_at__isnull=False)
+            ),
+        ]
+        constraints = [
+            # Of schedules several may send the same message: the first does.
+            models.UniqueConstraint(
+                fields=["target", "key"],
+                name="timer_message_once",
+                condition=Q(failed_at__isnull=True, owner__isnull=True),
+            ),
+            models.UniqueConstraint(
+                fields=["owner", "schedule"],
+                name="timer_schedule_once",
+                condition=Q(owner__isnull=False),
+            ),
+            models.CheckConstraint(
+                condition=Q(owner__isnull=True, principal__isnull=True, schedule="", entry="")
+                | Q(owner__isnull=False, principal__isnull=False, schedule__gt="", entry__gt=""),
+                name="timer_schedule_of_an_owner",
+            ),
+            models.CheckConstraint(
+                condition=Q(failed_at__isnull=True) | Q(error__gt=""),
+                name="timer_failed_for_a_reason",
+            ),
+            models.CheckConstraint(condition=canonical("principal"), name="timer_principal_url"),
+        ]
+
+    def __str__(self) -> str:
+        return f"timer {self.pk} for {self.target_url}"

@@ -19,6 +19,8 @@ Lock order: dispatch state, claim, wake, then the tail of the runner's wake stre
 must not be deleted is locked before all.
 """
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from functools import partial
 
@@ -31,6 +33,7 @@ from core.clock import Milliseconds, epoch_ms, with_now
 from core.database import is_lock_refused
 from core.identifiers import new_id
 from core.prepared import Insert, Param, Select, Update, Values, save_all
+from dispatch import timers
 from dispatch.models import (
     DispatchState,
     DispatchStateQuerySet,
@@ -166,12 +169,27 @@ def settle(state: DispatchState) -> Wake | None:
     return wake
 
 
+def settle_all(states: Iterable[DispatchState]) -> None:
+    """`settle` each of these locked states, in few statements where many are woken."""
+    woken = []
+    for state in states:
+        claimed, outstanding = state.active_epoch is not None, state.outstanding_wake_id is not None
+        if claimed or outstanding or state.stop_requested or not due(state):
+            settle(state)
+        else:
+            woken.append(state)
+    _emit_all(woken)
+    for state in woken:
+        save(state)
+
+
 def end(state: DispatchState, how: DispatchState.End) -> None:
-    """The entity stops or is killed: it is never woken again.
+    """The entity stops or is killed: it is never woken again, and its schedules are cancelled.
 
     Once all is in its stream the caller closes it for those who watch it (`registrations.close`),
     and then withdraws its wake.
     """
+    timers.cancel(state.entity_id)
     state.ended = how
     state.stop_requested = state.paused = False
     state.retry_at = None
@@ -419,21 +437,44 @@ _ADD = Insert(Wake)
 
 def _emit(state: DispatchState) -> Wake:
     assert state.runner_id is not None  # noqa: S101  only what is due is woken
+    wake = _next_wake(state, _advance(state.runner_id, 1))
+    _ADD.add(wake)
+    _note(state, wake)
+    return wake
+
+
+def _emit_all(states: Sequence[DispatchState]) -> None:
+    """Wake what is due; the caller saves it."""
+    counts = Counter(state.runner_id or "" for state in states)
+    # Tails are locked in the order of their runners.
+    tails = {runner: _advance(runner, counts[runner]) for runner in sorted(counts)}
+    emitted = []
+    for state in reversed(states):
+        runner = state.runner_id or ""
+        emitted.append(_next_wake(state, tails[runner]))
+        tails[runner] -= 1
+    Wake.objects.bulk_create(emitted)
+    for state, wake in zip(reversed(states), emitted, strict=True):
+        _note(state, wake)
+
+
+def _next_wake(state: DispatchState, offset: int) -> Wake:
     state.generation += 1
-    wake = Wake(
+    return Wake(
         wake_id=new_id("w"),
         entity_id=state.entity_id,
         generation=state.generation,
         runner_id=state.runner_id,
-        offset=_advance(state.runner_id, 1),
+        offset=offset,
         created_at=state.now,
         emitted_at=state.now,
     )
-    _ADD.add(wake)
+
+
+def _note(state: DispatchState, wake: Wake) -> None:
     state.outstanding_wake = wake
     state.retry_at = None
     state.last_wake_at = state.now
-    return wake
 
 
 _ADVANCE = Update(

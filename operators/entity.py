@@ -14,6 +14,7 @@ from claims import endings
 from core.bodies import decode
 from core.errors import InvalidRequest, InvalidSignal, NotRunning
 from dispatch import entities, signals
+from dispatch.messages import Message
 from dispatch.models import STATUSES, DispatchState, Entity, EntityType, StreamEvent
 from operators import state as states
 from operators.kit.forms import NeededReasonForm, ReasonForm, TargetForm
@@ -124,7 +125,7 @@ def _send_effect(entity: Any) -> str:
 
 
 def _send(entity: Any, order: Order) -> str:
-    message = entities.Message(
+    message = Message(
         order.data["payload"],
         order.principal.url,
         type=order.data["type"] or None,

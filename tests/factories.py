@@ -4,6 +4,7 @@ For state that a test begins with. A test of how a row comes about makes it as a
 Times are the database's: `ago` and `ahead`.
 """
 
+import uuid
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -28,6 +29,7 @@ from claims import tallies
 from claims.models import ClaimTally, ConsumerClaim, ServerPulse
 from core.identifiers import hash_secret, new_id, new_secret
 from core.principals import Principal
+from dispatch.messages import Message
 from dispatch.models import (
     Delivery,
     DispatchState,
@@ -41,6 +43,7 @@ from dispatch.models import (
     SharedStateLink,
     SharedStateProducer,
     StreamEvent,
+    Timer,
     Wake,
     subscription_key,
 )
@@ -356,6 +359,33 @@ class DeliveryFactory(_Factory[Delivery]):
     registration = SubFactory(RegistrationFactory, deliver_at=ago(seconds=1), due_at=ago(seconds=1))
     offset = 2
     data = '{"collection": "runs", "kind": "update", "key": "run-1"}'
+
+
+class TimerFactory(_Factory[Timer]):
+    """A delayed send, due in an hour; with ``schedule`` an entity's to itself."""
+
+    class Meta:
+        model = Timer
+
+    class Params:
+        due = Trait(due_at=ago(seconds=1))
+        late = Trait(due_at=ago(minutes=1))
+        failed = Trait(due_at=ago(minutes=1), failed_at=ago(minutes=1), error="It was stopped.")
+        scheduled = Trait(
+            owner=SelfAttribute("target"),
+            schedule=Sequence(lambda n: f"s{n}"),
+            entry=LazyAttribute(lambda timer: f'{{"key": "schedule:{timer.schedule}"}}'),
+            principal=ALICE,
+        )
+
+    target = SubFactory(EntityFactory)
+    target_url = SelfAttribute("target.url")
+    key = Sequence(lambda n: f"k{n}")
+    message = LazyAttribute(
+        lambda timer: msgspec.json.encode(Message("hi", ALICE, key=timer.key)).decode()
+    )
+    txid = LazyFunction(lambda: str(uuid.uuid4()))
+    due_at = ahead(hours=1)
 
 
 def _next_generation(wake: Any) -> int:

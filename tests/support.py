@@ -31,7 +31,7 @@ from django.db.models.functions import Now
 from django.test import Client
 
 from claims.models import ConsumerClaim, ServerPulse
-from dispatch.models import DispatchState, Wake
+from dispatch.models import DispatchState, Timer, Wake
 
 ROOT = Path(__file__).resolve().parent.parent
 JSON = "application/json"
@@ -220,6 +220,11 @@ def age_wakes(**which: Any) -> None:
     """Let outstanding wakes be as old as those that are emitted again."""
     patience = timedelta(milliseconds=settings.PULLWAKE_WAKE_REEMIT_MS or 30_000)
     assert Wake.objects.outstanding().filter(**which).update(emitted_at=Now() - patience)
+
+
+def come_due(**which: Any) -> None:
+    """Let the time of timers have come."""
+    assert Timer.objects.pending().filter(**which).update(due_at=PAST)
 
 
 # --- Databases and servers --------------------------------------------------------------------

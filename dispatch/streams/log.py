@@ -11,7 +11,15 @@ import msgspec
 from core.bodies import JsonObject
 from core.prepared import Insert
 from dispatch.models import DispatchState, SharedState, SharedStateEvent, StreamEvent
-from dispatch.streams import manifests, observing, offsets, registrations, waiters, work
+from dispatch.streams import (
+    manifests,
+    observing,
+    offsets,
+    registrations,
+    schedules,
+    waiters,
+    work,
+)
 
 _ADD = Insert(StreamEvent)
 
@@ -54,6 +62,7 @@ def append(
         StreamEvent.objects.bulk_create(rows)
     for offset, event in enumerate(events, start=begin + 1):
         work.follow(state, event, offset, by_handler=by_handler)
+        schedules.follow(state, event)
     registrations.follow(state, events, begin, manifests.orders(events))
     observing.follow(state, events)
     waiters.announce(waiters.entity_stream_key(state.entity_id))

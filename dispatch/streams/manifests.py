@@ -7,6 +7,7 @@ child                          the entity at ``entity_url``
 source             entity      the entity at ``config.entityUrl``, or else ``sourceRef``
 source             …           a stream that is no entity's, by its ``sourceType``
 shared-state                   the shared state of that ``id``
+schedule           cron        its ``expression``, with or without a ``wake``
 =================  ==========  =======================================================
 
 A manifest event replaces what that of the same key asked for: without a ``wake`` nothing is waited
@@ -22,11 +23,12 @@ import msgspec
 from core.bodies import JsonObject, decode
 from core.errors import InvalidRequest
 from core.identifiers import SHARED_STATE_PREFIX, shared_state_name
-from dispatch.streams import conditions, sources
+from dispatch.cron import Cron
+from dispatch.streams import conditions, schedules, sources
 from dispatch.streams.registrations import Order
 
 _CONDITION: Any = conditions.Condition
-_KINDS = ("child", "source", "shared-state")
+_KINDS = ("child", "source", "shared-state", "schedule")
 
 
 def orders(events: Sequence[Any]) -> list[Order]:
@@ -87,11 +89,30 @@ def _order(key: str, event: JsonObject) -> Order | None:
         return Order("", None, key)
     if not isinstance(value, dict):
         return None
-    if value.get("kind") not in _KINDS or (operation == "update" and "wake" not in value):
+    if value.get("kind") not in _KINDS or (operation == "update" and _is_partial(value)):
         return None
+    if value.get("kind") == "schedule":
+        return _schedule(key, value)
     if value.get("wake") is None:
         return Order("", None, key)
     return Order(sources.require_served(_source(value), "/value"), _wish(value), key)
+
+
+def _is_partial(value: JsonObject) -> bool:
+    return "wake" not in value and "expression" not in value
+
+
+def _schedule(key: str, value: JsonObject) -> Order:
+    """What a schedule asks for: one that sends a message is a timer, and asks for nothing here.
+
+    Nor does one that cannot be done, of which its owner hears (`dispatch.streams.schedules`).
+    """
+    cron = schedules.cron_of(value)
+    if cron is None:
+        return Order("", None, key)
+    wish = _wish({**value, "wake": value.get("wake") or {"on": "change"}})
+    payload = msgspec.json.encode(value["payload"]).decode()
+    return Order(cron.path, wish, key, payload)
 
 
 def _source(value: JsonObject) -> str:
@@ -111,10 +132,19 @@ def _source(value: JsonObject) -> str:
         case {"kind": "source", "sourceType": "entities"}:
             url = _below("/_entities/", named.get("sourceRef"))
         case {"kind": "source", "sourceType": "cron"}:
-            url = "/_cron/"
+            url = _cron(named)
         case {"kind": "source"}:
             url = named.get("streamUrl")
     return url if isinstance(url, str) else ""
+
+
+def _cron(named: JsonObject) -> object:
+    if "expression" not in named:
+        return named.get("streamUrl")
+    try:
+        return Cron.parse(named["expression"], named.get("timezone", "UTC")).path
+    except (ValueError, AttributeError) as problem:
+        raise InvalidRequest.field("/value/config", str(problem)) from None
 
 
 def _below(prefix: str, name: object) -> str:

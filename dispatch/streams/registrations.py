@@ -26,9 +26,10 @@ from django.db.models.functions import Now
 from core.bodies import JsonObject
 from core.clock import with_now
 from core.database import lock_name
-from core.errors import NotFound, NotRunning
+from core.errors import InvalidRequest, NotFound, NotRunning
+from dispatch.cron import Cron
 from dispatch.models import Delivery, DispatchState, Entity, Registration, StreamEvent
-from dispatch.streams import conditions
+from dispatch.streams import conditions, sources
 from dispatch.streams.conditions import Wish
 
 MOST_DEBOUNCES = 10
@@ -41,7 +42,8 @@ nudged = threading.Event()
 """Set when a transaction of this process has just left something to deliver."""
 
 _RUN_FINISHED = Registration.Condition.RUN_FINISHED
-_TIMES = ("first_at", "deliver_at", "timeout_at", "due_at")
+_TIMES = ("first_at", "deliver_at", "timeout_at", "tick_at", "due_at")
+_TICK: JsonObject = {"type": "cron_tick", "key": "", "headers": {"operation": "insert"}}
 
 
 # --- Asking for it ----------------------------------------------------------------------------
@@ -49,11 +51,15 @@ _TIMES = ("first_at", "deliver_at", "timeout_at", "due_at")
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a subscriber wants at a source, under a manifest key or without; None: nothing more."""
+    """What a subscriber wants at a source, under a manifest key or without; None: nothing more.
+
+    ``payload``: what it is told at each tick of a cron source, as JSON; empty: nothing.
+    """
 
     source_url: str
     wish: Wish | None
     manifest_key: str = ""
+    payload: str = ""
 
     @property
     def watched(self) -> DispatchState.Watched:
@@ -70,8 +76,14 @@ class Order:
         said: Any = ["manifest", self.manifest_key]
         if not self.manifest_key and self.wish is not None:
             wish = self.wish
-            said = [self.source_url, wish.condition, wish.collections, wish.ops]
+            source = _place(self.source_url)
+            said = [source, wish.condition, wish.collections, wish.ops]
         return hashlib.sha256(msgspec.json.encode(said)).hexdigest()
+
+
+def _place(url: str) -> str:
+    """A source by one URL of it: of a cron stream's zone each ICU has its own name."""
+    return Cron.of(url).path if sources.is_cron(url) else url
 
 
 def register(subscriber: Entity, order: Order) -> None:
@@ -131,13 +143,19 @@ def _put(subscriber_id: int, order: Order, known: Iterable[Registration], now: d
     """Do as ordered; ``known`` are locked registrations, the one that is ordered among them."""
     named = subscriber_id, order.identity
     rows = [each for each in known if (each.subscriber_id, each.identity) == named]
-    if order.wish is None or any(each.source_url != order.source_url for each in rows):
+    place = _place(order.source_url)
+    if order.wish is None or any(_place(each.source_url) != place for each in rows):
         _delete(rows)
         rows = []
     if order.wish is None:
         return
     facts = asdict(order.wish)
     facts |= {"collections": list(order.wish.collections), "ops": list(order.wish.ops)}
+    if rows and order.payload:
+        facts["payload"] = order.payload
+    elif rows:
+        # A call names the source as its runtime does, which looks for that in its wakes.
+        facts["source_url"] = order.source_url
     if rows:
         _change(rows[0], facts, now)
         return
@@ -146,9 +164,14 @@ def _put(subscriber_id: int, order: Order, known: Iterable[Registration], now: d
         source_url=order.source_url,
         manifest_key=order.manifest_key,
         identity=order.identity,
+        payload=order.payload,
         created_at=now,
         **facts,
     )
+    if sources.is_cron(row.source_url):
+        if not conditions.matches(row, _TICK):
+            raise InvalidRequest.field("/condition", "of a cron source, inserts of cron_tick come")
+        row.tick_at = Cron.of(row.source_url).after(now)
     _begin_wait(row, now)
     # Of two that come at once the first stands, as if this had been before it.
     Registration.objects.bulk_create([row], ignore_conflicts=True)
@@ -194,7 +217,8 @@ def follow(
     which = Q(source_url=state.entity.url) if is_heard else Q()
     if orders:
         for url in sorted({each.source_url for each in orders if each.wish is not None}):
-            lock_name(url)
+            if not sources.is_cron(url):  # which is never yet to come
+                lock_name(url)
         which |= _identified(state.entity_id, orders)
     known = _lock(which)
     if is_heard:
@@ -334,6 +358,20 @@ def _said_in(source: Entity, run: str) -> JsonObject:
     return {name: text[:MAX_RESPONSE] for name, text in found.items() if text}
 
 
+def tick(row: Registration, now: datetime) -> None:
+    """The time of a locked registration at a cron source has come.
+
+    Once, however often it had come while nobody was there; next it comes from now on.
+    """
+    number = (row.last_offset or 0) + 1
+    change: JsonObject = {"collection": "cron_tick", "kind": "insert", "key": f"tick-{number}"}
+    if row.payload:
+        change["payload"] = msgspec.json.decode(row.payload)
+    row.last_offset = number
+    row.tick_at = Cron.of(row.source_url).after(now)
+    _keep([row], [_delivery(row, number, {"change": change})], now)
+
+
 # --- What does not happen any more ------------------------------------------------------------
 
 
@@ -460,7 +498,7 @@ def told(row: Registration, delivered: Sequence[Delivery], *, more: bool) -> Non
             _delete([row])
             return
     schedule(row)
-    row.save(update_fields=[*_TIMES, "tick_at"])
+    row.save(update_fields=_TIMES)
 
 
 def drop(subscriber_id: int) -> None:

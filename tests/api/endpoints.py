@@ -45,6 +45,8 @@ RUNNER = f"{RUNNERS}/<id:runner_id>"
 ENTITIES = "_electric/entities"
 ENTITY = f"{ENTITIES}/<str:type_name>/<str:name>"
 INBOX = f"{ENTITY}/inbox/<text:key>"
+SCHEDULE = f"{ENTITY}/schedules/<text:sid>"
+CRON = "_electric/observations/cron/ensure-stream"
 TYPES = "_electric/entity-types"
 TYPE = f"{TYPES}/<id:name>"
 WAKE = "_electric/wake"
@@ -80,6 +82,14 @@ ENDPOINTS = [
     Endpoint("POST", f"{ENTITY}/signal", "owner", body={"signal": "SIGSTOP"}),
     Endpoint("POST", f"{ENTITY}/tags/<text:key>", "actor", body={"value": "red"}),
     Endpoint("DELETE", f"{ENTITY}/tags/<text:key>", "actor"),
+    Endpoint(
+        "PUT",
+        SCHEDULE,
+        "owner",
+        body={"scheduleType": "future_send", "payload": 1, "fireAt": "2100-01-01T00:00:00Z"},
+    ),
+    Endpoint("DELETE", SCHEDULE, "owner"),
+    Endpoint("POST", CRON, "caller", body={"expression": "*/5 * * * *"}),
     Endpoint("POST", TYPES, "caller", 201, {"name": "new", "description": ""}),
     Endpoint("GET", TYPES, "caller"),
     Endpoint("GET", TYPE, "owner", names={"name": "doc"}),
@@ -188,6 +198,7 @@ class Scene:
             "name": "e1",
             "key": "color",
             "shared_id": "s/1",
+            "sid": "daily",
             "consumer_id": self.claim.body["consumerId"],
         }
 

@@ -11,9 +11,11 @@ import pytest
 from dispatch import entities
 from dispatch.models import Entity
 from tests.api.endpoints import (
+    CRON,
     ENDPOINTS,
     ENTITY,
     INBOX,
+    SCHEDULE,
     SHARED,
     WAKE,
     Endpoint,
@@ -49,6 +51,9 @@ ACTING: dict[str, tuple[str, ...]] = {
     f"DELETE /{ENTITY}/tags/<text:key>": BELOW,
     f"PATCH /{INBOX}": BELOW,
     f"DELETE /{INBOX}": BELOW,
+    f"PUT /{SCHEDULE}": BELOW,
+    f"DELETE /{SCHEDULE}": BELOW,
+    f"POST /{CRON}": tuple(PLACES),  # it is about none of them
 }
 """What the call may be about, where the runner's owner makes it in the creator's name."""
 
@@ -116,12 +121,14 @@ def call(api: Api, endpoint: Endpoint, place: str, stage: Stage) -> int:
         "name": url.rpartition("/")[2],
         "key": "color",
         "shared_id": "s/1",
+        "sid": "daily",
         "consumer_id": stage.claim.body["consumerId"],
     }
     if endpoint.headers:  # the owner
         answer = api(endpoint.method, endpoint.path(names), Electric_Owner_Entity=url)
         return int(answer.status)
-    if endpoint.method == "PUT":  # of the endpoint's own name, with this as its parent
+    if endpoint.route == ENTITY and endpoint.method == "PUT":
+        # Of the endpoint's own name, with this as its parent.
         body = {**body, "parent": url}
     elif "subscriberUrl" in (body or {}):
         body = {**body, "subscriberUrl": url}
@@ -162,7 +169,10 @@ def test_nobody_else_acts_for_the_creator(stage, endpoint):
         (stage.bob, "user:dora"),
         (bearer("user:carol"), "user:dora"),
     ):
-        assert call(stage.by(api, principal), endpoint, "the claimed", stage) == 403
+        # What is about no entity takes any that the creator made, and bob's runner holds one.
+        holds = endpoint.route == CRON and (api, principal) == (stage.bob, "user:dora")
+        status = call(stage.by(api, principal), endpoint, "the claimed", stage)
+        assert status == (endpoint.status if holds else 403)
     bobs = stage.by(stage.bob, "user:dora")
     with undone():
         place = "one that another runner holds"

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from tests.api.endpoints import (
+    CRON,
     ENDPOINTS,
     ENTITIES,
     ENTITY,
@@ -17,6 +18,7 @@ from tests.api.endpoints import (
     OFFSET,
     RUNNER,
     RUNNERS,
+    SCHEDULE,
     SHARED,
     TAKING_A_BODY,
     TYPE,
@@ -642,7 +644,18 @@ def test_a_number_that_is_the_callers_own_may_be_any(scene, endpoint, template):
             ["/dispatch_policy/targets/0/type", "/dispatch_policy/targets/0/runnerId", "/tags"],
         ),
         (f"POST /{ENTITY}/send", {"key": "", "mode": 7}, ["/payload", "/key", "/mode"]),
-        (f"POST /{ENTITY}/send", {"payload": 1, "afterMs": 5}, ["/afterMs"]),
+        (f"POST /{ENTITY}/send", {"payload": 1, "afterMs": 3e10 + 2e9}, ["/afterMs"]),
+        (
+            f"PUT /{SCHEDULE}",
+            {"scheduleType": "future_send", "fireAt": 5, "targetUrl": "e1", "messageType": ""},
+            ["/payload", "/fireAt", "/targetUrl", "/messageType"],
+        ),
+        (
+            f"PUT /{SCHEDULE}",
+            {"scheduleType": "cron", "payload": 1, "debounceMs": 3_600_001, "timeoutMs": -1},
+            ["/debounceMs", "/timeoutMs"],
+        ),
+        (f"POST /{CRON}", {"timezone": 5}, ["/expression", "/timezone"]),
         (f"POST /{ENTITY}/send", {"payload": [{"a\0": "\0"}]}, ["/payload/0/a\0"] * 2),
         (f"POST /{ENTITY}/signal", {"signal": "SIGNAL", "reason": 1}, ["/signal", "/reason"]),
         (f"POST /{ENTITY}/signal", {}, ["/signal"]),

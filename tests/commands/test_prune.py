@@ -13,12 +13,13 @@ TABLES = {
     "wakes": "dispatch_wake",
     "events": "dispatch_streamevent",
     "shared events": "dispatch_sharedstateevent",
+    "timers": "dispatch_timer",
 }
 
 
 ROWS = """
 from dispatch.models import Entity, SharedState, SharedStateEvent
-from tests.factories import SharedStateEventFactory, SharedStateFactory
+from tests.factories import SharedStateEventFactory, SharedStateFactory, TimerFactory
 
 for status in ("released", "failed", "expired", "fenced"):
     claim(status, claimed_at=ago(days=32), ended_at=ago(days=31), **{status: True})
@@ -38,6 +39,11 @@ for name in ("active", "stopped"):
     SharedStateFactory.create(name=name, link__entity=Entity.objects.get(url=f"/agent/{name}"))
 SharedStateEvent.objects.update(created_at=ago(days=31))
 SharedStateEventFactory.create(state=SharedState.objects.get(name="stopped"), offset=2)
+
+ended = Entity.objects.get(url="/agent/killed")
+TimerFactory.create(target=ended, failed=True, failed_at=ago(days=31))
+TimerFactory.create(target=ended, failed=True)
+TimerFactory.create(target=ended, created_at=ago(days=31))
 """
 
 

@@ -139,8 +139,9 @@ def test_it_delivers_though_its_listener_has_no_address(
 SEND = """
 import time
 from dispatch import entities
+from dispatch.messages import Message
 from dispatch.models import Entity
-entities.send(Entity.objects.get(), entities.Message("hi", "/principal/user%3Aalice"))
+entities.send(Entity.objects.get(), Message("hi", "/principal/user%3Aalice"))
 print(time.monotonic())
 """
 

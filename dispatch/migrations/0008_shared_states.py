@@ -10,7 +10,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("dispatch", "0006_registrations"),
+        ("dispatch", "0007_timers"),
     ]
 
     operations = [
