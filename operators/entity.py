@@ -40,6 +40,7 @@ from operators.kit.markup import (
     runner_link,
 )
 from operators.kit.verbs import OperatorAdmin, Order, Verb
+from operators.watching import family_of
 
 # --- What may be done to an entity --------------------------------------------------------------
 
@@ -318,6 +319,7 @@ class EntityAdmin(OperatorAdmin):
             "events": [_readable(event) for event in events],
             "claims_url": list_of("claims_consumerclaim", entity=row.url),
             "wakes_url": list_of("dispatch_wake", entity=row.url),
+            **family_of(row),
             "type_known": EntityType.objects.filter(pk=row.type).exists(),
         }
 
