@@ -248,6 +248,9 @@ class DispatchState(models.Model):
         help_text="of the first work that the active claim was given, 0 for a queued message"
         " alone; null once it took one of those",
     )
+    claimed_tail = models.PositiveBigIntegerField(
+        default=0, db_default=0, help_text="the tail when the active claim was made"
+    )
     signals_open = models.BooleanField(
         default=False,
         db_default=False,
@@ -553,6 +556,13 @@ class Registration(models.Model):
     timeout_ms = models.PositiveBigIntegerField(default=0, help_text="0: none")
     last_offset = models.PositiveBigIntegerField(
         null=True, help_text="in the source, of the newest that matched"
+    )
+    told_given = models.PositiveBigIntegerField(
+        null=True, help_text="the first work of the claim whose completed run was told of last"
+    )
+    told_epoch = models.PositiveBigIntegerField(null=True, help_text="of that claim")
+    told_tail = models.PositiveBigIntegerField(
+        null=True, help_text="the source's tail when that claim was made"
     )
     first_at = models.DateTimeField(null=True, help_text="when the oldest undelivered matched")
     deliver_at = models.DateTimeField(null=True, help_text="when its deliveries are due")

@@ -236,6 +236,7 @@ def take(state: DispatchState) -> tuple[str, int]:
     ((wake_id, generation),) = _TAKE.returned(wake=state.outstanding_wake_id)
     state.outstanding_wake = None
     state.given_offset = _first_work(state) or 0
+    state.claimed_tail = state.tail
     state.active_epoch = generation
     state.last_claimed_at = state.now
     return wake_id, generation

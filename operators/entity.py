@@ -42,6 +42,7 @@ from operators.kit.markup import (
 )
 from operators.kit.verbs import OperatorAdmin, Order, Verb
 from operators.timer import timers_of
+from operators.watching import family_of
 
 # --- What may be done to an entity --------------------------------------------------------------
 
@@ -321,6 +322,7 @@ class EntityAdmin(OperatorAdmin):
             "claims_url": list_of("claims_consumerclaim", entity=row.url),
             "wakes_url": list_of("dispatch_wake", entity=row.url),
             **timers_of(row, row.now),
+            **family_of(row),
             "type_known": EntityType.objects.filter(pk=row.type).exists(),
         }
 

@@ -222,7 +222,7 @@ def follow(
         which |= _identified(state.entity_id, orders)
     known = _lock(which)
     if is_heard:
-        _fire(known, state.entity.url, events, after, state.now, state.entity)
+        _fire(known, state.entity.url, events, after, state.now, state)
     for order in orders:
         _put(state.entity_id, order, known, state.now)
 
@@ -251,10 +251,11 @@ def _fire(
     events: Sequence[Any],
     after: int,
     now: datetime,
-    source: Entity | None,
+    state: DispatchState | None,
 ) -> None:
     matched: dict[int, Registration] = {}
     deliveries = []
+    repeated = []
     said: dict[str, JsonObject] = {}
     for row in known:
         if row.source_url != url or row.closed:
@@ -262,16 +263,46 @@ def _fire(
         for offset, event in enumerate(events, start=after + 1):
             if not conditions.matches(row, event):
                 continue
-            data: JsonObject = {"change": conditions.change(row, event)}
-            if source is not None and _awaits_run(row, source):
-                run = event["key"]
-                if run not in said:
-                    said[run] = _said_in(source, run)
-                data["child"] = _child(row, source, event["value"]["status"], said[run])
-            deliveries.append(_delivery(row, offset, data))
             row.last_offset = offset
+            data: JsonObject = {"change": conditions.change(row, event)}
+            if state is not None and row.condition == _RUN_FINISHED:
+                run, status = event["key"], event["value"]["status"]
+                if status == "completed" and _is_told(row, state):
+                    repeated.append(row)
+                    continue
+                _note(row, state, status)
+                if _is_parent(row, state.entity):
+                    if run not in said:
+                        said[run] = _said_in(state.entity, run)
+                    data["child"] = _child(row, state.entity, status, said[run])
+            deliveries.append(_delivery(row, offset, data))
             matched[row.pk] = row
+    Registration.objects.bulk_update(
+        [each for each in repeated if each.pk not in matched], ["last_offset"]
+    )
     _keep(matched.values(), deliveries, now)
+
+
+def _note(row: Registration, state: DispatchState, status: str) -> None:
+    """Note of which work a run that is told of now was the result."""
+    known = status == "completed" and bool(state.given_offset)
+    row.told_given = state.given_offset if known else None
+    row.told_epoch = state.active_epoch
+    row.told_tail = state.claimed_tail
+
+
+def _is_told(row: Registration, state: DispatchState) -> bool:
+    """Whether all the work that there is was given to an earlier claim whose run was told of.
+
+    That one's runtime died before its done, so the work is done over again.
+    """
+    return (
+        bool(state.given_offset)
+        and row.told_given == state.given_offset
+        and row.told_epoch != state.active_epoch
+        and row.told_tail is not None
+        and state.last_work_offset <= row.told_tail
+    )
 
 
 def _delivery(row: Registration, offset: int, data: JsonObject) -> Delivery:
@@ -290,7 +321,8 @@ def _keep(rows: Iterable[Registration], deliveries: Sequence[Delivery], now: dat
         pause = timedelta() if row.closed else timedelta(milliseconds=row.debounce_ms)
         row.deliver_at = min(now + pause, row.first_at + MOST_DEBOUNCES * pause)
         schedule(row)
-    Registration.objects.bulk_update(changed, [*_TIMES, "last_offset", "closed"])
+    facts = ("last_offset", "told_given", "told_epoch", "told_tail", "closed")
+    Registration.objects.bulk_update(changed, [*_TIMES, *facts])
     transaction.on_commit(nudged.set)
 
 
@@ -356,7 +388,11 @@ def released(state: DispatchState, since: int) -> None:
             errors.append(str((event.get("value") or {}).get("message", "")))
     if errors:
         rows = _lock(Q(source_url=state.entity.url))
-        parents = [each for each in rows if not each.closed and _awaits_run(each, state.entity)]
+        parents = [
+            each
+            for each in rows
+            if not each.closed and _awaits_run(each, state.entity) and not _is_told(each, state)
+        ]
         _tell_of_failure(parents, parents, state, "\n".join(errors))
 
 
@@ -404,6 +440,8 @@ def _is_unanswered(row: Registration, state: DispatchState) -> bool:
     """Whether no run has finished since it was registered, or another has begun since that."""
     if row.last_offset is None:
         return True
+    if _is_told(row, state):
+        return False
     later = StreamEvent.objects.filter(entity=state.entity_id, offset__gt=row.last_offset)
     events = later.filter(data__contains='"run"').values_list("data", flat=True)
     return any(map(conditions.is_begun_run, map(msgspec.json.decode, events)))
@@ -421,6 +459,7 @@ def _tell_of_failure(
         child = _child(row, state.entity, "failed", {"error": error[:MAX_RESPONSE]})
         deliveries.append(_delivery(row, state.tail, {"child": child}))
         row.last_offset = state.tail
+        row.told_given = None
     _keep(rows, deliveries, state.now)
 
 
