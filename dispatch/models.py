@@ -776,6 +776,10 @@ class TimerQuerySet(models.QuerySet["Timer"]):
         """Whose message could not be sent."""
         return self.filter(failed_at__isnull=False)
 
+    def with_owner_url(self) -> "TimerQuerySet":
+        """With ``owner_url``: of whose schedule it is, or None."""
+        return self.annotate(owner_url=F("owner__url"))
+
 
 LATE = timedelta(seconds=10)
 """A timer that is due for longer is late."""
@@ -859,3 +863,17 @@ class Timer(models.Model):
 
     def __str__(self) -> str:
         return f"timer {self.pk} for {self.target_url}"
+
+    @property
+    def name(self) -> str:
+        """What an operator calls it."""
+        return f"schedule {self.schedule}" if self.schedule else "delayed send"
+
+    @property
+    def state(self) -> str:
+        """pending, due, late or failed; with ``now``."""
+        if self.failed_at is not None:
+            return "failed"
+        if self.due_at > self.now:
+            return "pending"
+        return "late" if self.due_at <= self.now - LATE else "due"

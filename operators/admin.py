@@ -1,6 +1,17 @@
 """Every page: Django's admin looks for them here."""
 
-from operators import audit, claim, entity, people, runner, state, token, wake
+from operators import audit, claim, entity, people, runner, state, timer, token, wake
 from operators import type as entity_type
 
-__all__ = ["audit", "claim", "entity", "entity_type", "people", "runner", "state", "token", "wake"]
+__all__ = [
+    "audit",
+    "claim",
+    "entity",
+    "entity_type",
+    "people",
+    "runner",
+    "state",
+    "timer",
+    "token",
+    "wake",
+]

@@ -39,6 +39,8 @@ from operators.kit.markup import (
     runner_link,
 )
 from operators.kit.verbs import OperatorAdmin, Order, Verb
+from operators.timer import timers_of
+from operators.watching import family_of
 
 # --- What may be done to an entity --------------------------------------------------------------
 
@@ -309,6 +311,8 @@ class EntityAdmin(OperatorAdmin):
             "events": [_readable(event) for event in events],
             "claims_url": list_of("claims_consumerclaim", entity=row.url),
             "wakes_url": list_of("dispatch_wake", entity=row.url),
+            **timers_of(row, row.now),
+            **family_of(row),
             "type_known": EntityType.objects.filter(pk=row.type).exists(),
         }
 

@@ -10,12 +10,13 @@ from django.db.models.functions import Now
 from django.test import Client
 
 from claims.models import ConsumerClaim
-from dispatch.models import Entity, Wake
+from dispatch.models import Entity, Timer, Wake
 from runners.models import AccessToken, Runner
 from tests.factories import (
     AccessTokenFactory,
     EntityTypeFactory,
     RunnerFactory,
+    TimerFactory,
     WakeFactory,
     handle,
 )
@@ -75,6 +76,7 @@ class World:
                 "dispatch.entity",
                 "dispatch.dispatchstate",
                 "dispatch.wake",
+                "dispatch.timer",
                 "dispatch.entitytype",
                 "admin.logentry",
             )
@@ -85,6 +87,7 @@ class World:
         found["ended claim"] = f"/admin/claims/consumerclaim/{self.row(self.failed).pk}/change/"
         found["entity"] = f"/admin/dispatch/entity/{Entity.objects.get(url='/agent/e3').pk}/change/"
         found["wake"] = f"/admin/dispatch/wake/{Wake.objects.outstanding()[0].pk}/change/"
+        found["timer"] = f"/admin/dispatch/timer/{Timer.objects.failed()[0].pk}/change/"
         found["entity type"] = "/admin/dispatch/entitytype/agent/change/"
         found["token"] = f"/admin/runners/accesstoken/{self.token.pk}/change/"
         found["issue"] = "/admin/runners/accesstoken/issue/"
@@ -102,6 +105,9 @@ def world(alice: Api) -> World:
     failed = handle(alice, entity__url="/agent/e2", entity__runner=r1, failed=True)
     orphaned = handle(alice, entity__url="/agent/e3", entity__runner=r1)
     WakeFactory.create(entity__url="/agent/e4", entity__runner=r1)
+    e4 = Entity.objects.get(url="/agent/e4")
+    for state in ({}, {"due": True}, {"late": True}, {"failed": True}, {"scheduled": True}):
+        TimerFactory.create(target=e4, **state)
     token = AccessTokenFactory.create(label="laptop")
     return World(alice, released, failed, orphaned, token)
 

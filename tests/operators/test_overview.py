@@ -68,6 +68,8 @@ def test_it_counts_what_there_is(troubled, people):
         "of them without a runner": 1,
         "entities that keep failing": 1,
         "unclaimed wakes": 2,
+        "late timers": 1,
+        "timers that failed in the last day": 1,
     }
 
 
@@ -81,6 +83,8 @@ def test_it_names_what_is_wrong(troubled, people):
         "1 runner fell silent: the heartbeat lease expired oldest",
         "2 unclaimed wakes, the oldest for minutes oldest",
         "3 in a row failed: no such tool",
+        "1 timer is late: is a server up? oldest",
+        "1 timer failed in the last day: nobody got the message",
         "1 runner is degraded",
     ):
         assert trouble in said
