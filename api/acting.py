@@ -40,8 +40,8 @@ class Actor:
     # Django REST framework's idea of a user, which this stands in for.
     is_authenticated: ClassVar = True
 
-    def prove(self, url: str, *, within: bool) -> Principal:
-        """The principal whose rights hold on a call about the entity at this URL.
+    def prove(self, url: str | None, *, within: bool) -> Principal:
+        """The principal whose rights hold on a call about the entity at this URL, or about none.
 
         ``within``: a call about an entity that descends from a claimed one counts, too. Raises
         Forbidden. Costs a statement where another calls in the principal's name, else none.

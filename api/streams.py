@@ -111,21 +111,16 @@ class MainStreamView(ApiView):
         entity = _find_for_holder(type_name, name)
         try:
             sequence = producers.Sequence.parse(request.headers)
-            events = _events(request)
+            events = read_events(request)
         except PullwakeError:
             # A caller without the write token gets 401, not a hint about the body.
             writes.require_holder(entity, token)
             raise
         appended = writes.append(entity, token, events, sequence)
-        response = HttpResponse(status=200 if appended.is_new and sequence is not None else 204)
         next_offset = offsets.encode(appended.tail)
         if appended.unseen_work is not None:
             next_offset = offsets.encode_just_past(appended.unseen_work - 1)
-        response.headers["Stream-Next-Offset"] = next_offset
-        if sequence is not None:
-            response.headers["Producer-Epoch"] = str(sequence.epoch)
-            response.headers["Producer-Seq"] = str(sequence.seq)
-        return response
+        return answer_append(next_offset, sequence, is_new=appended.is_new)
 
 
 def _find_to_read(request: HttpRequest, type_name: str, name: str) -> Entity:
@@ -159,12 +154,28 @@ def _find_for_holder(type_name: str, name: str) -> Entity:
         raise Unauthenticated(writes.NOT_THE_HOLDER) from None
 
 
-def _events(request: HttpRequest) -> list[Any]:
+# --- Appending ---------------------------------------------------------------------------------
+
+
+def read_events(request: HttpRequest) -> list[Any]:
+    """The events that a body gives, one or an array. Raises InvalidRequest for none."""
     body = decode(raw_body(request), Any)
     events = body if isinstance(body, list) else [body]
     if not events:
         raise InvalidRequest("There is no event to append.")
     return events
+
+
+def answer_append(
+    next_offset: str, sequence: producers.Sequence | None, *, is_new: bool
+) -> HttpResponse:
+    """The answer to an append: 200 to a new one of an idempotent producer, else 204."""
+    response = HttpResponse(status=200 if is_new and sequence is not None else 204)
+    response.headers["Stream-Next-Offset"] = next_offset
+    if sequence is not None:
+        response.headers["Producer-Epoch"] = str(sequence.epoch)
+        response.headers["Producer-Seq"] = str(sequence.seq)
+    return response
 
 
 # --- Reading -----------------------------------------------------------------------------------

@@ -19,19 +19,17 @@ def reaches(claim: ConsumerClaim, entity: Entity) -> bool:
     held, runner = claim.entity, claim.runner
     if held is None or runner is None:
         return False
-    if entity == held or runner.owner_principal == held.created_by:
-        return True
-    if entity.url == held.parent and entity.pk < held.pk:
-        return True
-    return Entity.objects.filter(pk=held.pk, pk__in=entities.lineage(entity.url)).exists()
+    return runner.owner_principal == held.created_by or entities.is_near(held, entity)
 
 
-def acts_for(owner: Principal, creator: Principal, url: str, *, within: bool) -> bool:
+def acts_for(owner: Principal, creator: Principal, url: str | None, *, within: bool) -> bool:
     """Whether a runner of the owner holds the creator's entity at this URL, in one statement.
 
-    ``within``: or one that the entity at this URL descends from.
+    None: any of the creator's. ``within``: or one that the entity at this URL descends from.
     """
     held = _held_by(owner).filter(entity__created_by=creator.url)
+    if url is None:
+        return held.exists()
     if within:
         return held.filter(entity__in=entities.lineage(url)).exists()
     return held.filter(entity__url=url).exists()

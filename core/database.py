@@ -32,6 +32,16 @@ def is_lock_refused(exc: BaseException) -> bool:
     return isinstance(_cause(exc), LockNotAvailable)
 
 
+def lock_name(name: str) -> None:
+    """Keep others that lock this name waiting until the transaction ends.
+
+    For rows that are yet to come, which nobody can lock. On SQLite writers wait for each other.
+    """
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [name])
+
+
 def take_as_long_as_needed() -> None:
     """Let this transaction's statements run without a limit: for commands, not for requests."""
     if connection.vendor == "postgresql":

@@ -9,14 +9,16 @@ from django.http import HttpResponse
 from api.http_errors import error_response, translate
 from claims.reaper import Housekeeper
 from config.serving import probes
+from dispatch.due import Timekeeper
 from dispatch.streams.waiters import announcer, hub
 
 
 class Process:
-    """The housekeeping of one worker, from its start to its stop."""
+    """The threads of one worker, from its start to its stop."""
 
     def __init__(self) -> None:
         self._housekeeper = Housekeeper()
+        self._timekeeper = Timekeeper()
 
     def start(self) -> None:
         """Begin; Django is set up and all that is needed is imported."""
@@ -30,6 +32,7 @@ class Process:
             # rather than 0.95 ms, seconds on a busy disk): one stays open.
             connection.ensure_connection()
         self._housekeeper.start()
+        self._timekeeper.start()
 
     def answer(self, exc: BaseException) -> HttpResponse:
         """The answer to what failed before it became a request."""
@@ -50,5 +53,6 @@ class Process:
     def stop(self) -> None:
         """Begin no further round, answer what is held, and announce what is left to be."""
         self._housekeeper.stop()
+        self._timekeeper.stop()
         hub.close()
         announcer.close()

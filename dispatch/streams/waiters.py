@@ -47,6 +47,11 @@ def entity_stream_key(entity_id: int) -> str:
     return f"e{entity_id}"
 
 
+def shared_state_key(state_id: int) -> str:
+    """The key of a shared state."""
+    return f"s{state_id}"
+
+
 def announce(key: str) -> None:
     """Tell every server's waiters, once the current transaction commits, that a stream grew."""
     transaction.on_commit(partial(_announce, key))
@@ -187,6 +192,8 @@ _TAILS = """
 SELECT 'r' || runner_id, tail FROM runners_wakestream WHERE runner_id = ANY(%s)
 UNION ALL
 SELECT 'e' || entity_id, tail FROM dispatch_dispatchstate WHERE entity_id = ANY(%s::bigint[])
+UNION ALL
+SELECT 's' || id, tail FROM dispatch_sharedstate WHERE id = ANY(%s::bigint[])
 """
 
 
@@ -213,14 +220,20 @@ class _Sweeper:
         waited_for = self.hub.waited_for()
         if not waited_for:
             return
-        runners = [key[1:] for key in waited_for if key.startswith("r")]
-        entities = [key[1:] for key in waited_for if key.startswith("e")]
+        ids = [[key[1:] for key in waited_for if key.startswith(kind)] for kind in "res"]
         with connection.cursor() as cursor:
-            cursor.execute(_TAILS, [runners, entities])
+            cursor.execute(_TAILS, ids)
             tails = cursor.fetchall()
         for key, tail in tails:
             if tail > waited_for[key]:
                 self.hub.wake(key)
+
+
+_GROWING = {
+    "dispatch_streamevent": ("entity_id", entity_stream_key),
+    "dispatch_sharedstateevent": ("state_id", shared_state_key),
+}
+"""Tables of events: the column that says of which stream, and that one's key."""
 
 
 class _SqliteListener:
@@ -232,42 +245,40 @@ class _SqliteListener:
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
         self.tails: dict[str, int] = {}
-        self.newest_event = 0
+        self.newest = dict.fromkeys(_GROWING, 0)
 
     def run(self) -> None:
         pause = threading.Event()
         with closing(sqlite3.connect(settings.DATABASES["default"]["NAME"])) as polling:
             version = None
-            self.newest_event = self._newest_event(polling)
+            for table in _GROWING:
+                newest = polling.execute(f"SELECT ifnull(max(id), 0) FROM {table}")  # noqa: S608
+                (self.newest[table],) = newest.fetchone()
             # What was committed before this look may have gone unseen.
             self.hub.wake_all()
             while not self.hub.closing:
                 try:
-                    newest = polling.execute("PRAGMA data_version").fetchone()
-                    if newest != version:
+                    seen = polling.execute("PRAGMA data_version").fetchone()
+                    if seen != version:
                         self._wake_grown(polling)
-                        version = newest
+                        version = seen
                 except sqlite3.OperationalError as exc:
                     logger.warning("listener could not look, trying again: %s", exc)
                 pause.wait(_SQLITE_POLL_S)
-
-    def _newest_event(self, polling: sqlite3.Connection) -> int:
-        return int(
-            polling.execute("SELECT ifnull(max(id), 0) FROM dispatch_streamevent").fetchone()[0]
-        )
 
     def _wake_grown(self, polling: sqlite3.Connection) -> None:
         for runner_id, tail in polling.execute("SELECT runner_id, tail FROM runners_wakestream"):
             if self.tails.get(runner_id) != tail:
                 self.tails[runner_id] = tail
                 self.hub.wake(wake_stream_key(runner_id))
-        events = polling.execute(
-            "SELECT entity_id, max(id) FROM dispatch_streamevent WHERE id > ? GROUP BY entity_id",
-            [self.newest_event],
-        )
-        for entity_id, newest in events:
-            self.newest_event = max(self.newest_event, newest)
-            self.hub.wake(entity_stream_key(entity_id))
+        for table, (stream, key_of) in _GROWING.items():
+            events = polling.execute(
+                f"SELECT {stream}, max(id) FROM {table} WHERE id > ? GROUP BY {stream}",  # noqa: S608
+                [self.newest[table]],
+            )
+            for stream_id, newest in events:
+                self.newest[table] = max(self.newest[table], newest)
+                self.hub.wake(key_of(stream_id))
 
 
 def _listener(hub: Hub) -> _Listener:

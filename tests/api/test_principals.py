@@ -205,7 +205,7 @@ def test_the_matrix(scene, endpoint):
     for name, api in callers.items():
         expected[name] = lets_in.get(name, otherwise)
         with undone():
-            answer = api(endpoint.method, path, endpoint.body)
+            answer = api(endpoint.method, path, endpoint.body, **endpoint.headers)
             answered[name] = OK if answer.status == endpoint.status else answer.status
             if answer.status != endpoint.status:
                 assert everything() == before, name

@@ -10,6 +10,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from core.principals import Principal
+from dispatch import due
 from runners import tokens
 from runners.models import Runner
 from tests.factories import EntityFactory, RunnerFactory, WakeFactory
@@ -154,6 +155,57 @@ def test_an_append_costs(runner):
     assert one == many == 5
 
 
+def test_who_is_watched_for_its_runs_pays_for_a_finished_run_alone(runner):
+    claim = runner.claim()
+    token = claim.mint()
+    delta = {"type": "text_delta", "key": "t", "value": {}, "headers": {"operation": "insert"}}
+    run = {"type": "run", "key": "r", "value": {"status": "completed"}}
+    finished = {**run, "headers": {"operation": "update"}}
+    unwatched = [
+        cost(lambda event=event: claim.append(event, token=token), status=204)
+        for event in (delta, finished)
+    ]
+    condition = {"on": "runFinished"}
+    body = {"subscriberUrl": "/agent/e1", "sourceUrl": "/agent/e1", "condition": condition}
+    assert cost(lambda: runner.post("/_electric/wake", body), status=204) == 5
+    watched = [
+        cost(lambda event=event: claim.append(event, token=token), status=204)
+        for event in (delta, finished)
+    ]
+    assert [after - before for before, after in zip(unwatched, watched, strict=True)] == [0, 3]
+    assert cost(claim.done) == cost_of_a_done(runner) + 1
+
+
+def cost_of_a_done(runner):
+    limited = runner.get("/_electric/runners/r1").body.get("max_concurrent_claims")
+    return 6 if limited else 3
+
+
+def test_a_manifest_event_that_asks_for_nothing_costs_nothing(runner):
+    claim = runner.claim()
+    token = claim.mint()
+    goal = {"type": "manifest", "key": "goal:1", "value": {"kind": "goal"}}
+    event = {**goal, "headers": {"operation": "insert"}}
+    assert cost(lambda: claim.append(event, token=token), status=204) == on(postgres=6, sqlite=5)
+
+
+def test_a_delivery_costs_the_same_however_many_changes_it_tells(alice):
+    alice.register()
+    for name in ("e1", "e2"):
+        alice.make_entity(f"/agent/{name}")
+    body = {"subscriberUrl": "/agent/e1", "sourceUrl": "/agent/e2", "condition": {"on": "change"}}
+    assert alice.post("/_electric/wake", body).status == 204
+    costs = []
+    for count in (1, 5):
+        for _ in range(count):
+            alice.send("/agent/e2")
+        with counted() as statements:
+            assert due.run() == 1
+        alice.claim("r1", alice.wakes()[-1]).done()
+        costs.append(len(statements))
+    assert costs == [on(postgres=13, sqlite=11)] * 2
+
+
 def test_registering_costs_the_same_however_many_wakes_wait(alice):
     facts = {"id": "r1", "label": "r1"}
     alice.register()
@@ -174,6 +226,20 @@ def test_a_read_of_the_wake_stream_costs_three_however_many_there_are(runner):
 
 def test_a_read_of_the_main_stream_costs(runner):
     assert cost(lambda: runner.get("/agent/e1/main")) == 3
+
+
+def test_a_shared_state_costs(runner):
+    path = runner.share()
+    owner = {"Electric_Owner_Entity": "/agent/e1"}
+    producer = {"Producer_Id": "p", "Producer_Epoch": "0"}
+    again = cost(lambda: runner("PUT", path, **owner))
+    read = cost(lambda: runner.get(path))
+    one = cost(lambda: runner.post(path, {"n": 1}), status=204)
+    many = cost(lambda: runner.post(path, [{"n": 1}] * 100), status=204)
+    runner.post(path, {"n": 1}, **producer, Producer_Seq="0")
+    numbered = cost(lambda: runner.post(path, {"n": 1}, **producer, Producer_Seq="1"))
+    assert (again, read) == (3, 4)
+    assert (one, many, numbered) == on(postgres=(7, 7, 9), sqlite=(6, 6, 8))
 
 
 def test_a_list_of_entities_costs_one_however_many_there_are(runner):

@@ -134,6 +134,11 @@ def test_it_delivers_what_nobody_announced(start_server: Callable[..., Server], 
         claim.append({"type": "line"}, token=token)
         assert [each["type"] for each in held.answer()[2]] == ["line"]
         claim.done()
+        shared = api.share()
+        held = hold(server, f"{shared}?offset={tail(api, shared)}&live=long-poll")
+        tail(api)
+        api.post(shared, {"type": "line"})
+        assert [each["type"] for each in held.answer()[2]] == ["line"]
     assert statistics.median(delays) < SWEPT_S, delays
 
 
@@ -166,8 +171,9 @@ def test_it_delivers_though_its_listener_is_let_in_no_more(
 SEND = """
 import time
 from dispatch import entities
+from dispatch.messages import Message
 from dispatch.models import Entity
-entities.send(Entity.objects.get(), entities.Message("hi", "/principal/user%3Aalice"))
+entities.send(Entity.objects.get(), Message("hi", "/principal/user%3Aalice"))
 print(time.monotonic())
 """
 
@@ -180,6 +186,24 @@ def test_it_delivers_what_another_process_wrote(server: Server, hold: Hold):
     status, _, body = held.answer()
     assert (status, len(body)) == (200, 1), command.stderr
     # Long before the wait was over, when whoever waits looks anyway; the clock is the machine's.
+    assert time.monotonic() - float(command.stdout) < LONG_POLL_S / 2
+
+
+APPEND = """
+import time
+from dispatch import shared_states
+shared_states.append(shared_states.find("s1"), [{"type": "line"}])
+print(time.monotonic())
+"""
+
+
+def test_it_delivers_what_another_process_wrote_to_a_shared_state(server: Server, hold: Hold):
+    api = make_idle(server.client())
+    shared = api.share()
+    held = hold(server, f"{shared}?offset={tail(api, shared)}&live=long-poll")
+    command = server.database.manage("shell", "--verbosity=0", "--command", APPEND)
+    status, _, body = held.answer()
+    assert (status, len(body)) == (200, 1), command.stderr
     assert time.monotonic() - float(command.stdout) < LONG_POLL_S / 2
 
 
@@ -205,4 +229,32 @@ def test_it_tells_of_an_event_of_a_main_stream(server: Server, hold: Hold):
     held = hold(server, f"/agent/e1/main?offset={tail(api, '/agent/e1/main')}&live=long-poll")
     tail(api)
     claim.append({"type": "line"}, token=token)
+    assert [each["type"] for each in held.answer()[2]] == ["line"]
+
+
+def test_it_tells_of_an_event_of_a_shared_state(server: Server, hold: Hold):
+    api = make_idle(server.client())
+    shared, other = api.share("debate-/moderator/x"), api.share("s2")
+    waiting = [
+        hold(server, f"{path}?offset={tail(api, path)}&live=long-poll") for path in (shared, other)
+    ]
+    streamed = hold(server, f"{shared}?offset=-1&live=sse").lines()
+    tail(api)
+    began = time.monotonic()
+    api.post(shared, {"type": "line"})
+    assert [each["type"] for each in waiting[0].answer()[2]] == ["line"]
+    assert '"line"' in next(line for line in streamed if line.startswith("data:["))
+    assert time.monotonic() - began < LONG_POLL_S / 2
+    api.post(other, {"type": "other"})
+    assert [each["type"] for each in waiting[1].answer()[2]] == ["other"]
+
+
+@pytest.mark.postgres
+def test_it_tells_of_what_another_server_took_for_a_shared_state(servers: Servers, hold: Hold):
+    one, other = servers.lend_some(2)
+    api = make_idle(other.client())
+    shared = api.share()
+    held = hold(one, f"{shared}?offset={tail(api, shared)}&live=long-poll")
+    tail(one.client())
+    api.post(shared, {"type": "line"})
     assert [each["type"] for each in held.answer()[2]] == ["line"]

@@ -22,7 +22,7 @@ from .errors import (
 from .machine import State
 from .runner import PullWakeRunner
 from .timing import Timing
-from .wake import Message, Wake
+from .wake import Message, Wake, WakeEvent
 
 __version__ = version("pullwake")
 
@@ -43,5 +43,6 @@ __all__ = [
     "State",
     "Timing",
     "Wake",
+    "WakeEvent",
     "__version__",
 ]

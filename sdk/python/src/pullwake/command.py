@@ -51,8 +51,9 @@ class CommandFailed(RunnerError):
 class CommandHandler:
     """Runs `command` in a shell, in a process group of its own, for each wake.
 
-    On its standard input it gets one JSON object, {"wake": …, "messages": […]}; each line of its
-    standard output is appended to the entity's main stream; its standard error goes to the log.
+    On its standard input it gets one JSON object, {"wake": …, "messages": […], "events": […]}; each
+    line of its standard output is appended to the entity's main stream; its standard error goes to
+    the log.
     Exit status 0 is done, anything else is failed. When the wake is cancelled, or the runner is
     killed, so is the group: SIGTERM, and `kill_after` seconds later SIGKILL.
     """
@@ -71,6 +72,7 @@ class CommandHandler:
         request = {
             "wake": describe(wake),
             "messages": [message.event for message in messages],
+            "events": [event.event for event in await wake.events()],
         }
         errors: deque[str] = deque(maxlen=_STDERR_LINES)
         started: list[asyncio.subprocess.Process] = []

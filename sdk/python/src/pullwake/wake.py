@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -52,6 +52,43 @@ class Message:
         return signal if isinstance(signal, str) else None
 
 
+@dataclass(frozen=True, slots=True)
+class WakeEvent:
+    """News that the entity was to be woken for: of another entity, a shared state, or a timer."""
+
+    key: str
+    value: dict[str, Any]
+    """The event's value, with all that it says."""
+    offset: str | None
+    """The main stream's offset just after it."""
+    event: dict[str, Any]
+    """The whole event, as the stream has it."""
+
+    @property
+    def source(self) -> str | None:
+        """Where it happened: an entity's URL, or the path of a shared state or a timer."""
+        source = self.value.get("source")
+        return source if isinstance(source, str) else None
+
+    @property
+    def timeout(self) -> bool:
+        """Whether it says that nothing has happened for too long."""
+        return self.value.get("timeout") is True
+
+    @property
+    def changes(self) -> list[dict[str, Any]]:
+        """What happened: each {collection, kind, key, …}; a timer's tick has its `payload`."""
+        changes = self.value.get("changes")
+        changes = changes if isinstance(changes, list) else []
+        return [each for each in changes if isinstance(each, dict)]
+
+    @property
+    def finished_child(self) -> dict[str, Any] | None:
+        """The child that has finished a run: {url, type, run_status, response?, error?}."""
+        child = self.value.get("finished_child")
+        return child if isinstance(child, dict) else None
+
+
 class Wake:
     """One claimed wake, for as long as its handler runs.
 
@@ -69,14 +106,15 @@ class Wake:
         self._api = api
         self._grant = grant
         self._retry = retry
-        self._messages: list[Message] | None = None
+        self._read_events: list[Any] | None = None
+        self._messages: list[Message] = []
         self._writing = asyncio.Lock()
         self._seq = 0
         self._in_doubt: bytes | None = None
         """An append whose answer was not seen: its sequence number is not free until it is."""
         self._cancelled = False
         self.read_to: str | None = None
-        """How far `messages()` has read."""
+        """How far `messages()` or `events()` has read."""
         self.runner_id = api.registration.runner_id
         self.write_token = write_token
         self.entity = grant.entity
@@ -102,9 +140,16 @@ class Wake:
 
         They are acknowledged when the handler returns. Raises RunnerError.
         """
-        if self._messages is None:
-            self._messages = await self._read()
+        self._messages = _messages(await self._delivered(), self._grant.tail)
         return list(self._messages)
+
+    async def events(self) -> list[WakeEvent]:
+        """The wake events that this claim delivers, oldest first: what messages are not.
+
+        A child that has finished a run, a change that the entity waits for, a timer. They are
+        acknowledged when the handler returns. Raises RunnerError.
+        """
+        return _wake_events(await self._delivered(), self._grant.tail)
 
     async def append(self, *events: Mapping[str, Any]) -> None:
         """Append events to the entity's main stream, in order and exactly once.
@@ -142,7 +187,13 @@ class Wake:
         self._in_doubt = None
         self._seq += 1
 
-    async def _read(self) -> list[Message]:
+    async def _delivered(self) -> list[Any]:
+        """The events from the first that the claim delivers on, read once."""
+        if self._read_events is None:
+            self._read_events = await self._read()
+        return self._read_events
+
+    async def _read(self) -> list[Any]:
         grant, offset = self._grant, self._grant.cursor
         read: list[Any] = []
         while True:
@@ -160,7 +211,7 @@ class Wake:
                 or answer.headers.get("stream-up-to-date", "").lower() == "true"
                 or (grant.tail is not None and after >= grant.tail)
             ):
-                return _messages(read, grant.tail)
+                return read
             offset = after
 
     async def _take(self) -> None:
@@ -170,7 +221,7 @@ class Wake:
         """
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         taken = {"status": "processed", "processed_at": now}
-        waiting = [each for each in self._messages or () if each.value.get("status") == "pending"]
+        waiting = [each for each in self._messages if each.value.get("status") == "pending"]
         await self.append(
             *(
                 {
@@ -191,6 +242,43 @@ class Wake:
 _NOT_THE_HANDLERS = ("SIGSTOP", "SIGTERM")
 
 
+@dataclass(frozen=True, slots=True)
+class _Event:
+    """An event of one of the types that a handler sees, where it lies in what was read."""
+
+    type: str
+    key: str
+    place: str
+    """Its key; without one, a place of its own."""
+    offset: str | None
+    late: bool
+    """Whether it came after what the claim delivers: that is the next wake's."""
+    deletes: bool
+    value: Any
+    whole: dict[str, Any]
+
+
+def _of_types(events: list[Any], tail: str | None, *types: str) -> Iterator[_Event]:
+    for place, event in enumerate(events):
+        if not isinstance(event, dict) or event.get("type") not in types:
+            continue
+        headers = event.get("headers")
+        headers = headers if isinstance(headers, dict) else {}
+        key, offset = str(event.get("key", "")), headers.get("offset")
+        offset = offset if isinstance(offset, str) else None
+        yield _Event(
+            type=event["type"],
+            key=key,
+            place=key or str(place),
+            offset=offset,
+            # Offsets are ordered as strings.
+            late=offset is not None and tail is not None and offset > tail,
+            deletes=headers.get("operation") == "delete",
+            value=event.get("value"),
+            whole=event,
+        )
+
+
 def _messages(events: list[Any], tail: str | None) -> list[Message]:
     """What of these events is for the handler, and lies within what the claim delivers.
 
@@ -198,31 +286,33 @@ def _messages(events: list[Any], tail: str | None) -> list[Message]:
     was handled.
     """
     found: dict[tuple[str, str], Message] = {}
-    for place, event in enumerate(events):
-        if not isinstance(event, dict) or event.get("type") not in ("inbox", "signal"):
-            continue
-        value, headers = event.get("value"), event.get("headers")
-        headers = headers if isinstance(headers, dict) else {}
-        kind, key = event["type"], str(event.get("key", ""))
-        known = found.get((kind, key or str(place)))
-        if headers.get("operation") == "delete":
-            found.pop((kind, key), None)
+    for each in _of_types(events, tail, "inbox", "signal"):
+        at, kind, value = (each.type, each.place), each.type, each.value
+        known = found.get(at)
+        if each.deletes:
+            found.pop(at, None)
             continue
         if not isinstance(value, dict):
             continue
-        offset = headers.get("offset")
-        offset = offset if isinstance(offset, str) else None
-        # Offsets are ordered as strings. What came after the claim is the next wake's.
-        late = offset is not None and tail is not None and offset > tail
         if known is not None:
             value = {**known.value, **value}
-        elif late or (kind == "inbox" and "payload" not in value):
+        elif each.late or (kind == "inbox" and "payload" not in value):
             continue
         if _is_open(kind, value):
-            at = known.offset if known is not None else offset
-            found[kind, key or str(place)] = Message(kind, key, value, at, event)
+            offset = known.offset if known is not None else each.offset
+            found[at] = Message(kind, each.key, value, offset, each.whole)
         else:
-            found.pop((kind, key), None)
+            found.pop(at, None)
+    return list(found.values())
+
+
+def _wake_events(events: list[Any], tail: str | None) -> list[WakeEvent]:
+    """The wake events among these that lie within what the claim delivers."""
+    found = {
+        each.place: WakeEvent(each.key, each.value, each.offset, each.whole)
+        for each in _of_types(events, tail, "wake")
+        if isinstance(each.value, dict) and not each.late and not each.deletes
+    }
     return list(found.values())
 
 
