@@ -186,7 +186,7 @@ def test_a_manifest_event_that_asks_for_nothing_costs_nothing(runner):
     token = claim.mint()
     goal = {"type": "manifest", "key": "goal:1", "value": {"kind": "goal"}}
     event = {**goal, "headers": {"operation": "insert"}}
-    assert cost(lambda: claim.append(event, token=token), status=204) == on(postgres=6, sqlite=5)
+    assert cost(lambda: claim.append(event, token=token), status=204) == 5
 
 
 def test_a_delivery_costs_the_same_however_many_changes_it_tells(alice):
@@ -203,7 +203,7 @@ def test_a_delivery_costs_the_same_however_many_changes_it_tells(alice):
             assert due.run() == 1
         alice.claim("r1", alice.wakes()[-1]).done()
         costs.append(len(statements))
-    assert costs == [on(postgres=13, sqlite=11)] * 2
+    assert costs == [11] * 2
 
 
 def test_registering_costs_the_same_however_many_wakes_wait(alice):
@@ -239,7 +239,7 @@ def test_a_shared_state_costs(runner):
     runner.post(path, {"n": 1}, **producer, Producer_Seq="0")
     numbered = cost(lambda: runner.post(path, {"n": 1}, **producer, Producer_Seq="1"))
     assert (again, read) == (3, 4)
-    assert (one, many, numbered) == on(postgres=(7, 7, 9), sqlite=(6, 6, 8))
+    assert (one, many, numbered) == (6, 6, 8)
 
 
 def test_a_list_of_entities_costs_one_however_many_there_are(runner):
