@@ -11,6 +11,7 @@ from claims.reaper import Housekeeper
 from config.serving import probes
 from dispatch.due import Timekeeper
 from dispatch.streams.waiters import announcer, hub
+from runners.tokens import Watch
 
 
 class Process:
@@ -19,6 +20,7 @@ class Process:
     def __init__(self) -> None:
         self._housekeeper = Housekeeper()
         self._timekeeper = Timekeeper()
+        self._watch = Watch()
 
     def start(self) -> None:
         """Begin; Django is set up and all that is needed is imported."""
@@ -33,6 +35,7 @@ class Process:
             connection.ensure_connection()
         self._housekeeper.start()
         self._timekeeper.start()
+        self._watch.start()
 
     def answer(self, exc: BaseException) -> HttpResponse:
         """The answer to what failed before it became a request."""
@@ -54,5 +57,6 @@ class Process:
         """Begin no further round, answer what is held, and announce what is left to be."""
         self._housekeeper.stop()
         self._timekeeper.stop()
+        self._watch.stop()
         hub.close()
         announcer.close()
