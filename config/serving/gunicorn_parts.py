@@ -1,10 +1,12 @@
 """The parts of gunicorn that `config.serving.worker` uses and that no documentation promises.
 
-Of `GeventWorker`: the overridden init_process, handle_exit, handle_quit, handle_request,
+Of `GeventWorker`: the overridden init_process, handle, handle_exit, handle_quit, handle_request,
 handle_error and run; the attributes alive, cfg, sockets and worker_connections; and notify, handle.
-Each has a test in tests/serving/test_gunicorn_parts.py.
+Of gevent's `StreamServer`: do_read, do_handle and stop_accepting. Each has a test in
+tests/serving/test_gunicorn_parts.py.
 """
 
+import os
 from functools import partial
 from typing import Any
 
@@ -14,7 +16,7 @@ from gunicorn.http.errors import ParseException
 from gunicorn.sock import ssl_context
 from gunicorn.workers.ggevent import GeventWorker
 
-__all__ = ["GeventWorker", "ParseException", "ssl_context", "start_servers"]
+__all__ = ["GeventWorker", "ParseException", "close_servers", "ssl_context", "start_servers"]
 
 
 def start_servers(worker: Any) -> list[StreamServer]:
@@ -30,3 +32,13 @@ def start_servers(worker: Any) -> list[StreamServer]:
         server.start()
         servers.append(server)
     return servers
+
+
+def close_servers(servers: list[StreamServer]) -> None:
+    """Take what has connected already, and then nobody: who is refused tries another server."""
+    for server in servers:
+        server.stop_accepting()
+        while accepted := server.do_read():
+            server.do_handle(*accepted)
+        # At once: gevent closes in the loop's next round, and resets who connects until then.
+        os.close(server.socket.detach())
