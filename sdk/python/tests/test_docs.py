@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fake import PATIENCE, FakeServer
 from pullwake.__main__ import main
+from pullwake.testing import PATIENCE, FakeServer
 from pullwake.timing import Timing
 
 SDK = Path(__file__).parents[1]

@@ -12,7 +12,13 @@ from typing import Any
 
 import pytest
 
-from fake import (
+from harness import Handled, TestClock, fast, make, running, until
+from pullwake import HeadersFailed, PullWakeRunner, RunnerError, Signal, State, Wake
+from pullwake import runner as runner_module
+from pullwake.backoff import Backoff
+from pullwake.machine import Event
+from pullwake.runner import _Run
+from pullwake.testing import (
     Cut,
     FakeServer,
     Fault,
@@ -26,12 +32,6 @@ from fake import (
     offset,
     status,
 )
-from harness import Handled, TestClock, fast, make, running, until
-from pullwake import HeadersFailed, PullWakeRunner, RunnerError, State, Wake
-from pullwake import runner as runner_module
-from pullwake.backoff import Backoff
-from pullwake.machine import Event
-from pullwake.runner import _Run
 
 SIXTEEN = {
     "status",
@@ -117,9 +117,7 @@ async def test_messages_begin_after_the_cursor_and_hold_the_signals_for_the_hand
     got: list[Any] = []
 
     async def handler(wake: Wake) -> None:
-        got.extend(
-            (message.type, message.signal, message.payload) for message in await wake.messages()
-        )
+        got.extend(await told(wake))
 
     async with FakeServer() as server, running(server, handler):
         await server.send("chat/1", "old")
@@ -132,7 +130,15 @@ async def test_messages_begin_after_the_cursor_and_hold_the_signals_for_the_hand
         server._append(entity, {"type": "reply", "value": {"payload": "no"}})
         await server.send("chat/1", "new")
         await worked(server, "chat/1", 2)
-        assert got == [("signal", "SIGINT", None), ("inbox", None, "new")]
+        assert got == [("SIGINT", None), (None, "new")]
+
+
+async def told(wake: Wake) -> list[tuple[str | None, Any]]:
+    """The name of each signal, and the payload of each message, in order."""
+    return [
+        (item.name, None) if isinstance(item, Signal) else (None, item.payload)
+        for item in await wake.items()
+    ]
 
 
 def inbox(key: str, operation: str = "insert", **value: Any) -> dict[str, Any]:
@@ -144,7 +150,8 @@ async def test_messages_are_as_later_events_left_them() -> None:
 
     async def handler(wake: Wake) -> None:
         got.extend(
-            (message.key, message.signal, message.payload) for message in await wake.messages()
+            (item.key, *item_told)
+            for item, item_told in zip(await wake.items(), await told(wake), strict=True)
         )
 
     async with FakeServer() as server, running(server, handler):

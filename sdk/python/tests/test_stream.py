@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from fake import offset
 from pullwake.stream import Batch, Live, WakeStream
+from pullwake.testing import offset
 from pullwake.timing import Timing
 from pullwake.transport import Answer, Transport
 from virtual import VirtualClock, virtual

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,13 +10,16 @@ from urllib.parse import quote
 
 from .errors import BadAnswer, ServerRefused
 from .timing import Timing
-from .transport import Answer, Transport
+from .transport import Answer, Transport, dump
 
 START = "-1"
 """The offset before the first event of a stream."""
 
 NO_WORK = frozenset({"ALREADY_CLAIMED", "NO_PENDING_WORK", "CLAIM_LIMIT_REACHED"})
 """Refusals of a claim that are answers, not errors."""
+
+HANDLERS_CALLS = 64
+"""Calls on behalf of handlers at a time: what they do at once must not take every connection."""
 
 DEFAULT_LEASE = 30.0
 """Seconds; for a server that does not say."""
@@ -92,6 +95,8 @@ class Grant:
     trigger_event: str | None
     entity: dict[str, Any]
     principal: dict[str, Any]
+    attempt: int
+    """1, and more after failures in a row."""
     sent_at: float
     """The lease clock when the claim left: the lease runs from then at the earliest."""
 
@@ -115,6 +120,7 @@ class Api:
         self.transport = transport
         self.registration = registration
         self.timing = timing
+        self._work = asyncio.Semaphore(HANDLERS_CALLS)
         self._runner = f"/_electric/runners/{quote(registration.runner_id, safe='')}"
 
     async def register(self) -> RunnerRecord:
@@ -180,49 +186,116 @@ class Api:
             raise BadAnswer("a claim was answered without a write token")
         return token
 
-    async def renew(self, grant: Grant, deadline: float) -> float:
-        """Renew the claim's lease. Returns the lease clock when the request left."""
-        answer = await self._callback(grant, {"epoch": grant.epoch}, deadline)
+    async def renew(self, grant: Grant, deadline: float, acked: str | None = None) -> float:
+        """Renew the claim's lease, and acknowledge its stream up to `acked`.
+
+        Returns the lease clock when the request left.
+        """
+        body: dict[str, Any] = {"epoch": grant.epoch}
+        if acked is not None:
+            body["acks"] = _acks(grant, acked)
+        answer = await self._callback(grant, body, deadline)
         _accepted(answer)
         return answer.sent_at
 
     async def done(self, grant: Grant, acked: str | None) -> dict[str, Any]:
         """Release the claim and acknowledge its stream up to `acked`."""
-        acks = [] if acked is None else [{"path": grant.stream_path, "offset": acked}]
-        answer = await self._callback(grant, {"epoch": grant.epoch, "acks": acks, "done": True})
-        return _accepted(answer)
+        body = {"epoch": grant.epoch, "acks": _acks(grant, acked), "done": True}
+        return _accepted(await self._callback(grant, body))
 
-    async def failed(self, grant: Grant, error: str) -> dict[str, Any]:
-        """Release the claim with nothing acknowledged, to be woken for it again later."""
-        answer = await self._callback(grant, {"epoch": grant.epoch, "failed": True, "error": error})
-        return _accepted(answer)
+    async def failed(
+        self, grant: Grant, error: str, retry_after: float | None = None
+    ) -> dict[str, Any]:
+        """Release the claim with nothing acknowledged, to be woken for it again later.
 
-    async def read(self, path: str, offset: str, token: str) -> Answer:
-        """One catch-up read of an entity's stream."""
+        `retry_after` says when, in seconds; else the server does.
+        """
+        body: dict[str, Any] = {"epoch": grant.epoch, "failed": True, "error": error}
+        if retry_after is not None:
+            body["retry_after_ms"] = round(retry_after * 1000)
+        return _accepted(await self._callback(grant, body))
+
+    async def give_up(self, grant: Grant, reason: str, acked: str | None) -> dict[str, Any]:
+        """Release the claim, and have its work up to `acked` set aside for an operator."""
+        body: dict[str, Any] = {"epoch": grant.epoch, "failed": True, "give_up": True}
+        body |= {"error": reason, "acks": _acks(grant, acked)}
+        return _accepted(await self._callback(grant, body))
+
+    async def read(self, path: str, offset: str, token: str, *, live: bool = False) -> Answer:
+        """One read of an entity's stream; a `live` one waits until there is something to read."""
+        timing = self.timing
         return await self.transport.call(
             "GET",
             self.transport.url(path),
-            params={"offset": offset},
+            params={"offset": offset, "live": "long-poll"} if live else {"offset": offset},
             token=token,
+            deadline=timing.long_poll_deadline if live else timing.request_timeout,
+        )
+
+    async def send(self, entity_url: str, body: Mapping[str, Any], token: str) -> None:
+        """Send a message to an entity, as the handler whose write token this is."""
+        await self._of_entity("POST", entity_url, "/send", body, token=token)
+
+    async def set_tag(self, entity_url: str, key: str, value: str | None, token: str) -> None:
+        """Set a tag of an entity, or take it off."""
+        method, body = ("DELETE", None) if value is None else ("POST", {"value": value})
+        await self._of_entity(method, entity_url, f"/tags/{quote(key, safe='')}", body, token=token)
+
+    async def spawn(self, entity_url: str, body: Mapping[str, Any], creator: str | None) -> None:
+        """Make an entity, in the name of `creator`, a principal's key.
+
+        Making one carries no token of the claim, so it is this runner's owner who calls.
+        """
+        await self._of_entity("PUT", entity_url, "", body, extra=_in_the_name_of(creator))
+
+    async def watch(self, body: Mapping[str, Any], creator: str | None) -> None:
+        """Register an entity to be woken for what happens elsewhere."""
+        await self.transport.call(
+            "POST",
+            self.transport.url("/_electric/wake"),
+            json_body=dict(body),
+            extra=_in_the_name_of(creator),
             deadline=self.timing.request_timeout,
         )
+
+    async def _of_entity(
+        self,
+        method: str,
+        entity_url: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        *,
+        token: str | None = None,
+        extra: Mapping[str, str] | None = None,
+    ) -> Answer:
+        url = "/".join(quote(part, safe="") for part in entity_url.strip("/").split("/"))
+        async with self._work:
+            return await self.transport.call(
+                method,
+                self.transport.url(f"/_electric/entities/{url}{path}"),
+                json_body=body,
+                token=token,
+                extra=extra,
+                deadline=self.timing.request_timeout,
+            )
 
     async def append(
         self, path: str, body: bytes, token: str, *, producer: str, epoch: int, seq: int
     ) -> Answer:
         """Append to an entity's stream, exactly once for each (producer, epoch, seq)."""
-        return await self.transport.call(
-            "POST",
-            self.transport.url(path),
-            content=body,
-            token=token,
-            extra={
-                "Producer-Id": producer,
-                "Producer-Epoch": str(epoch),
-                "Producer-Seq": str(seq),
-            },
-            deadline=self.timing.request_timeout,
-        )
+        async with self._work:
+            return await self.transport.call(
+                "POST",
+                self.transport.url(path),
+                content=body,
+                token=token,
+                extra={
+                    "Producer-Id": producer,
+                    "Producer-Epoch": str(epoch),
+                    "Producer-Seq": str(seq),
+                },
+                deadline=self.timing.request_timeout,
+            )
 
     async def _call(self, method: str, path: str, body: object = None) -> Answer:
         return await self.transport.call(
@@ -246,7 +319,15 @@ class Api:
 
 def dump_events(events: Sequence[Mapping[str, Any]]) -> bytes:
     """Events as the body of one append. Raises ValueError or TypeError for what is not JSON."""
-    return json.dumps([dict(event) for event in events], allow_nan=False).encode()
+    return dump([dict(event) for event in events])
+
+
+def _acks(grant: Grant, acked: str | None) -> list[dict[str, str]]:
+    return [] if acked is None else [{"path": grant.stream_path, "offset": acked}]
+
+
+def _in_the_name_of(creator: str | None) -> dict[str, str]:
+    return {} if creator is None else {"Electric-Principal": creator}
 
 
 def _grant(body: dict[str, Any], answer: Answer) -> Grant:
@@ -268,6 +349,7 @@ def _grant(body: dict[str, Any], answer: Answer) -> Grant:
         trigger_event=_text(body, "triggerEvent"),
         entity=entity if isinstance(entity, dict) else {},
         principal=principal if isinstance(principal, dict) else {},
+        attempt=int(_number(body.get("attempt")) or 1),
         sent_at=answer.sent_at,
     )
 

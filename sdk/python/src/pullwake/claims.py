@@ -7,6 +7,7 @@ stream's reader only ever puts a wake into a lane, so reading waits for neither 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections import deque
@@ -14,13 +15,23 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any, TypeVar
 
 from .api import DEFAULT_LEASE, Api, Grant, NoWork
 from .backoff import Backoff, insist
 from .clock import Clock
 from .diagnostics import Diagnostics, printable
-from .errors import ClaimLost, HandlerFailed, HandlerStuck, RunnerError, ServerRefused
+from .errors import (
+    ClaimLost,
+    GiveUp,
+    HandlerFailed,
+    HandlerStuck,
+    RetryAfter,
+    RunnerError,
+    ServerRefused,
+)
+from .handlers import Handler
 from .tasks import ends_task
 from .timing import Timing
 from .wake import Wake
@@ -28,7 +39,6 @@ from .wake import Wake
 log = logging.getLogger("pullwake.runner")
 
 T = TypeVar("T")
-Handler = Callable[[Wake], Awaitable[object]]
 
 _RETRY_LONGEST = 5.0
 """Seconds between tries of a call that a lease is running for."""
@@ -106,6 +116,7 @@ class _Held:
         self.lease = lease
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.wake: Wake | None = None
+        self.watcher: asyncio.Task[None] | None = None
         self.reporting = False
         """The handler has ended: from here on only the server can say that the claim is lost."""
         self.told = False
@@ -117,7 +128,7 @@ class _Held:
         if not self.lost.done():
             self.lost.set_result(reason)
         if self.wake is not None:
-            self.wake._cancel()
+            self.wake.cancel()
 
     async def confirm(self) -> None:
         """Have the lease renewed now, and wait until it is. If it is not, the worker is cancelled
@@ -150,6 +161,8 @@ class Drained:
     """Claims whose handler was cancelled by it, before it had finished."""
     abandoned: int = 0
     """Of those, the ones whose handler ignored it."""
+    errors: tuple[RunnerError, ...] = ()
+    """What went wrong in handlers while they were being cancelled; each was reported, too."""
 
 
 class Claims:
@@ -181,6 +194,7 @@ class Claims:
         self._closed = asyncio.Event()
         self._cancelled = 0
         self._gave_up = 0
+        self._errors: list[RunnerError] = []
         self.lease_length = DEFAULT_LEASE
         """Seconds; of the leases the server grants this runner."""
 
@@ -220,6 +234,9 @@ class Claims:
         """
         self._closed.set()
         settle = self._clock.monotonic() + self._timing.claim_settle
+        for held in self._held:
+            if held.wake is not None:
+                held.wake.wind_down()
         self._cancel_lanes(_Phase.WAITING)
         while self._lanes:
             now, end = self._clock.monotonic(), deadline()
@@ -240,7 +257,7 @@ class Claims:
             held.lose(_STOPPING)
         if tasks := self._tasks():
             await asyncio.wait(tasks, timeout=self._timing.cancel_grace + 1.0)
-        return Drained(cancelled=self._cancelled, abandoned=self._gave_up)
+        return Drained(self._cancelled, self._gave_up, tuple(self._errors))
 
     def cancel(self) -> None:
         """End what is left, without waiting for it: nothing, unless draining went wrong."""
@@ -351,6 +368,8 @@ class Claims:
                 self._cancelled += self._closed.is_set()
                 worker.cancel()
                 await asyncio.wait({worker}, timeout=self._timing.cancel_grace)
+            elif worker.cancelled() and not held.lost.done():
+                await self._tell_self_cancelled(held, name)
         finally:
             keeper.cancel()
             self._held.discard(held)
@@ -358,7 +377,19 @@ class Claims:
                 worker.cancel()
                 self._abandon(worker, name)
             held.lost.cancel()
-        await asyncio.gather(keeper, return_exceptions=True)
+            watchers = [] if held.watcher is None else [held.watcher]
+            for watcher in watchers:
+                watcher.cancel()
+        await asyncio.gather(keeper, *watchers, return_exceptions=True)
+
+    async def _tell_self_cancelled(self, held: _Held, name: str) -> None:
+        """The handler cancelled its own task, and so all that follows a handler's end."""
+        failure = "the handler cancelled its own task"
+        self._failed(HandlerFailed(f"{name}: {failure}"))
+        try:
+            await self._report(held, failure)
+        except RunnerError as error:
+            self._failed(error)
 
     def _tell_lost(self, what: str, reason: str) -> None:
         if reason == _STOPPING:
@@ -442,13 +473,25 @@ class Claims:
             return await self._insist(held, call, self._timing.retry_for)
 
         failure: str | None = None
+        how: GiveUp | RetryAfter | None = None
         try:
             async with asyncio.timeout(self._work_timeout) as limit:
                 write_token = await retry(lambda: self._api.mint(grant))
                 held.wake = wake = Wake(self._api, grant, write_token, retry)
                 self._diagnostics.dispatched()
-                await self._handler(wake)
-                await wake._take()
+                held.watcher = asyncio.create_task(
+                    self._watch(held, wake), name=f"watch of {grant.entity_url}"
+                )
+                try:
+                    await self._handler(wake)
+                except GiveUp as error:
+                    how, failure = error, printable(str(error), _MAX_FAILURE)
+                    self._failed(error)
+                held.watcher.cancel()
+                await wake.settle()
+        except RetryAfter as error:
+            how, failure = error, printable(str(error), _MAX_FAILURE)
+            log.info("%s epoch %d: put off: %s", grant.entity_url, grant.epoch, failure)
         except BaseException as error:
             if isinstance(error, ClaimLost) or ends_task(error):
                 raise
@@ -458,13 +501,18 @@ class Claims:
                 failure = "the handler was cancelled from within"
             else:
                 failure = printable(f"{type(error).__name__}: {error}", _MAX_FAILURE)
-            if not held.lost.done():
-                failed = HandlerFailed(f"{grant.entity_url} epoch {grant.epoch}: {failure}")
-                failed.__cause__ = error
+            failed = HandlerFailed(f"{grant.entity_url} epoch {grant.epoch}: {failure}")
+            failed.__cause__ = error
+            if not held.lost.done() or not isinstance(error, asyncio.CancelledError):
                 self._failed(failed)
+                if held.lost.done():
+                    self._errors.append(failed)  # its cleaning up went wrong
+        finally:
+            if held.watcher is not None:
+                held.watcher.cancel()
         if held.lost.done():
             return  # a cancelled handler reports nothing, however it took it
-        await self._report(held, failure)
+        await self._report(held, failure, how)
         log.info(
             "%s epoch %d: %s in %.1f s",
             grant.entity_url,
@@ -474,10 +522,38 @@ class Claims:
             extra={"entity": grant.entity_url, "epoch": grant.epoch},
         )
 
-    async def _report(self, held: _Held, failure: str | None) -> None:
+    async def _watch(self, held: _Held, wake: Wake) -> None:
+        """Have what arrives during the work noticed, until cancelled: once it has run for a while,
+        or waits for it.
+        """
+        timing = self._timing
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timing.watch_after):
+                await wake.listening.wait()
+        backoff = Backoff(timing, longest=_RETRY_LONGEST)
+        while True:
+            try:
+                await wake.watch()
+            except ClaimLost:
+                return
+            except ServerRefused as error:
+                if error.ends_claim:
+                    held.lose(f"the server fenced it ({error})")
+                    return
+                self._failed(error)
+                if not error.transient:
+                    return  # it has no such reads: what arrives is the next wake's
+                await asyncio.sleep(backoff.next(error.retry_after))
+            except RunnerError as error:
+                self._failed(error)
+                await asyncio.sleep(backoff.next(error.retry_after))
+
+    async def _report(
+        self, held: _Held, failure: str | None, how: GiveUp | RetryAfter | None = None
+    ) -> None:
         """Tell the server how the work ended, until it has heard."""
         grant, api = held.grant, self._api
-        acked = grant.tail if grant.tail is not None or held.wake is None else held.wake.read_to
+        acked = grant.tail if held.wake is None else held.wake.acked
         held.reporting = True
         if held.lease.lapsed:
             # Out of touch for that long, the claim may be another's: ask before saying anything.
@@ -492,8 +568,12 @@ class Claims:
                     raise
                 failure = printable(f"done was refused: {error}", _MAX_FAILURE)
                 self._failed(error)
-        message = failure
-        await self._insist(held, lambda: api.failed(grant, message), self._timing.report_for)
+        message, later = failure, how.seconds if isinstance(how, RetryAfter) else None
+        if isinstance(how, GiveUp):
+            call = partial(api.give_up, grant, message, acked)
+        else:
+            call = partial(api.failed, grant, message, later)
+        await self._insist(held, call, self._timing.report_for)
 
     async def _insist(self, held: _Held, call: Callable[[], Awaitable[T]], during: float) -> T:
         """`call` until it is answered. Raises ClaimLost when the answer says so."""

@@ -67,10 +67,10 @@ class CommandHandler:
 
     async def __call__(self, wake: Wake) -> None:
         """Raises CommandFailed, and what `Wake.messages` and `Wake.append` raise."""
-        messages = await wake.messages()
+        items = await wake.items()
         request = {
             "wake": describe(wake),
-            "messages": [message.event for message in messages],
+            "messages": [item.event for item in items],
         }
         errors: deque[str] = deque(maxlen=_STDERR_LINES)
         started: list[asyncio.subprocess.Process] = []

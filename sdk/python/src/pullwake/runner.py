@@ -17,7 +17,7 @@ from typing import Any
 
 from .api import START, Api, Registration, RunnerRecord
 from .backoff import Backoff
-from .claims import Claims, Drained, Handler
+from .claims import Claims, Drained
 from .clock import Clock, watch
 from .diagnostics import Diagnostics
 from .errors import (
@@ -27,6 +27,7 @@ from .errors import (
     ServerRefused,
     ServerUnreachable,
 )
+from .handlers import AnyHandler, H, Handlers
 from .heartbeats import Heartbeats
 from .lifecycle import Lifecycle, Scope
 from .machine import Event, State
@@ -50,7 +51,7 @@ class _Settings:
         self,
         base_url: str,
         registration: Registration,
-        handler: Handler,
+        handler: Handlers,
         headers: HeaderSource | None,
         live: Live,
         on_error: OnError | None,
@@ -374,9 +375,10 @@ class _Run:
 class PullWakeRunner:
     """A runner: registers itself, waits for wakes, and has `handler` see to each.
 
-    `handler` is an async function that gets a `Wake`. When it returns, what the wake delivered
-    is acknowledged; when it raises, the wake is reported failed, and comes again later; when the
-    claim is lost, it is cancelled.
+    `handler` is an async function that gets a `Wake`, or a plain one that gets a `SyncWake` and
+    runs in a thread; `on` gives those for single types of entities. When it returns, what the wake
+    delivered is acknowledged; when it raises, the wake is reported failed, and comes again later;
+    when the claim is lost, it is cancelled.
 
     - `token`: an access token. `headers`: a mapping, or a function (async or not) that returns
       one, called for each request; for tokens that rotate.
@@ -393,7 +395,7 @@ class PullWakeRunner:
         self,
         base_url: str,
         runner_id: str,
-        handler: Handler,
+        handler: AnyHandler | None = None,
         *,
         token: str | None = None,
         headers: HeaderSource | None = None,
@@ -428,7 +430,7 @@ class PullWakeRunner:
                 max_concurrent_claims=max_concurrent_claims,
                 claim_lease=claim_lease,
             ),
-            handler,
+            Handlers(handler),
             source,
             live,
             on_error,
@@ -439,6 +441,18 @@ class PullWakeRunner:
         )
         self._run: _Run | None = None
         self._idle = Diagnostics(self._settings.clock)
+
+    def on(self, entity_type: str) -> Callable[[H], H]:
+        """A decorator: the function sees to entities of this type.
+
+        Raises ValueError for a type that has a handler already.
+        """
+
+        def add(handler: H) -> H:
+            self._settings.handler.add(entity_type, handler)
+            return handler
+
+        return add
 
     @property
     def state(self) -> State:
@@ -460,6 +474,8 @@ class PullWakeRunner:
         """
         while self._run is not None and self.state is State.STOPPING:
             await asyncio.wait({self._run.stopped})
+        if not self._settings.handler:
+            raise RunnerError("the runner has no handler: give it one, or some with `on`")
         if self._run is not None and self.state is not State.STOPPED:
             self._run.lifecycle.post(Event.START)  # the table has it warn
             return

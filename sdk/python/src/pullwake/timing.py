@@ -28,6 +28,10 @@ class Timing:
     is new trouble, and its backoff starts afresh. One that only came about was none."""
     retry_after_max: float = 60.0
     """A server may ask for this long a wait, and no longer."""
+    watch_after: float = 1.0
+    """Once a handler has run for so long, its entity's stream is watched for what arrives."""
+    watch_gap: float = 0.5
+    """How long it is left alone when it brought only what the handler itself wrote."""
     retry_for: float = 120.0
     """How long minting, reading messages and appending are tried again in one claim."""
     report_for: float = 600.0

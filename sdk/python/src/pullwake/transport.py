@@ -109,7 +109,7 @@ class Transport:
         """
         what = f"{method} {self._shown(url)}"
         if json_body is not None:
-            content = json.dumps(json_body, allow_nan=False).encode()
+            content = dump(json_body)
         try:
             async with asyncio.timeout(deadline), self._client() as client:
                 headers = await self._headers(url, token)
@@ -217,6 +217,17 @@ def _ssl_context() -> ssl.SSLContext:
     """One for all: making it takes longer than connecting. Also where the server's own URL is
     plain HTTP, for its callbacks may not be."""
     return httpx2.create_ssl_context()
+
+
+def dump(value: object) -> bytes:
+    """A body: JSON in UTF-8, its text as it is and not escaped.
+
+    Raises ValueError or TypeError for what is not JSON.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half a surrogate pair: for the server to judge
+        return json.dumps(value, allow_nan=False).encode()
 
 
 def check_url(url: str) -> None:
