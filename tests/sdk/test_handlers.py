@@ -197,3 +197,39 @@ async def test_a_thread_works_with_all_of_it(server: Server) -> None:
         deltas = [each["value"]["delta"] for each in stream if each["type"] == "text_delta"]
         assert deltas == ["You said: hällo"]
         assert api.get("/_electric/entities/agent/threaded").body["tags"] == {"done": "5"}
+
+
+# Two processes of one id, as in a rolling deploy
+
+
+def hears_of_another(runner: PullWakeRunner) -> bool:
+    assert runner._run is not None
+    record = runner._run._record
+    return record is not None and record.other_process
+
+
+async def test_the_old_ones_goodbye_does_not_make_the_new_one_look_dead(server: Server) -> None:
+    async def handler(wake: Wake) -> None:
+        began.set()
+        await proceed.wait()
+
+    began, proceed = asyncio.Event(), asyncio.Event()
+    api = server.client(None)
+    old, new = (PullWakeRunner(server.url, "rolling", handler, timing=BRISK) for _ in range(2))
+    await old.start()
+    await old.connected()
+    await new.start()
+    await new.connected()
+    api.make_entity("/agent/rolling", runner_id="rolling")
+    await until(lambda: hears_of_another(old), "that the old one hears of the new one")
+    await old.stop()
+    api.send("/agent/rolling")
+    await began.wait()
+    health = api.get("/_electric/runners/rolling/health").body
+    assert health["runner"]["liveness_status"] == "online"
+    assert health["claims"]["active_count"] == 1
+    proceed.set()
+    await until(lambda: not hears_of_another(new), "that the new one is alone")
+    await new.stop()
+    health = api.get("/_electric/runners/rolling/health").body
+    assert health["client"]["status"] == "stopped"

@@ -559,7 +559,7 @@ async def test_after_trouble_anywhere_the_message_is_done_exactly_once(
     errors: list[RunnerError] = []
     async with FakeServer() as server:
         server.fault(route, fault, fault)
-        runner = make(server, handler, on_error=errors.append)
+        runner = make(server, handler, on_error=errors.append, retry_refused=True)
         await runner.start()
         await runner.connected()
         await server.send("chat/1", "once")

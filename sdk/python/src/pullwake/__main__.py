@@ -14,9 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from .command import CommandHandler
-from .errors import RegistrationRefused, RunnerError
+from .errors import RegistrationRefused
 from .logs import configure
-from .runner import PullWakeRunner
+from .runner import DEFAULT_CLAIMS, PullWakeRunner
 from .timing import Timing
 from .transport import Headers
 
@@ -41,8 +41,6 @@ exit status: 0 stopped, all work finished; 1 an error of the runner itself; 2 wr
 75 stopped, but work was cut off (it comes again); 77 the server refuses the credentials, or the
 runner's id is another's; 78 the server rejects the runner's id or settings.
 """
-
-DEFAULT_CLAIMS = 10
 
 
 def parser() -> argparse.ArgumentParser:
@@ -107,6 +105,13 @@ def add_run(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
         help="end a command that runs for longer, and report it failed (default: never)",
     )
     add(
+        "--out-of-touch",
+        choices=("cancel", "work"),
+        default="cancel",
+        help="when a lease runs out while the server cannot be reached: cancel the command, or let"
+        " it work on until the server says that the claim is lost (default: cancel)",
+    )
+    add(
         "--grace",
         type=_seconds,
         metavar="SECONDS",
@@ -158,14 +163,6 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
 
 async def serve(args: argparse.Namespace) -> int:
-    refused: list[RegistrationRefused] = []
-
-    def on_error(error: RunnerError) -> None:
-        # At first it is a mistake to be told of; later, the server may be about to change its mind.
-        if isinstance(error, RegistrationRefused) and not runner.connections:
-            refused.append(error)
-            runner.request_stop(0.0)
-
     token = args.token or (None if args.token_file else os.environ.get("PULLWAKE_TOKEN"))
     runner = PullWakeRunner(
         args.url,
@@ -175,18 +172,18 @@ async def serve(args: argparse.Namespace) -> int:
         headers=_headers_from(args.token_file) if args.token_file else None,
         label=args.label,
         max_concurrent_claims=args.max_concurrent_claims,
-        default_concurrent_claims=DEFAULT_CLAIMS,
         claim_lease=args.claim_lease,
         live=args.live,
-        on_error=on_error,
         work_timeout=args.timeout,
+        out_of_touch=args.out_of_touch,
         timing=Timing(stop_grace=args.grace),
     )
     log.info("runner %s at %s runs: %s", args.id, args.url, args.command)
-    drained = await runner.run()
-    if refused:
-        log.error("the server does not take this runner: %s", refused[0])
-        return EX_REJECTED if refused[0].status == 400 else EX_REFUSED
+    try:
+        drained = await runner.run()
+    except RegistrationRefused as refused:
+        log.error("the server does not take this runner: %s", refused)  # noqa: TRY400  no bug
+        return EX_REJECTED if refused.status == 400 else EX_REFUSED
     return EX_CANCELLED if drained.cancelled else EX_OK
 
 

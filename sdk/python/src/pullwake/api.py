@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -61,6 +61,14 @@ class RunnerRecord:
     """Seconds."""
     max_concurrent_claims: int | None
     admin_status: str
+    label: str | None = None
+    owner: str | None = None
+    """A principal's URL."""
+    created_at: str | None = None
+    started_at: str | None = None
+    """When the process that last reported was started, by its own clock."""
+    other_process: bool = False
+    """Another process of this id had reported since this one last did."""
 
     @classmethod
     def parse(cls, body: dict[str, Any], runner_id: str) -> RunnerRecord:
@@ -68,6 +76,7 @@ class RunnerRecord:
         if body.get("id") != runner_id:
             raise BadAnswer("an answer is not this runner's record")
         lease_ms = _number(body.get("claim_lease_ms"))
+        reported = body.get("diagnostics")
         limit = _number(body.get("max_concurrent_claims"))
         return cls(
             wake_stream=_text(body, "wake_stream") or f"/runners/{quote(runner_id)}/wake",
@@ -75,7 +84,20 @@ class RunnerRecord:
             claim_lease=lease_ms / 1000 if lease_ms else DEFAULT_LEASE,
             max_concurrent_claims=int(limit) if limit else None,
             admin_status=_text(body, "admin_status") or "enabled",
+            label=_text(body, "label"),
+            owner=_text(body, "owner_principal"),
+            created_at=_text(body, "created_at"),
+            started_at=_text(reported, "started_at") if isinstance(reported, dict) else None,
         )
+
+    def of_heartbeat(self, answer: Answer) -> RunnerRecord:
+        """With what only the answer to a heartbeat says."""
+        other = answer.headers.get("pullwake-other-process") == "true"
+        return replace(self, other_process=other)
+
+    def at_work(self, runner_id: str) -> Registration:
+        """The registration that changes nothing of it: not what an operator set meanwhile."""
+        return Registration(runner_id, self.label or runner_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +145,24 @@ class Api:
         self._work = asyncio.Semaphore(HANDLERS_CALLS)
         self._runner = f"/_electric/runners/{quote(registration.runner_id, safe='')}"
 
-    async def register(self) -> RunnerRecord:
-        """Make the runner known. For one that is, this changes only what it says anew."""
-        answer = await self._call("POST", "/_electric/runners", self.registration.body())
-        return RunnerRecord.parse(answer.object(), self.registration.runner_id)
+    async def register(self, known: RunnerRecord | None = None) -> RunnerRecord:
+        """Make the runner known. For one that is, this changes only what it says anew.
 
-    async def get(self) -> RunnerRecord:
+        One that was `known` says nothing anew, unless it was deleted meanwhile.
+        """
+        if known is not None:
+            record = await self._register(known.at_work(self.registration.runner_id))
+            if record.created_at == known.created_at:
+                return record
+        return await self._register(self.registration)
+
+    async def _register(self, registration: Registration) -> RunnerRecord:
+        answer = await self._call("POST", "/_electric/runners", registration.body())
+        return RunnerRecord.parse(answer.object(), registration.runner_id)
+
+    async def get(self, deadline: float | None = None) -> RunnerRecord:
         """What the server holds about the runner."""
-        answer = await self._call("GET", self._runner)
+        answer = await self._call("GET", self._runner, deadline=deadline)
         return RunnerRecord.parse(answer.object(), self.registration.runner_id)
 
     async def heartbeat(
@@ -152,7 +184,8 @@ class Api:
             json_body=body,
             deadline=deadline,
         )
-        return RunnerRecord.parse(answer.object(), self.registration.runner_id)
+        record = RunnerRecord.parse(answer.object(), self.registration.runner_id)
+        return record.of_heartbeat(answer)
 
     async def claim(self, event: Mapping[str, Any], nonce: str) -> Grant | NoWork:
         """Claim the work that `event` woke this runner for.
@@ -297,12 +330,14 @@ class Api:
                 deadline=self.timing.request_timeout,
             )
 
-    async def _call(self, method: str, path: str, body: object = None) -> Answer:
+    async def _call(
+        self, method: str, path: str, body: object = None, deadline: float | None = None
+    ) -> Answer:
         return await self.transport.call(
             method,
             self.transport.url(path),
             json_body=body,
-            deadline=self.timing.request_timeout,
+            deadline=self.timing.request_timeout if deadline is None else deadline,
         )
 
     async def _callback(

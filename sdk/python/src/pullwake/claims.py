@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,7 +17,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from .api import DEFAULT_LEASE, Api, Grant, NoWork
 from .backoff import Backoff, insist
@@ -39,6 +40,10 @@ from .wake import Wake
 log = logging.getLogger("pullwake.runner")
 
 T = TypeVar("T")
+
+OutOfTouch = Literal["cancel", "work"]
+"""What becomes of work whose lease runs out while the server cannot be reached: it is cancelled, so
+that no two handlers work at once; or it goes on until the server says that the claim is lost."""
 
 _RETRY_LONGEST = 5.0
 """Seconds between tries of a call that a lease is running for."""
@@ -150,6 +155,8 @@ class _Lane:
     def __init__(self) -> None:
         self.queue: deque[dict[str, Any]] = deque()
         self.phase = _Phase.WAITING
+        self.next: dict[str, Any] | None = None
+        """The wake that waits for a slot, or to be tried again."""
         self.task: asyncio.Task[None] | None = None
 
 
@@ -177,6 +184,7 @@ class Claims:
         *,
         limit: int | None,
         work_timeout: float | None,
+        out_of_touch: OutOfTouch = "cancel",
         timing: Timing,
         clock: Clock,
     ) -> None:
@@ -185,6 +193,7 @@ class Claims:
         self._diagnostics = diagnostics
         self._failed = failed
         self._work_timeout = work_timeout
+        self._keeps_working = out_of_touch == "work"
         self._timing = timing
         self._clock = clock
         self._slots = Slots(limit)
@@ -217,7 +226,7 @@ class Claims:
             lane.task = asyncio.create_task(self._run_lane(key, lane), name=f"wakes of {key}")
             # For one that was cancelled before it ran at all.
             lane.task.add_done_callback(lambda _: self._remove(key, lane))
-        elif not any(_same(event, queued) for queued in lane.queue):
+        elif not any(_same(event, known) for known in (lane.next, *lane.queue) if known):
             # The same wake, emitted again while it waits here, is still one wake.
             lane.queue.append(event)
 
@@ -300,6 +309,7 @@ class Claims:
         backoff = Backoff(self._timing)
         # One for all tries: a claim whose answer was lost is answered again.
         nonce = secrets.token_urlsafe(16)
+        lane.next = event
         while not self._closed.is_set():
             async with self._slots.slot():
                 lane.phase = _Phase.CLAIMING
@@ -310,7 +320,7 @@ class Claims:
                             # Nobody is going to work on it: better woken again than left to lapse.
                             await self._api.failed(granted, _STOPPING)
                         else:
-                            lane.phase = _Phase.HOLDING
+                            lane.phase, lane.next = _Phase.HOLDING, None
                             await self._hold(granted)
                     return
                 except RunnerError as error:
@@ -416,7 +426,7 @@ class Claims:
             except TimeoutError:
                 pass
             left = lease.remaining()
-            lapsed = left <= 0 and not held.reporting
+            lapsed = left <= 0 and not (held.reporting or self._keeps_working)
             deadline = min(timing.request_timeout, max(1.0, lease.length / 3))
             if lapsed:
                 # Unless no timer fired, with the process stopped or asleep: then it may still be
@@ -425,7 +435,7 @@ class Claims:
                     held.lose("its lease ran out with the server out of reach")
                     return
                 deadline = timing.claim_settle
-            elif not held.reporting:
+            elif left > 0 and not held.reporting:
                 deadline = min(deadline, left)
             try:
                 sent_at = await self._api.renew(held.grant, deadline)
@@ -451,9 +461,9 @@ class Claims:
         pause = min(_RETRY_LONGEST, lease.length / 15)
         if error.retry_after is not None:
             pause = max(pause, error.retry_after)
-        if not held.reporting:
+        left = lease.remaining()
+        if not held.reporting and not (self._keeps_working and left <= 0):
             # More often as the end comes near, and then exactly at the end.
-            left = lease.remaining()
             pause = min(pause, max(left / 2, lease.length / 150), left)
         return max(0.0, pause)
 
@@ -470,7 +480,8 @@ class Claims:
         started = self._clock.monotonic()
 
         async def retry(call: Callable[[], Awaitable[T]]) -> T:
-            return await self._insist(held, call, self._timing.retry_for)
+            during = math.inf if self._keeps_working else self._timing.retry_for
+            return await self._insist(held, call, during)
 
         failure: str | None = None
         how: GiveUp | RetryAfter | None = None

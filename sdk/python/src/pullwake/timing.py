@@ -21,6 +21,8 @@ class Timing:
     """A long-poll that was not answered by then is dead. A server holds one for 30 s by default."""
     sse_idle_deadline: float = 90.0
     """An event stream silent for this long is dead. A server ends one after about 60 s."""
+    sse_deadline: float = 300.0
+    """An event stream that goes on for longer is given up for a new one, whatever it brings."""
     backoff_min: float = 1.0
     backoff_max: float = 30.0
     stable_after: float = 5.0
