@@ -11,14 +11,14 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 
+from . import completion, people
 from .command import CommandHandler
 from .errors import RegistrationRefused
 from .logs import configure
+from .profiles import add_options, connection
 from .runner import DEFAULT_CLAIMS, PullWakeRunner
 from .timing import Timing
-from .transport import Headers
 
 log = logging.getLogger("pullwake.runner")
 
@@ -50,6 +50,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pullwake {version('pullwake')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_run(commands.add_parser)
+    people.add_all(commands.add_parser)
+    completion.add(commands.add_parser, lambda: commands.choices)
     return parser
 
 
@@ -62,7 +64,7 @@ def add_run(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--url", default=os.environ.get("PULLWAKE_URL"), help="the server ($PULLWAKE_URL)")
+    add_options(add)
     add(
         "--id",
         default=os.environ.get("PULLWAKE_RUNNER_ID", socket.gethostname()),
@@ -74,15 +76,6 @@ def add_run(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="COMMAND",
         dest="command",
         help="what to run for each wake, in a shell",
-    )
-    credentials = parser.add_mutually_exclusive_group()
-    credentials.add_argument(
-        "--token",
-        default=None,
-        help="an access token (better as $PULLWAKE_TOKEN: arguments can be seen by other users)",
-    )
-    credentials.add_argument(
-        "--token-file", type=Path, help="a file with the token, read anew for each request"
     )
     add("--label", help="its name for people (default: its id)")
     add(
@@ -145,8 +138,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     """Be a runner until stopped. Returns the exit status."""
-    if not args.url:
-        parser.error("--url or $PULLWAKE_URL is needed")
     level = logging.INFO
     if args.verbose or args.quiet:
         level = logging.DEBUG if args.verbose else logging.WARNING
@@ -163,13 +154,12 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
 
 async def serve(args: argparse.Namespace) -> int:
-    token = args.token or (None if args.token_file else os.environ.get("PULLWAKE_TOKEN"))
+    to = connection(args)
     runner = PullWakeRunner(
-        args.url,
+        to.url,
         args.id,
-        CommandHandler(args.command, args.url, output=args.output),
-        token=token,
-        headers=_headers_from(args.token_file) if args.token_file else None,
+        CommandHandler(args.command, to.url, output=args.output),
+        headers=to.headers,
         label=args.label,
         max_concurrent_claims=args.max_concurrent_claims,
         claim_lease=args.claim_lease,
@@ -178,20 +168,13 @@ async def serve(args: argparse.Namespace) -> int:
         out_of_touch=args.out_of_touch,
         timing=Timing(stop_grace=args.grace),
     )
-    log.info("runner %s at %s runs: %s", args.id, args.url, args.command)
+    log.info("runner %s at %s runs: %s", args.id, to.url, args.command)
     try:
         drained = await runner.run()
     except RegistrationRefused as refused:
         log.error("the server does not take this runner: %s", refused)  # noqa: TRY400  no bug
         return EX_REJECTED if refused.status == 400 else EX_REFUSED
     return EX_CANCELLED if drained.cancelled else EX_OK
-
-
-def _headers_from(path: Path) -> Callable[[], Headers]:
-    def read() -> Headers:
-        return {"Authorization": f"Bearer {path.read_text().strip()}"}
-
-    return read
 
 
 def _seconds(text: str) -> float:
