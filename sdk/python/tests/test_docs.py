@@ -54,8 +54,9 @@ async def test_the_ten_lines_are_a_runner() -> None:
 
 def test_the_options_it_names_exist(capsys: pytest.CaptureFixture[str]) -> None:
     option = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
-    with pytest.raises(SystemExit):
-        main(["run", "--help"])
+    for command in ("run", "send", "spawn", "observe", "ps", "signal"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
     assert set(option.findall(PAGE)) <= set(option.findall(capsys.readouterr().out))
 
 

@@ -123,6 +123,12 @@ def add_run(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
         default="auto",
         help="how to wait for wakes (default: auto)",
     )
+    add(
+        "--health-port",
+        type=_address,
+        metavar="[HOST:]PORT",
+        help="serve /livez, /readyz and /metrics there, without HOST on all interfaces",
+    )
     add("--log-format", choices=("text", "json"), default="text", help="(default: text)")
     add("-v", "--verbose", action="store_true", help="log more")
     add("-q", "--quiet", action="store_true", help="log only what is wrong")
@@ -166,6 +172,8 @@ async def serve(args: argparse.Namespace) -> int:
         live=args.live,
         work_timeout=args.timeout,
         out_of_touch=args.out_of_touch,
+        health_host=args.health_port[0] if args.health_port else None,
+        health_port=args.health_port[1] if args.health_port else None,
         timing=Timing(stop_grace=args.grace),
     )
     log.info("runner %s at %s runs: %s", args.id, to.url, args.command)
@@ -182,6 +190,13 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < float("inf"):
         raise argparse.ArgumentTypeError("must be more than 0")
     return seconds
+
+
+def _address(text: str) -> tuple[str | None, int]:
+    host, _, port = text.rpartition(":")
+    if not 0 < int(port) < 65_536:
+        raise argparse.ArgumentTypeError("must be a port")
+    return host or None, int(port)
 
 
 def _count(text: str) -> int:

@@ -33,6 +33,7 @@ from .errors import (
     ServerRefused,
 )
 from .handlers import Handler
+from .logs import context
 from .tasks import ends_task
 from .timing import Timing
 from .wake import Wake
@@ -206,6 +207,11 @@ class Claims:
         self._errors: list[RunnerError] = []
         self.lease_length = DEFAULT_LEASE
         """Seconds; of the leases the server grants this runner."""
+
+    @property
+    def active(self) -> int:
+        """How many claims are held."""
+        return len(self._held)
 
     def resize(self, limit: int | None) -> None:
         self._slots.resize(limit)
@@ -468,6 +474,9 @@ class Claims:
         return max(0.0, pause)
 
     async def _work(self, held: _Held) -> None:
+        grant = held.grant
+        told = {"entity": grant.entity_url, "epoch": grant.epoch}
+        context.set({**told, "runner": self._api.registration.runner_id})
         try:
             await self._handle(held)
         except ClaimLost as error:

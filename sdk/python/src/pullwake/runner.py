@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+from . import health
 from .api import START, Api, Registration, RunnerRecord
 from .backoff import Backoff
 from .claims import Claims, Drained, OutOfTouch
@@ -62,6 +63,7 @@ class _Settings:
         local_limit: int | None,
         out_of_touch: OutOfTouch,
         retry_refused: bool,
+        health: tuple[str | None, int] | None,
         timing: Timing,
         clock: Clock,
     ) -> None:
@@ -75,6 +77,7 @@ class _Settings:
         self.local_limit = local_limit
         self.out_of_touch = out_of_touch
         self.retry_refused = retry_refused
+        self.health = health
         self.timing = timing
         self.clock = clock
 
@@ -110,6 +113,7 @@ class _Run:
         self._admin_status = "enabled"
         self._record: RunnerRecord | None = None
         self._refused: RegistrationRefused | None = None
+        self._health: asyncio.Server | None = None
         self.loop = asyncio.get_running_loop()
         self.connections = 0
         self._streaming_since = 0.0
@@ -125,6 +129,14 @@ class _Run:
         self.lifecycle = Lifecycle(self)
 
     # What the runner asks of it
+
+    async def open(self) -> None:
+        """Open what is to be there before anything starts. Raises OSError."""
+        if self._settings.health is not None:
+            self._health = await health.serve(self._look, *self._settings.health)
+
+    def _look(self) -> dict[str, Any]:
+        return {**self.diagnostics.as_dict(), "claims_active": self._claims.active}
 
     def start(self) -> None:
         self._background = [
@@ -278,6 +290,8 @@ class _Run:
         """End all that lives as long as the run, in bounded time."""
         for task in self._background:
             task.cancel()
+        if self._health is not None:
+            self._health.close()
         await _ended({*self._background, *self.lifecycle.left}, self._timing.farewell_timeout)
         if self._stream is not None:
             await self._say_goodbye()
@@ -429,6 +443,7 @@ class PullWakeRunner:
     - `out_of_touch`: what becomes of work whose lease runs out while the server cannot be reached.
       `cancel`: it is cancelled, so that no two handlers work at once. `work`: it goes on, since
       the claim is still its own if nobody took it over, until the server says otherwise.
+    - `health_port`: serve /livez, /readyz and /metrics there, on `health_host` or all interfaces.
     - `retry_refused`: go on trying where the server refuses the runner from the start.
 
     Raises ValueError for a URL that is none. Safe to start and stop any number of times, in one
@@ -455,6 +470,8 @@ class PullWakeRunner:
         work_timeout: float | None = None,
         out_of_touch: OutOfTouch = "cancel",
         retry_refused: bool = False,
+        health_port: int | None = None,
+        health_host: str | None = None,
         timing: Timing | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -484,6 +501,7 @@ class PullWakeRunner:
             default_concurrent_claims,
             out_of_touch,
             retry_refused,
+            None if health_port is None else (health_host, health_port),
             timing or Timing(),
             clock or Clock(),
         )
@@ -520,7 +538,8 @@ class PullWakeRunner:
     async def start(self) -> None:
         """Start. Returns at once; `connected()` waits for the server. Twice is once.
 
-        While it is still stopping, waits until it has stopped.
+        While it is still stopping, waits until it has stopped. Raises OSError for a `health_port`
+        that cannot be had.
         """
         if self._run is not None and self._run.loop.is_closed():
             if not self._run.stopped.done():
@@ -534,8 +553,10 @@ class PullWakeRunner:
         if self._run is not None and self.state is not State.STOPPED:
             self._run.lifecycle.post(Event.START)  # the table has it warn
             return
-        self._run = _Run(self._settings)
-        self._run.start()
+        run = _Run(self._settings)
+        await run.open()
+        self._run = run
+        run.start()
 
     def _require_own_loop(self) -> None:
         if self._run is None or self._run.loop is asyncio.get_running_loop():
