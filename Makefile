@@ -18,7 +18,7 @@ FLEET ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 # Tools that read the settings do so as development does, whatever the caller's environment says.
 DEVELOPMENT := env -u DATABASE_URL PULLWAKE_MODE=development
 

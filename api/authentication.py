@@ -4,12 +4,11 @@ A handler proves itself with the claim or write token of its entity's active cla
 ``Electric-Claim-Token`` or ``Authorization: Bearer``; `api.acting` has what it may do for others.
 """
 
-import ipaddress
-
 from django.conf import settings
 from django.http import HttpRequest
 from rest_framework.authentication import BaseAuthentication
 
+from core.addresses import is_trusted_proxy
 from core.errors import Forbidden, Unauthenticated
 from core.principals import DEVELOPER, Principal
 from runners import tokens
@@ -93,17 +92,9 @@ def _unproven(request: HttpRequest) -> Principal:
         if settings.DEVELOPMENT:
             return DEVELOPER
         raise Unauthenticated
-    if settings.DEVELOPMENT or _from_trusted_proxy(request):
+    if settings.DEVELOPMENT or is_trusted_proxy(request.META.get("REMOTE_ADDR", "")):
         return named
     raise Unauthenticated("Electric-Principal is believed only from a trusted proxy.")
-
-
-def _from_trusted_proxy(request: HttpRequest) -> bool:
-    try:
-        address = ipaddress.ip_address(request.META.get("REMOTE_ADDR", ""))
-    except ValueError:
-        return False
-    return any(address in network for network in settings.PULLWAKE_TRUSTED_PROXIES)
 
 
 # --- Handlers ---------------------------------------------------------------------------------

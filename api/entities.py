@@ -13,18 +13,18 @@ from api.acting import (
     Actor,
     HandlerAuthentication,
 )
-from api.fields import RESERVED_TYPES, DispatchPolicy, Key, known, policy_to
+from api.fields import RESERVED_TYPES, DispatchPolicy, Key, known, policy_to, principal_field
 from api.lists import answer_page
 from api.openapi import documented
 from api.views import ApiView, EntityResource
 from claims import endings
 from core.bodies import Body, JsonObject, answer, parameter, read
 from core.clock import epoch_ms
-from core.errors import DuplicateUrl, InvalidRequest
-from core.identifiers import is_id
+from core.errors import DuplicateUrl, Forbidden, InvalidRequest
+from core.identifiers import is_entity_url, is_id
 from core.principals import Principal
-from dispatch import entities, signals, types
-from dispatch.models import Entity
+from dispatch import entities, inbox, signals, types
+from dispatch.models import STATUSES, Entity, EntityQuerySet
 
 Tags = dict[
     Annotated[str, Meta(min_length=1, max_length=256)], Annotated[str, Meta(max_length=4096)]
@@ -81,16 +81,28 @@ class EntityBody(Body, frozen=True, kw_only=True):
     externally_writable_collections: JsonObject | UnsetType = UNSET
 
 
+Mode = Literal["immediate", "queued", "paused", "steer"]
+
+
 class NewMessage(Body, frozen=True, kw_only=True):
     """A message; ``from`` and ``from_principal`` are the server's to say, and passed over."""
 
     payload: Any
     key: Key | UnsetType = UNSET
     type: Key | UnsetType = UNSET
-    mode: Literal["immediate", "queued", "paused", "steer"] | UnsetType = UNSET
+    mode: Mode | UnsetType = UNSET
     position: Key | UnsetType = UNSET
     from_agent: EntityUrl | UnsetType = UNSET
     afterMs: Annotated[float, Meta(le=0)] | UnsetType = UNSET  # noqa: N815
+
+
+class MessageChange(Body, frozen=True, kw_only=True):
+    """What is to be changed of a message."""
+
+    payload: Any = UNSET
+    mode: Mode | UnsetType = UNSET
+    position: Key | UnsetType = UNSET
+    status: Literal["pending", "processed", "cancelled"] | UnsetType = UNSET
 
 
 class Sent(Body, frozen=True, kw_only=True):
@@ -160,18 +172,48 @@ class EntitiesView(ApiView):
     @documented(
         "List the caller's entities",
         answers={200: list[EntityBody]},
-        parameters=["limit", "before"],
+        parameters=["type", "status", "parent", "created_by", "limit", "before"],
     )
     def get(self, request: HttpRequest) -> HttpResponse:
-        """The newest first; ``before`` an entity's url, those made before that one."""
-        found = entities.entities_of(self.caller)
+        """The newest first, of the type, status, parent and creator that are asked for.
+
+        ``before`` an entity's url: those made before that one.
+        """
+        own = entities.entities_of(self.caller)
+        found = _narrow(request, own, self.caller)
         before = parameter(request, "before")
         if before is not None:
-            last = found.filter(url=before).first()
+            last = own.filter(url=before).first()
             if last is None:
                 raise InvalidRequest.field("/before", "not the url of one of the caller's entities")
             found = found.filter(pk__lt=last.pk)
         return answer_page(request, found, entity_body, lambda each: ("before", each.url))
+
+
+def _narrow(request: HttpRequest, found: EntityQuerySet, caller: Principal) -> EntityQuerySet:
+    """Those of the caller's entities that the request asks for.
+
+    Raises InvalidRequest, and Forbidden for another creator than the caller.
+    """
+    asked_type = parameter(request, "type")
+    if asked_type is not None:
+        if not is_id(asked_type):
+            raise InvalidRequest.field("/type", "no entity type")
+        found = found.filter(type=asked_type)
+    status = parameter(request, "status")
+    if status is not None:
+        if status not in STATUSES:
+            raise InvalidRequest.field("/status", f"expected one of {', '.join(STATUSES)}")
+        found = found.with_status(status)
+    parent = parameter(request, "parent")
+    if parent is not None:
+        if not is_entity_url(parent):
+            raise InvalidRequest.field("/parent", "not the url of an entity")
+        found = found.filter(parent=parent)
+    creator = parameter(request, "created_by")
+    if creator is not None and principal_field(creator, "/created_by") != caller:
+        raise Forbidden("Entities are listed to their creator alone.")
+    return found
 
 
 class EntityView(EntityResource):
@@ -308,6 +350,27 @@ class SendView(ActorView):
             agent=agent,
         )
         return answer(Sent(txid=entities.send(entity, message)))
+
+
+class InboxView(ActorView):
+    """/_electric/entities/:type/:id/inbox/:key"""
+
+    authentication_classes = (ActingHandlerAuthentication,)
+
+    @documented("Edit a message", body=MessageChange, answers={200: Sent}, errors=[409])
+    def patch(self, request: HttpRequest, type_name: str, name: str, key: str) -> HttpResponse:
+        """Change what is given of a message that was sent."""
+        body = read(request, MessageChange)
+        given = {each: getattr(body, each) for each in body.__struct_fields__}
+        change = {each: value for each, value in given.items() if value is not UNSET}
+        if not change:
+            raise InvalidRequest("There is nothing to change: payload, mode, position or status.")
+        return answer(Sent(txid=inbox.edit(self.entity(type_name, name), key, change)))
+
+    @documented("Delete a message", answers={200: Sent}, errors=[409])
+    def delete(self, request: HttpRequest, type_name: str, name: str, key: str) -> HttpResponse:
+        """It is not to be done any more, if nobody has taken it yet."""
+        return answer(Sent(txid=inbox.delete(self.entity(type_name, name), key)))
 
 
 class SignalView(ActorView):

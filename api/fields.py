@@ -17,7 +17,10 @@ RESERVED_TYPES = ("_electric",)
 class Target(Body, frozen=True, kw_only=True):
     """Where wakes go."""
 
-    type: Literal["runner"]
+    type: Annotated[
+        Literal["runner"],
+        Meta(description="wakes go to runners; webhook targets are not served"),
+    ]
     runnerId: str  # noqa: N815  as runners write it
 
 

@@ -18,15 +18,28 @@ from core.principals import Principal
 from dispatch import schemas, types
 from dispatch.models import EntityType
 
+Schemas = Annotated[dict[str, JsonObject], Meta(max_length=types.MAX_SCHEMAS)]
 Text = Annotated[str, Meta(max_length=4096)]
 
 
 class Grant(Body, frozen=True, kw_only=True):
-    """Who besides the registrar may make a type's entities, or manage them."""
+    """Who besides the registrar may make a type's entities, or manage them.
+
+    Until it is taken back, and of the type alone: what asks for another kind of grant is refused.
+    """
 
     subject_kind: Literal["principal", "principal_kind"]
     subject_value: str
-    permission: Literal["spawn", "manage"]
+    permission: Annotated[
+        Literal["spawn", "manage"], Meta(description="the only permissions of types")
+    ]
+    propagation: (
+        Annotated[Literal["self"], Meta(description="grants are not inherited")] | UnsetType
+    ) = UNSET
+    copy_to_children: bool | UnsetType = UNSET
+    expires_at: (
+        Annotated[None, Meta(description="a grant holds until it is taken back")] | UnsetType
+    ) = UNSET
 
 
 class SlashArgument(Body, frozen=True, kw_only=True):
@@ -62,8 +75,8 @@ class NewEntityType(Body, frozen=True, kw_only=True):
     name: Id
     description: Annotated[str, Meta(max_length=65_536)]
     creation_schema: JsonObject | UnsetType = UNSET
-    inbox_schemas: Annotated[dict[str, JsonObject], Meta(max_length=100)] | UnsetType = UNSET
-    state_schemas: Annotated[dict[str, JsonObject], Meta(max_length=100)] | UnsetType = UNSET
+    inbox_schemas: Schemas | UnsetType = UNSET
+    state_schemas: Schemas | UnsetType = UNSET
     default_dispatch_policy: DispatchPolicy | UnsetType | None = UNSET
     permission_grants: Annotated[list[Grant], Meta(max_length=1000)] | UnsetType = UNSET
     slash_commands: Annotated[list[SlashCommand], Meta(max_length=256)] | UnsetType = UNSET
@@ -74,8 +87,8 @@ class NewEntityType(Body, frozen=True, kw_only=True):
 class NewSchemas(Body, frozen=True, kw_only=True):
     """Schemas to be added to a type's."""
 
-    inbox_schemas: Annotated[dict[str, JsonObject], Meta(max_length=100)] | UnsetType = UNSET
-    state_schemas: Annotated[dict[str, JsonObject], Meta(max_length=100)] | UnsetType = UNSET
+    inbox_schemas: Schemas | UnsetType = UNSET
+    state_schemas: Schemas | UnsetType = UNSET
 
 
 class EntityTypeBody(Body, frozen=True, kw_only=True):
@@ -174,7 +187,11 @@ def _default_runner(policy: DispatchPolicy | None) -> str | None:
 
 
 def _canonical_grant(grant: Grant, index: int) -> JsonObject:
-    facts: JsonObject = msgspec.to_builtins(grant)
+    named = ("subject_kind", "subject_value", "permission")
+    facts: JsonObject = {name: getattr(grant, name) for name in named}
+    if grant.copy_to_children:
+        where = f"/permission_grants/{index}/copy_to_children"
+        raise InvalidRequest.field(where, "grants are not inherited")
     path = f"/permission_grants/{index}/subject_value"
     if grant.subject_kind == "principal":
         facts["subject_value"] = principal_field(grant.subject_value, path).url

@@ -38,6 +38,7 @@ urlpatterns = [
     path("_electric/entities", entities.EntitiesView.as_view()),
     path(_ENTITY, entities.EntityView.as_view()),
     path(f"{_ENTITY}/send", entities.SendView.as_view()),
+    path(f"{_ENTITY}/inbox/<text:key>", entities.InboxView.as_view()),
     path(f"{_ENTITY}/signal", entities.SignalView.as_view()),
     path(f"{_ENTITY}/tags/<text:key>", entities.TagView.as_view()),
     path("_electric/entity-types", types.EntityTypesView.as_view()),

@@ -6,6 +6,7 @@ import secrets
 import socket
 import tempfile
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -153,6 +154,8 @@ PULLWAKE_STATEMENT_TIMEOUT_MS = _number("PULLWAKE_STATEMENT_TIMEOUT_MS", 10_000,
 PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS = _number(
     "PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS", 3_000, 0, 600_000
 )
+# What a peer has for its request, and for each 64 KiB of its answer.
+PULLWAKE_PEER_TIMEOUT_S = _number("PULLWAKE_PEER_TIMEOUT_S", 30, 1, 3_600)
 PULLWAKE_DRAIN_S = _number("PULLWAKE_DRAIN_S", 0, 0, 3_600)
 PULLWAKE_RETENTION_DAYS = _number("PULLWAKE_RETENTION_DAYS", 30, 1, 36_500)
 # What one principal may: 0 is without a limit. The first two are of each worker process.
@@ -224,6 +227,26 @@ else:
             "reconnect_timeout": 2,
         },
     }
+    # A cursor of the server's own would outlive its session.
+    _database["DISABLE_SERVER_SIDE_CURSORS"] = bool(PULLWAKE_LISTEN_URL)
+    # What differs at the database's own address (config/serving/direct.py). Migrations take as long
+    # as they need, but requests queue up behind one that waits for a lock, so it waits for less.
+    _own = env.db_url_config(PULLWAKE_LISTEN_URL) if PULLWAKE_LISTEN_URL else {"OPTIONS": _given}
+    _said = _own.get("OPTIONS", {})
+    _migrating = {
+        "lock_timeout": min(PULLWAKE_LOCK_TIMEOUT_MS or 2_000, 2_000),
+        "statement_timeout": 0,
+        "idle_in_transaction_session_timeout": 0,
+    }
+    _options = [*(f"-c {name}={value}" for name, value in _migrating.items())]
+    DIRECT_DATABASE = {
+        **_own,
+        "OPTIONS": {
+            **_vigilance,
+            **_said,
+            "options": " ".join([*_options, _said.get("options", "")]).rstrip(),
+        },
+    }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # --- Django -----------------------------------------------------------------------------------
@@ -240,6 +263,7 @@ INSTALLED_APPS = [
     "rest_framework",
     "drf_spectacular",
     "drf_spectacular_sidecar",
+    "axes",
     "runners",
     "dispatch",
     "claims",
@@ -249,6 +273,7 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     # For pages; the API goes through config.serving.application's.
     "django.middleware.security.SecurityMiddleware",
+    "config.serving.passwords.LoginTurns",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
@@ -256,6 +281,7 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "axes.middleware.AxesMiddleware",
 ]
 if PULLWAKE_CORS_ORIGINS:
     INSTALLED_APPS += ["corsheaders"]
@@ -286,6 +312,23 @@ TEMPLATES = [
         },
     },
 ]
+AUTHENTICATION_BACKENDS = [
+    "axes.backends.AxesStandaloneBackend",
+    "django.contrib.auth.backends.ModelBackend",
+]
+PASSWORD_HASHERS = ["config.serving.passwords.Hasher"]
+# Who tries a name from an address too often is locked out there for a while: a stranger elsewhere
+# locks out nobody but themselves.
+AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
+AXES_FAILURE_LIMIT = 5
+AXES_COOLOFF_TIME = timedelta(minutes=15)
+AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False
+AXES_RESET_ON_SUCCESS = True
+AXES_CLIENT_IP_CALLABLE = "core.addresses.client_address"
+AXES_LOCKOUT_CALLABLE = "config.error_pages.locked_out"
+AXES_DISABLE_ACCESS_LOG = True
+AXES_ENABLE_ADMIN = False
+AXES_VERBOSE = False
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": f"django.contrib.auth.password_validation.{name}"}
     for name in (
@@ -360,7 +403,11 @@ LOGGING = {
         }
     },
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines"}},
-    # The caller is told of every 4xx; a log line for each would be the caller's to write.
-    "loggers": {"django.request": {"level": "ERROR"}},
+    "loggers": {
+        # The caller is told of every 4xx; a log line for each would be the caller's to write.
+        "django.request": {"level": "ERROR"},
+        # `pullwake.audit` has a line for each login, with who and whence.
+        "axes": {"level": "ERROR"},
+    },
     "root": {"handlers": ["stderr"], "level": env.str("PULLWAKE_LOG_LEVEL", "INFO")},
 }

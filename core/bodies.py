@@ -207,9 +207,19 @@ def _problems(kind: Any, value: Any, path: str) -> Iterator[dict[str, str]]:
         msgspec.convert(value, kind)
         return
     except msgspec.ValidationError as exc:
-        own = {"path": path, "message": re.sub(r" - at `[^`]*`$", "", str(exc))}
+        message = re.sub(r" - at `[^`]*`$", "", str(exc))
+        own = {"path": path, "message": ": ".join([message, *_said_of(kind)])}
     found = list(_problems_inside(_container(kind, value), value, path))
     yield from found or [own]
+
+
+def _said_of(kind: Any) -> Iterator[str]:
+    """What a field's type says of itself: what else it might be expected to take, and why not."""
+    if get_origin(kind) is Annotated:
+        yield from (m.description for m in get_args(kind)[1:] if m.description is not None)
+    elif get_origin(kind) is Union or isinstance(kind, type(int | str)):
+        for each in get_args(kind):
+            yield from _said_of(each)
 
 
 def _problems_inside(container: Any, value: Any, path: str) -> Iterator[dict[str, str]]:

@@ -23,6 +23,12 @@ def is_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None
 
 
+def is_entity_url(text: str) -> bool:
+    """Whether this may be an entity's URL, ``/type/id``."""
+    root, *ids = text.split("/")
+    return not root and len(ids) == 2 and all(map(is_id, ids))
+
+
 def require_id(*ids: str) -> None:
     """Raise NotFound for an id in an address that could name nothing."""
     if not all(map(is_id, ids)):

@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 from django.conf import settings
 from django.db import IntegrityError, transaction
-from django.db.models import QuerySet
 from django.db.models.expressions import RawSQL
 from django.db.models.functions import Now
 
@@ -37,6 +36,7 @@ from dispatch import schemas, types, wakes
 from dispatch.models import (
     DispatchState,
     Entity,
+    EntityQuerySet,
     EntityType,
     StreamEvent,
     Wake,
@@ -432,7 +432,7 @@ def _deliver(state: DispatchState, message: Message) -> str:
     if message.mode in work.QUEUED_MODES:
         value["status"] = "pending"
         if position is None:
-            position = f"{epoch_ms(state.now):016d}:a0"
+            position = end_of_queue(state)
     else:
         value |= {"status": "processed", "processed_at": iso(state.now)}
     optional = {
@@ -445,10 +445,15 @@ def _deliver(state: DispatchState, message: Message) -> str:
     key = message.key if message.key is not None else new_id("msg")
     headers = {"operation": "insert", "txid": txid}
     event = {"type": "inbox", "key": key, "value": value, "headers": headers}
-    log.append(state, [event], message_key=message.key)
+    log.append(state, [event], message_key=key)
     # News is worth a try at once, whatever failed before.
     state.retry_at = None
     return txid
+
+
+def end_of_queue(state: DispatchState) -> str:
+    """The position of a message that is queued now."""
+    return f"{epoch_ms(state.now):016d}:a0"
 
 
 def _created_events(
@@ -486,7 +491,7 @@ def lock(entity: Entity) -> DispatchState:
     return state
 
 
-def entities_of(principal: Principal) -> QuerySet[Entity]:
+def entities_of(principal: Principal) -> EntityQuerySet:
     """The principal's entities, newest first, with their dispatch states."""
     own = Entity.objects.filter(created_by=principal.url)
     return own.select_related("dispatch_state").order_by("-pk")

@@ -65,14 +65,26 @@ class EntityType(models.Model):
         return self.name
 
 
+_CLAIMED = Q(dispatch_state__ended="", dispatch_state__active_epoch__isnull=False)
+_FREE = Q(dispatch_state__ended="", dispatch_state__active_epoch=None)
+
+STATUSES = {
+    "idle": _FREE & Q(dispatch_state__paused=False),
+    "running": _CLAIMED & Q(dispatch_state__stop_requested=False),
+    "stopping": _CLAIMED & Q(dispatch_state__stop_requested=True),
+    "paused": _FREE & Q(dispatch_state__paused=True),
+    "stopped": Q(dispatch_state__ended="stopped"),
+    "killed": Q(dispatch_state__ended="killed"),
+}
+"""What `DispatchState.status` computes of a state, as the condition that finds it."""
+
+
 class EntityQuerySet(models.QuerySet["Entity"]):
     """Entities, with what is computed of them."""
 
-    def running(self) -> "EntityQuerySet":
-        """With an active claim, and not asked to stop."""
-        return self.filter(
-            dispatch_state__active_epoch__isnull=False, dispatch_state__stop_requested=False
-        )
+    def with_status(self, status: str) -> "EntityQuerySet":
+        """Whose status is this one of `STATUSES`."""
+        return self.filter(STATUSES[status])
 
     def of(self, states: "DispatchStateQuerySet") -> "EntityQuerySet":
         """Whose dispatch state is one of these."""
@@ -221,6 +233,13 @@ class DispatchState(models.Model):
         STOPPED = "stopped"
         KILLED = "killed"
 
+    class Watched(models.IntegerChoices):
+        """What others asked to be told of an entity; it only goes up."""
+
+        NOT = 0
+        FOR_RUNS = 1
+        FOR_CHANGES = 2
+
     entity = models.OneToOneField(
         Entity, on_delete=models.CASCADE, primary_key=True, related_name="dispatch_state"
     )
@@ -245,6 +264,12 @@ class DispatchState(models.Model):
         default=False,
         db_default=False,
         help_text="a SIGSTOP or SIGTERM came during the active claim",
+    )
+    watched = models.PositiveSmallIntegerField(
+        choices=Watched.choices,
+        default=Watched.NOT,
+        db_default=Watched.NOT,
+        help_text="what there may be registrations for, so that others ask no table",
     )
     outstanding_wake = models.OneToOneField(
         "dispatch.Wake", null=True, on_delete=models.SET_NULL, related_name="outstanding_for"
@@ -500,3 +525,102 @@ class Producer(models.Model):
 
     def __str__(self) -> str:
         return f"producer {self.producer_id} of entity {self.entity_id}"
+
+
+class RegistrationQuerySet(models.QuerySet["Registration"]):
+    """Registrations, by what is to be done about them."""
+
+    def due(self) -> "RegistrationQuerySet":
+        """Of which something is due, longest due first."""
+        return self.filter(due_at__lte=Now()).order_by("due_at", "pk")
+
+
+class Registration(models.Model):
+    """That an entity, the subscriber, is to be woken when something happens at a source.
+
+    The source is an entity, that may be yet to come, or another stream.
+    `dispatch.streams.registrations` writes these, and when each is due.
+    """
+
+    class Condition(models.TextChoices):
+        """What is to happen."""
+
+        RUN_FINISHED = "run_finished"
+        CHANGE = "change"
+
+    subscriber = models.ForeignKey(Entity, on_delete=models.CASCADE, related_name="registrations")
+    source_url = models.TextField(db_index=True, help_text="at most 2 048 bytes")
+    manifest_key = models.TextField(
+        blank=True, default="", help_text="of the subscriber's manifest event that it is of"
+    )
+    identity = models.CharField(
+        max_length=64,
+        help_text="SHA-256 of the manifest key, or else of source and condition",
+    )
+    condition = models.CharField(max_length=12, choices=Condition.choices)
+    collections = models.JSONField(default=list, help_text="event types of a change; none: all")
+    ops = models.JSONField(default=list, help_text="operations of a change; none: all")
+    include_response = models.BooleanField(default=True)
+    debounce_ms = models.PositiveIntegerField(default=0)
+    timeout_ms = models.PositiveBigIntegerField(default=0, help_text="0: none")
+    last_offset = models.PositiveBigIntegerField(
+        null=True, help_text="in the source, of the newest that matched"
+    )
+    first_at = models.DateTimeField(null=True, help_text="when the oldest undelivered matched")
+    deliver_at = models.DateTimeField(null=True, help_text="when its deliveries are due")
+    timeout_at = models.DateTimeField(null=True, help_text="when its wait is over")
+    tick_at = models.DateTimeField(null=True, help_text="when a cron source ticks next")
+    due_at = models.DateTimeField(null=True, help_text="the earliest of these three")
+    closed = models.BooleanField(
+        default=False, help_text="its source is at its end: it goes with its last delivery"
+    )
+    created_at = models.DateTimeField(db_default=Now())
+
+    objects = RegistrationQuerySet.as_manager()
+
+    now: datetime  # of `core.clock.with_now`
+
+    class Meta:
+        required_db_features = JSON
+        default_permissions = ()
+        indexes = [
+            models.Index(
+                fields=["due_at"], name="registration_due", condition=Q(due_at__isnull=False)
+            ),
+        ]
+        constraints = [
+            models.UniqueConstraint(fields=["subscriber", "identity"], name="registration_once"),
+            models.CheckConstraint(
+                condition=Q(due_at__isnull=False)
+                | Q(deliver_at=None, timeout_at=None, tick_at=None),
+                name="registration_is_due",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"registration {self.pk} of entity {self.subscriber_id}"
+
+
+class Delivery(models.Model):
+    """What a registration's subscriber is yet to be told of: an event of the source.
+
+    It is written in the transaction that appends the event, and goes in the one that appends the
+    wake to the subscriber's stream.
+    """
+
+    registration = models.ForeignKey(
+        Registration, on_delete=models.CASCADE, related_name="deliveries", db_index=False
+    )
+    offset = models.PositiveBigIntegerField(help_text="of the event in the source")
+    data = models.TextField(help_text="what the wake says of it, as JSON")
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        default_permissions = ()
+        verbose_name_plural = "deliveries"
+        constraints = [
+            models.UniqueConstraint(fields=["registration", "offset"], name="delivery_once"),
+        ]
+
+    def __str__(self) -> str:
+        return f"delivery {self.offset} of registration {self.registration_id}"

@@ -25,6 +25,9 @@ from runners import registry
 
 SPAWN, MANAGE = "spawn", "manage"
 
+MAX_SCHEMAS = 100
+"""A type's inbox schemas, and likewise its state schemas."""
+
 _TYPE = Select(lambda: EntityType.objects.filter(name=Param("name")))
 
 
@@ -96,8 +99,8 @@ def register(caller: Principal, name: str, facts: JsonObject) -> EntityType:
 def add_schemas(caller: Principal, name: str, schemas: Mapping[str, JsonObject]) -> EntityType:
     """Add to a type's ``inbox_schemas`` and ``state_schemas``, and raise its revision.
 
-    Raises SchemaKeyExists for a key that is there, NotFound, and Forbidden for a type that is not
-    the caller's to change.
+    Raises SchemaKeyExists for a key that is there, InvalidRequest past `MAX_SCHEMAS`, NotFound, and
+    Forbidden for a type that is not the caller's to change.
     """
     with transaction.atomic():
         entity_type = _require_manager(name, _lock(name), caller)
@@ -108,6 +111,8 @@ def add_schemas(caller: Principal, name: str, schemas: Mapping[str, JsonObject])
                 if key in there:
                     raise SchemaKeyExists(f"The type {name} has the {column[:-1]} {key}.")
             facts[column] = {**there, **added}
+            if len(facts[column]) > MAX_SCHEMAS:
+                raise InvalidRequest.field(f"/{column}", f"more than {MAX_SCHEMAS} together")
         return _change(entity_type, facts)
 
 

@@ -14,7 +14,7 @@ from claims import endings
 from core.bodies import decode
 from core.errors import InvalidRequest, InvalidSignal, NotRunning
 from dispatch import entities, signals
-from dispatch.models import DispatchState, Entity, EntityQuerySet, EntityType, StreamEvent
+from dispatch.models import STATUSES, DispatchState, Entity, EntityType, StreamEvent
 from operators import state as states
 from operators.kit.forms import NeededReasonForm, ReasonForm, TargetForm
 from operators.kit.lists import (
@@ -23,8 +23,6 @@ from operators.kit.lists import (
     exact,
     moment_column,
     row_column,
-    values,
-    where,
     words,
 )
 from operators.kit.markup import (
@@ -247,20 +245,12 @@ def _whose_state(narrow: Narrow) -> Narrow:
 
 WORK = {word: (label, _whose_state(narrow)) for word, (label, narrow) in states.WORK.items()}
 
-STATUS = {
-    "idle": (
-        "idle",
-        where(
-            dispatch_state__ended="",
-            dispatch_state__paused=False,
-            dispatch_state__active_epoch=None,
-        ),
-    ),
-    "running": ("running", EntityQuerySet.running),
-    "stopping": ("stopping", where(dispatch_state__stop_requested=True)),
-    "paused": ("paused", where(dispatch_state__paused=True, dispatch_state__active_epoch=None)),
-    **values("dispatch_state__ended", DispatchState.End.values),
-}
+
+def _with_status(status: str) -> Narrow:
+    return lambda entities: entities.with_status(status)
+
+
+STATUS = {status: (status, _with_status(status)) for status in STATUSES}
 
 # --- Entities ---------------------------------------------------------------------------------
 

@@ -29,11 +29,13 @@ from claims.models import ClaimTally, ConsumerClaim, DeadLetter, ServerPulse
 from core.identifiers import hash_secret, new_id, new_secret
 from core.principals import Principal
 from dispatch.models import (
+    Delivery,
     DispatchState,
     Entity,
     EntityType,
     Producer,
     QueuedMessage,
+    Registration,
     StreamEvent,
     Wake,
     subscription_key,
@@ -275,6 +277,32 @@ class ProducerFactory(_Factory[Producer]):
     producer_id = Sequence(lambda n: f"producer-{n}")
     epoch = 0
     seq = 0
+
+
+class RegistrationFactory(_Factory[Registration]):
+    """For finished runs of an entity that is yet to come; with ``due``, its wait was over."""
+
+    class Meta:
+        model = Registration
+
+    class Params:
+        due = Trait(timeout_ms=1000, timeout_at=ago(seconds=1), due_at=ago(seconds=1))
+
+    subscriber = SubFactory(EntityFactory)
+    source_url = Sequence(lambda n: f"/agent/source-{n}")
+    identity = Sequence(lambda n: f"{n:064d}")
+    condition = Registration.Condition.RUN_FINISHED
+
+
+class DeliveryFactory(_Factory[Delivery]):
+    """Of a run that finished."""
+
+    class Meta:
+        model = Delivery
+
+    registration = SubFactory(RegistrationFactory, deliver_at=ago(seconds=1), due_at=ago(seconds=1))
+    offset = 2
+    data = '{"collection": "runs", "kind": "update", "key": "run-1"}'
 
 
 def _next_generation(wake: Any) -> int:

@@ -12,6 +12,7 @@ from tests.factories import (
     AccessTokenFactory,
     ConsumerClaimFactory,
     DeadLetterFactory,
+    DeliveryFactory,
     EntityFactory,
     EntityTypeFactory,
     ProducerFactory,
@@ -92,6 +93,9 @@ FORBIDDEN: dict[str, list[Any]] = {
         lambda: copied("dispatch_streamevent", "message_key = 'k'", offset='"offset" + 100')
     ],
     "producer_once": [lambda: copied("dispatch_producer", "1 = 1")],
+    "registration_once": [lambda: copied("dispatch_registration", "1 = 1")],
+    "registration_is_due": ["UPDATE dispatch_registration SET due_at = NULL"],
+    "delivery_once": [lambda: copied("dispatch_delivery", "1 = 1")],
     # claims
     "dead_letter_once": [lambda: copied("claims_deadletter", "attempts > 0")],
     "claim_identity": [
@@ -150,6 +154,7 @@ def rows(db: None) -> None:
     StreamEvent.objects.filter(message_key__isnull=False).update(message_key="k")
     ConsumerClaimFactory.create(entity=claimed, write_token_hash="0" * 64)
     ProducerFactory.create(entity=claimed)
+    DeliveryFactory.create(registration__subscriber=claimed)
     woken = EntityFactory.create(url="/agent/woken", runner=runner, queued=True)
     WakeFactory.create(entity=woken)
     AccessTokenFactory.create()

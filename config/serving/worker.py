@@ -7,10 +7,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from django.conf import settings
 from gevent import sleep
 from gevent.event import Event
 
 from config.serving.gunicorn_parts import GeventWorker, ParseException, start_servers
+from config.serving.peers import Peer
 from core.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -50,6 +52,10 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self.hurried.set()
         self.handle_exit(sig, frame)
 
+    def handle(self, listener: Any, client: Any, addr: Any) -> None:
+        """One connection, whose peer has deadlines."""
+        super().handle(listener, Peer(client, settings.PULLWAKE_PEER_TIMEOUT_S), addr)
+
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Any:
         """One request, known while it is in flight."""
         self.in_flight.add(req)
@@ -57,6 +63,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             return super().handle_request(listener_name, req, sock, addr)
         finally:
             self.in_flight.discard(req)
+            sock.idle()
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer what never became a request in the one shape of errors, and close."""
@@ -74,7 +81,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def run(self) -> None:
         """Serve until stopped."""
         self.stopping = Event()
-        servers = start_servers(self)
+        servers = start_servers(self, settings.PULLWAKE_PEER_TIMEOUT_S)
         while self.alive:
             self.notify()
             self.stopping.wait(timeout=0.5)

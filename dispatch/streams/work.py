@@ -50,7 +50,7 @@ def follow(state: DispatchState, event: Event, offset: int, *, by_handler: bool)
         if is_insert:
             _enqueue(state, event, offset)
         else:
-            _follow_message(state, event)
+            _follow_message(state, event, offset, by_handler=by_handler)
     elif kind == "signal" and not is_insert and _value(event).get("status") == "handled":
         _retract(state, "signal", event["key"])
 
@@ -70,7 +70,9 @@ def _enqueue(state: DispatchState, event: JsonObject, offset: int) -> None:
     _look_at_queue(state)
 
 
-def _follow_message(state: DispatchState, event: JsonObject) -> None:
+def _follow_message(
+    state: DispatchState, event: JsonObject, offset: int, *, by_handler: bool
+) -> None:
     """An update of a message holds only what changes."""
     key, value = event["key"], _value(event)
     mode, status = value.get("mode"), value.get("status")
@@ -80,6 +82,8 @@ def _follow_message(state: DispatchState, event: JsonObject) -> None:
     if held or _is_withdrawn(event):
         _retract(state, "inbox", key)
     if queued is None:
+        if not by_handler:
+            _enqueue(state, event, offset)
         return
     if _is_withdrawn(event) or status == "processed" or not (held or mode in (None, "queued")):
         queued.delete()

@@ -43,6 +43,7 @@ RUNNERS = "_electric/runners"
 RUNNER = f"{RUNNERS}/<id:runner_id>"
 ENTITIES = "_electric/entities"
 ENTITY = f"{ENTITIES}/<str:type_name>/<str:name>"
+INBOX = f"{ENTITY}/inbox/<text:key>"
 TYPES = "_electric/entity-types"
 TYPE = f"{TYPES}/<id:name>"
 MAIN = "<str:type_name>/<str:name>/main"
@@ -71,6 +72,8 @@ ENDPOINTS = [
     Endpoint("PATCH", ENTITY, "owner", body={"tags": {"color": "red"}}),
     Endpoint("DELETE", ENTITY, "owner", 204),
     Endpoint("POST", f"{ENTITY}/send", "actor", body={"payload": "more"}),
+    Endpoint("PATCH", INBOX, "actor", body={"payload": "else"}, names={"key": "m1"}),
+    Endpoint("DELETE", INBOX, "actor", names={"key": "m1"}),
     Endpoint("POST", f"{ENTITY}/signal", "owner", body={"signal": "SIGSTOP"}),
     Endpoint("POST", f"{ENTITY}/tags/<text:key>", "actor", body={"value": "red"}),
     Endpoint("DELETE", f"{ENTITY}/tags/<text:key>", "actor"),
@@ -140,7 +143,7 @@ class Scene:
         for api, runner_id, url in ((alice, "r1", "/agent/e1"), (bob, "r2", "/agent/e3")):
             api.register(runner_id)
             api.make_entity(url, runner_id, tags={"color": "blue"})
-            api.send(url)
+            api.send(url, key="m1")
             claims.append(api.claim(runner_id))
         alice.make_entity("/agent/e2")
         alice.send("/agent/e2")

@@ -10,7 +10,7 @@ import pytest
 
 from dispatch import entities
 from dispatch.models import Entity
-from tests.api.endpoints import ENDPOINTS, ENTITY, Endpoint, bearer, everything, undone
+from tests.api.endpoints import ENDPOINTS, ENTITY, INBOX, Endpoint, bearer, everything, undone
 from tests.api.test_query_counts import cost
 from tests.support import Api, Claim
 
@@ -34,6 +34,8 @@ ACTING: dict[str, tuple[str, ...]] = {
     f"POST /{ENTITY}/signal": BELOW,
     f"POST /{ENTITY}/tags/<text:key>": BELOW,
     f"DELETE /{ENTITY}/tags/<text:key>": BELOW,
+    f"PATCH /{INBOX}": BELOW,
+    f"DELETE /{INBOX}": BELOW,
 }
 """What the call may be about, where the runner's owner makes it in the creator's name."""
 
@@ -81,11 +83,11 @@ def stage(db, settings):
         dora.make_entity(
             url, None, tags={"color": "blue"}, **({"parent": parent} if parent else {})
         )
+        dora.send(url, key="m1")
     eve.make_entity("/agent/eves", None)
     manager.make_entity("/agent/managers", "r3", parent="/agent/x")
     claims = []
     for api, url, runner_id in ((alice, "/agent/x", "r1"), (bob, "/agent/y", "r2")):
-        dora.send(url)
         entities.move(entities.find("agent", url.rpartition("/")[2]), runner_id)
         claims.append(api.claim(runner_id))
     return Stage(alice, bob, dora, *claims)

@@ -11,6 +11,7 @@ from tests.api.endpoints import (
     ENDPOINTS,
     ENTITIES,
     ENTITY,
+    INBOX,
     MAIN,
     METHODS,
     OFFSET,
@@ -200,6 +201,10 @@ def test_no_accept_header_is_trouble(scene, endpoint):
 BAD_OFFSETS = ("", "nonsense", "%00", "-2", "1_1", f"{OFFSET}%0A", f"{OFFSET}_0")
 PARAMETERS = [
     (RUNNERS, "owner_principal", ("alice", "%00", ""), "user:alice"),
+    (ENTITIES, "type", ("", "a/b", "%00", ".."), "agent"),
+    (ENTITIES, "status", ("", "active", "%00", "Idle"), "idle"),
+    (ENTITIES, "parent", ("", "e1", "/agent", "/a/b/c", "%00", "/a/b%0A"), "/agent/e1"),
+    (ENTITIES, "created_by", ("", "alice", "/principal/alice", "%00"), "user:alice"),
     (ENTITIES, "before", ("nonsense", "%00", "", "/agent/e3"), "/agent/e2"),
     *(
         (stream, name, bad, good)
@@ -311,6 +316,7 @@ DEEP = 200
     ("endpoint", "template"),
     [
         (f"POST /{ENTITY}/send", b'{"payload": %s}'),
+        (f"PATCH /{INBOX}", b'{"payload": %s}'),
         (f"POST /{ENTITY}/signal", b'{"signal": "SIGHUP", "payload": %s}'),
         (f"PUT /{ENTITY}", b'{"args": {"a": %s}}'),
         (f"PUT /{ENTITY}", b'{"initialMessage": %s}'),
@@ -383,6 +389,10 @@ TEXTS = [
     (f"POST /{ENTITY}/send", '{"payload": 1, "type": {TEXT}}'),
     (f"POST /{ENTITY}/send", '{"payload": 1, "mode": {TEXT}}'),
     (f"POST /{ENTITY}/send", '{"payload": 1, "position": {TEXT}}'),
+    (f"PATCH /{INBOX}", '{"payload": {TEXT}}'),
+    (f"PATCH /{INBOX}", '{"mode": {TEXT}}'),
+    (f"PATCH /{INBOX}", '{"position": {TEXT}}'),
+    (f"PATCH /{INBOX}", '{"status": {TEXT}}'),
     (f"POST /{ENTITY}/signal", '{"signal": {TEXT}}'),
     (f"POST /{ENTITY}/signal", '{"signal": "SIGHUP", "reason": {TEXT}}'),
     (f"POST /{ENTITY}/signal", '{"signal": "SIGHUP", "payload": {TEXT}}'),

@@ -19,6 +19,8 @@ READS = {
 ACTS = {
     "patch": ("PATCH", E1, {"tags": {}}),
     "send": ("POST", f"{E1}/send", {"payload": 1}),
+    "edit": ("PATCH", f"{E1}/inbox/m1", {"payload": 2}),
+    "unsend": ("DELETE", f"{E1}/inbox/m1", None),
     "signal": ("POST", f"{E1}/signal", {"signal": "SIGUSR"}),
     "tag": ("POST", f"{E1}/tags/a", {"value": "x"}),
     "untag": ("DELETE", f"{E1}/tags/a", None),
@@ -26,7 +28,7 @@ ACTS = {
 }
 CALLS = READS | ACTS
 STREAM = ("stream", "tail")
-TOKEN = ("send", "tag", "untag")
+TOKEN = ("send", "edit", "unsend", "tag", "untag")
 
 
 @pytest.fixture
@@ -46,7 +48,8 @@ def parties(db):
     body = {"name": "agent", "description": "", "permission_grants": grants}
     assert registrar.post("/_electric/entity-types", body).status == 201
     for name in ("e1", "e2"):
-        creator.make_entity(f"/agent/{name}", None, initialMessage="hi")
+        creator.make_entity(f"/agent/{name}", None)
+        creator.send(f"/agent/{name}", key="m1")
         entities.move(entities.find("agent", name), "r1")
     claims = [owner.claim(), owner.claim()]
     assert claims[0].body["entity"]["url"] == "/agent/e1"

@@ -1,5 +1,6 @@
 """/_electric/entities: made, read, listed, changed, deleted; and tags."""
 
+import re
 import time
 
 import pytest
@@ -221,6 +222,60 @@ def test_a_list_goes_on_before_an_entity(alice):
     page = alice.get("/_electric/entities?before=/agent/e3").body
     assert [each["url"] for each in page] == ["/agent/e2", "/agent/e1"]
     assert alice.get("/_electric/entities?before=/agent/unknown").status == 400
+
+
+def listed(api, query):
+    answer = api.get(f"/_electric/entities?{query}")
+    assert answer.status == 200, answer
+    return [each["url"] for each in answer.body]
+
+
+def test_a_list_is_of_the_type_parent_and_creator_that_are_asked_for(alice, bob):
+    alice.make_entity("/agent/e1", None)
+    alice.make_entity("/agent/e2", None, parent="/agent/e1")
+    alice.make_entity("/job/e2", None, parent="/agent/e1")
+    bob.make_entity("/agent/e3", None)
+    everyone = ["/job/e2", "/agent/e2", "/agent/e1"]
+    assert listed(alice, "type=agent") == ["/agent/e2", "/agent/e1"]
+    assert listed(alice, "type=nothing") == []
+    assert listed(alice, "parent=/agent/e1") == ["/job/e2", "/agent/e2"]
+    assert listed(alice, "type=job&parent=%2Fagent%2Fe1") == ["/job/e2"]
+    for same in ("user:alice", "/principal/user%3Aalice", "%2Fprincipal%2Fuser%253Aalice"):
+        assert listed(alice, f"created_by={same}") == everyone
+    assert alice.get("/_electric/entities?created_by=user:bob").error == "UNAUTHORIZED"
+
+
+def test_a_list_is_of_the_status_that_is_asked_for(owner):
+    """One of each, so that every condition is told from every other."""
+    for name in ("running", "stopping", "paused", "stopped", "killed", "idle"):
+        owner.make_entity(f"/agent/{name}")
+    for name, events in (
+        ("stopping", ("claim", "SIGTERM")),
+        ("running", ("claim", "SIGSTOP")),
+        ("paused", ("SIGSTOP",)),
+        ("stopped", ("SIGTERM",)),
+        ("killed", ("claim", "SIGKILL")),
+    ):
+        for event in events:
+            if event == "claim":
+                owner.send(f"/agent/{name}")
+                owner.claim()
+            else:
+                owner.signal(f"/agent/{name}", event)
+    statuses = [each["status"] for each in owner.get("/_electric/entities").body]
+    assert sorted(statuses) == ["idle", "killed", "paused", "running", "stopped", "stopping"]
+    for status in statuses:
+        assert listed(owner, f"status={status}") == [f"/agent/{status}"]
+
+
+def test_a_list_that_is_narrowed_goes_on_before_an_entity_that_is_no_longer_of_it(alice):
+    for name in ("e1", "e2", "e3"):
+        alice.make_entity(f"/agent/{name}", None)
+    answer = alice.get("/_electric/entities?status=idle&limit=2")
+    assert [each["url"] for each in answer.body] == ["/agent/e3", "/agent/e2"]
+    alice.signal("/agent/e2", "SIGSTOP")
+    (link,) = re.findall("<(.*)>", answer.headers["Link"])
+    assert listed(alice, link.partition("?")[2]) == ["/agent/e1"]
 
 
 # --- PATCH ------------------------------------------------------------------------------------

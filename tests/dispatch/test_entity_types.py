@@ -133,6 +133,18 @@ def test_it_does_not_know_the_type(alice, name):
             "/permission_grants/0/subject_value",
             {"permission_grants": [grant("team", kind="principal_kind")]},
         ),
+        (
+            "/permission_grants/0/expires_at",
+            {"permission_grants": [grant("user:bob") | {"expires_at": "2030-01-01T00:00:00Z"}]},
+        ),
+        (
+            "/permission_grants/0/propagation",
+            {"permission_grants": [grant("user:bob") | {"propagation": "descendants"}]},
+        ),
+        (
+            "/permission_grants/0/copy_to_children",
+            {"permission_grants": [grant("user:bob") | {"copy_to_children": True}]},
+        ),
     ],
     ids=str,
 )
@@ -141,6 +153,53 @@ def test_it_refuses_a_bad_field_and_names_it(alice, path, facts):
     assert (answer.status, answer.error) == (400, "INVALID_REQUEST")
     assert [each["path"] for each in answer.body["error"]["details"]] == [path]
     assert not EntityType.objects.exists()
+
+
+WEBHOOK = {"targets": [{"type": "webhook", "url": "https://example.com"}]}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "field", "value", "at", "why"),
+    [
+        ("POST", TYPES, "default_dispatch_policy", WEBHOOK, "/targets/0/type", "webhook targets"),
+        (
+            "PUT",
+            "/_electric/entities/agent/e1",
+            "dispatch_policy",
+            WEBHOOK,
+            "/targets/0/type",
+            "webhook targets",
+        ),
+        (
+            "POST",
+            TYPES,
+            "permission_grants",
+            [grant("user:bob") | {"expires_at": "2030-01-01T00:00:00Z"}],
+            "/0/expires_at",
+            "until it is taken back",
+        ),
+    ],
+)
+def test_what_is_not_done_here_is_refused_and_says_so(alice, method, path, field, value, at, why):
+    answer = alice(method, path, {"name": "agent", "description": "", field: value})
+    assert (answer.status, answer.error) == (400, "INVALID_REQUEST")
+    told = {each["path"]: each["message"] for each in answer.body["error"]["details"]}
+    assert why in told[f"/{field}{at}"]
+
+
+def test_a_grant_that_says_nothing_more_is_taken(alice):
+    nothing = {"propagation": "self", "copy_to_children": False, "expires_at": None}
+    body = {
+        "name": "agent",
+        "description": "",
+        "permission_grants": [grant("user:bob") | nothing],
+    }
+    registered = alice.post(TYPES, body).body
+    assert set(registered["permission_grants"][0]) == {
+        "subject_kind",
+        "subject_value",
+        "permission",
+    }
 
 
 def test_a_default_runner_must_be_the_callers(alice, bob):

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from core.bodies import JsonObject
 from core.principals import Principal
 from dispatch import types
 from dispatch.models import Entity, EntityType
@@ -260,3 +261,11 @@ def test_an_entity_shows_the_collections_that_others_may_write(alice):
     before = alice.get("/_electric/entities/agent/before").body
     assert "externally_writable_collections" not in before
     assert Entity.objects.count() == 2
+
+
+def test_it_has_a_hundred_schemas_of_a_kind_however_they_are_added(alice):
+    many: JsonObject = {f"n{index}": {} for index in range(100)}
+    alice.post(TYPES, {"name": "agent", "description": "", "inbox_schemas": many})
+    answer = alice("PATCH", SCHEMAS, {"inbox_schemas": {"n": {}}, "state_schemas": many})
+    assert [each["path"] for each in answer.body["error"]["details"]] == ["/inbox_schemas"]
+    assert alice("PATCH", SCHEMAS, {"state_schemas": many}).status == 200

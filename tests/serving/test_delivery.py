@@ -1,9 +1,11 @@
 """How soon a wake reaches a reader that waits for it, and by which ways."""
 
+import secrets
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -118,17 +120,29 @@ def test_it_delivers_what_nobody_announced(start_server: Callable[..., Server], 
 
 
 @pytest.mark.postgres
-def test_it_delivers_though_its_listener_has_no_address(
+def test_it_delivers_though_its_listener_is_let_in_no_more(
     start_server: Callable[..., Server], database: Database, hold: Hold
 ):
-    away = f"{database.url}-away"
-    server = start_server(PULLWAKE_LISTEN_URL=away)
-    api = make_idle(server.client())
-    held = hold(server, long_poll(tail(api)))
-    tail(api)
-    api.send()
-    assert held.answer()[0] == 200
-    wait_until(lambda: "pullwake_listener_up 0.0" in api.get("/metrics").content.decode())
+    name = f"listener_{secrets.token_hex(4)}"
+    database.execute(f"CREATE ROLE {name} SUPERUSER LOGIN PASSWORD '{name}'")
+    try:
+        address = urlsplit(database.url)
+        netloc = f"{name}:{name}@127.0.0.1:{address.port}"
+        server = start_server(PULLWAKE_LISTEN_URL=address._replace(netloc=netloc).geturl())
+        api = make_idle(server.client())
+        hold(server, long_poll(tail(api)))
+        wait_until(lambda: listeners(database))
+        database.execute(f"ALTER ROLE {name} NOLOGIN")
+        database.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", name
+        )
+        wait_until(lambda: "pullwake_listener_up 0.0" in api.get("/metrics").content.decode())
+        held = hold(server, long_poll(tail(api)))
+        tail(api)
+        api.send()
+        assert held.answer()[0] == 200
+    finally:
+        database.execute(f"DROP ROLE {name}")
 
 
 SEND = """

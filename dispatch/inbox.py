@@ -1,0 +1,143 @@
+"""Messages of an entity's inbox after they were sent: edited, cancelled and deleted.
+
+A message is what the events of its key amount to. Each edit is one more of them, in which
+`dispatch.streams.work` sees what is still to be done.
+"""
+
+import uuid
+from dataclasses import dataclass
+
+import msgspec
+from django.db import transaction
+
+from core.bodies import JsonObject
+from core.clock import iso
+from core.errors import InvalidRequest, NotFound, NotRunning
+from dispatch import entities, types, wakes
+from dispatch.models import DispatchState, Entity, QueuedMessage, StreamEvent
+from dispatch.streams import log, work
+
+
+def edit(entity: Entity, key: str, change: JsonObject) -> str:
+    """Change a message's ``payload``, ``mode``, ``position`` or ``status``: the edit's txid.
+
+    Raises NotFound for a message that is not there, was cancelled or deleted, NotRunning for an
+    entity that was killed, and InvalidRequest for a payload that its type does not allow, or a
+    status that does not go with the mode.
+    """
+    message = _read(entity, key)
+    if "payload" in change:  # before the lock, for a check takes its time
+        asked = message.require()
+        types.check_message(
+            types.of(entity), change["payload"], asked.get("message_type"), "/payload"
+        )
+    with transaction.atomic():
+        state = _lock(entity)
+        known = message.followed_by(_events(entity, key, message.tail)).require()
+        return _append(state, key, "update", _completed(state, known, change))
+
+
+def delete(entity: Entity, key: str) -> str:
+    """Delete a message: the deletion's txid. Raises NotFound, and NotRunning as `edit` does."""
+    message = _read(entity, key)
+    with transaction.atomic():
+        state = _lock(entity)
+        message.followed_by(_events(entity, key, message.tail)).require(cancelled=True)
+        return _append(state, key, "delete", None)
+
+
+def _completed(state: DispatchState, known: JsonObject, change: JsonObject) -> JsonObject:
+    """The change, and what goes with it: whether the message now waits in the queue."""
+    value = dict(change)
+    mode = value.get("mode", known.get("mode"))
+    waits = mode in work.QUEUED_MODES
+    if value.get("status") == "pending" and not waits:
+        raise InvalidRequest.field("/status", "only messages of mode queued or paused wait")
+    if "mode" in value:
+        value.setdefault("status", "pending" if waits else "processed")
+    if value.get("status") == "pending" and known.get("status") != "pending":
+        value |= {"mode": mode}
+        if "position" not in value:
+            value["position"] = entities.end_of_queue(state)
+    if value.get("status") == "processed" and known.get("status") == "pending":
+        value["processed_at"] = iso(state.now)
+        # Taken out of the queue to be given at once: a handler is called for what has a payload.
+        if "mode" in change and "status" not in change and "payload" in known:
+            value.setdefault("payload", known["payload"])
+    if value.get("status") == "cancelled":
+        value["cancelled_at"] = iso(state.now)
+    return value
+
+
+def _append(state: DispatchState, key: str, operation: str, value: JsonObject | None) -> str:
+    txid = str(uuid.uuid4())
+    event: JsonObject = {"type": "inbox", "key": key}
+    if value is not None:
+        event["value"] = value
+    event["headers"] = {"operation": operation, "txid": txid}
+    log.append(state, [event])
+    if work.is_work(event, by_handler=False):
+        state.retry_at = None  # news is worth a try at once, whatever failed before
+    wakes.settle(state)
+    return txid
+
+
+def _lock(entity: Entity) -> DispatchState:
+    state = entities.lock(entity)
+    if state.ended == DispatchState.End.KILLED:
+        raise NotRunning("The entity is killed, and its stream closed.")
+    return state
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    """What the events of a key amount to up to an offset: None if to no message."""
+
+    value: JsonObject | None
+    tail: int
+
+    def followed_by(self, events: list[JsonObject]) -> "_Message":
+        value = self.value
+        for event in events:
+            match event:
+                case {"headers": {"operation": "delete"}}:
+                    value = None
+                case {"value": dict(changed)}:
+                    value = {**(value or {}), **changed}
+        return _Message(value, self.tail)
+
+    def require(self, *, cancelled: bool = False) -> JsonObject:
+        """Its value. Raises NotFound, unless ``cancelled`` also for one that was."""
+        if self.value is None:
+            raise NotFound("There is no such message.")
+        if self.value.get("status") == "cancelled" and not cancelled:
+            raise NotFound("The message was cancelled.")
+        return self.value
+
+
+def _read(entity: Entity, key: str) -> _Message:
+    queued = QueuedMessage.objects.filter(entity=entity, key=key)
+    sent = StreamEvent.objects.filter(entity=entity, message_key=key)
+    # Where it begins; from the start for one that a handler wrote.
+    first = sent.values_list("offset", flat=True).first() or (
+        queued.values_list("offset", flat=True).first() or 1
+    )
+    tail = entity.dispatch_state.tail
+    none = _Message(None, tail)
+    return none.followed_by(_events(entity, key, first - 1, up_to=tail))
+
+
+def _events(entity: Entity, key: str, after: int, *, up_to: int | None = None) -> list[JsonObject]:
+    """The inbox events of this key past an offset."""
+    quoted = msgspec.json.encode(key).decode()
+    found = StreamEvent.objects.filter(
+        entity=entity, offset__gt=after, data__contains=quoted
+    ).order_by("offset")
+    if up_to is not None:
+        found = found.filter(offset__lte=up_to)
+    events = map(msgspec.json.decode, found.values_list("data", flat=True))
+    return [
+        event
+        for event in events
+        if isinstance(event, dict) and (event.get("type"), event.get("key")) == ("inbox", key)
+    ]
