@@ -45,7 +45,8 @@ async def test_the_wake_and_its_messages_come_on_standard_input() -> None:
     server, claim = await run("cat", {"text": "hällo"})
     request = json.loads(texts(server)[0])
     assert claim.status == "released"
-    assert set(request) == {"wake", "messages"}
+    assert set(request) == {"wake", "messages", "events"}
+    assert request["events"] == []
     assert request["wake"] == {
         "runner_id": "r",
         "entity_url": "/chat/1",

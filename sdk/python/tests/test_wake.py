@@ -166,6 +166,26 @@ async def test_what_it_watches_comes_beside_messages() -> None:
     assert (outcome.status, outcome.acked) == ("released", 3)
 
 
+async def test_an_event_that_is_none_does_no_harm() -> None:
+    seen: list[Any] = []
+
+    async def handler(wake: Wake) -> None:
+        seen.extend(await wake.events())
+        seen.extend(await wake.events())
+
+    async with FakeServer() as server, running(server, handler):
+        await server.put("chat/1", {"type": "wake", "value": "nonsense"}, wake=False)
+        gone = {"type": "wake", "key": "gone", "headers": {"operation": "delete"}}
+        await server.put("chat/1", gone, wake=False)
+        changes = {"changes": [7], "finished_child": "nobody", "timeout": True, "source": 1}
+        await server.happened("chat/1", **changes)
+        await released(server, "chat/1")
+        assert len(server.of("read")) == 1
+    event, again = seen
+    assert (event.changes, event.child, event.timeout, event.source) == ([], None, True, None)
+    assert event is again
+
+
 async def test_signals_come_apart_from_messages() -> None:
     seen: list[Any] = []
 

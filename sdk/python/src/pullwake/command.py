@@ -17,6 +17,7 @@ from typing import IO, Any, Literal
 
 from .diagnostics import printable
 from .errors import RunnerError
+from .inbox import WakeEvent
 from .wake import Wake
 
 log = logging.getLogger("pullwake.runner")
@@ -51,8 +52,9 @@ class CommandFailed(RunnerError):
 class CommandHandler:
     """Runs `command` in a shell, in a process group of its own, for each wake.
 
-    On its standard input it gets one JSON object, {"wake": …, "messages": […]}; each line of its
-    standard output is appended to the entity's main stream; its standard error goes to the log.
+    On its standard input it gets one JSON object, {"wake": …, "messages": […], "events": […]}; each
+    line of its standard output is appended to the entity's main stream; its standard error goes to
+    the log.
     Exit status 0 is done, anything else is failed. When the wake is cancelled, or the runner is
     killed, so is the group: SIGTERM, and `kill_after` seconds later SIGKILL.
     """
@@ -70,7 +72,8 @@ class CommandHandler:
         items = await wake.items()
         request = {
             "wake": describe(wake),
-            "messages": [item.event for item in items],
+            "messages": [item.event for item in items if not isinstance(item, WakeEvent)],
+            "events": [item.event for item in items if isinstance(item, WakeEvent)],
         }
         errors: deque[str] = deque(maxlen=_STDERR_LINES)
         started: list[asyncio.subprocess.Process] = []

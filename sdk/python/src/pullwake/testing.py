@@ -605,6 +605,29 @@ class FakeServer:
             (each for each in self.entities.values() if self._authorised(each, request)), None
         )
 
+    async def _tell_parent(self, child: Entity, event: Mapping[str, Any]) -> None:
+        """Wake whoever spawned the entity and asked to be, if this ends a run of it."""
+        asked = (child.spawned or {}).get("wake")
+        value = event.get("value")
+        if not asked or event.get("type") != "run" or not isinstance(value, dict):
+            return
+        if value.get("status") not in ("completed", "failed"):
+            return
+        told: dict[str, list[str]] = {"text_delta": [], "error": []}
+        for each in child.events:
+            said = each.get("value") or {}
+            if each["type"] in told and said.get("run_id") == event["key"]:
+                told[each["type"]].append(said.get("delta", said.get("message", "")))
+        finished = {
+            "url": f"/{child.path}",
+            "type": child.path.split("/")[0],
+            "run_status": value["status"],
+            "response": "".join(told["text_delta"]),
+            **({"error": "\n".join(told["error"])} if told["error"] else {}),
+        }
+        parent = asked["subscriberUrl"].strip("/")
+        await self.happened(parent, source=f"/{child.path}", finished_child=finished)
+
     async def _send(self, request: Request) -> Response:
         sender = self._by_token(request)
         if sender is None:
@@ -655,6 +678,7 @@ class FakeServer:
         events = request.body if isinstance(request.body, list) else [request.body]
         for event in events:
             self._append(entity, event)
+            await self._tell_parent(entity, event)
         return Response(200, {}, {"Stream-Next-Offset": offset(len(entity.events))})
 
 
