@@ -20,10 +20,11 @@ from pullwake import (
     PullWakeRunner,
     RetryAfter,
     RunnerError,
+    State,
     SyncWake,
     Wake,
 )
-from pullwake.testing import Entity, FakeServer, cut, handle, hang, lose_answer, status
+from pullwake.testing import Entity, FakeServer, Hold, cut, handle, hang, lose_answer, status
 
 QUICK = fast(watch_after=0.01, watch_gap=0.01)
 """So that what arrives is looked for at once."""
@@ -258,8 +259,10 @@ async def test_what_arrived_and_was_not_asked_for_is_the_next_wakes() -> None:
 
 async def test_listening_ends_when_nothing_comes_for_a_while_and_when_the_runner_stops() -> None:
     ended: list[str] = []
+    began: list[int] = []
 
     async def handler(wake: Wake) -> None:
+        began.append(wake.epoch)
         async for _ in wake.live(idle=0.01 if wake.epoch == 1 else None):
             pass
         ended.append(f"epoch {wake.epoch}")
@@ -270,9 +273,31 @@ async def test_listening_ends_when_nothing_comes_for_a_while_and_when_the_runner
             await server.send("chat/1", "hi")
             await until(lambda: bool(ended))
             await server.send("chat/1", "hi")
-            await until(lambda: len(server.entity("chat/1").claims) == 2)
+            await until(lambda: began == [1, 2])
             drained = await runner.stop(grace=30.0)
         assert (ended, drained.cancelled) == (["epoch 1", "epoch 2"], 0)
+
+
+async def test_nor_does_one_listen_that_begins_while_the_runner_stops() -> None:
+    ended = asyncio.Event()
+
+    async def handler(wake: Wake) -> None:
+        async for _ in wake.live():
+            pass
+        ended.set()
+
+    hold = Hold()
+    async with FakeServer() as server:
+        runner = make(server, handler)
+        async with runner:
+            server.fault("mint", hold)
+            await server.send("chat/1", "hi")
+            await server.seen("mint")
+            stopping = asyncio.create_task(runner.stop(grace=30.0))
+            await until(lambda: runner.state is State.STOPPING)
+            hold.release()
+            assert (await stopping).cancelled == 0
+        assert ended.is_set()
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGSTOP"])

@@ -498,6 +498,8 @@ class Claims:
             async with asyncio.timeout(self._work_timeout) as limit:
                 write_token = await retry(lambda: self._api.mint(grant))
                 held.wake = wake = Wake(self._api, grant, write_token, retry)
+                if self._closed.is_set():
+                    wake.wind_down()
                 self._diagnostics.dispatched()
                 held.watcher = asyncio.create_task(
                     self._watch(held, wake), name=f"watch of {grant.entity_url}"
