@@ -81,7 +81,7 @@ dist-sdk: $(VENV)/.base $(DIST)/.sdk ## Build the SDK's wheel and sdist, and che
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT \
 		&& tar -xzf sdk/python/dist/*.tar.gz --strip-components 1 -C "$$scratch" && rm -r "$$scratch/src" \
 		&& bin="$$PWD/$(DIST)/bin" && cd "$$scratch" && set -x \
-		&& "$$bin/pullwake" --help >help.txt && "$$bin/mypy" --strict tests/typed.py \
+		&& "$$bin/pullwake" --help >help.txt && "$$bin/mypy" --strict tests/typed.py examples \
 		&& "$$bin/python" -m pytest -n $(WORKERS) -q $(ARGS)
 
 $(DIST)/.sdk: requirements/sdk.txt $(BIN)/python

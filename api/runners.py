@@ -23,6 +23,9 @@ from runners import diagnostics, registry
 from runners.health import liveness
 from runners.models import Runner
 
+OTHER_PROCESS_HEADER = "Pullwake-Other-Process"
+"""Ours: on a heartbeat's answer, `true` if another process of the same id reported before it."""
+
 AdminStatus = Literal["enabled", "disabled"]
 Kind = Literal["local", "cloud-worker", "sandbox", "ci", "server"]
 
@@ -254,16 +257,28 @@ class HeartbeatView(RunnerResource):
         offset = body.wake_stream_offset
         if offset is UNSET:
             offset = body.wakeStreamOffset
+        told = None if body.diagnostics is UNSET else diagnostics.cleaned(body.diagnostics)
+        headers = _other_process(runner, told)
         registry.heartbeat(
             runner,
             now=runner.now,
             lease_expires_at=_lease_end(body, runner.now),
             wake_stream_offset=None if offset is UNSET else offset,
-            diagnostics=None
-            if body.diagnostics is UNSET
-            else diagnostics.cleaned(body.diagnostics),
+            diagnostics=told,
         )
-        return answer(runner_body(runner))
+        return answer(runner_body(runner), headers=headers)
+
+
+def _other_process(runner: Runner, told: JsonObject | None) -> dict[str, str]:
+    """Whether the heartbeat before this one came of another process that lives, of the same id."""
+    seen, before = runner.liveness, runner.liveness.diagnostics
+    if not told or not before or before.get("status") == "stopped":
+        return {}
+    lives = seen.lease_expires_at is not None and seen.lease_expires_at > runner.now
+    started, other = told.get("started_at"), before.get("started_at")
+    if not lives or not started or not other or started == other:
+        return {}
+    return {OTHER_PROCESS_HEADER: "true"}
 
 
 def _lease_end(body: Heartbeat, now: datetime) -> datetime:

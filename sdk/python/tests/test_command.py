@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 import pullwake
-from fake import PATIENCE, Claim, FakeServer, status
 from harness import running, until
 from pullwake.__main__ import main
 from pullwake.command import CommandHandler
+from pullwake.testing import PATIENCE, Claim, FakeServer, status
 
 
 async def ended(server: FakeServer, path: str = "chat/1") -> Claim:
@@ -487,7 +487,7 @@ def test_without_a_subcommand_it_says_which_there_are(
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
-    assert "usage: pullwake [-h] COMMAND" in capsys.readouterr().err
+    assert "usage: pullwake [-h] [--version] COMMAND" in capsys.readouterr().err
 
 
 async def test_it_is_installed_as_a_command() -> None:
