@@ -1,6 +1,17 @@
 """Every page: Django's admin looks for them here."""
 
-from operators import audit, claim, entity, people, runner, state, timer, token, wake
+from operators import (
+    audit,
+    claim,
+    entity,
+    people,
+    runner,
+    shared_state,
+    state,
+    timer,
+    token,
+    wake,
+)
 from operators import type as entity_type
 
 __all__ = [
@@ -10,6 +21,7 @@ __all__ = [
     "entity_type",
     "people",
     "runner",
+    "shared_state",
     "state",
     "timer",
     "token",

@@ -47,6 +47,7 @@ UNFOLD = {
                     _list("Entities", "token", "dispatch", "entity"),
                     _list("Wakes", "notifications_active", "dispatch", "wake"),
                     _list("Timers", "schedule", "dispatch", "timer"),
+                    _list("Shared states", "forum", "dispatch", "sharedstate"),
                 ],
             },
             {
