@@ -120,7 +120,7 @@ def test_each_fires_once_though_servers_are_killed(start_server):
 
     kills = 0
     while before := left():
-        wait_until(lambda: left() < before, timeout=60)  # noqa: B023  called at once
+        wait_until(lambda: left() < before, timeout=60)
         for server in servers:
             server.kill()
         for server in servers:
