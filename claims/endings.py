@@ -11,7 +11,7 @@ from claims.lifecycle import Expiry
 from claims.models import ConsumerClaim
 from core.errors import InvalidSignal
 from core.principals import Principal
-from dispatch import entities, shared_states, signals, wakes
+from dispatch import entities, shared_states, signals, timers, wakes
 from dispatch.models import DispatchState, Entity
 from dispatch.streams import registrations
 from runners import registry
@@ -60,6 +60,7 @@ def delete_entity(entity: Entity) -> None:
         holder = _fence(state)
         # Its claims are cut loose when it goes, and come before registrations in the lock order.
         list(entity.claims.order_by("pk").select_for_update().values_list("pk"))
+        timers.let_go(entity.pk)
         registrations.forget(
             state,
             lambda other: entities.may_read(entity, Principal.parse(other.created_by)),

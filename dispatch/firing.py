@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from django.db import transaction
 
-from core.database import is_passing
+from core.database import is_lock_refused, is_passing
 from core.errors import InvalidRequest
 from core.principals import Principal
 from dispatch import entities, schedules, timers, types, wakes
@@ -32,9 +32,9 @@ def fire_due(*, limit: int = BATCH) -> int:
         with transaction.atomic():
             return _fire(timers.lock_due(limit))
     except Exception as exc:
-        if is_passing(exc):
-            raise
-        logger.exception("timers could not be fired together, and are fired one by one")
+        if is_passing(exc) and not is_lock_refused(exc):
+            raise  # the database is away, for these as for all
+        logger.warning("timers are fired one by one, for not together: %s", exc)
     oldest = Timer.objects.due().order_by("due_at", "pk")[:limit]
     return sum(_fire_alone(pk) for pk in list(oldest.values_list("pk", flat=True)))
 
@@ -47,6 +47,9 @@ def _fire_alone(pk: int) -> int:
             with transaction.atomic():
                 return _fire(due)
         except Exception as exc:
+            if is_lock_refused(exc):
+                logger.warning("timer %d is left to the next round: %s", pk, exc)
+                return 0
             if is_passing(exc):
                 raise
             logger.exception("timer %d could not be fired", pk)
@@ -62,6 +65,9 @@ def _fire(due: Sequence[Timer]) -> int:
     states = _lock_concerned(due)
     registrations.lock_at(states.values())
     free = [timer for timer in due if _concerned(timer) <= states.keys()]
+    # Their owner came to its end while they were locked: they are cancelled.
+    dropped = [each for each in free if each.owner_id and states[each.owner_id].ended]
+    free = [each for each in free if each not in dropped]
     sent = _sent_before(free)
     failed: dict[int, str] = {}
     for timer in free:
@@ -73,12 +79,12 @@ def _fire(due: Sequence[Timer]) -> int:
         elif target is not None and (timer.target_id, timer.key) not in sent:
             entities.deliver(target, timers.message_of(timer), timer.txid)
             sent.add((timer.target_id, timer.key))
-    timers.end([timer.pk for timer in free if timer.pk not in failed], failed)
+    timers.end([each.pk for each in [*free, *dropped] if each.pk not in failed], failed)
     for timer in free:
         if timer.owner_id is not None:
             schedules.note(states[timer.owner_id], timer, failed.get(timer.pk))
     wakes.settle_all(states.values())
-    return len(free)
+    return len(free) + len(dropped)
 
 
 def _concerned(timer: Timer) -> set[int]:

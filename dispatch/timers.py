@@ -22,7 +22,7 @@ from django.db import connection
 from django.db.models.functions import Now
 
 from dispatch.messages import Message
-from dispatch.models import Entity, Timer
+from dispatch.models import Entity, Timer, TimerQuerySet
 
 
 def delay(target: Entity, message: Message, txid: str, due_at: datetime) -> None:
@@ -60,10 +60,26 @@ def add(timer: Timer) -> None:
     timer.save(force_insert=True)
 
 
-def cancel(owner_id: int, schedule: str | None = None) -> None:
-    """An entity's schedule, or each of them, fires no more; the entity is locked."""
+def cancel(owner_id: int, schedule: str) -> None:
+    """An entity's schedule fires no more; the entity is locked."""
+    Timer.objects.pending().filter(owner=owner_id, schedule=schedule).delete()
+
+
+def cancel_all(owner_id: int) -> None:
+    """A locked entity has come to its end: its schedules fire no more.
+
+    It waits for nobody, as who may hold one finds its owner at its end, and drops it.
+    """
     pending = Timer.objects.pending().filter(owner=owner_id)
-    (pending if schedule is None else pending.filter(schedule=schedule)).delete()
+    keys = list(_unused(pending).values_list("pk", flat=True))
+    if keys:
+        Timer.objects.filter(pk__in=keys).delete()
+
+
+def let_go(entity_id: int) -> None:
+    """A locked entity is to be deleted: its schedules go, and what is for it will fail."""
+    Timer.objects.filter(owner=entity_id).delete()
+    Timer.objects.filter(target=entity_id).update(target=None)
 
 
 def lock_due(limit: int, **which: Any) -> list[Timer]:
@@ -72,8 +88,12 @@ def lock_due(limit: int, **which: Any) -> list[Timer]:
     Inside a transaction.
     """
     due = Timer.objects.due().filter(**which).order_by("due_at", "pk")
+    return list(_unused(due)[:limit])
+
+
+def _unused(timers: TimerQuerySet) -> TimerQuerySet:
     skip = connection.features.has_select_for_update_skip_locked
-    return list(due.select_for_update(skip_locked=skip)[:limit])
+    return timers.select_for_update(skip_locked=skip)
 
 
 def end(fired: Iterable[int], failed: Mapping[int, str]) -> None:

@@ -189,7 +189,7 @@ def end(state: DispatchState, how: DispatchState.End) -> None:
     Once all is in its stream the caller closes it for those who watch it (`registrations.close`),
     and then withdraws its wake.
     """
-    timers.cancel(state.entity_id)
+    timers.cancel_all(state.entity_id)
     state.ended = how
     state.stop_requested = state.paused = False
     state.retry_at = None

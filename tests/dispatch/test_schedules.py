@@ -165,6 +165,21 @@ def test_its_owners_end_cancels_it(woken, signal):
         assert (answer.status, answer.error) == (409, "NOT_RUNNING")
 
 
+def test_one_whose_owner_came_to_its_end_meanwhile_is_dropped(woken):
+    """Who fires it had it locked when its owner ended, and so it was left."""
+    woken.make_entity("/agent/e2")
+    future_send(woken, targetUrl="/agent/e2")
+    timer = Timer.objects.get()
+    woken.signal("/agent/e1", "SIGKILL")
+    before = woken.events()
+    timer.save(force_insert=True)
+    come_due()
+    assert firing.fire_due() == 1
+    assert not Timer.objects.exists()
+    assert inbox(woken, "/agent/e2") == []
+    assert woken.events() == before
+
+
 def test_its_owners_deletion_cancels_it(woken):
     woken.make_entity("/agent/e2")
     future_send(woken, targetUrl="/agent/e2")

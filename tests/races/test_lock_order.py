@@ -1,8 +1,8 @@
 """Every verb locks in one order, so no two can wait for each other.
 
-The order is runner, dispatch state, shared state, claim, registrations, deliveries, wake, tail of
-the wake stream, and is read off the SQL that each verb sends. What is locked with SKIP LOCKED is
-not waited for, whatever is held.
+The order is runner, dispatch state, shared state, claim, timers, registrations, deliveries, wake,
+tail of the wake stream, and is read off the SQL that each verb sends. What is locked with SKIP
+LOCKED is not waited for, whatever is held.
 """
 
 import itertools
@@ -16,9 +16,9 @@ from django.test.utils import CaptureQueriesContext
 
 from claims import lifecycle
 from claims.models import ConsumerClaim
-from dispatch import due, wakes
+from dispatch import due, firing, wakes
 from dispatch.models import DispatchState
-from tests.support import Api, age_wakes, end_delay, lapse
+from tests.support import Api, age_wakes, come_due, end_delay, lapse
 
 pytestmark = pytest.mark.postgres
 
@@ -27,6 +27,7 @@ ORDER = (
     "dispatch_dispatchstate",
     "dispatch_sharedstate",
     "claims_consumerclaim",
+    "dispatch_timer",
     "dispatch_registration",
     "dispatch_delivery",
     "dispatch_wake",
@@ -316,6 +317,51 @@ def deliver(api: Api):
     watched(api, "e3", "e4")
     api.send("/agent/e4")
     return due.run
+
+
+def scheduled(api: Api, name: str, target: str) -> Any:
+    body = {"scheduleType": "future_send", "payload": 1, "fireAt": "2100-01-01"}
+    path = f"/_electric/entities/agent/{name}/schedules/s1"
+    return api("PUT", path, {**body, "targetUrl": f"/agent/{target}"})
+
+
+@verb
+def fire(api: Api):
+    ok(scheduled(api, "e3", "e4"))
+    ok(scheduled(api, "e4", "e1"))
+    api.send("/agent/e3", afterMs=60_000)
+    come_due()
+    return firing.fire_due
+
+
+@verb
+def set_a_schedule(api: Api):
+    ok(scheduled(api, "e3", "e4"))
+    return lambda: ok(scheduled(api, "e3", "e4"))
+
+
+@verb
+def delay_a_send(api: Api):
+    return lambda: api.send("/agent/e3", afterMs=60_000)
+
+
+@verb
+def kill_of_one_with_a_schedule(api: Api):
+    ok(scheduled(api, "e1", "e4"))
+    return lambda: api.signal("/agent/e1", "SIGKILL")
+
+
+@verb
+def stop_of_one_with_a_schedule(api: Api):
+    ok(scheduled(api, "e3", "e4"))
+    return lambda: api.signal("/agent/e3", "SIGTERM")
+
+
+@verb
+def delete_entity_with_timers(api: Api):
+    ok(scheduled(api, "e1", "e4"))
+    ok(scheduled(api, "e4", "e1"))
+    return lambda: ok(api("DELETE", "/_electric/entities/agent/e1"))
 
 
 def of_one_that_watches_and_is_watched(call: Callable[[Api], object]) -> None:
