@@ -507,8 +507,10 @@ def wake_next(claim: ConsumerClaim, state: DispatchState) -> Wake | None:
     runner = claim.runner
     if runner is None or runner.max_concurrent_claims is None:
         return wakes.settle(state)
-    if state.runner_id is not None and state.runner_id < runner.pk:
-        # Two wake streams: their tails are locked in the order of their runners.
+    earlier = state.runner_id is not None and state.runner_id < runner.pk
+    if earlier or state.stop_requested:
+        # Two wake streams: their tails are locked in the order of their runners. And one that stops
+        # is closed for who watches it, which comes before any tail.
         next_wake = wakes.settle(state)
         reemit_refused(runner)
         return next_wake

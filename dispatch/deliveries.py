@@ -9,11 +9,11 @@ import logging
 from collections.abc import Iterator, Sequence
 
 import msgspec
-from django.db import OperationalError, transaction
+from django.db import transaction
 
 from core.bodies import JsonObject
 from core.clock import epoch_ms, iso
-from core.database import is_lock_refused
+from core.database import is_lock_refused, is_passing
 from core.principals import Principal
 from dispatch import entities, shared_states, wakes
 from dispatch.models import Delivery, DispatchState, Entity, Registration
@@ -36,13 +36,16 @@ def deliver_due(*, limit: int) -> int:
 def _deliver_or_leave(subscriber_id: int) -> int:
     try:
         return deliver(subscriber_id)
-    except OperationalError as exc:
-        if not is_lock_refused(exc):
+    except Exception as exc:
+        if is_passing(exc) and not is_lock_refused(exc):
             raise  # the database is away, for this one as for all
-        logger.warning("wakes for entity %d are left to the next round: %s", subscriber_id, exc)
-    except Exception:
         # One that cannot be told must not keep the others from it.
-        logger.exception("entity %d could not be told", subscriber_id)
+        logger.warning(
+            "wakes for entity %d are left to the next round: %s",
+            subscriber_id,
+            exc,
+            exc_info=not is_passing(exc),
+        )
     return 0
 
 

@@ -209,7 +209,7 @@ def test_a_delivery_costs_the_same_however_many_changes_it_tells(alice):
             assert due.run() == 1
         alice.claim("r1", alice.wakes()[-1]).done()
         costs.append(len(statements))
-    assert costs == [on(postgres=13, sqlite=11)] * 2
+    assert costs == [on(postgres=14, sqlite=12)] * 2
 
 
 def test_registering_costs_the_same_however_many_wakes_wait(alice):

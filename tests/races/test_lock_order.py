@@ -156,6 +156,16 @@ def done_of_an_entity_that_is_to_stop(api: Api):
 
 
 @verb
+def done_of_an_entity_that_is_to_stop_and_heeded_it(api: Api):
+    api.signal("/agent/e1", "SIGTERM")
+    key = api.events("/agent/e1")[-1]["key"]
+    heeded = {"type": "signal", "key": key, "value": {"status": "handled"}}
+    token = held(api).mint()
+    ok(held(api).append({**heeded, "headers": {"operation": "update"}}, token=token))
+    return lambda: ok(held(api).done())
+
+
+@verb
 def fail(api: Api):
     return lambda: ok(held(api).fail())
 
