@@ -156,6 +156,8 @@ def _put(subscriber_id: int, order: Order, known: Iterable[Registration], now: d
     elif rows:
         # A call names the source as its runtime does, which looks for that in its wakes.
         facts["source_url"] = order.source_url
+    if order.wish.types is None:  # a call does not say, and the manifest event may have said
+        facts["types"] = rows[0].types if rows else {}
     if rows:
         _change(rows[0], facts, now)
         return
