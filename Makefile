@@ -15,6 +15,7 @@ WORKERS ?= 2
 # Passed through: `make test-sqlite ARGS='-k lease -x'`.
 ARGS ?=
 FLEET ?=
+CHAOS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -109,6 +110,10 @@ bench: $(VENV)/.dev ## Measure (ARGS=… goes to the benchmark)
 .PHONY: fleet
 fleet: $(VENV)/.dev ## Hold a fleet of runners for a while (FLEET='--runners 1000 --minutes 1')
 	$(BIN)/python -m bench.fleet $(FLEET)
+
+.PHONY: chaos
+chaos: $(VENV)/.dev ## Let a storm rage over servers, runners and a database (CHAOS='--minutes 10 --seed 7')
+	$(BIN)/python -m tests.postgres $(BIN)/python -m chaos $(CHAOS)
 
 .PHONY: lock
 lock: $(VENV)/.dev ## Lock requirements/*.in again (ARGS=--upgrade for newer versions)

@@ -16,7 +16,7 @@ worker_connections = 20_000
 keepalive = 75
 timeout = 30
 # The master waits for its workers' drain, and for what they finish after it.
-graceful_timeout = 5 + env.int("PULLWAKE_DRAIN_S", 0)
+graceful_timeout = 6 + env.int("PULLWAKE_DRAIN_S", 0)
 control_socket_disable = True
 # A header must not serve the admin below another path.
 forwarder_headers = ""

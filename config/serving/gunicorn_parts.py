@@ -12,6 +12,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from gevent import sleep
 from gevent.pool import Pool
 from gevent.server import StreamServer
 from gunicorn.http.errors import ParseException
@@ -56,7 +57,10 @@ def close_servers(servers: list[StreamServer]) -> None:
     """Take what has connected already, and then nobody: who is refused tries another server."""
     for server in servers:
         server.stop_accepting()
+        # Each begins while the listener is there, whose name gunicorn asks for.
+        sleep(0)
         while accepted := server.do_read():
             server.do_handle(*accepted)
+            sleep(0)
         # At once: gevent closes in the loop's next round, and resets who connects until then.
         os.close(server.socket.detach())

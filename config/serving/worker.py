@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 FINISH_S = 1.5
 """Seconds that requests have to come and finish in; one may wait for a lock for longer."""
 
+FINISH_DRAINED_S = 4.5
+"""The same after a drain, for which somebody waits anyway: longer than for a lock, by default."""
+
 
 class Worker(GeventWorker):  # type: ignore[misc]
     """Serves until SIGTERM, and on for PULLWAKE_DRAIN_S, while proxies see that it is not ready.
@@ -105,10 +108,12 @@ class Worker(GeventWorker):  # type: ignore[misc]
             self.stopping.wait(timeout=0.5)
         for req in self.in_flight:
             req.force_close()
-        self._notify_until(time.monotonic() + self.process.drain(), self.hurried.is_set)
+        drain_s = self.process.drain()
+        self._notify_until(time.monotonic() + drain_s, self.hurried.is_set)
         close_servers(servers)
         self.process.stop()
-        self._notify_until(time.monotonic() + FINISH_S, self._is_done)
+        finish_s = FINISH_DRAINED_S if drain_s and not self.hurried.is_set() else FINISH_S
+        self._notify_until(time.monotonic() + finish_s, self._is_done)
         logging.shutdown()
         # Python would take apart all that it has imported, for most of a second.
         os._exit(0)

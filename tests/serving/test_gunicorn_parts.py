@@ -99,6 +99,7 @@ def test_who_has_connected_when_servers_close_is_taken():
     taken: list[object] = []
 
     def handle(_: object, address: object) -> None:
+        assert server.socket.getsockname()  # as gunicorn does, of the listener
         taken.append(address)
 
     server = StreamServer(("127.0.0.1", 0), handle=handle, spawn=Pool(2))

@@ -1,0 +1,26 @@
+"""What senders and runners saw with their own eyes: lines in a file, whatever becomes of them."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+class Evidence:
+    """A file that any number of processes add facts to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, fact: str, **facts: Any) -> None:
+        """Add one, whole or not at all: it survives a SIGKILL that comes a moment later."""
+        line = json.dumps({"fact": fact, **facts}).encode() + b"\n"
+        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        try:
+            os.write(file, line)
+        finally:
+            os.close(file)
+
+    def read(self) -> list[dict[str, Any]]:
+        """All that was added, in its order."""
+        return [json.loads(line) for line in self.path.read_text().splitlines()]

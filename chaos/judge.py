@@ -1,0 +1,71 @@
+"""The judge: holds what was seen against what is there in the end; no server has a say in it.
+
+Facts, by `chaos.evidence`: *sent* (entity, message), once a send was acknowledged; *held* (entity,
+epoch, holder), as a handler begins; *appended* (what it wrote), once that was acknowledged.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Facts = Sequence[Mapping[str, Any]]
+Streams = Mapping[str, Facts]
+"""The main stream of each entity, by its URL."""
+
+
+def judge(facts: Facts, streams: Streams, statuses: Mapping[str, str]) -> list[str]:
+    """What was broken of the promises, a sentence each; none where all were kept."""
+    return [
+        *_lost(facts, streams),
+        *_held_twice(facts),
+        *_written_past_the_fence(streams),
+        *_left_behind(statuses),
+    ]
+
+
+def _lost(facts: Facts, streams: Streams) -> Iterable[str]:
+    """What was acknowledged is there, once; and each message was handled."""
+    for url, events in streams.items():
+        inbox = Counter(event["key"] for event in events if event["type"] == "inbox")
+        written = Counter(event["key"] for event in events if event["type"] == "handled")
+        handled = {event["value"]["message"] for event in events if event["type"] == "handled"}
+        mine = [fact for fact in facts if fact.get("entity") == url]
+        for fact in mine:
+            if fact["fact"] == "sent" and inbox[fact["message"]] != 1:
+                yield f"{url} has message {fact['message']} {inbox[fact['message']]} times."
+            if fact["fact"] == "appended" and written[fact["id"]] != 1:
+                times = written[fact["id"]]
+                yield f"{url} has {fact['holder']}'s event {fact['id']} {times} times."
+        for message in inbox.keys() - handled:
+            yield f"{url} has message {message}, which nobody handled."
+
+
+def _held_twice(facts: Facts) -> Iterable[str]:
+    """An epoch is one holder's."""
+    holders = defaultdict(set)
+    for fact in facts:
+        if fact["fact"] == "held":
+            holders[fact["entity"], fact["epoch"]].add(fact["holder"])
+    for (url, epoch), who in holders.items():
+        if len(who) > 1:
+            yield f"Epoch {epoch} of {url} was held by {', '.join(sorted(who))}."
+
+
+def _written_past_the_fence(streams: Streams) -> Iterable[str]:
+    """Once a later claim has written, no earlier one does."""
+    for url, events in streams.items():
+        newest = 0
+        for event in events:
+            if event["type"] != "handled":
+                continue
+            epoch = event["value"]["epoch"]
+            if epoch < newest:
+                yield f"{url} took {event['value']['holder']}'s event of {epoch} after {newest}."
+            newest = max(newest, epoch)
+
+
+def _left_behind(statuses: Mapping[str, str]) -> Iterable[str]:
+    """Nothing runs when there is nothing to do."""
+    for url, status in statuses.items():
+        if status != "idle":
+            yield f"{url} is {status}, with nothing to do."

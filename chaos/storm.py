@@ -1,0 +1,250 @@
+"""The storm: a fleet under load, and what befalls it."""
+
+import asyncio
+import itertools
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+import psycopg
+
+from chaos.evidence import Evidence
+from tests.sdk.proxy import Proxy
+from tests.support import ROOT, Database, Server
+
+SERVERS, RUNNERS, ENTITIES = 2, 2, 6
+SETTLE_S = 40.0
+PRINCIPAL = {"Electric-Principal": "system:dev-local"}
+SETTINGS = {
+    "PULLWAKE_LOCK_TIMEOUT_MS": "2000",
+    "PULLWAKE_STATEMENT_TIMEOUT_MS": "4000",
+    "PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS": "1500",
+    "PULLWAKE_REAPER_INTERVAL_MS": "500",
+}
+NO_FENCE = """
+ALTER TABLE dispatch_wake DROP CONSTRAINT wake_generation_once;
+CREATE FUNCTION stay() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN NEW.generation := greatest(NEW.generation - 1, 1); RETURN NEW; END $$;
+CREATE TRIGGER stay BEFORE INSERT ON dispatch_wake FOR EACH ROW EXECUTE FUNCTION stay();
+CREATE TRIGGER stay BEFORE UPDATE ON dispatch_dispatchstate FOR EACH ROW
+WHEN (NEW.generation > OLD.generation) EXECUTE FUNCTION stay();
+"""
+"""Breaks the fence: an entity's generation does not rise, and its epoch is given again."""
+
+
+class Front(Proxy):
+    """The one address that runners and senders have: each connection is the next server's."""
+
+    def __init__(self, servers: list[Server]) -> None:
+        self._ports = itertools.cycle([server.port for server in servers])
+        super().__init__(0)
+
+    @property
+    def upstream(self) -> int:
+        return next(self._ports)
+
+    @upstream.setter
+    def upstream(self, _: int) -> None: ...
+
+
+class Storm:
+    """Servers, runners and senders; `rage` for a while, then `settle` and look."""
+
+    def __init__(self, database: Database, folder: Path, seed: int, say: Callable[[str], None]):
+        self.database = database
+        self.folder = folder
+        self.evidence = Evidence(folder / "evidence.jsonl")
+        self.random = random.Random(seed)
+        self.say = say
+        self.urls = [f"/agent/e{number}" for number in range(ENTITIES)]
+        self.sending = True
+        self._open = AsyncExitStack()
+        self._runners: list[subprocess.Popen[bytes]] = []
+
+    async def __aenter__(self) -> "Storm":
+        url = urlsplit(self.database.url)
+        assert url.port is not None
+        self.links = [await self._open.enter_async_context(Proxy(url.port)) for _ in range(SERVERS)]
+        self.servers = []
+        for number, link in enumerate(self.links):
+            there = url._replace(netloc=f"{url.netloc.rpartition(':')[0]}:{link.port}").geturl()
+            server = Server(there, self.folder / f"server-{number}.log", SETTINGS)
+            self._open.callback(server.close)
+            await asyncio.to_thread(server.start)
+            self.servers.append(server)
+        self.front = await self._open.enter_async_context(Front(self.servers))
+        self.http = await self._open.enter_async_context(
+            httpx2.AsyncClient(base_url=self.front.url, timeout=5, headers=PRINCIPAL)
+        )
+        self._open.callback(self._kill_runners)
+        for number in range(RUNNERS):
+            self._runners.append(self._start_runner(number))
+        for number, entity in enumerate(self.urls):
+            target = {"type": "runner", "runnerId": f"r{number % RUNNERS}"}
+            body = {"dispatch_policy": {"targets": [target]}}
+            await self._repeat("PUT", f"/_electric/entities{entity}", body, 201)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._open.aclose()
+
+    def _kill_runners(self) -> None:
+        for runner in self._runners:
+            runner.kill()
+            runner.wait()
+
+    def _start_runner(self, number: int) -> "subprocess.Popen[bytes]":
+        with (self.folder / f"runner-{number}.log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "chaos.runner", self.front.url, f"r{number}",
+                 self.evidence.path],
+                cwd=ROOT, stdout=log, stderr=log,
+            )  # fmt: skip
+
+    async def _repeat(self, method: str, path: str, body: Any, status: int) -> None:
+        """Ask until it is answered so, as whoever must know does."""
+        while True:
+            with suppress(httpx2.TransportError):
+                answer = await self.http.request(method, path, json=body)
+                if answer.status_code == status:
+                    return
+            await asyncio.sleep(0.1)
+
+    async def _send(self, entity: str) -> None:
+        for number in itertools.count():
+            if not self.sending:
+                return
+            key = f"m{number}"
+            await self._repeat(
+                "POST", f"/_electric/entities{entity}/send", {"payload": number, "key": key}, 200
+            )
+            self.evidence.add("sent", entity=entity, message=key)
+            await asyncio.sleep(0.2)
+
+    async def rage(self, seconds: float) -> None:
+        """Send all the while, and let something happen every second or two."""
+        over = asyncio.get_running_loop().time() + seconds
+        senders = [asyncio.create_task(self._send(entity)) for entity in self.urls]
+        while asyncio.get_running_loop().time() < over:
+            happening = self.random.choice(self.happenings())
+            self.say(happening.__name__.strip("_").replace("_", " "))
+            await happening()
+            await asyncio.sleep(self.random.uniform(0.5, 1.5))
+        self.sending = False
+        self.say("it is over; what was sent is waited for")
+        await asyncio.gather(*senders)
+
+    def happenings(self) -> list[Callable[[], Awaitable[None]]]:
+        """What may happen; whatever was ended is started again."""
+        return [
+            self._kill_a_server,
+            self._stop_a_server,
+            self._freeze_a_server,
+            self._kill_a_runner,
+            self._freeze_a_runner,
+            self._crash_the_database,
+            self._cut_runners_off,
+            self._cut_a_server_off_the_database,
+            self._let_a_servers_connections_to_the_database_go_dead,
+            self._delay_the_network,
+        ]
+
+    async def _kill_a_server(self) -> None:
+        server = self.random.choice(self.servers)
+        server.kill()
+        await asyncio.to_thread(server.start)
+
+    async def _stop_a_server(self) -> None:
+        server = self.random.choice(self.servers)
+        await asyncio.to_thread(server.stop)
+        await asyncio.to_thread(server.start)
+
+    async def _freeze_a_server(self) -> None:
+        process = self.random.choice(self.servers).process
+        assert process is not None
+        os.killpg(process.pid, signal.SIGSTOP)
+        await asyncio.sleep(3)
+        os.killpg(process.pid, signal.SIGCONT)
+
+    async def _kill_a_runner(self) -> None:
+        number = self.random.randrange(RUNNERS)
+        self._runners[number].kill()
+        self._runners[number].wait()
+        self._runners[number] = self._start_runner(number)
+
+    async def _freeze_a_runner(self) -> None:
+        """For longer than its leases: it comes back as one who was fenced."""
+        runner = self.random.choice(self._runners)
+        runner.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(4)
+        runner.send_signal(signal.SIGCONT)
+
+    async def _crash_the_database(self) -> None:
+        """PostgreSQL ends all sessions when one is killed, and recovers from its log."""
+        with suppress(psycopg.OperationalError), psycopg.connect(self.database.url) as connection:
+            os.kill(connection.info.backend_pid, signal.SIGKILL)
+            connection.execute("SELECT")
+        while True:
+            with suppress(psycopg.OperationalError), psycopg.connect(self.database.url):
+                return
+            await asyncio.sleep(0.1)
+
+    async def _cut_runners_off(self) -> None:
+        self.front.mode = "refuse"
+        await self.front.cut_all()
+        await asyncio.sleep(self.random.uniform(0.5, 3))
+        self.front.mode = "pass"
+
+    async def _cut_a_server_off_the_database(self) -> None:
+        link = self.random.choice(self.links)
+        link.mode = "refuse"
+        await link.cut_all()
+        await asyncio.sleep(self.random.uniform(0.5, 3))
+        link.mode = "pass"
+
+    async def _let_a_servers_connections_to_the_database_go_dead(self) -> None:
+        self.random.choice(self.links).blackhole()
+
+    async def _delay_the_network(self) -> None:
+        proxies = [self.front, *self.links]
+        for proxy in proxies:
+            proxy.delay, proxy.mode = 0.1, "delay"
+        await asyncio.sleep(2)
+        for proxy in proxies:
+            proxy.mode = "pass"
+
+    async def settle(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """The streams and the statuses of all entities, once all is done or too long has passed."""
+        over = asyncio.get_running_loop().time() + SETTLE_S
+        while True:
+            rows = await asyncio.to_thread(self._look)
+            if all(row[1] == row[2] and row[3] for row in rows):
+                break
+            if asyncio.get_running_loop().time() > over:
+                break
+            await asyncio.sleep(0.5)
+        streams, statuses = {}, {}
+        for entity in self.urls:
+            streams[entity] = (await self.http.get(f"{entity}/main?offset=-1", timeout=30)).json()
+            answer = await self.http.get(f"/_electric/entities{entity}", timeout=30)
+            statuses[entity] = answer.json()["status"]
+        return streams, statuses
+
+    def _look(self) -> list[tuple[Any, ...]]:
+        """Of each entity its messages, how many of them are handled, and whether nothing is on."""
+        return self.database.execute(
+            "WITH events AS (SELECT entity_id, data::jsonb AS e FROM dispatch_streamevent)"
+            " SELECT url, count(DISTINCT e ->> 'key') FILTER (WHERE e ->> 'type' = 'inbox'),"
+            " count(DISTINCT e -> 'value' ->> 'message') FILTER (WHERE e ->> 'type' = 'handled'),"
+            " NOT EXISTS (SELECT FROM claims_consumerclaim c"
+            " WHERE c.entity_id = n.id AND c.status = 'active')"
+            " FROM dispatch_entity n JOIN events ON entity_id = n.id GROUP BY n.id"
+        )
