@@ -1,7 +1,7 @@
 """The REST API of entities: made, read, changed and deleted; sent to, signalled and tagged."""
 
+from datetime import timedelta
 from typing import Annotated, Any, Literal, cast
-from urllib.parse import unquote
 
 import msgspec
 from django.http import HttpRequest, HttpResponse
@@ -13,7 +13,17 @@ from api.acting import (
     Actor,
     HandlerAuthentication,
 )
-from api.fields import RESERVED_TYPES, DispatchPolicy, Key, known, policy_to, principal_field
+from api.fields import (
+    RESERVED_TYPES,
+    DispatchPolicy,
+    EntityUrl,
+    Key,
+    ManifestKey,
+    is_utf8,
+    known,
+    policy_to,
+    principal_field,
+)
 from api.lists import answer_page
 from api.openapi import documented
 from api.views import ApiView, EntityResource
@@ -24,12 +34,17 @@ from core.errors import DuplicateUrl, Forbidden, InvalidRequest
 from core.identifiers import is_entity_url, is_id
 from core.principals import Principal
 from dispatch import entities, inbox, signals, types
+from dispatch.messages import Message
 from dispatch.models import STATUSES, Entity, EntityQuerySet
+from dispatch.streams import conditions
 
 Tags = dict[
     Annotated[str, Meta(min_length=1, max_length=256)], Annotated[str, Meta(max_length=4096)]
 ]
-EntityUrl = Annotated[str, Meta(pattern=r"^/[^/]{1,128}/[^/]{1,128}$(?!\n)")]
+
+
+MAX_DELAY_MS = 365 * 24 * 3_600_000
+"""The longest that a message is delayed."""
 
 
 class Sandbox(Body, frozen=True, kw_only=True):
@@ -43,6 +58,17 @@ class Sandbox(Body, frozen=True, kw_only=True):
     inherit: bool | UnsetType = UNSET
 
 
+class NewWatch(Body, frozen=True, kw_only=True):
+    """Wake the subscriber when this happens at the entity that is made."""
+
+    subscriberUrl: EntityUrl  # noqa: N815
+    condition: conditions.Condition
+    debounceMs: conditions.DebounceMs | UnsetType = UNSET  # noqa: N815
+    timeoutMs: conditions.TimeoutMs | UnsetType = UNSET  # noqa: N815
+    includeResponse: bool | UnsetType = UNSET  # noqa: N815
+    manifestKey: ManifestKey | UnsetType = UNSET  # noqa: N815
+
+
 class NewEntity(Body, frozen=True, kw_only=True):
     """An entity to be made."""
 
@@ -53,6 +79,7 @@ class NewEntity(Body, frozen=True, kw_only=True):
     initialMessageType: Key | UnsetType = UNSET  # noqa: N815
     parent: EntityUrl | UnsetType = UNSET
     sandbox: Sandbox | UnsetType = UNSET
+    wake: NewWatch | UnsetType = UNSET
 
 
 class EntityChange(Body, frozen=True, kw_only=True):
@@ -85,7 +112,10 @@ Mode = Literal["immediate", "queued", "paused", "steer"]
 
 
 class NewMessage(Body, frozen=True, kw_only=True):
-    """A message; ``from`` and ``from_principal`` are the server's to say, and passed over."""
+    """A message; ``from`` and ``from_principal`` are the server's to say, and passed over.
+
+    ``afterMs``: sent that much later, but accepted or refused now; nothing or less is at once.
+    """
 
     payload: Any
     key: Key | UnsetType = UNSET
@@ -93,7 +123,7 @@ class NewMessage(Body, frozen=True, kw_only=True):
     mode: Mode | UnsetType = UNSET
     position: Key | UnsetType = UNSET
     from_agent: EntityUrl | UnsetType = UNSET
-    afterMs: Annotated[float, Meta(le=0)] | UnsetType = UNSET  # noqa: N815
+    afterMs: Annotated[float, Meta(le=MAX_DELAY_MS)] | UnsetType = UNSET  # noqa: N815
 
 
 class MessageChange(Body, frozen=True, kw_only=True):
@@ -106,7 +136,7 @@ class MessageChange(Body, frozen=True, kw_only=True):
 
 
 class Sent(Body, frozen=True, kw_only=True):
-    """The transaction that a message was appended in."""
+    """The transaction that a message, or a manifest's entry, was or will be appended in."""
 
     txid: str
 
@@ -242,10 +272,14 @@ class EntityView(EntityResource):
                 details=[{"path": path, "message": "no id, or reserved"} for path in bad],
             )
         body = read(request, NewEntity, empty=True)
-        caller = self.actor.prove(body.parent or "", within=False)
+        watch = None if body.wake is UNSET else body.wake
+        about = [body.parent or "", watch.subscriberUrl if watch is not None else ""]
+        caller = self.actor.principal
+        for url in dict.fromkeys(filter(None, about)) or [""]:
+            caller = self.actor.prove(url, within=False)
         message = None
         if body.initialMessage is not UNSET:
-            message = entities.Message(
+            message = Message(
                 body.initialMessage,
                 caller.url,
                 type=body.initialMessageType or None,
@@ -262,6 +296,7 @@ class EntityView(EntityResource):
                 parent=body.parent or "",
                 sandbox=None if body.sandbox is UNSET else msgspec.to_builtins(body.sandbox),
                 message=message,
+                watch=None if watch is None else _watch(watch),
             )
         except DuplicateUrl as duplicate:
             existing = entities.find(type_name, name)
@@ -294,8 +329,20 @@ class EntityView(EntityResource):
     @documented("Delete an entity", answers={204: None})
     def delete(self, request: HttpRequest, type_name: str, name: str) -> HttpResponse:
         """Its stream goes with it, and an active claim is fenced."""
-        endings.delete_entity(self.entity(type_name, name))
+        entity = self.entity(type_name, name)
+        with self.recorded(entity, "Deleted"):
+            endings.delete_entity(entity)
         return HttpResponse(status=204)
+
+
+def _watch(asked: NewWatch) -> entities.Watch:
+    wish = conditions.wish(
+        asked.condition,
+        include_response=asked.includeResponse,
+        debounce_ms=asked.debounceMs,
+        timeout_ms=asked.timeoutMs,
+    )
+    return entities.Watch(asked.subscriberUrl, wish, asked.manifestKey or "")
 
 
 def _runner_id(policy: DispatchPolicy | UnsetType) -> str | None:
@@ -339,7 +386,7 @@ class SendView(ActorView):
             raise InvalidRequest.field(
                 "/from_agent", "believed only with that entity's write token, or of an agent"
             )
-        message = entities.Message(
+        message = Message(
             body.payload,
             self.actor.url,
             key=body.key or None,
@@ -349,7 +396,8 @@ class SendView(ActorView):
             principal=self.caller.url,
             agent=agent,
         )
-        return answer(Sent(txid=entities.send(entity, message)))
+        after = timedelta(milliseconds=max(body.afterMs or 0, 0))
+        return answer(Sent(txid=entities.send(entity, message, after)))
 
 
 class InboxView(ActorView):
@@ -389,8 +437,11 @@ class SignalView(ActorView):
             None if body.reason is UNSET else body.reason,
             body.payload,
         )
-        send = endings.kill if signal.name == "SIGKILL" else signals.send
-        done = send(entity, signal)
+        if signal.name == "SIGKILL":
+            with self.recorded(entity, "Killed"):
+                done = endings.kill(entity, signal)
+        else:
+            done = signals.send(entity, signal)
         return answer(
             SignalBody(
                 url=entity.url,
@@ -419,17 +470,13 @@ class TagView(ActorView):
         return self._set(type_name, name, key, None)
 
     def _set(self, type_name: str, name: str, key: str, value: str | None) -> HttpResponse:
-        if not 1 <= len(key) <= 256 or not key.isprintable() or not _is_utf8(self.request):
-            raise InvalidRequest.field("/key", "a tag's key is 1 to 256 printable characters")
+        require_key(self.request, key, "/key")
         entity = self.entity(type_name, name)
         txid = entities.set_tag(entity, key, value)
         return answer(entity_body(entities.find(type_name, name), txid))
 
 
-def _is_utf8(request: HttpRequest) -> bool:
-    """Whether the address is, as it was sent: Django escapes anew what is not."""
-    try:
-        unquote(request.META.get("RAW_URI", "").partition("?")[0], errors="strict")
-    except UnicodeDecodeError:
-        return False
-    return True
+def require_key(request: HttpRequest, key: str, path: str) -> None:
+    """Raise InvalidRequest for a key in the address that is none."""
+    if not 1 <= len(key) <= 256 or not key.isprintable() or not is_utf8(request):
+        raise InvalidRequest.field(path, "expected 1 to 256 printable characters")

@@ -1,7 +1,9 @@
 """Fields that the bodies of several resources share."""
 
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote
 
+from django.http import HttpRequest
 from msgspec import UNSET, Meta, UnsetType
 
 from core.bodies import Body
@@ -9,6 +11,8 @@ from core.errors import InvalidRequest
 from core.principals import Principal
 
 Key = Annotated[str, Meta(min_length=1, max_length=256)]
+ManifestKey = Annotated[str, Meta(min_length=1, max_length=1024)]
+EntityUrl = Annotated[str, Meta(pattern=r"^/[^/]{1,128}/[^/]{1,128}$(?!\n)")]
 
 RESERVED_TYPES = ("_electric",)
 """Entity types whose streams would stand where the API does."""
@@ -45,6 +49,15 @@ def policy_to(runner_id: str | None) -> DispatchPolicy | UnsetType:
     if runner_id is None:
         return UNSET
     return DispatchPolicy(targets=[Target(type="runner", runnerId=runner_id)])
+
+
+def is_utf8(request: HttpRequest) -> bool:
+    """Whether its address is, as it was sent: Django escapes anew what is not."""
+    try:
+        unquote(request.META.get("RAW_URI", "").partition("?")[0], errors="strict")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def principal_field(text: str, path: str) -> Principal:

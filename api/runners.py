@@ -8,6 +8,7 @@ from django.db.models import Q, Subquery
 from django.http import HttpRequest, HttpResponse
 from msgspec import UNSET, Meta, UnsetType
 
+from api.authentication import FOR_ONE_RUNNER, RunnerAuthentication
 from api.fields import principal_field
 from api.lists import answer_page
 from api.openapi import documented
@@ -172,10 +173,14 @@ def runner_body(runner: Runner) -> RunnerBody:
 class RunnersView(ApiView):
     """/_electric/runners"""
 
+    authentication_classes = (RunnerAuthentication,)
+
     @documented("Register a runner", body=Registration, answers={201: RunnerBody})
     def post(self, request: HttpRequest) -> HttpResponse:
         """Register a runner, or update one's own."""
         body = read(request, Registration)
+        if self.request.auth not in (None, body.id):
+            raise Forbidden(FOR_ONE_RUNNER)
         if body.owner_principal is not UNSET:
             owner = principal_field(body.owner_principal, "/owner_principal")
             if owner != self.caller:
@@ -201,6 +206,8 @@ class RunnersView(ApiView):
         if named is not None and principal_field(named, "/owner_principal") != self.caller:
             raise Forbidden("These are another principal's runners.")
         runners = Runner.objects.owned_by(self.caller).select_related("liveness")
+        if self.request.auth is not None:
+            runners = runners.filter(pk=self.request.auth)
         before = parameter(request, "before")
         if before is not None:
             last = runners.filter(pk=before)
@@ -230,7 +237,9 @@ class RunnerView(RunnerResource):
     @documented("Delete a runner", answers={204: None})
     def delete(self, request: HttpRequest, runner_id: str) -> HttpResponse:
         """Its claims expire and its entities are freed."""
-        endings.delete_runner(self.runner(runner_id).pk)
+        runner = self.runner(runner_id)
+        with self.recorded(runner, "Deleted"):
+            endings.delete_runner(runner.pk)
         return HttpResponse(status=204)
 
 
@@ -238,6 +247,7 @@ class HeartbeatView(RunnerResource):
     """/_electric/runners/:id/heartbeat"""
 
     find = staticmethod(registry.find_seen)
+    reports = True
 
     @documented("Report that a runner lives", body=Heartbeat, answers={200: RunnerBody})
     def post(self, request: HttpRequest, runner_id: str) -> HttpResponse:

@@ -3,7 +3,17 @@
 from django.urls import path, register_converter
 from django.urls.converters import PathConverter, StringConverter
 
-from api import claims, entities, runners, streams, types, webhook_sources
+from api import (
+    claims,
+    entities,
+    runners,
+    schedules,
+    shared_state,
+    streams,
+    types,
+    wakes,
+    webhook_sources,
+)
 from core.identifiers import ID_REGEX
 
 
@@ -41,9 +51,14 @@ urlpatterns = [
     path(f"{_ENTITY}/inbox/<text:key>", entities.InboxView.as_view()),
     path(f"{_ENTITY}/signal", entities.SignalView.as_view()),
     path(f"{_ENTITY}/tags/<text:key>", entities.TagView.as_view()),
+    path(f"{_ENTITY}/schedules/<text:sid>", schedules.ScheduleView.as_view()),
+    path("_electric/observations/cron/ensure-stream", schedules.CronStreamView.as_view()),
+    path("_electric/wake", wakes.WakeView.as_view()),
+    path("_electric/wake/unregister", wakes.UnregisterView.as_view()),
     path("_electric/entity-types", types.EntityTypesView.as_view()),
     path("_electric/entity-types/<id:name>", types.EntityTypeView.as_view()),
     path("_electric/entity-types/<id:name>/schemas", types.SchemasView.as_view()),
+    path("_electric/shared-state/<text:shared_id>", shared_state.SharedStateView.as_view()),
     path("_electric/webhook-sources", webhook_sources.WebhookSourcesView.as_view()),
     path("runners/<id:runner_id>/wake", streams.WakeStreamView.as_view()),
     path("<str:type_name>/<str:name>/main", streams.MainStreamView.as_view()),

@@ -10,8 +10,10 @@ from claims import lifecycle
 from claims.lifecycle import Expiry
 from claims.models import ConsumerClaim
 from core.errors import InvalidSignal
-from dispatch import entities, signals, wakes
+from core.principals import Principal
+from dispatch import entities, shared_states, signals, wakes
 from dispatch.models import DispatchState, Entity
+from dispatch.streams import registrations
 from runners import registry
 from runners.models import Runner
 
@@ -41,16 +43,28 @@ def kill(entity: Entity, signal: signals.Signal) -> signals.Signalled:
         holder = _fence(state)
         wakes.end(state, DispatchState.End.KILLED)
         signalled = signals.record(entity, state, signal, before=before, changed=True)
+        registrations.close(state, state.ended)
+        wakes.withdraw(state)
         wakes.save(state)
         _reemit_refused(holder)
     return signalled
 
 
 def delete_entity(entity: Entity) -> None:
-    """Delete an entity and its stream; an active claim is fenced. Raises NotFound."""
+    """Delete an entity, its stream, and the shared states that it alone has; an active claim is
+    fenced. Raises NotFound.
+    """
     with transaction.atomic():
         state = entities.lock(entity)
+        gone = shared_states.leave(entity)
         holder = _fence(state)
+        # Its claims are cut loose when it goes, and come before registrations in the lock order.
+        list(entity.claims.order_by("pk").select_for_update().values_list("pk"))
+        registrations.forget(
+            state,
+            lambda other: entities.may_read(entity, Principal.parse(other.created_by)),
+            gone,
+        )
         entity.delete()
         _reemit_refused(holder)
 
@@ -64,7 +78,9 @@ def delete_runner(runner_id: str) -> None:
     with transaction.atomic():
         runner = registry.lock(runner_id)
         states = _lock_concerned(runner)
-        for claim in runner.claims.active():
+        claims = list(runner.claims.active().order_by("pk").select_for_update())
+        registrations.lock_at(states.values())
+        for claim in claims:
             lifecycle.end(claim, states[claim.entity_id], Status.EXPIRED)
         for state in states.values():
             if state.runner_id == runner.pk:

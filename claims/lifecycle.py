@@ -68,6 +68,7 @@ from core.identifiers import hash_secret, new_secret
 from core.prepared import Insert, Param, Select, Update
 from dispatch import signals, wakes
 from dispatch.models import DispatchState, Entity, Wake
+from dispatch.streams import registrations
 from runners.models import Runner
 
 logger = logging.getLogger(__name__)
@@ -508,6 +509,8 @@ def end(
     transaction.on_commit(partial(logger.info, "claim ended: %s", status, extra=_facts(claim)))
     if state.signals_open and status != Status.FENCED:  # a fence is the entity's end
         signals.complete(state, claim.delivered_offset)
+    if status == Status.RELEASED:
+        registrations.released(state, claim.delivered_offset)
     if status == Status.RELEASED and not stalled:
         state.failures = 0
         state.retry_at = None
@@ -532,8 +535,10 @@ def wake_next(claim: ConsumerClaim, state: DispatchState) -> Wake | None:
     runner = claim.runner
     if runner is None or runner.max_concurrent_claims is None:
         return wakes.settle(state)
-    if state.runner_id is not None and state.runner_id < runner.pk:
-        # Two wake streams: their tails are locked in the order of their runners.
+    earlier = state.runner_id is not None and state.runner_id < runner.pk
+    if earlier or state.stop_requested:
+        # Two wake streams: their tails are locked in the order of their runners. And one that stops
+        # is closed for who watches it, which comes before any tail.
         next_wake = wakes.settle(state)
         reemit_refused(runner)
         return next_wake

@@ -9,15 +9,15 @@ from django.db.models import QuerySet
 from django.db.models.functions import Now
 
 from claims.models import ConsumerClaim, DeadLetter
-from dispatch.models import StreamEvent, Wake
+from dispatch.models import SharedStateEvent, SharedStateLink, StreamEvent, Timer, Wake
 
 BATCH = 1000
 """Rows deleted in one transaction."""
 
 
 def prunable() -> dict[str, "QuerySet[Any]"]:
-    """What may go, by name: ended claims, past wakes, the events of ended entities, and dead
-    letters that were redriven or cannot be.
+    """What may go, by name: ended claims, past wakes, failed timers, events of ended entities, and
+    of shared states that these alone have; dead letters that were redriven or cannot be.
     """
     before = Now() - timedelta(days=settings.PULLWAKE_RETENTION_DAYS)
     return {
@@ -30,6 +30,12 @@ def prunable() -> dict[str, "QuerySet[Any]"]:
         "dead letters": DeadLetter.objects.filter(given_up_at__lt=before).exclude(
             redriven_at=None, entity__dispatch_state__ended=""
         ),
+        "shared events": SharedStateEvent.objects.filter(created_at__lt=before).exclude(
+            state__name__in=SharedStateLink.objects.filter(
+                manifest="", entity__dispatch_state__ended=""
+            ).values("name")
+        ),
+        "timers": Timer.objects.failed().filter(failed_at__lt=before),
     }
 
 

@@ -13,7 +13,7 @@ from core.prepared import Param, Select
 from dispatch import wakes
 from dispatch.models import Entity
 from dispatch.streams import append as streams
-from dispatch.streams import producers
+from dispatch.streams import manifests, producers
 
 NOT_THE_HOLDER = "The token is not one of the entity's active claim."
 
@@ -64,8 +64,14 @@ def append(
     """Append events to the entity's main stream; it is not woken by them.
 
     Raises Unauthenticated unless the token is the active claim's write token, and what
-    `producers.advance` raises.
+    `producers.advance` and `manifests.orders` raise.
     """
+    watched = []
+    if manifests.ask_for_wakes(events):
+        require_holder(entity, token)
+        watched = manifests.orders_at_entities(events)
+    for order in watched:
+        wakes.watch(order.source_url, order.watched)
     with transaction.atomic():
         state = wakes.lock_of(entity.pk)
         if state is None:
@@ -75,4 +81,7 @@ def append(
         if appended.is_new:
             wakes.save(state)
         unseen = wakes.oldest_work(state, max(state.cursor, claim.delivered_offset))
+    for order in watched:
+        # What was being appended there meanwhile did not see the registration, and lies before it.
+        wakes.watch(order.source_url, order.watched)
     return Written(appended.is_new, appended.tail, unseen)

@@ -104,6 +104,7 @@ if DEVELOPMENT and not _is_loopback(HOST):
         )
     ALLOWED_HOSTS += [HOST, socket.gethostname()]
 
+PULLWAKE_API_DOCS = env.bool("PULLWAKE_API_DOCS", True)
 PULLWAKE_CORS_ORIGINS = env.list("PULLWAKE_CORS_ORIGINS", default=[])
 for _origin in PULLWAKE_CORS_ORIGINS:
     _parts = urlsplit(_origin)
@@ -157,6 +158,10 @@ PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS = _number(
 # What a peer has for its request, and for each 64 KiB of its answer.
 PULLWAKE_PEER_TIMEOUT_S = _number("PULLWAKE_PEER_TIMEOUT_S", 30, 1, 3_600)
 PULLWAKE_DRAIN_S = _number("PULLWAKE_DRAIN_S", 0, 0, 3_600)
+# For how long an access token is valid that is issued without a word of it; 0 is until revoked.
+PULLWAKE_TOKEN_DAYS = _number("PULLWAKE_TOKEN_DAYS", 0 if DEVELOPMENT else 90, 0, 36_500)
+# Whether what only reports, as heartbeats do, is a line of the audit log, too.
+PULLWAKE_AUDIT_REPORTS = env.bool("PULLWAKE_AUDIT_REPORTS", not DEVELOPMENT)
 PULLWAKE_RETENTION_DAYS = _number("PULLWAKE_RETENTION_DAYS", 30, 1, 36_500)
 # What one principal may: 0 is without a limit. The first two are of each worker process.
 PULLWAKE_RATE_PER_S = _number("PULLWAKE_RATE_PER_S", 2_000, 0, 1_000_000)
@@ -164,6 +169,7 @@ PULLWAKE_MAX_STREAMS = _number("PULLWAKE_MAX_STREAMS", 15_000, 0, 1_000_000)
 PULLWAKE_MAX_RUNNERS = _number("PULLWAKE_MAX_RUNNERS", 100_000, 0, 10**9)
 PULLWAKE_MAX_ENTITIES = _number("PULLWAKE_MAX_ENTITIES", 1_000_000, 0, 10**9)
 PULLWAKE_MAX_TYPES = _number("PULLWAKE_MAX_TYPES", 1_000, 0, 10**9)
+PULLWAKE_MAX_SHARED_STATES = _number("PULLWAKE_MAX_SHARED_STATES", 100_000, 0, 10**9)
 PULLWAKE_MAX_PRODUCERS = _number("PULLWAKE_MAX_PRODUCERS", 10_000, 0, 10**9)
 
 # --- Database ---------------------------------------------------------------------------------
@@ -273,6 +279,7 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     # For pages; the API goes through config.serving.application's.
     "django.middleware.security.SecurityMiddleware",
+    "config.serving.pages.with_policy",
     "config.serving.passwords.LoginTurns",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",

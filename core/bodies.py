@@ -252,8 +252,10 @@ def _container(kind: Any, value: Any) -> Any:
         return kind if isinstance(value, list) else None
     if get_origin(kind) is dict:
         return kind if isinstance(value, dict) else None
-    is_struct = isinstance(kind, type) and issubclass(kind, Struct)
-    return kind if is_struct and isinstance(value, dict) else None
+    if not (isinstance(kind, type) and issubclass(kind, Struct) and isinstance(value, dict)):
+        return None
+    tag = kind.__struct_config__.tag_field
+    return kind if tag is None or value.get(tag) == kind.__struct_config__.tag else None
 
 
 def _sentence(details: list[dict[str, str]], exc: Exception) -> str:

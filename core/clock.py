@@ -1,6 +1,6 @@
 """Times: the database's, which alone decides, and their form on the wire."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from django.db import models
@@ -39,6 +39,15 @@ def with_now(rows: Rows) -> Rows:
 def iso(when: datetime) -> str:
     """ISO-8601 UTC with milliseconds and Z."""
     return when.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+
+
+def from_iso(text: str) -> datetime:
+    """The moment that an ISO-8601 text names; without a zone it is UTC's. Raises ValueError."""
+    moment = datetime.fromisoformat(text)
+    try:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("out of range") from None
 
 
 def iso_or_none(when: datetime | None) -> str | None:

@@ -1,7 +1,10 @@
-"""What a database's refusal means: that the same request may succeed a little later, or not."""
+"""What a database's refusal means, and how long statements take and commits wait."""
+
+from typing import Any
 
 import psycopg
 from django.db import DatabaseError, InterfaceError, OperationalError, connection
+from django.db.models import BooleanField, Func
 from psycopg.errors import (
     IdleInTransactionSessionTimeout,
     LockNotAvailable,
@@ -29,12 +32,39 @@ def is_lock_refused(exc: BaseException) -> bool:
     return isinstance(_cause(exc), LockNotAvailable)
 
 
+def lock_name(name: str) -> None:
+    """Keep others that lock this name waiting until the transaction ends.
+
+    For rows that are yet to come, which nobody can lock. On SQLite writers wait for each other.
+    """
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [name])
+
+
 def take_as_long_as_needed() -> None:
     """Let this transaction's statements run without a limit: for commands, not for requests."""
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
             for name in ("statement_timeout", "idle_in_transaction_session_timeout"):
                 cursor.execute(f"SET LOCAL {name} = 0")
+
+
+class Unflushed(Func):
+    """A condition that always holds: what its statement writes need not be on the disk to commit.
+
+    For what repeats itself: a crash of the database may lose the last moments of it.
+    """
+
+    output_field = BooleanField()
+
+    def as_postgresql(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        """The setting lasts as long as the transaction."""
+        return "SET_CONFIG('synchronous_commit', 'off', TRUE) = 'off'", []
+
+    def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        """SQLite's commits wait for no disk as it is."""
+        return "1", []
 
 
 def _cause(exc: BaseException) -> BaseException | None:

@@ -3,6 +3,7 @@
 import hashlib
 import re
 import secrets
+from urllib.parse import unquote
 
 from core.errors import NotFound
 
@@ -27,6 +28,24 @@ def is_entity_url(text: str) -> bool:
     """Whether this may be an entity's URL, ``/type/id``."""
     root, *ids = text.split("/")
     return not root and len(ids) == 2 and all(map(is_id, ids))
+
+
+SHARED_STATE_PREFIX = "/_electric/shared-state/"
+MAX_SHARED_STATE_NAME = 512
+"""Characters."""
+
+
+def is_shared_state_name(text: str) -> bool:
+    """Whether this may be a shared state's id: slashes are as good as other characters."""
+    return 1 <= len(text) <= MAX_SHARED_STATE_NAME and text.isprintable()
+
+
+def shared_state_name(url: str) -> str | None:
+    """The id in a shared state's URL, of which characters may be encoded; None in another's."""
+    if not url.startswith(SHARED_STATE_PREFIX):
+        return None
+    name = unquote(url.removeprefix(SHARED_STATE_PREFIX), errors="replace")
+    return name if is_shared_state_name(name) else None
 
 
 def require_id(*ids: str) -> None:

@@ -9,9 +9,10 @@ from urllib.parse import quote, unquote
 
 _KEY = re.compile(r"(user|agent|service|system):([^/\x00-\x1f\x7f]+)")
 URL_PREFIX = "/principal/"
-# What encodeURIComponent leaves alone, so that both ends write the same URL.
-_UNENCODED = "!'()*"
-URL_CHARACTERS = f"{string.ascii_letters}{string.digits}_.-~%{_UNENCODED}"
+# So that both ends write the same URL.
+UNENCODED = "!'()*"
+"""What encodeURIComponent leaves alone besides letters, digits and ``_.-~``."""
+URL_CHARACTERS = f"{string.ascii_letters}{string.digits}_.-~%{UNENCODED}"
 """All that a canonical URL holds after its prefix."""
 MAX_URL_LENGTH = 512
 
@@ -36,7 +37,7 @@ class Principal:
     @property
     def url(self) -> str:
         """The canonical URL, the only form that is stored or compared."""
-        return URL_PREFIX + quote(self.key, safe=_UNENCODED)
+        return URL_PREFIX + quote(self.key, safe=UNENCODED)
 
     @classmethod
     def parse(cls, text: str) -> "Principal":

@@ -7,8 +7,7 @@ ends with `wakes.settle`, all in one transaction.
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
 
 import msgspec
 from django.conf import settings
@@ -32,7 +31,8 @@ from core.errors import (
 from core.identifiers import new_id, new_txid, require_id
 from core.prepared import Param, Select
 from core.principals import Principal
-from dispatch import schemas, types, wakes
+from dispatch import schemas, timers, types, wakes
+from dispatch.messages import Message
 from dispatch.models import (
     DispatchState,
     Entity,
@@ -42,31 +42,14 @@ from dispatch.models import (
     Wake,
     subscription_key,
 )
-from dispatch.streams import log, work
+from dispatch.streams import log, registrations, work
+from dispatch.streams.conditions import Wish
+from dispatch.streams.registrations import Order
 from runners import registry
 from runners.models import Runner
 
 MAX_TAGS_BYTES = 64 * 1024
 """All tags of an entity, as JSON."""
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """What is sent to an entity.
-
-    ``sender`` is a principal's or an entity's URL; ``principal`` that of the principal whose
-    rights held, ``agent`` that of the entity that speaks. Without a ``position`` a queued message
-    goes to the end of the queue.
-    """
-
-    payload: Any
-    sender: str
-    key: str | None = None
-    type: str | None = None
-    mode: str = "immediate"
-    position: str | None = None
-    principal: str | None = None
-    agent: str | None = None
 
 
 _ENTITY = Select(
@@ -81,6 +64,17 @@ def find(type_name: str, name: str) -> Entity:
     if entity is None:
         raise NotFound(f"There is no entity /{type_name}/{name}.")
     return entity
+
+
+def find_at(url: str) -> Entity:
+    """`find` by an entity's URL. Raises NotFound."""
+    _, type_name, name = url.split("/")
+    return find(type_name, name)
+
+
+def at(url: str) -> Entity | None:
+    """The entity at this URL, as `find` finds it, or None."""
+    return _ENTITY.first(url=url)
 
 
 # --- Who may ----------------------------------------------------------------------------------
@@ -120,7 +114,23 @@ def lineage(url: str) -> RawSQL:
     return RawSQL(_LINEAGE, [url])  # noqa: S611  the URL is a parameter
 
 
+def is_near(held: Entity, entity: Entity) -> bool:
+    """Whether an entity is the held one, its parent, or a descendant of it."""
+    if entity == held or (entity.url == held.parent and entity.pk < held.pk):
+        return True
+    return Entity.objects.filter(pk=held.pk, pk__in=lineage(entity.url)).exists()
+
+
 # --- Entities ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """That an entity, the subscriber, is to be woken for what happens at the one that is made."""
+
+    subscriber: str
+    wish: Wish
+    manifest_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,15 +156,17 @@ def create(
     parent: str = "",
     sandbox: JsonObject | None = None,
     message: Message | None = None,
+    watch: Watch | None = None,
 ) -> tuple[Entity, int]:
     """Make an entity, and wake it if it is made with a first message: it, and the call's txid.
 
     All of it or nothing.
 
     Raises, in this order: Forbidden where the type is registered and not open to the caller;
-    NotFound for a parent, Forbidden for one that is not the caller's to act on; the same for the
-    runner; InvalidRequest where args, message or sandbox are not what is asked for; DuplicateUrl;
-    RateLimited past PULLWAKE_MAX_ENTITIES.
+    NotFound for a parent, Forbidden for one that is not the caller's to act on; the same for who is
+    to ``watch`` it, and for the runner; InvalidRequest where args, message or sandbox are not what
+    is asked for; DuplicateUrl; RateLimited past PULLWAKE_MAX_ENTITIES; NotRunning for a subscriber
+    at its end.
     """
     url = f"/{type_name}/{name}"
     entity_type = types.find(type_name)
@@ -162,7 +174,8 @@ def create(
         entity_type, caller, types.SPAWN, types.MANAGE
     ):
         raise Forbidden(f"Entities of type {type_name} are not the caller's to make.")
-    above = _find_parent(caller, parent) if parent else None
+    above = _find_own(caller, parent, "parent") if parent else None
+    subscriber = None if watch is None else _find_own(caller, watch.subscriber, "subscriber")
     target = _target(caller, runner_id, above, entity_type)
     runner = None if target is None else target.check(registry.find(target.runner_id))
     if entity_type is not None and entity_type.creation_schema is not None:
@@ -196,18 +209,22 @@ def create(
         log.append(state, _created_events(entity, entity_type, state.now, txid))
         state.cursor = state.tail
         if message is not None:
-            _deliver(state, message)
+            deliver(state, message, str(uuid.uuid4()))
+        if watch is not None and subscriber is not None:
+            # Last: how it began is no news to who had it made.
+            order = Order(url, watch.wish, watch.manifest_key)
+            state.watched = max(state.watched, order.watched)
+            registrations.register(subscriber, order)
         wakes.settle(state)
     entity.dispatch_state = state
     return entity, txid
 
 
-def _find_parent(caller: Principal, url: str) -> Entity:
-    _, type_name, name = url.split("/")
-    parent = find(type_name, name)
-    if not may_act(parent, caller):
-        raise Forbidden(f"The parent {url} is not the caller's to act on.")
-    return parent
+def _find_own(caller: Principal, url: str, role: str) -> Entity:
+    entity = find_at(url)
+    if not may_act(entity, caller):
+        raise Forbidden(f"The {role} {url} is not the caller's to act on.")
+    return entity
 
 
 def _target(
@@ -262,13 +279,13 @@ def update(
     with transaction.atomic():
         runner = registry.lock_own(caller, runner_id) if runner_id is not None else None
         state = lock(entity)
-        if runner is not None:
-            wakes.redirect(state, runner)
         if tags is None:
             Entity.objects.filter(pk=entity.pk).update(updated_at=Now())
         else:
             known = Entity.objects.values_list("tags", flat=True).get(pk=entity.pk)
             _replace_tags(state, known, dict(tags), new_txid())
+        if runner is not None:
+            wakes.redirect(state, runner)
         wakes.settle(state)
 
 
@@ -379,29 +396,45 @@ def _replace_tags(
 # --- Messages ---------------------------------------------------------------------
 
 
-def send(entity: Entity, message: Message) -> str:
+def send(entity: Entity, message: Message, after: timedelta = timedelta()) -> str:
     """Append a message to the entity's stream and wake it: the message's txid.
 
+    ``after``: not now, but this much later, by `dispatch.timers`; it is accepted or refused now.
     A key that was sent before is the same message: the first stands, and its txid is answered.
     Raises NotRunning for an entity that is stopping, stopped or killed, InvalidRequest for a
     payload that its type does not allow.
     """
-    problem = _problem_with(entity, message)
+    problem = problem_with(entity, message)
     with transaction.atomic():
         state = lock(entity)
-        if message.key is not None:
-            first = StreamEvent.objects.filter(entity=entity, message_key=message.key).first()
-            if first is not None:
-                known: str = msgspec.json.decode(first.data)["headers"]["txid"]
-                return known
+        known = None if message.key is None else _txid_of(entity, message.key, delayed=bool(after))
+        if known is not None:
+            return known
         closed = why_not_sent(state)
         if closed is not None:
             raise closed
         if problem is not None:
             raise problem
-        txid = _deliver(state, message)
-        wakes.settle(state)
+        txid = str(uuid.uuid4())
+        if after:
+            timers.delay(entity, message, txid, state.now + after)
+        else:
+            deliver(state, message, txid)
+            wakes.settle(state)
     return txid
+
+
+def _txid_of(entity: Entity, key: str, *, delayed: bool) -> str | None:
+    """The txid of the message that has this key already, or None.
+
+    Where one that is to be sent now has the key of a delayed one, the latter is not sent any more
+    when its time comes.
+    """
+    first = StreamEvent.objects.filter(entity=entity, message_key=key).first()
+    if first is not None:
+        known: str = msgspec.json.decode(first.data)["headers"]["txid"]
+        return known
+    return timers.txid_of(entity, key) if delayed else None
 
 
 def why_not_sent(state: DispatchState) -> NotRunning | None:
@@ -409,7 +442,7 @@ def why_not_sent(state: DispatchState) -> NotRunning | None:
     return NotRunning("The entity is stopping, stopped or killed.") if state.closed else None
 
 
-def _problem_with(entity: Entity, message: Message) -> InvalidRequest | None:
+def problem_with(entity: Entity, message: Message) -> InvalidRequest | None:
     """What its type has against a message: found before the lock, for a check takes its time."""
     if message.type is None:  # only a typed one has a schema
         return None
@@ -420,8 +453,11 @@ def _problem_with(entity: Entity, message: Message) -> InvalidRequest | None:
     return None
 
 
-def _deliver(state: DispatchState, message: Message) -> str:
-    txid = str(uuid.uuid4())
+def deliver(state: DispatchState, message: Message, txid: str) -> None:
+    """Append a message to the stream of an entity whose locked state this is; the caller settles.
+
+    Raises IntegrityError for a key that was sent before.
+    """
     value: JsonObject = {
         "from": message.sender,
         "payload": message.payload,
@@ -448,7 +484,6 @@ def _deliver(state: DispatchState, message: Message) -> str:
     log.append(state, [event], message_key=key)
     # News is worth a try at once, whatever failed before.
     state.retry_at = None
-    return txid
 
 
 def end_of_queue(state: DispatchState) -> str:

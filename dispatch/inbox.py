@@ -55,17 +55,18 @@ def _completed(state: DispatchState, known: JsonObject, change: JsonObject) -> J
         raise InvalidRequest.field("/status", "only messages of mode queued or paused wait")
     if "mode" in value:
         value.setdefault("status", "pending" if waits else "processed")
-    if value.get("status") == "pending" and known.get("status") != "pending":
-        value |= {"mode": mode}
-        if "position" not in value:
-            value["position"] = entities.end_of_queue(state)
-    if value.get("status") == "processed" and known.get("status") == "pending":
+    status, waited = value.get("status"), known.get("status") == "pending"
+    if status == "pending" and not waited:
+        value["mode"] = mode
+        value.setdefault("position", entities.end_of_queue(state))
+    if status == "processed" and waited:
         value["processed_at"] = iso(state.now)
-        # Taken out of the queue to be given at once: a handler is called for what has a payload.
-        if "mode" in change and "status" not in change and "payload" in known:
-            value.setdefault("payload", known["payload"])
-    if value.get("status") == "cancelled":
+    if status == "cancelled":
         value["cancelled_at"] = iso(state.now)
+    # To be done from now on, and not since it was sent: handlers are given what came since.
+    moved = "mode" in value and change.get("status") in (None, "pending") and mode != "paused"
+    if moved and (waited or waits or mode != known.get("mode")) and "payload" in known:
+        value.setdefault("payload", known["payload"])
     return value
 
 

@@ -6,14 +6,17 @@ state, which knows the epoch of the claim that holds the entity.
 """
 
 import hashlib
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 
 from django.db import models
 from django.db.models import Count, F, OuterRef, Q, Subquery
 from django.db.models.functions import Coalesce, Now
 from django.db.models.lookups import Exact
 
+from core.identifiers import SHARED_STATE_PREFIX
+from core.principals import UNENCODED
 from runners.models import JSON, PrincipalField, Runner, canonical
 
 
@@ -259,6 +262,9 @@ class DispatchState(models.Model):
         null=True,
         help_text="of the first work that the active claim was given, 0 for a queued message"
         " alone; null once it took one of those",
+    )
+    claimed_tail = models.PositiveBigIntegerField(
+        default=0, db_default=0, help_text="the tail when the active claim was made"
     )
     signals_open = models.BooleanField(
         default=False,
@@ -509,13 +515,21 @@ class QueuedMessage(models.Model):
         return f"queued message {self.key} of entity {self.entity_id}"
 
 
-class Producer(models.Model):
+class ProducerPlace(models.Model):
+    """How far an idempotent producer has written to a stream."""
+
+    epoch = models.PositiveBigIntegerField()
+    seq = models.PositiveBigIntegerField(help_text="the newest accepted")
+
+    class Meta:
+        abstract = True
+
+
+class Producer(ProducerPlace):
     """How far an idempotent producer has written to an entity's main stream."""
 
     entity = models.ForeignKey(Entity, on_delete=models.CASCADE, related_name="producers")
     producer_id = models.CharField(max_length=256)
-    epoch = models.PositiveBigIntegerField()
-    seq = models.PositiveBigIntegerField(help_text="the newest accepted")
 
     class Meta:
         default_permissions = ()
@@ -525,6 +539,113 @@ class Producer(models.Model):
 
     def __str__(self) -> str:
         return f"producer {self.producer_id} of entity {self.entity_id}"
+
+
+class SharedState(models.Model):
+    """A stream that several entities write to and read; it goes with the last that has it.
+
+    `dispatch.shared_states` makes and deletes these, and says who may use one.
+    """
+
+    name = models.CharField(max_length=512)
+    tail = models.PositiveBigIntegerField(default=0, help_text="offset of the newest event")
+    created_by = PrincipalField()
+    created_at = models.DateTimeField(db_default=Now())
+
+    now: datetime  # of `core.clock.with_now`
+
+    class Meta:
+        default_permissions = ("view",)
+        indexes = [
+            models.Index(fields=["created_by"], name="shared_state_creator"),
+        ]
+        constraints = [
+            models.UniqueConstraint(fields=["name"], name="shared_state_name_once"),
+            models.CheckConstraint(
+                condition=canonical("created_by"), name="shared_state_creator_url"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def stream_path(self) -> str:
+        """Where it is read and written, and what registrations know it by."""
+        return f"{SHARED_STATE_PREFIX}{self.name}"
+
+    @property
+    def urls(self) -> list[str]:
+        """How it may be named as a source: its characters as they are, or encoded."""
+        encoded = quote(self.name, safe=UNENCODED)
+        return sorted({self.stream_path, f"{SHARED_STATE_PREFIX}{encoded}"})
+
+
+class SharedStateEvent(models.Model):
+    """An event of a shared state, as the JSON text that readers get."""
+
+    state = models.ForeignKey(
+        SharedState, on_delete=models.CASCADE, related_name="events", db_index=False
+    )
+    offset = models.PositiveBigIntegerField()
+    data = models.TextField()
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(
+                fields=["state", "offset"], name="shared_state_event_offset_once"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"event {self.offset} of shared state {self.state_id}"
+
+
+class SharedStateProducer(ProducerPlace):
+    """How far an idempotent producer has written to a shared state."""
+
+    state = models.ForeignKey(SharedState, on_delete=models.CASCADE, related_name="producers")
+    producer_id = models.CharField(max_length=1024)
+
+    class Meta:
+        default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(
+                fields=["state", "producer_id"], name="shared_state_producer_once"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"producer {self.producer_id} of shared state {self.state_id}"
+
+
+class SharedStateLink(models.Model):
+    """That an entity has a shared state, or observes one, which may be yet to come."""
+
+    entity = models.ForeignKey(
+        Entity, on_delete=models.CASCADE, related_name="shared_state_links", db_index=False
+    )
+    name = models.CharField(max_length=512)
+    manifest = models.CharField(
+        max_length=64,
+        blank=True,
+        default="",
+        help_text="SHA-256 of the key of the manifest event that says so; empty: it has it",
+    )
+
+    class Meta:
+        default_permissions = ()
+        indexes = [models.Index(fields=["name"], name="shared_state_linked")]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["entity", "manifest", "name"], name="shared_state_link_once"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"link of entity {self.entity_id} to shared state {self.name}"
 
 
 class RegistrationQuerySet(models.QuerySet["Registration"]):
@@ -566,10 +687,20 @@ class Registration(models.Model):
     last_offset = models.PositiveBigIntegerField(
         null=True, help_text="in the source, of the newest that matched"
     )
+    told_given = models.PositiveBigIntegerField(
+        null=True, help_text="the first work of the claim whose completed run was told of last"
+    )
+    told_epoch = models.PositiveBigIntegerField(null=True, help_text="of that claim")
+    told_tail = models.PositiveBigIntegerField(
+        null=True, help_text="the source's tail when that claim was made"
+    )
     first_at = models.DateTimeField(null=True, help_text="when the oldest undelivered matched")
     deliver_at = models.DateTimeField(null=True, help_text="when its deliveries are due")
     timeout_at = models.DateTimeField(null=True, help_text="when its wait is over")
     tick_at = models.DateTimeField(null=True, help_text="when a cron source ticks next")
+    payload = models.TextField(
+        blank=True, default="", db_default="", help_text="told at each tick, as JSON"
+    )
     due_at = models.DateTimeField(null=True, help_text="the earliest of these three")
     closed = models.BooleanField(
         default=False, help_text="its source is at its end: it goes with its last delivery"
@@ -624,3 +755,125 @@ class Delivery(models.Model):
 
     def __str__(self) -> str:
         return f"delivery {self.offset} of registration {self.registration_id}"
+
+
+class TimerQuerySet(models.QuerySet["Timer"]):
+    """Timers, by whether they are still to fire."""
+
+    def pending(self) -> "TimerQuerySet":
+        """Not fired yet: those that have are gone."""
+        return self.filter(failed_at=None)
+
+    def due(self) -> "TimerQuerySet":
+        """To fire now."""
+        return self.pending().filter(due_at__lte=Now())
+
+    def late(self) -> "TimerQuerySet":
+        """To fire a while ago: nobody fires them."""
+        return self.pending().filter(due_at__lte=Now() - LATE)
+
+    def failed(self) -> "TimerQuerySet":
+        """Whose message could not be sent."""
+        return self.filter(failed_at__isnull=False)
+
+    def with_owner_url(self) -> "TimerQuerySet":
+        """With ``owner_url``: of whose schedule it is, or None."""
+        return self.annotate(owner_url=F("owner__url"))
+
+
+LATE = timedelta(seconds=10)
+"""A timer that is due for longer is late."""
+
+
+class Timer(models.Model):
+    """A message to be sent once, at a time: a delayed send, or an entity's own schedule.
+
+    The transaction that sends it deletes the row. What could not be sent stays for operators to
+    see. `dispatch.timers` alone writes these; nothing of one that is pending ever changes.
+    """
+
+    target = models.ForeignKey(
+        Entity,
+        null=True,
+        on_delete=models.SET_NULL,
+        related_name="timers",
+        help_text="whom the message is for; null once it was deleted",
+    )
+    target_url = models.CharField(max_length=258)
+    key = models.CharField(max_length=256, help_text="of the message")
+    message = models.TextField(help_text="as JSON")
+    txid = models.CharField(max_length=36, help_text="which the message will bear")
+    owner = models.ForeignKey(
+        Entity,
+        null=True,
+        on_delete=models.CASCADE,
+        related_name="schedules",
+        help_text="whose schedule it is; null of a delayed send",
+    )
+    schedule = models.CharField(max_length=256, blank=True, default="")
+    entry = models.TextField(
+        blank=True, default="", help_text="of a schedule in its owner's manifest, as JSON"
+    )
+    principal = PrincipalField(null=True, help_text="whose rights a schedule's is sent with")
+    near_only = models.BooleanField(
+        default=False, help_text="sent to its owner's parent and descendants, and no further"
+    )
+    due_at = models.DateTimeField()
+    failed_at = models.DateTimeField(null=True)
+    error = models.TextField(blank=True, default="", help_text="why it cannot be sent")
+    created_at = models.DateTimeField(db_default=Now())
+
+    objects = TimerQuerySet.as_manager()
+
+    now: datetime  # of `core.clock.with_now`
+
+    class Meta:
+        default_permissions = ("view",)
+        indexes = [
+            models.Index(
+                fields=["due_at", "id"], name="timer_due", condition=Q(failed_at__isnull=True)
+            ),
+            models.Index(
+                fields=["failed_at"], name="timer_failed", condition=Q(failed_at__isnull=False)
+            ),
+        ]
+        constraints = [
+            # Of schedules several may send the same message: the first does.
+            models.UniqueConstraint(
+                fields=["target", "key"],
+                name="timer_message_once",
+                condition=Q(failed_at__isnull=True, owner__isnull=True),
+            ),
+            models.UniqueConstraint(
+                fields=["owner", "schedule"],
+                name="timer_schedule_once",
+                condition=Q(owner__isnull=False),
+            ),
+            models.CheckConstraint(
+                condition=Q(owner__isnull=True, principal__isnull=True, schedule="", entry="")
+                | Q(owner__isnull=False, principal__isnull=False, schedule__gt="", entry__gt=""),
+                name="timer_schedule_of_an_owner",
+            ),
+            models.CheckConstraint(
+                condition=Q(failed_at__isnull=True) | Q(error__gt=""),
+                name="timer_failed_for_a_reason",
+            ),
+            models.CheckConstraint(condition=canonical("principal"), name="timer_principal_url"),
+        ]
+
+    def __str__(self) -> str:
+        return f"timer {self.pk} for {self.target_url}"
+
+    @property
+    def name(self) -> str:
+        """What an operator calls it."""
+        return f"schedule {self.schedule}" if self.schedule else "delayed send"
+
+    @property
+    def state(self) -> str:
+        """pending, due, late or failed; with ``now``."""
+        if self.failed_at is not None:
+            return "failed"
+        if self.due_at > self.now:
+            return "pending"
+        return "late" if self.due_at <= self.now - LATE else "due"

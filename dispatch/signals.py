@@ -76,7 +76,8 @@ def send(entity: Entity, signal: Signal) -> Signalled:
 
 
 def _change(state: DispatchState, name: str) -> bool:
-    """Whether the signal changed anything; stopping an unclaimed entity is left to `settle`."""
+    """Whether the signal changed anything; stopping an unclaimed entity is left to `settle`, and so
+    is what becomes of its wake."""
     if state.stop_requested:
         return False
     if name == "SIGTERM":
@@ -84,8 +85,6 @@ def _change(state: DispatchState, name: str) -> bool:
         return True
     pause = name == "SIGSTOP"
     changed = state.paused != pause
-    if pause:
-        wakes.withdraw(state)
     state.paused = pause
     return changed
 

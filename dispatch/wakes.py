@@ -19,17 +19,21 @@ Lock order: dispatch state, claim, wake, then the tail of the runner's wake stre
 must not be deleted is locked before all.
 """
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
+from functools import partial
 
 from django.conf import settings
 from django.db import OperationalError, connection, transaction
 from django.db.models import DateTimeField, ExpressionWrapper, F, Q, Subquery
-from django.db.models.functions import Now
+from django.db.models.functions import Greatest, Now
 
 from core.clock import Milliseconds, epoch_ms, with_now
 from core.database import is_lock_refused
 from core.identifiers import new_id
 from core.prepared import Insert, Param, Select, Update, Values, save_all
+from dispatch import timers
 from dispatch.models import (
     DispatchState,
     DispatchStateQuerySet,
@@ -38,7 +42,7 @@ from dispatch.models import (
     Wake,
     WakeQuerySet,
 )
-from dispatch.streams import waiters
+from dispatch.streams import registrations, waiters
 from runners.models import Runner, WakeStream
 
 MAX_DELAY = timedelta(hours=1)
@@ -115,7 +119,8 @@ def _can_skip_locked() -> bool:
 
 def begin(entity: Entity, runner: Runner | None) -> DispatchState:
     """The dispatch state, locked, of an entity that has just been made."""
-    DispatchState.objects.create(entity=entity, runner=runner)
+    watched = registrations.watched_from_birth(entity.url)
+    DispatchState.objects.create(entity=entity, runner=runner, watched=watched)
     (state,) = lock(DispatchState.objects.filter(entity=entity))
     return state
 
@@ -128,6 +133,16 @@ def save(state: DispatchState) -> None:
     _SAVE.count(**vars(state))
 
 
+def watch(url: str, level: DispatchState.Watched) -> bool:
+    """Have the entity at a URL look for registrations from now on: whether there is one.
+
+    It is locked until the transaction ends. Outside of one, whatever is being appended to its
+    stream is waited for.
+    """
+    states = DispatchState.objects.filter(entity__url=url)
+    return bool(states.update(watched=Greatest("watched", level)))
+
+
 def due(state: DispatchState) -> bool:
     """Whether the entity may be woken now, were it neither claimed nor woken."""
     retry_over = state.retry_at is None or state.retry_at <= state.now
@@ -137,14 +152,16 @@ def due(state: DispatchState) -> bool:
 def settle(state: DispatchState) -> Wake | None:
     """Do what the state of an entity asks for, and save it: the new wake, or None.
 
-    An entity without a claim that was asked to stop stops; one that is due is woken. A wake whose
-    work was withdrawn is withdrawn, too.
+    An entity without a claim that was asked to stop stops; one that is due is woken. One that is
+    paused, or whose work was withdrawn, has its wake withdrawn.
     """
     wake = None
     if state.active_epoch is None:
         if state.stop_requested:
             end(state, DispatchState.End.STOPPED)
-        elif not state.pending:
+            registrations.close(state, state.ended)
+            withdraw(state)
+        elif state.paused or not state.pending:
             withdraw(state)
         elif state.outstanding_wake_id is None and due(state):
             wake = _emit(state)
@@ -152,12 +169,32 @@ def settle(state: DispatchState) -> Wake | None:
     return wake
 
 
+def settle_all(states: Iterable[DispatchState]) -> None:
+    """`settle` each of these locked states, in few statements where many are woken."""
+    woken = []
+    for state in states:
+        claimed, outstanding = state.active_epoch is not None, state.outstanding_wake_id is not None
+        if claimed or outstanding or state.stop_requested or not due(state):
+            settle(state)
+        else:
+            woken.append(state)
+    _emit_all(woken)
+    for state in woken:
+        save(state)
+
+
 def end(state: DispatchState, how: DispatchState.End) -> None:
-    """The entity stops or is killed: its wake is withdrawn, and it is never woken again."""
-    withdraw(state)
+    """The entity stops or is killed: it is never woken again, and its schedules are cancelled.
+
+    Once all is in its stream the caller closes it for those who watch it (`registrations.close`),
+    and then withdraws its wake.
+    """
+    timers.cancel(state.entity_id)
     state.ended = how
     state.stop_requested = state.paused = False
     state.retry_at = None
+    # Not in this transaction: two that watch each other and end would wait for each other.
+    transaction.on_commit(partial(registrations.drop, state.entity_id), robust=True)
 
 
 def withdraw(state: DispatchState) -> None:
@@ -199,6 +236,7 @@ def take(state: DispatchState) -> tuple[str, int]:
     ((wake_id, generation),) = _TAKE.returned(wake=state.outstanding_wake_id)
     state.outstanding_wake = None
     state.given_offset = _first_work(state) or 0
+    state.claimed_tail = state.tail
     state.active_epoch = generation
     state.last_claimed_at = state.now
     return wake_id, generation
@@ -399,21 +437,44 @@ _ADD = Insert(Wake)
 
 def _emit(state: DispatchState) -> Wake:
     assert state.runner_id is not None  # noqa: S101  only what is due is woken
+    wake = _next_wake(state, _advance(state.runner_id, 1))
+    _ADD.add(wake)
+    _note(state, wake)
+    return wake
+
+
+def _emit_all(states: Sequence[DispatchState]) -> None:
+    """Wake what is due; the caller saves it."""
+    counts = Counter(state.runner_id or "" for state in states)
+    # Tails are locked in the order of their runners.
+    tails = {runner: _advance(runner, counts[runner]) for runner in sorted(counts)}
+    emitted = []
+    for state in reversed(states):
+        runner = state.runner_id or ""
+        emitted.append(_next_wake(state, tails[runner]))
+        tails[runner] -= 1
+    Wake.objects.bulk_create(emitted)
+    for state, wake in zip(reversed(states), emitted, strict=True):
+        _note(state, wake)
+
+
+def _next_wake(state: DispatchState, offset: int) -> Wake:
     state.generation += 1
-    wake = Wake(
+    return Wake(
         wake_id=new_id("w"),
         entity_id=state.entity_id,
         generation=state.generation,
         runner_id=state.runner_id,
-        offset=_advance(state.runner_id, 1),
+        offset=offset,
         created_at=state.now,
         emitted_at=state.now,
     )
-    _ADD.add(wake)
+
+
+def _note(state: DispatchState, wake: Wake) -> None:
     state.outstanding_wake = wake
     state.retry_at = None
     state.last_wake_at = state.now
-    return wake
 
 
 _ADVANCE = Update(

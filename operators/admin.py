@@ -1,6 +1,6 @@
 """Every page: Django's admin looks for them here."""
 
-from operators import audit, claim, dead_letter, entity, people, runner, state, token, wake
+from operators import audit, claim, dead_letter, entity, people, runner, state, timer, token, wake
 from operators import type as entity_type
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "people",
     "runner",
     "state",
+    "timer",
     "token",
     "wake",
 ]

@@ -14,6 +14,7 @@ from claims import endings
 from core.bodies import decode
 from core.errors import InvalidRequest, InvalidSignal, NotRunning
 from dispatch import entities, signals
+from dispatch.messages import Message
 from dispatch.models import STATUSES, DispatchState, Entity, EntityType, StreamEvent
 from operators import state as states
 from operators.kit.forms import NeededReasonForm, ReasonForm, TargetForm
@@ -38,6 +39,8 @@ from operators.kit.markup import (
     runner_link,
 )
 from operators.kit.verbs import OperatorAdmin, Order, Verb
+from operators.timer import timers_of
+from operators.watching import family_of
 
 # --- What may be done to an entity --------------------------------------------------------------
 
@@ -124,7 +127,7 @@ def _send_effect(entity: Any) -> str:
 
 
 def _send(entity: Any, order: Order) -> str:
-    message = entities.Message(
+    message = Message(
         order.data["payload"],
         order.principal.url,
         type=order.data["type"] or None,
@@ -309,6 +312,8 @@ class EntityAdmin(OperatorAdmin):
             "claims_url": list_of("claims_consumerclaim", entity=row.url),
             "wakes_url": list_of("dispatch_wake", entity=row.url),
             "letters_url": list_of("claims_deadletter", entity=row.url),
+            **timers_of(row, row.now),
+            **family_of(row),
             "type_known": EntityType.objects.filter(pk=row.type).exists(),
         }
 

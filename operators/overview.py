@@ -11,6 +11,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db.models import Count, Min, OuterRef, Q, Subquery
+from django.db.models.functions import Now
 from django.http import HttpRequest
 from django.utils import timezone
 
@@ -18,7 +19,7 @@ from claims import tallies
 from claims.models import ClaimTally, ConsumerClaim, DeadLetter, OrphanReason, ServerPulse
 from claims.reports import with_health
 from core.clock import with_now
-from dispatch.models import FAILING, DispatchState, Wake
+from dispatch.models import FAILING, DispatchState, Timer, Wake
 from operators.kit.markup import counted, list_of, milliseconds, span_of, tone
 from runners.models import Runner
 
@@ -100,6 +101,7 @@ def figures(span: str) -> dict[str, Any]:
     work = _work()
     wakes = _wakes()
     letters = _dead_letters()
+    timers = _timers()
     reaper = _reaper(pulse, now)
     total = _Totals(now)
     return {
@@ -108,9 +110,9 @@ def figures(span: str) -> dict[str, Any]:
         "groups": [
             ("Runners", [*runners.values()]),
             ("Claims", [claims, *orphans]),
-            ("Work", [*work, wakes, letters]),
+            ("Work", [*work, wakes, letters, *timers]),
         ],
-        "troubles": _troubles(runners, orphans, work, wakes, letters, reaper, now),
+        "troubles": _troubles(runners, orphans, work, wakes, letters, timers, reaper, now),
         "orphans": _oldest_orphans() if any(each.number for each in orphans) else [],
         "failing": _worst_failing(),
         "reaper": reaper,
@@ -247,6 +249,27 @@ def _dead_letters() -> Figure:
     )
 
 
+def _timers() -> list[Figure]:
+    """Those that are late, and those that failed in the last day."""
+    late = Timer.objects.late().aggregate(n=Count("pk"), oldest=Min("due_at"))
+    failed = Timer.objects.failed().filter(failed_at__gt=Now() - timedelta(days=1)).count()
+    return [
+        Figure(
+            "late timers",
+            late["n"],
+            list_of("dispatch_timer", state="late"),
+            tone("late") if late["n"] else "",
+            late["oldest"],
+        ),
+        Figure(
+            "timers that failed in the last day",
+            failed,
+            list_of("dispatch_timer", state="failed"),
+            tone("degraded") if failed else "",
+        ),
+    ]
+
+
 def _reaper(pulse: ServerPulse | None, now: datetime) -> dict[str, Any]:
     ran = None if pulse is None else pulse.reaped_at
     patience = timedelta(milliseconds=6 * settings.PULLWAKE_REAPER_INTERVAL_MS)
@@ -259,6 +282,7 @@ def _troubles(
     work: Sequence[Figure],
     wakes: Figure,
     letters: Figure,
+    timers: Sequence[Figure],
     reaper: dict[str, Any],
     now: datetime,
 ) -> list[Trouble]:
@@ -288,6 +312,13 @@ def _troubles(
     if letters.number:
         says = f"{counted(letters.number, 'dead letter')}: given up by a handler, to be redriven"
         found.append(Trouble(says, letters.url, letters.oldest, "warn"))
+    late, failed = timers
+    if late.number:
+        says = f"{counted(late.number, 'timer is', 'timers are')} late: is a server up?"
+        found.append(Trouble(says, late.url, late.oldest))
+    if failed.number:
+        says = f"{counted(failed.number, 'timer')} failed in the last day: nobody got the message"
+        found.append(Trouble(says, failed.url, tone="warn"))
     degraded = runners["degraded"]
     if degraded.number:
         says = f"{counted(degraded.number, 'runner is', 'runners are')} degraded"

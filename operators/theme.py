@@ -47,6 +47,7 @@ UNFOLD = {
                     _list("Entities", "token", "dispatch", "entity"),
                     _list("Wakes", "notifications_active", "dispatch", "wake"),
                     _list("Dead letters", "markunread_mailbox", "claims", "deadletter"),
+                    _list("Timers", "schedule", "dispatch", "timer"),
                 ],
             },
             {

@@ -48,6 +48,7 @@ def django_db_setup(django_db_setup: None) -> Iterator[None]:
     """The tests' database; it cannot be dropped while a reader's listener is connected to it."""
     yield
     waiters.hub.close()
+    waiters.announcer.close()
     for thread in (waiters.hub._listener, waiters.hub._sweeper):
         if thread is not None:
             thread.join()

@@ -4,6 +4,7 @@ For state that a test begins with. A test of how a row comes about makes it as a
 Times are the database's: `ago` and `ahead`.
 """
 
+import uuid
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -28,6 +29,7 @@ from claims import tallies
 from claims.models import ClaimTally, ConsumerClaim, DeadLetter, ServerPulse
 from core.identifiers import hash_secret, new_id, new_secret
 from core.principals import Principal
+from dispatch.messages import Message
 from dispatch.models import (
     Delivery,
     DispatchState,
@@ -36,7 +38,12 @@ from dispatch.models import (
     Producer,
     QueuedMessage,
     Registration,
+    SharedState,
+    SharedStateEvent,
+    SharedStateLink,
+    SharedStateProducer,
     StreamEvent,
+    Timer,
     Wake,
     subscription_key,
 )
@@ -279,6 +286,55 @@ class ProducerFactory(_Factory[Producer]):
     seq = 0
 
 
+class SharedStateFactory(_Factory[SharedState]):
+    """Alice's, with one event; an entity of hers has it."""
+
+    class Meta:
+        model = SharedState
+
+    name = Sequence(lambda n: f"shared-{n}")
+    tail = 1
+    created_by = ALICE
+
+    link = RelatedFactory(
+        "tests.factories.SharedStateLinkFactory", None, name=SelfAttribute("..name")
+    )
+    event = RelatedFactory("tests.factories.SharedStateEventFactory", "state")
+
+
+class SharedStateLinkFactory(_Factory[SharedStateLink]):
+    """That an entity has a shared state."""
+
+    class Meta:
+        model = SharedStateLink
+
+    entity = SubFactory(EntityFactory)
+    name = "shared"
+
+
+class SharedStateEventFactory(_Factory[SharedStateEvent]):
+    """The first event of a shared state."""
+
+    class Meta:
+        model = SharedStateEvent
+
+    state = SubFactory(SharedStateFactory, event=None)
+    offset = 1
+    data = '{"type": "state:board", "key": "k", "value": {}, "headers": {"operation": "insert"}}'
+
+
+class SharedStateProducerFactory(_Factory[SharedStateProducer]):
+    """One that has written once."""
+
+    class Meta:
+        model = SharedStateProducer
+
+    state = SubFactory(SharedStateFactory)
+    producer_id = Sequence(lambda n: f"producer-{n}")
+    epoch = 0
+    seq = 0
+
+
 class RegistrationFactory(_Factory[Registration]):
     """For finished runs of an entity that is yet to come; with ``due``, its wait was over."""
 
@@ -303,6 +359,33 @@ class DeliveryFactory(_Factory[Delivery]):
     registration = SubFactory(RegistrationFactory, deliver_at=ago(seconds=1), due_at=ago(seconds=1))
     offset = 2
     data = '{"collection": "runs", "kind": "update", "key": "run-1"}'
+
+
+class TimerFactory(_Factory[Timer]):
+    """A delayed send, due in an hour; with ``schedule`` an entity's to itself."""
+
+    class Meta:
+        model = Timer
+
+    class Params:
+        due = Trait(due_at=ago(seconds=1))
+        late = Trait(due_at=ago(minutes=1))
+        failed = Trait(due_at=ago(minutes=1), failed_at=ago(minutes=1), error="It was stopped.")
+        scheduled = Trait(
+            owner=SelfAttribute("target"),
+            schedule=Sequence(lambda n: f"s{n}"),
+            entry=LazyAttribute(lambda timer: f'{{"key": "schedule:{timer.schedule}"}}'),
+            principal=ALICE,
+        )
+
+    target = SubFactory(EntityFactory)
+    target_url = SelfAttribute("target.url")
+    key = Sequence(lambda n: f"k{n}")
+    message = LazyAttribute(
+        lambda timer: msgspec.json.encode(Message("hi", ALICE, key=timer.key)).decode()
+    )
+    txid = LazyFunction(lambda: str(uuid.uuid4()))
+    due_at = ahead(hours=1)
 
 
 def _next_generation(wake: Any) -> int:

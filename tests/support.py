@@ -33,7 +33,7 @@ from django.test.client import ClientHandler
 
 from claims.models import ConsumerClaim, ServerPulse
 from config.serving.application import ApiHandler
-from dispatch.models import DispatchState, Wake
+from dispatch.models import DispatchState, Timer, Wake
 
 ROOT = Path(__file__).resolve().parent.parent
 JSON = "application/json"
@@ -128,6 +128,13 @@ class Api:
         assert answer.status == 200, answer
         txid: str = answer.body["txid"]
         return txid
+
+    def share(self, shared_id: str = "s1", owner: str = "/agent/e1") -> str:
+        """Make a shared state, or let one more entity have it: its path."""
+        path = f"/_electric/shared-state/{shared_id}"
+        answer = self("PUT", path, Electric_Owner_Entity=owner)
+        assert answer.status in (200, 201), answer
+        return path
 
     def signal(self, url: str, name: str) -> Any:
         answer = self.post(f"/_electric/entities{url}/signal", {"signal": name})
@@ -227,6 +234,11 @@ def age_wakes(**which: Any) -> None:
     """Let outstanding wakes be as old as those that are emitted again."""
     patience = timedelta(milliseconds=settings.PULLWAKE_WAKE_REEMIT_MS or 30_000)
     assert Wake.objects.outstanding().filter(**which).update(emitted_at=Now() - patience)
+
+
+def come_due(**which: Any) -> None:
+    """Let the time of timers have come."""
+    assert Timer.objects.pending().filter(**which).update(due_at=PAST)
 
 
 # --- Databases and servers --------------------------------------------------------------------

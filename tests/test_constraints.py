@@ -18,6 +18,8 @@ from tests.factories import (
     ProducerFactory,
     RunnerFactory,
     ServerPulseFactory,
+    SharedStateProducerFactory,
+    TimerFactory,
     WakeFactory,
 )
 
@@ -93,9 +95,34 @@ FORBIDDEN: dict[str, list[Any]] = {
         lambda: copied("dispatch_streamevent", "message_key = 'k'", offset='"offset" + 100')
     ],
     "producer_once": [lambda: copied("dispatch_producer", "1 = 1")],
+    "shared_state_name_once": [lambda: copied("dispatch_sharedstate", "1 = 1")],
+    "shared_state_creator_url": [
+        "UPDATE dispatch_sharedstate SET created_by = 'user:alice'",
+        "UPDATE dispatch_sharedstate SET created_by = '/principal/user%3A'",
+    ],
+    "shared_state_event_offset_once": [lambda: copied("dispatch_sharedstateevent", "1 = 1")],
+    "shared_state_producer_once": [lambda: copied("dispatch_sharedstateproducer", "1 = 1")],
+    "shared_state_link_once": [lambda: copied("dispatch_sharedstatelink", "1 = 1")],
     "registration_once": [lambda: copied("dispatch_registration", "1 = 1")],
     "registration_is_due": ["UPDATE dispatch_registration SET due_at = NULL"],
     "delivery_once": [lambda: copied("dispatch_delivery", "1 = 1")],
+    "timer_message_once": [lambda: copied("dispatch_timer", "owner_id IS NULL")],
+    "timer_schedule_once": [lambda: copied("dispatch_timer", "owner_id > 0", key="'other'")],
+    "timer_schedule_of_an_owner": [
+        f"UPDATE dispatch_timer SET {change}"  # noqa: S608
+        for change in (
+            "schedule = 's' WHERE owner_id IS NULL",
+            "owner_id = target_id WHERE owner_id IS NULL",
+            "principal = '/principal/user%3Aalice' WHERE owner_id IS NULL",
+            "schedule = '' WHERE owner_id > 0",
+            "entry = '' WHERE owner_id > 0",
+            "principal = NULL WHERE owner_id > 0",
+        )
+    ],
+    "timer_failed_for_a_reason": ["UPDATE dispatch_timer SET failed_at = created_at"],
+    "timer_principal_url": [
+        "UPDATE dispatch_timer SET principal = 'user:alice' WHERE owner_id > 0"
+    ],
     # claims
     "dead_letter_once": [lambda: copied("claims_deadletter", "attempts > 0")],
     "claim_identity": [
@@ -155,8 +182,11 @@ def rows(db: None) -> None:
     ConsumerClaimFactory.create(entity=claimed, write_token_hash="0" * 64)
     ProducerFactory.create(entity=claimed)
     DeliveryFactory.create(registration__subscriber=claimed)
+    TimerFactory.create(target=claimed)
+    TimerFactory.create(target=claimed, scheduled=True)
     woken = EntityFactory.create(url="/agent/woken", runner=runner, queued=True)
     WakeFactory.create(entity=woken)
+    SharedStateProducerFactory.create()
     AccessTokenFactory.create()
     DeadLetterFactory.create(entity=claimed)
     ServerPulseFactory.create()

@@ -9,14 +9,18 @@ from django.http import HttpResponse
 from api.http_errors import error_response, translate
 from claims.reaper import Housekeeper
 from config.serving import probes
-from dispatch.streams.waiters import hub
+from dispatch.due import Timekeeper
+from dispatch.streams.waiters import announcer, hub
+from runners.tokens import Watch
 
 
 class Process:
-    """The housekeeping of one worker, from its start to its stop."""
+    """The threads of one worker, from its start to its stop."""
 
     def __init__(self) -> None:
         self._housekeeper = Housekeeper()
+        self._timekeeper = Timekeeper()
+        self._watch = Watch()
 
     def start(self) -> None:
         """Begin; Django is set up and all that is needed is imported."""
@@ -30,10 +34,18 @@ class Process:
             # rather than 0.95 ms, seconds on a busy disk): one stays open.
             connection.ensure_connection()
         self._housekeeper.start()
+        self._timekeeper.start()
+        self._watch.start()
 
     def answer(self, exc: BaseException) -> HttpResponse:
         """The answer to what failed before it became a request."""
         return error_response(translate(exc))
+
+    @property
+    def peer_timeout_s(self) -> int:
+        """Seconds that a peer has for its request, and for each part of its answer."""
+        patience_s: int = settings.PULLWAKE_PEER_TIMEOUT_S
+        return patience_s
 
     def drain(self) -> int:
         """Say that this server is not ready: for how many seconds it still serves."""
@@ -42,6 +54,9 @@ class Process:
         return drain_s
 
     def stop(self) -> None:
-        """Begin no further round, and let every held request answer now."""
+        """Begin no further round, answer what is held, and announce what is left to be."""
         self._housekeeper.stop()
+        self._timekeeper.stop()
+        self._watch.stop()
         hub.close()
+        announcer.close()

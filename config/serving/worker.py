@@ -1,4 +1,8 @@
-"""The gunicorn worker: gevent's, that stops at once and answers what it holds."""
+"""The gunicorn worker: gevent's, that stops at once and answers what it holds.
+
+Nothing of Django is imported here: it is set up after gevent has put its parts in the place of
+Python's, or database drivers would wait in their own way and hold up all else.
+"""
 
 import logging
 import os
@@ -7,7 +11,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from django.conf import settings
 from gevent import sleep
 from gevent.event import Event
 
@@ -54,7 +57,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         """One connection, whose peer has deadlines."""
-        super().handle(listener, Peer(client, settings.PULLWAKE_PEER_TIMEOUT_S), addr)
+        super().handle(listener, Peer(client, self.process.peer_timeout_s), addr)
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Any:
         """One request, known while it is in flight."""
@@ -81,7 +84,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def run(self) -> None:
         """Serve until stopped."""
         self.stopping = Event()
-        servers = start_servers(self, settings.PULLWAKE_PEER_TIMEOUT_S)
+        servers = start_servers(self, self.process.peer_timeout_s)
         while self.alive:
             self.notify()
             self.stopping.wait(timeout=0.5)

@@ -1,10 +1,10 @@
-"""Appending what a handler wrote: each retry of an idempotent producer once."""
+"""Appending what others wrote: each retry of an idempotent producer once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dispatch.models import DispatchState
+from dispatch.models import DispatchState, SharedState
 from dispatch.streams import log, producers
 
 
@@ -27,4 +27,14 @@ def append(
     is_new = sequence is None or producers.advance(state.entity, sequence)
     if is_new:
         log.append(state, events, by_handler=True)
+    return Appended(is_new, state.tail)
+
+
+def append_shared(
+    state: SharedState, events: Sequence[Any], sequence: producers.Sequence | None = None
+) -> Appended:
+    """The same to a shared state that is locked; the caller saves its tail."""
+    is_new = sequence is None or producers.advance(state, sequence)
+    if is_new:
+        log.append_shared(state, events)
     return Appended(is_new, state.tail)

@@ -1,14 +1,25 @@
-"""An entity's main stream: append only, its offsets handed out under the dispatch state's lock."""
+"""Streams of events: append only, their offsets handed out under a lock until the commit.
 
-from collections.abc import Sequence
+An entity's main stream is locked by its dispatch state, a shared state's by its own row.
+"""
+
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 
 from core.bodies import JsonObject
 from core.prepared import Insert
-from dispatch.models import DispatchState, StreamEvent
-from dispatch.streams import offsets, waiters, work
+from dispatch.models import DispatchState, SharedState, SharedStateEvent, StreamEvent
+from dispatch.streams import (
+    manifests,
+    observing,
+    offsets,
+    registrations,
+    schedules,
+    waiters,
+    work,
+)
 
 _ADD = Insert(StreamEvent)
 
@@ -25,22 +36,23 @@ def append(
     Each event whose ``headers.operation`` is a string is given ``headers.offset``, the offset just
     after it. `work.is_work` decides which of them the entity is woken for: of those that its own
     handler wrote (``by_handler``), none. ``message_key`` is that of an inbox message that is not
-    to come twice, which then is the only event.
+    to come twice, which then is the only event. Others that wait for such events are left word, and
+    manifest events are done as they say. Raises InvalidRequest where one asks for what is not done.
     """
     begin = state.tail
     rows = []
-    for event in events:
-        state.tail += 1
+    for offset, event, data in _placed(events, begin):
+        state.tail = offset
         is_work = work.is_work(event, by_handler=by_handler)
         if is_work:
-            state.last_work_offset = state.tail
+            state.last_work_offset = offset
         rows.append(
             StreamEvent(
                 entity_id=state.entity_id,
-                offset=state.tail,
+                offset=offset,
                 message_key=message_key,
                 work=is_work,
-                data=msgspec.json.encode(_with_offset(event, state.tail)).decode(),
+                data=data,
                 created_at=state.now,
             )
         )
@@ -50,7 +62,29 @@ def append(
         StreamEvent.objects.bulk_create(rows)
     for offset, event in enumerate(events, start=begin + 1):
         work.follow(state, event, offset, by_handler=by_handler)
+        schedules.follow(state, event)
+    registrations.follow(state, events, begin, manifests.orders(events))
+    observing.follow(state, events)
     waiters.announce(waiters.entity_stream_key(state.entity_id))
+
+
+def append_shared(state: SharedState, events: Sequence[Any]) -> None:
+    """Append events to a shared state that is locked; the caller saves its tail.
+
+    Each is given ``headers.offset`` as in `append`.
+    """
+    SharedStateEvent.objects.bulk_create(
+        SharedStateEvent(state=state, offset=offset, data=data)
+        for offset, _, data in _placed(events, state.tail)
+    )
+    state.tail += len(events)
+    waiters.announce(waiters.shared_state_key(state.pk))
+
+
+def _placed(events: Sequence[Any], begin: int) -> Iterator[tuple[int, Any, str]]:
+    """Of each event that follows this offset its own, the event, and the text that readers get."""
+    for offset, event in enumerate(events, start=begin + 1):
+        yield offset, event, msgspec.json.encode(_with_offset(event, offset)).decode()
 
 
 def _with_offset(event: Any, offset: int) -> Any:

@@ -6,12 +6,13 @@ gives them.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from django.conf import settings
 
 from core import quotas
 from core.errors import InvalidRequest, ProducerFenced, ProducerGap
-from dispatch.models import Entity, Producer
+from dispatch.models import Entity, SharedState
 
 _MAX = 2**53 - 1
 """The largest integer that every client's language keeps exact."""
@@ -28,8 +29,11 @@ class Sequence:
     seq: int
 
     @classmethod
-    def parse(cls, headers: Mapping[str, str]) -> "Sequence | None":
-        """Of a request's headers, None without any. Raises InvalidRequest for some, or bad ones."""
+    def parse(cls, headers: Mapping[str, str], *, longest: int = 256) -> "Sequence | None":
+        """Of a request's headers, None without any. Raises InvalidRequest for some, or bad ones.
+
+        ``longest``: characters that the id may have.
+        """
         given = {name: headers[name] for name in HEADERS if name in headers}
         if not given:
             return None
@@ -37,19 +41,21 @@ class Sequence:
         if missing:
             raise InvalidRequest.field(f"/{missing[0]}", "producer headers come all three or not")
         producer_id = given["Producer-Id"]
-        if not 1 <= len(producer_id) <= 256 or not producer_id.isprintable():
-            raise InvalidRequest.field("/Producer-Id", "expected 1 to 256 printable characters")
+        if not 1 <= len(producer_id) <= longest or not producer_id.isprintable():
+            problem = f"expected 1 to {longest} printable characters"
+            raise InvalidRequest.field("/Producer-Id", problem)
         return cls(producer_id, *(_number(name, given[name]) for name in HEADERS[1:]))
 
 
-def advance(entity: Entity, append: Sequence) -> bool:
-    """Whether this append is new; False for a duplicate. The entity's dispatch state is locked.
+def advance(stream: Entity | SharedState, append: Sequence) -> bool:
+    """Whether this append is new; False for a duplicate. The stream is locked.
 
     Raises ProducerFenced for a lower epoch, ProducerGap for a number that is not the next, and
     InvalidRequest for a new epoch that does not begin at 0, and RateLimited past
     PULLWAKE_MAX_PRODUCERS.
     """
-    known = Producer.objects.filter(entity=entity, producer_id=append.producer_id).first()
+    rows: Any = stream.producers
+    known = rows.filter(producer_id=append.producer_id).first()
     if known is not None and append.epoch < known.epoch:
         raise ProducerFenced(epoch=known.epoch)
     if known is not None and append.epoch > known.epoch and append.seq != 0:
@@ -62,11 +68,10 @@ def advance(entity: Entity, append: Sequence) -> bool:
         raise ProducerGap(expected=expected, received=append.seq)
     place = {"epoch": append.epoch, "seq": append.seq}
     if known is None:
-        own = Producer.objects.filter(entity=entity)
-        quotas.take("producers", settings.PULLWAKE_MAX_PRODUCERS, entity.url, own.count)
-        Producer.objects.create(entity=entity, producer_id=append.producer_id, **place)
+        quotas.take("producers", settings.PULLWAKE_MAX_PRODUCERS, stream.stream_path, rows.count)
+        rows.create(producer_id=append.producer_id, **place)
     else:
-        Producer.objects.filter(pk=known.pk).update(**place)
+        rows.filter(pk=known.pk).update(**place)
     return True
 
 

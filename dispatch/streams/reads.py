@@ -1,16 +1,19 @@
-"""Reading a durable stream, of a runner's wakes or of an entity's events, page by page."""
+"""Reading a durable stream page by page: a runner's wakes, an entity's events, a shared state."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
+from django.db.models import QuerySet
 
 from core.clock import epoch_ms
 from core.errors import NotFound
 from core.prepared import Param, Select
-from dispatch.models import DispatchState, StreamEvent, Wake
+from dispatch.models import DispatchState, SharedState, SharedStateEvent, StreamEvent, Wake
 from dispatch.streams import waiters
 from runners.models import WakeStream
+
+Event = TypeVar("Event", StreamEvent, SharedStateEvent)
 
 PAGE_EVENTS = 1000
 """Events in one answer at the most."""
@@ -71,15 +74,19 @@ _WAKES = Select(
 _MAIN_STREAM = Select(
     lambda: DispatchState.objects.filter(entity=Param("entity")).only("entity_id", "tail", "ended")
 )
-_EVENTS = Select(
-    lambda: (
-        StreamEvent.objects.filter(
-            entity=Param("entity"), offset__gt=Param("after"), offset__lte=Param("tail")
-        )
+_SHARED_STATE = Select(lambda: SharedState.objects.filter(pk=Param("state")).only("tail"))
+
+
+def _between(events: "QuerySet[Event]") -> "QuerySet[Event]":
+    return (
+        events.filter(offset__gt=Param("after"), offset__lte=Param("tail"))
         .only("offset", "data")
         .order_by("offset")[:PAGE_EVENTS]
     )
-)
+
+
+_EVENTS = Select(lambda: _between(StreamEvent.objects.filter(entity=Param("entity"))))
+_SHARED_EVENTS = Select(lambda: _between(SharedStateEvent.objects.filter(state=Param("state"))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +141,28 @@ class EventsOf:
     def read(self, after: int) -> Page:
         end = self.end()
         events = _EVENTS.all(entity=self.entity_id, after=after, tail=end.tail)
+        return _page([(event.offset, event.data) for event in events], end)
+
+
+@dataclass(frozen=True, slots=True)
+class SharedEventsOf:
+    """A shared state, which ends with its deletion alone."""
+
+    state_id: int
+
+    @property
+    def key(self) -> str:
+        return waiters.shared_state_key(self.state_id)
+
+    def end(self) -> End:
+        state = _SHARED_STATE.first(state=self.state_id)
+        if state is None:
+            raise NotFound(_GONE)
+        return End(state.tail)
+
+    def read(self, after: int) -> Page:
+        end = self.end()
+        events = _SHARED_EVENTS.all(state=self.state_id, after=after, tail=end.tail)
         return _page([(event.offset, event.data) for event in events], end)
 
 

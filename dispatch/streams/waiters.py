@@ -8,26 +8,21 @@ listener proves its connection every few seconds, and is cut off when that proof
 """
 
 import logging
-import os
-import socket
 import sqlite3
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
-import psycopg
 from django.conf import settings
 from django.db import connection, transaction
 
-from core import prepared
+from dispatch.streams.announcer import CHANNEL, Announcer, Connection, connect, cut
 
 logger = logging.getLogger(__name__)
-
-CHANNEL = "pullwake"
 
 PROOF_S = 5.0
 """Seconds after which the listener proves that its connection still carries."""
@@ -52,15 +47,20 @@ def entity_stream_key(entity_id: int) -> str:
     return f"e{entity_id}"
 
 
+def shared_state_key(state_id: int) -> str:
+    """The key of a shared state."""
+    return f"s{state_id}"
+
+
 def announce(key: str) -> None:
     """Tell every server's waiters, once the current transaction commits, that a stream grew."""
-    if connection.vendor == "postgresql":
-        if not settings.PULLWAKE_NOTIFY:
-            return
-        with prepared.cursor(connection) as cursor:
-            cursor.execute("SELECT pg_notify(%s, %s)", [CHANNEL, key])
-    else:
-        transaction.on_commit(partial(hub.wake, key))
+    transaction.on_commit(partial(_announce, key))
+
+
+def _announce(key: str) -> None:
+    hub.wake(key)
+    if connection.vendor == "postgresql" and settings.PULLWAKE_NOTIFY:
+        announcer.announce(key)
 
 
 class Waiter(threading.Event):
@@ -151,7 +151,7 @@ class _PostgresListener:
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
-        self._listening: psycopg.Connection[tuple[object, ...]] | None = None
+        self._listening: Connection | None = None
         self._heard_at = time.monotonic()
 
     def run(self) -> None:
@@ -164,21 +164,14 @@ class _PostgresListener:
                 threading.Event().wait(_RECONNECT_S)
 
     def cut_if_silent(self) -> None:
-        """Cut a connection whose proof has been due for too long; `run` then makes another.
-
-        A peer that is frozen takes what is sent to it, and no timeout of TCP's ends the wait.
-        """
+        """Cut a connection whose proof has been due for too long; `run` then makes another."""
         listening, silent_s = self._listening, time.monotonic() - self._heard_at
         if listening is not None and silent_s > PROOF_DEADLINE_S:
             self._listening = None
-            with (
-                suppress(OSError, psycopg.Error),
-                socket.socket(fileno=os.dup(listening.pgconn.socket)) as cut,
-            ):
-                cut.shutdown(socket.SHUT_RDWR)
+            cut(listening)
 
     def _listen(self) -> None:
-        with self._connect() as listening:
+        with connect() as listening:
             self._heard_at = time.monotonic()
             self._listening = listening
             listening.execute(f"LISTEN {CHANNEL}")
@@ -188,25 +181,19 @@ class _PostgresListener:
             while not self.hub.closing:
                 for notification in listening.notifies(timeout=PROOF_S):
                     self._heard_at = time.monotonic()
-                    self.hub.wake(notification.payload)
+                    if notification.pid != announcer.pid:  # this process knew at once
+                        self.hub.wake(notification.payload)
                 # A connection that died in silence fails here (tcp_user_timeout), not never.
                 listening.execute("SELECT 1")
                 self._heard_at = time.monotonic()
-
-    def _connect(self) -> "psycopg.Connection[tuple[object, ...]]":
-        params: dict[str, Any] = {"conninfo": settings.PULLWAKE_LISTEN_URL}
-        if not settings.PULLWAKE_LISTEN_URL:
-            params = connection.get_connection_params()
-            for not_libpq in ("pool", "cursor_factory", "context", "prepare_threshold"):
-                params.pop(not_libpq, None)
-        deadlines = {"tcp_user_timeout": int(PROOF_S * 1000), "connect_timeout": int(PROOF_S)}
-        return psycopg.connect(**{**params, **deadlines}, autocommit=True)
 
 
 _TAILS = """
 SELECT 'r' || runner_id, tail FROM runners_wakestream WHERE runner_id = ANY(%s)
 UNION ALL
 SELECT 'e' || entity_id, tail FROM dispatch_dispatchstate WHERE entity_id = ANY(%s::bigint[])
+UNION ALL
+SELECT 's' || id, tail FROM dispatch_sharedstate WHERE id = ANY(%s::bigint[])
 """
 
 
@@ -222,6 +209,7 @@ class _Sweeper:
         while not self.hub.closing:
             pause.wait(SWEEP_S)
             self.listener.cut_if_silent()
+            announcer.cut_if_stuck()
             try:
                 self._sweep()
             except Exception as exc:  # noqa: BLE001  the next sweep may do better
@@ -232,14 +220,20 @@ class _Sweeper:
         waited_for = self.hub.waited_for()
         if not waited_for:
             return
-        runners = [key[1:] for key in waited_for if key.startswith("r")]
-        entities = [key[1:] for key in waited_for if key.startswith("e")]
+        ids = [[key[1:] for key in waited_for if key.startswith(kind)] for kind in "res"]
         with connection.cursor() as cursor:
-            cursor.execute(_TAILS, [runners, entities])
+            cursor.execute(_TAILS, ids)
             tails = cursor.fetchall()
         for key, tail in tails:
             if tail > waited_for[key]:
                 self.hub.wake(key)
+
+
+_GROWING = {
+    "dispatch_streamevent": ("entity_id", entity_stream_key),
+    "dispatch_sharedstateevent": ("state_id", shared_state_key),
+}
+"""Tables of events: the column that says of which stream, and that one's key."""
 
 
 class _SqliteListener:
@@ -251,42 +245,40 @@ class _SqliteListener:
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
         self.tails: dict[str, int] = {}
-        self.newest_event = 0
+        self.newest = dict.fromkeys(_GROWING, 0)
 
     def run(self) -> None:
         pause = threading.Event()
         with closing(sqlite3.connect(settings.DATABASES["default"]["NAME"])) as polling:
             version = None
-            self.newest_event = self._newest_event(polling)
+            for table in _GROWING:
+                newest = polling.execute(f"SELECT ifnull(max(id), 0) FROM {table}")  # noqa: S608
+                (self.newest[table],) = newest.fetchone()
             # What was committed before this look may have gone unseen.
             self.hub.wake_all()
             while not self.hub.closing:
                 try:
-                    newest = polling.execute("PRAGMA data_version").fetchone()
-                    if newest != version:
+                    seen = polling.execute("PRAGMA data_version").fetchone()
+                    if seen != version:
                         self._wake_grown(polling)
-                        version = newest
+                        version = seen
                 except sqlite3.OperationalError as exc:
                     logger.warning("listener could not look, trying again: %s", exc)
                 pause.wait(_SQLITE_POLL_S)
-
-    def _newest_event(self, polling: sqlite3.Connection) -> int:
-        return int(
-            polling.execute("SELECT ifnull(max(id), 0) FROM dispatch_streamevent").fetchone()[0]
-        )
 
     def _wake_grown(self, polling: sqlite3.Connection) -> None:
         for runner_id, tail in polling.execute("SELECT runner_id, tail FROM runners_wakestream"):
             if self.tails.get(runner_id) != tail:
                 self.tails[runner_id] = tail
                 self.hub.wake(wake_stream_key(runner_id))
-        events = polling.execute(
-            "SELECT entity_id, max(id) FROM dispatch_streamevent WHERE id > ? GROUP BY entity_id",
-            [self.newest_event],
-        )
-        for entity_id, newest in events:
-            self.newest_event = max(self.newest_event, newest)
-            self.hub.wake(entity_stream_key(entity_id))
+        for table, (stream, key_of) in _GROWING.items():
+            events = polling.execute(
+                f"SELECT {stream}, max(id) FROM {table} WHERE id > ? GROUP BY {stream}",  # noqa: S608
+                [self.newest[table]],
+            )
+            for stream_id, newest in events:
+                self.newest[table] = max(self.newest[table], newest)
+                self.hub.wake(key_of(stream_id))
 
 
 def _listener(hub: Hub) -> _Listener:
@@ -294,4 +286,7 @@ def _listener(hub: Hub) -> _Listener:
 
 
 hub = Hub()
+"""This process's."""
+
+announcer = Announcer()
 """This process's."""

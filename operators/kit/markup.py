@@ -52,6 +52,7 @@ TONES: dict[str, Tone] = {
     "no runner": "bad",
     "keeps failing": "bad",
     "refused": "warn",
+    "due": "info",
     "late": "bad",
     "runs": "good",
 }

@@ -21,7 +21,7 @@ class Crash(Exception):
 
 
 class Runtime:
-    """One runner with one handler, which writes twice and returns, or sleeps."""
+    """One runner with one handler, which finishes a run and returns, or sleeps."""
 
     def __init__(self, api: Any, *, sleeps: bool = False, broken: bool = False) -> None:
         self.api = api
@@ -29,6 +29,8 @@ class Runtime:
         """Its handler ends by ``ctx.sleep()``: it does not idle."""
         self.broken = broken
         """Its sandbox is down: it fails before its handler."""
+        self.works: Callable[[_Wake, str], object] = lambda wake, kind: None
+        """What its handler does besides, in its run."""
         self.steps: dict[str, Callable[[], object]] = {}
         self.handled: set[str] = set()
         """Keys of messages, wakes and signals that a handler saw and came to its end with."""
@@ -119,13 +121,17 @@ class _Wake:
         )
 
     def call(self, kind: str, events: list[Any]) -> None:
-        """The handler: it takes the next queued message, sees these events, and writes twice."""
+        """The handler: it takes the next queued message, sees these events, and finishes a run."""
         taken = self.take_next()
         self.runtime.calls.append(kind)
         self.runtime._step("called")
         self.append({"type": "run", "key": "r", "value": {}, "headers": {"operation": "insert"}})
         self.runtime._step("wrote")
-        self.append({"type": "text", "key": "t", "value": {}, "headers": {"operation": "insert"}})
+        self.runtime.works(self, kind)
+        delta = {"run_id": "r", "delta": f"{len(self.runtime.calls)}"}
+        insert = {"operation": "insert"}
+        self.append({"type": "text_delta", "key": "t", "value": delta, "headers": insert})
+        self.append(_update("run", "r", {"status": "completed"}))
         seen = {each["key"] for each in events if self.is_message(each) or each["type"] == "wake"}
         waiting = {key for _, key in self.queue()}
         self.runtime.handled |= (seen - waiting) | ({taken} if taken else set())

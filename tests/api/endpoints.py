@@ -29,6 +29,7 @@ class Endpoint:
     status: int = 200
     body: Any = None
     names: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.method} /{self.route}"
@@ -44,9 +45,13 @@ RUNNER = f"{RUNNERS}/<id:runner_id>"
 ENTITIES = "_electric/entities"
 ENTITY = f"{ENTITIES}/<str:type_name>/<str:name>"
 INBOX = f"{ENTITY}/inbox/<text:key>"
+SCHEDULE = f"{ENTITY}/schedules/<text:sid>"
+CRON = "_electric/observations/cron/ensure-stream"
 TYPES = "_electric/entity-types"
 TYPE = f"{TYPES}/<id:name>"
+WAKE = "_electric/wake"
 MAIN = "<str:type_name>/<str:name>/main"
+SHARED = "_electric/shared-state/<text:shared_id>"
 WAKES = "runners/<id:runner_id>/wake"
 
 ENDPOINTS = [
@@ -77,6 +82,14 @@ ENDPOINTS = [
     Endpoint("POST", f"{ENTITY}/signal", "owner", body={"signal": "SIGSTOP"}),
     Endpoint("POST", f"{ENTITY}/tags/<text:key>", "actor", body={"value": "red"}),
     Endpoint("DELETE", f"{ENTITY}/tags/<text:key>", "actor"),
+    Endpoint(
+        "PUT",
+        SCHEDULE,
+        "owner",
+        body={"scheduleType": "future_send", "payload": 1, "fireAt": "2100-01-01T00:00:00Z"},
+    ),
+    Endpoint("DELETE", SCHEDULE, "owner"),
+    Endpoint("POST", CRON, "caller", body={"expression": "*/5 * * * *"}),
     Endpoint("POST", TYPES, "caller", 201, {"name": "new", "description": ""}),
     Endpoint("GET", TYPES, "caller"),
     Endpoint("GET", TYPE, "owner", names={"name": "doc"}),
@@ -84,7 +97,32 @@ ENDPOINTS = [
     Endpoint(
         "PATCH", f"{TYPE}/schemas", "owner", body={"inbox_schemas": {}}, names={"name": "doc"}
     ),
+    Endpoint(
+        "POST",
+        WAKE,
+        "owner",
+        204,
+        {"subscriberUrl": "/agent/e1", "sourceUrl": "/agent/e2", "condition": "runFinished"},
+    ),
+    Endpoint(
+        "POST",
+        f"{WAKE}/unregister",
+        "owner",
+        204,
+        {"subscriberUrl": "/agent/e1", "sourceUrl": "/agent/e2"},
+    ),
     Endpoint("GET", "_electric/webhook-sources", "caller"),
+    Endpoint(
+        "PUT",
+        SHARED,
+        "owner",
+        201,
+        names={"shared_id": "new/1"},
+        headers={"Electric_Owner_Entity": "/agent/e1"},
+    ),
+    Endpoint("GET", SHARED, "owner"),
+    Endpoint("HEAD", SHARED, "owner"),
+    Endpoint("POST", SHARED, "owner", 204, [{"a": 1}]),
     Endpoint("GET", WAKES, "owner"),
     Endpoint("HEAD", WAKES, "owner"),
     Endpoint("GET", MAIN, "reader"),
@@ -147,6 +185,7 @@ class Scene:
             claims.append(api.claim(runner_id))
         alice.make_entity("/agent/e2")
         alice.send("/agent/e2")
+        alice.share("s/1")
         mine, others = claims
         return cls(alice, bob, mine, mine.mint(), others, others.mint())
 
@@ -158,6 +197,8 @@ class Scene:
             "type_name": "agent",
             "name": "e1",
             "key": "color",
+            "shared_id": "s/1",
+            "sid": "daily",
             "consumer_id": self.claim.body["consumerId"],
         }
 

@@ -10,7 +10,19 @@ import pytest
 
 from dispatch import entities
 from dispatch.models import Entity
-from tests.api.endpoints import ENDPOINTS, ENTITY, INBOX, Endpoint, bearer, everything, undone
+from tests.api.endpoints import (
+    CRON,
+    ENDPOINTS,
+    ENTITY,
+    INBOX,
+    SCHEDULE,
+    SHARED,
+    WAKE,
+    Endpoint,
+    bearer,
+    everything,
+    undone,
+)
 from tests.api.test_query_counts import cost
 from tests.support import Api, Claim
 
@@ -31,11 +43,17 @@ BELOW = ("the claimed", "its child", "its grandchild")
 ACTING: dict[str, tuple[str, ...]] = {
     **{str(each): () for each in ENDPOINTS},
     f"PUT /{ENTITY}": ("the claimed",),  # as the parent
+    f"PUT /{SHARED}": ("the claimed",),  # as the owner
+    f"POST /{WAKE}": ("the claimed",),  # as the subscriber
+    f"POST /{WAKE}/unregister": ("the claimed",),
     f"POST /{ENTITY}/signal": BELOW,
     f"POST /{ENTITY}/tags/<text:key>": BELOW,
     f"DELETE /{ENTITY}/tags/<text:key>": BELOW,
     f"PATCH /{INBOX}": BELOW,
     f"DELETE /{INBOX}": BELOW,
+    f"PUT /{SCHEDULE}": BELOW,
+    f"DELETE /{SCHEDULE}": BELOW,
+    f"POST /{CRON}": tuple(PLACES),  # it is about none of them
 }
 """What the call may be about, where the runner's owner makes it in the creator's name."""
 
@@ -102,10 +120,18 @@ def call(api: Api, endpoint: Endpoint, place: str, stage: Stage) -> int:
         "type_name": "agent",
         "name": url.rpartition("/")[2],
         "key": "color",
+        "shared_id": "s/1",
+        "sid": "daily",
         "consumer_id": stage.claim.body["consumerId"],
     }
-    if endpoint.method == "PUT":  # of the endpoint's own name, with this as its parent
+    if endpoint.headers:  # the owner
+        answer = api(endpoint.method, endpoint.path(names), Electric_Owner_Entity=url)
+        return int(answer.status)
+    if endpoint.route == ENTITY and endpoint.method == "PUT":
+        # Of the endpoint's own name, with this as its parent.
         body = {**body, "parent": url}
+    elif "subscriberUrl" in (body or {}):
+        body = {**body, "subscriberUrl": url}
     status: int = api(endpoint.method, endpoint.path(names), body).status
     return status
 
@@ -143,7 +169,10 @@ def test_nobody_else_acts_for_the_creator(stage, endpoint):
         (stage.bob, "user:dora"),
         (bearer("user:carol"), "user:dora"),
     ):
-        assert call(stage.by(api, principal), endpoint, "the claimed", stage) == 403
+        # What is about no entity takes any that the creator made, and bob's runner holds one.
+        holds = endpoint.route == CRON and (api, principal) == (stage.bob, "user:dora")
+        status = call(stage.by(api, principal), endpoint, "the claimed", stage)
+        assert status == (endpoint.status if holds else 403)
     bobs = stage.by(stage.bob, "user:dora")
     with undone():
         place = "one that another runner holds"
@@ -196,6 +225,21 @@ def test_a_duplicate_is_shown_to_who_acts_for_its_creator(stage):
 def test_without_a_parent_nobody_acts_for_another(stage):
     acting = stage.by(stage.alice, "user:dora")
     assert acting("PUT", "/_electric/entities/agent/new", {}).status == 403
+
+
+def test_who_is_to_watch_a_child_is_to_be_the_claimed_too(stage):
+    acting = stage.by(stage.alice, "user:dora")
+    for parent, subscriber, status in (
+        ("/agent/x", "/agent/other", 403),
+        ("/agent/other", "/agent/x", 403),
+        (None, "/agent/other", 403),
+        ("/agent/x", "/agent/x", 201),
+        (None, "/agent/x", 201),
+    ):
+        watch = {"subscriberUrl": subscriber, "condition": "runFinished"}
+        body = {"wake": watch, **({"parent": parent} if parent else {})}
+        with undone():
+            assert acting("PUT", "/_electric/entities/agent/new", body).status == status
 
 
 def test_it_costs_one_statement_and_none_where_the_two_are_one(stage):

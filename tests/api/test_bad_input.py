@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from tests.api.endpoints import (
+    CRON,
     ENDPOINTS,
     ENTITIES,
     ENTITY,
@@ -17,9 +18,12 @@ from tests.api.endpoints import (
     OFFSET,
     RUNNER,
     RUNNERS,
+    SCHEDULE,
+    SHARED,
     TAKING_A_BODY,
     TYPE,
     TYPES,
+    WAKE,
     WAKES,
     Endpoint,
     Scene,
@@ -110,6 +114,7 @@ UNKNOWN = (
     "/_electric/entities/agent/e1/main",
     "/_electric/entities/agent/e1/tags/",
     "/_electric/wake-callbacks/",
+    "/_electric/shared-state/",
     "/runners/r1/wake/",
     "/agent/e1",
     "/agent/e1/main/",
@@ -189,6 +194,55 @@ def test_a_bad_tag_is_refused(refused, method, key):
     assert paths(answer) == ["/key"]
 
 
+@pytest.mark.parametrize(
+    ("headers", "named"),
+    [
+        ({}, "/Electric-Owner-Entity"),
+        *(
+            ({"Electric_Owner_Entity": owner}, "/Electric-Owner-Entity")
+            for owner in ("", "e1", "/agent", "/agent/e1/main", "/a b/e1", "agent/e1", "/agent/..")
+        ),
+        *(
+            ({"Electric_Owner_Entity": "/agent/e1", name: value}, f"/{name}".replace("_", "-"))
+            for name, value in (
+                ("Stream_TTL", "60"),
+                ("Stream_Expires_At", "2030-01-01T00:00:00Z"),
+                ("Stream_Closed", "true"),
+                ("Stream_Forked_From", "/agent/e1/main"),
+            )
+        ),
+    ],
+)
+def test_no_shared_state_is_made_with_bad_headers(refused, headers, named):
+    endpoint = BY_NAME[f"PUT /{SHARED}"]
+    assert paths(refused(endpoint, 400, "INVALID_REQUEST", **headers)) == [named]
+
+
+@pytest.mark.parametrize("shared_id", ["%00", "a%0Ab", "x" * 513, "%E2%80%A8"])
+def test_a_bad_id_of_a_shared_state_is_refused_or_not_found(refused, shared_id):
+    path = f"/_electric/shared-state/{shared_id}"
+    owner = {"Electric_Owner_Entity": "/agent/e1"}
+    endpoint = BY_NAME[f"PUT /{SHARED}"]
+    answer = refused(endpoint, 400, "INVALID_REQUEST", path=path, **owner)
+    assert paths(answer) == ["/id"]
+    for method in ("GET", "POST"):
+        endpoint = BY_NAME[f"{method} /{SHARED}"]
+        refused(endpoint, 404, "NOT_FOUND", path=path, body=endpoint.body)
+
+
+def test_a_shared_state_is_made_empty(refused):
+    endpoint, owner = BY_NAME[f"PUT /{SHARED}"], {"Electric_Owner_Entity": "/agent/e1"}
+    refused(endpoint, 400, "INVALID_REQUEST", body=[{"a": 1}], **owner)
+    refused(
+        endpoint,
+        415,
+        "UNSUPPORTED_MEDIA_TYPE",
+        body=b"text",
+        Content_Type="text/plain",
+        **owner,
+    )
+
+
 @pytest.mark.parametrize("endpoint", [e for e in ENDPOINTS if e.method == "GET"], ids=str)
 def test_no_accept_header_is_trouble(scene, endpoint):
     for accept in ("text/xml", "application/x-nonsense", "nonsense", "*/*;q=0", ""):
@@ -208,7 +262,7 @@ PARAMETERS = [
     (ENTITIES, "before", ("nonsense", "%00", "", "/agent/e3"), "/agent/e2"),
     *(
         (stream, name, bad, good)
-        for stream in (WAKES, MAIN)
+        for stream in (WAKES, MAIN, SHARED)
         for name, bad, good in (
             ("offset", BAD_OFFSETS, "-1"),
             ("live", ("", "true", "%00"), "long-poll"),
@@ -228,7 +282,7 @@ def test_a_parameter_that_is_bad_or_given_twice_is_refused(refused, scene, route
         assert paths(answer) == [f"/{name}"], query
 
 
-@pytest.mark.parametrize("stream", [WAKES, MAIN])
+@pytest.mark.parametrize("stream", [WAKES, MAIN, SHARED])
 def test_a_live_read_needs_an_offset(scene, refused, stream):
     endpoint = BY_NAME[f"GET /{stream}"]
     path = f"{endpoint.path(scene.names)}?live=long-poll"
@@ -262,7 +316,9 @@ def test_what_is_not_json_is_refused(refuses, endpoint):
     refuses(endpoint, 400, "INVALID_REQUEST", NOT_JSON)
 
 
-@pytest.mark.parametrize("endpoint", [e for e in TAKING_A_BODY if e.route != MAIN], ids=str)
+@pytest.mark.parametrize(
+    "endpoint", [e for e in TAKING_A_BODY if e.route not in (MAIN, SHARED)], ids=str
+)
 def test_what_is_not_an_object_is_refused(refuses, endpoint):
     bodies = {text: text.encode() for text in ("null", "7", '"x"', "true", "[]", "[{}]")}
     for answer in refuses(endpoint, 400, "INVALID_REQUEST", bodies):
@@ -325,6 +381,7 @@ DEEP = 200
             b'{"name": "x", "description": "", "state_schemas": {"a": {"const": %s}}}',
         ),
         (f"POST /{MAIN}", b"[%s]"),
+        (f"POST /{SHARED}", b"[%s]"),
     ],
 )
 def test_however_deep_it_is_nested_it_is_no_error_of_ours(scene, endpoint, template):
@@ -341,6 +398,9 @@ def test_however_deep_it_is_nested_it_is_no_error_of_ours(scene, endpoint, templ
                 else:
                     assert (answer.status, answer.error) == (400, "INVALID_REQUEST"), depth
 
+
+WATCH = '"subscriberUrl": "/agent/e1", "sourceUrl": "/agent/e2"'
+FINISHED = '"condition": "runFinished"'
 
 # Each text that is kept or looked up, as {TEXT}.
 TEXTS = [
@@ -408,8 +468,18 @@ TEXTS = [
             '[{"subject_kind": "principal", "subject_value": {TEXT}, "permission": "spawn"}]}'
         ),
     ),
+    (f"POST /{WAKE}", f'{{"subscriberUrl": "/agent/e1", "sourceUrl": {{TEXT}}, {FINISHED}}}'),
+    (f"POST /{WAKE}", f'{{"sourceUrl": "/agent/e2", "subscriberUrl": {{TEXT}}, {FINISHED}}}'),
+    (f"POST /{WAKE}", f'{{{WATCH}, {FINISHED}, "manifestKey": {{TEXT}}}}'),
+    (f"POST /{WAKE}", f'{{{WATCH}, "condition": {{TEXT}}}}'),
+    (f"POST /{WAKE}", f'{{{WATCH}, "condition": {{"on": "change", "collections": [{{TEXT}}]}}}}'),
+    (f"POST /{WAKE}", f'{{{WATCH}, "condition": {{"on": "change", "ops": [{{TEXT}}]}}}}'),
+    (f"POST /{WAKE}/unregister", '{"subscriberUrl": "/agent/e1", "sourceUrl": {TEXT}}'),
+    (f"POST /{WAKE}/unregister", '{"subscriberUrl": "/agent/e1", "manifestKey": {TEXT}}'),
+    (f"PUT /{ENTITY}", f'{{"wake": {{"subscriberUrl": {{TEXT}}, {FINISHED}}}}}'),
     (f"POST /{MAIN}", '{"a": {TEXT}}'),
     (f"POST /{MAIN}", "[1, {TEXT}]"),
+    (f"POST /{SHARED}", "[1, {TEXT}]"),
 ]
 
 
@@ -430,6 +500,13 @@ NUMBERS = [
     (f"POST /{RUNNER}/heartbeat", '{"lease_ms": {NUMBER}}'),
     (f"POST /{RUNNERS}", '{"id": "new", "label": "x", "claim_lease_ms": {NUMBER}}'),
     (f"POST /{RUNNERS}", '{"id": "new", "label": "x", "max_concurrent_claims": {NUMBER}}'),
+    (f"POST /{WAKE}", f'{{{WATCH}, {FINISHED}, "debounceMs": {{NUMBER}}}}'),
+    (f"POST /{WAKE}", f'{{{WATCH}, {FINISHED}, "timeoutMs": {{NUMBER}}}}'),
+    (f"POST /{WAKE}", f'{{{WATCH}, "condition": {{"on": "change", "timeoutMs": {{NUMBER}}}}}}'),
+    (
+        f"PUT /{ENTITY}",
+        f'{{"wake": {{"subscriberUrl": "/agent/e1", {FINISHED}, "debounceMs": {{NUMBER}}}}}}',
+    ),
 ]
 
 
@@ -503,6 +580,43 @@ def test_a_number_that_is_the_callers_own_may_be_any(scene, endpoint, template):
             {"lease_ms": "x", "wakeStreamOffset": "x", "diagnostics": []},
             ["/lease_ms", "/wakeStreamOffset", "/diagnostics"],
         ),
+        (
+            f"POST /{WAKE}",
+            {"subscriberUrl": "x", "debounceMs": 3_600_001, "timeoutMs": -1, "manifestKey": ""},
+            [
+                "/subscriberUrl",
+                "/sourceUrl",
+                "/condition",
+                "/debounceMs",
+                "/timeoutMs",
+                "/manifestKey",
+            ],
+        ),
+        *(
+            (
+                f"POST /{WAKE}",
+                {"subscriberUrl": "/agent/e1", "sourceUrl": "/agent/e2", "condition": condition},
+                [path],
+            )
+            for condition, path in (
+                ("finished", "/condition"),
+                ({"on": "finished"}, "/condition"),
+                ({}, "/condition"),
+                ({"on": "change", "ops": ["upsert"]}, "/condition/ops/0"),
+                ({"on": "change", "collections": [""]}, "/condition/collections/0"),
+                ({"on": "change", "collections": ["x"] * 65}, "/condition/collections"),
+                ({"on": "change", "timeoutMs": 30 * 24 * 3_600_000 + 1}, "/condition/timeoutMs"),
+            )
+        ),
+        *(
+            (
+                f"POST /{WAKE}",
+                {"subscriberUrl": "/agent/e1", "sourceUrl": url, "condition": "runFinished"},
+                ["/sourceUrl"],
+            )
+            for url in ("agent/e2", "/agent", "/agent/e2/main", "/_entities/x", "/_webhooks/x/y")
+        ),
+        (f"POST /{WAKE}/unregister", {"subscriberUrl": "/agent/e1"}, ["/sourceUrl"]),
         (f"POST /{RUNNER}/claim", {"subscription_id": 7}, ["/subscription_id"]),
         (f"POST /{RUNNER}/claim", {"subscription_id": "runner:r2:x"}, ["/subscription_id"]),
         (f"POST /{RUNNER}/claim", {"subscription_id": ""}, ["/subscription_id"]),
@@ -530,7 +644,18 @@ def test_a_number_that_is_the_callers_own_may_be_any(scene, endpoint, template):
             ["/dispatch_policy/targets/0/type", "/dispatch_policy/targets/0/runnerId", "/tags"],
         ),
         (f"POST /{ENTITY}/send", {"key": "", "mode": 7}, ["/payload", "/key", "/mode"]),
-        (f"POST /{ENTITY}/send", {"payload": 1, "afterMs": 5}, ["/afterMs"]),
+        (f"POST /{ENTITY}/send", {"payload": 1, "afterMs": 3e10 + 2e9}, ["/afterMs"]),
+        (
+            f"PUT /{SCHEDULE}",
+            {"scheduleType": "future_send", "fireAt": 5, "targetUrl": "e1", "messageType": ""},
+            ["/payload", "/fireAt", "/targetUrl", "/messageType"],
+        ),
+        (
+            f"PUT /{SCHEDULE}",
+            {"scheduleType": "cron", "payload": 1, "debounceMs": 3_600_001, "timeoutMs": -1},
+            ["/debounceMs", "/timeoutMs"],
+        ),
+        (f"POST /{CRON}", {"timezone": 5}, ["/expression", "/timezone"]),
         (f"POST /{ENTITY}/send", {"payload": [{"a\0": "\0"}]}, ["/payload/0/a\0"] * 2),
         (f"POST /{ENTITY}/signal", {"signal": "SIGNAL", "reason": 1}, ["/signal", "/reason"]),
         (f"POST /{ENTITY}/signal", {}, ["/signal"]),

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from api import lists, throttles
-from dispatch.models import Entity, EntityType, Producer
+from dispatch.models import Entity, EntityType, Producer, SharedState
 from runners.models import Runner
 from tests.support import Api
 
@@ -96,6 +96,18 @@ def test_types(alice, bob, settings):
     assert refused(alice.post(TYPES, {"name": "two", "description": ""}))
     assert EntityType.objects.count() == 1
     assert bob.post(TYPES, {"name": "two", "description": ""}).status == 201
+
+
+def test_shared_states(alice, bob, settings):
+    settings.PULLWAKE_MAX_SHARED_STATES = 1
+    alice.make_entity("/agent/e1", None)
+    bob.make_entity("/agent/e2", None)
+    for _ in range(2):
+        alice.share("s1")
+    owner = {"Electric_Owner_Entity": "/agent/e1"}
+    assert refused(alice("PUT", "/_electric/shared-state/s2", **owner))
+    assert SharedState.objects.count() == 1
+    bob.share("s2", "/agent/e2")
 
 
 def test_producers(alice, settings):

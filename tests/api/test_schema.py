@@ -89,8 +89,9 @@ def test_it_documents_the_conflicts_that_chance_does_not_find():
         if "409" in operation["responses"]
     }
     calls = ("Claim_post", "Callback_post", "Entity_put", "Send_post", "Signal_post")
-    others = ("MainStream_post", "Schemas_patch", "Inbox_patch", "Inbox_delete")
-    assert found == {*calls, *others}
+    streams = ("MainStream_post", "SharedState_post", "Inbox_patch", "Inbox_delete")
+    others = ("Schedule_put", "Schedule_delete", "Schemas_patch")
+    assert found == {*calls, *streams, *others}
 
 
 def test_every_answer_with_a_body_has_its_schema():

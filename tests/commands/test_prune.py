@@ -13,10 +13,15 @@ TABLES = {
     "wakes": "dispatch_wake",
     "events": "dispatch_streamevent",
     "dead letters": "claims_deadletter",
+    "shared events": "dispatch_sharedstateevent",
+    "timers": "dispatch_timer",
 }
 
 
 ROWS = """
+from dispatch.models import Entity, SharedState, SharedStateEvent
+from tests.factories import SharedStateEventFactory, SharedStateFactory, TimerFactory
+
 for status in ("released", "failed", "expired", "fenced"):
     claim(status, claimed_at=ago(days=32), ended_at=ago(days=31), **{status: True})
 claim("today", released=True)
@@ -34,6 +39,16 @@ DeadLetterFactory.create(entity__url="/agent/redriven", given_up_at=ago(days=31)
 DeadLetterFactory.create(entity__url="/agent/redriven-today", redriven=True)
 DeadLetterFactory.create(entity=Entity.objects.get(url="/agent/stopped"), given_up_at=ago(days=31))
 StreamEvent.objects.exclude(entity__url="/agent/stopped-today").update(created_at=ago(days=31))
+
+for name in ("active", "stopped"):
+    SharedStateFactory.create(name=name, link__entity=Entity.objects.get(url=f"/agent/{name}"))
+SharedStateEvent.objects.update(created_at=ago(days=31))
+SharedStateEventFactory.create(state=SharedState.objects.get(name="stopped"), offset=2)
+
+ended = Entity.objects.get(url="/agent/killed")
+TimerFactory.create(target=ended, failed=True, failed_at=ago(days=31))
+TimerFactory.create(target=ended, failed=True)
+TimerFactory.create(target=ended, created_at=ago(days=31))
 """
 
 
@@ -90,6 +105,10 @@ def test_it_deletes_what_is_past_its_retention_and_nothing_else(aged):
         *("stopped-today", "given-up", "redriven", "redriven-today"),
     }
     assert urls(aged, "claims_deadletter") == ["given-up", "redriven-today"]
+    assert aged.execute(
+        'SELECT name, "offset" FROM dispatch_sharedstateevent'
+        " JOIN dispatch_sharedstate ON state_id = dispatch_sharedstate.id ORDER BY 1"
+    ) == [("active", 1), ("stopped", 2)]
     assert aged.manage("prune").stdout == "".join(f"deleted 0 {name}\n" for name in TABLES)
 
 

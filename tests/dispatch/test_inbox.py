@@ -119,6 +119,14 @@ def test_one_that_is_held_back_waits_until_it_is_queued(woken):
     assert woken.wakes() == []
     edit(woken, mode="queued")
     assert len(woken.wakes()) == 1
+    assert newest(woken)["value"] == {"mode": "queued", "status": "pending", "payload": "hi"}
+
+
+def test_one_that_is_given_at_once_already_is_not_given_again_for_nothing(woken):
+    woken.send(key="k")
+    woken.claim().done()
+    edit(woken, mode="immediate")
+    assert woken.wakes() == []
 
 
 @pytest.mark.parametrize("mode", ["immediate", "steer"])

@@ -10,13 +10,14 @@ from django.db.models.functions import Now
 from django.test import Client
 
 from claims.models import ConsumerClaim, DeadLetter
-from dispatch.models import Entity, Wake
+from dispatch.models import Entity, Timer, Wake
 from runners.models import AccessToken, Runner
 from tests.factories import (
     AccessTokenFactory,
     DeadLetterFactory,
     EntityTypeFactory,
     RunnerFactory,
+    TimerFactory,
     WakeFactory,
     handle,
 )
@@ -77,6 +78,7 @@ class World:
                 "dispatch.entity",
                 "dispatch.dispatchstate",
                 "dispatch.wake",
+                "dispatch.timer",
                 "dispatch.entitytype",
                 "admin.logentry",
             )
@@ -88,6 +90,7 @@ class World:
         found["dead letter"] = f"/admin/claims/deadletter/{DeadLetter.objects.get().pk}/change/"
         found["entity"] = f"/admin/dispatch/entity/{Entity.objects.get(url='/agent/e3').pk}/change/"
         found["wake"] = f"/admin/dispatch/wake/{Wake.objects.outstanding()[0].pk}/change/"
+        found["timer"] = f"/admin/dispatch/timer/{Timer.objects.failed()[0].pk}/change/"
         found["entity type"] = "/admin/dispatch/entitytype/agent/change/"
         found["token"] = f"/admin/runners/accesstoken/{self.token.pk}/change/"
         found["issue"] = "/admin/runners/accesstoken/issue/"
@@ -106,6 +109,9 @@ def world(alice: Api) -> World:
     orphaned = handle(alice, entity__url="/agent/e3", entity__runner=r1)
     WakeFactory.create(entity__url="/agent/e4", entity__runner=r1)
     DeadLetterFactory.create(entity=Entity.objects.get(url="/agent/e1"))
+    e4 = Entity.objects.get(url="/agent/e4")
+    for state in ({}, {"due": True}, {"late": True}, {"failed": True}, {"scheduled": True}):
+        TimerFactory.create(target=e4, **state)
     token = AccessTokenFactory.create(label="laptop")
     return World(alice, released, failed, orphaned, token)
 

@@ -10,6 +10,7 @@ from django.contrib import admin
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
+from dispatch.models import Entity
 from tests.operators.conftest import World
 
 PAGES = [
@@ -24,6 +25,7 @@ PAGES = [
             "dispatch.entity",
             "dispatch.dispatchstate",
             "dispatch.wake",
+            "dispatch.timer",
             "dispatch.entitytype",
             "admin.logentry",
         )
@@ -34,6 +36,7 @@ PAGES = [
     "dead letter",
     "entity",
     "wake",
+    "timer",
     "entity type",
     "token",
     "issue",
@@ -42,7 +45,7 @@ PAGES = [
 
 # Statements of each page, two for the session and the user among them.
 STATEMENTS = {
-    "overview": 17,
+    "overview": 19,
     "runners.runner list": 3,
     "runners.accesstoken list": 3,
     "claims.consumerclaim list": 3,
@@ -50,14 +53,16 @@ STATEMENTS = {
     "dispatch.entity list": 3,
     "dispatch.dispatchstate list": 3,
     "dispatch.wake list": 3,
+    "dispatch.timer list": 3,
     "dispatch.entitytype list": 3,
     "admin.logentry list": 3,
     "runner": 8,
     "claim": 4,
     "ended claim": 6,
     "dead letter": 4,
-    "entity": 7,
+    "entity": 12,
     "wake": 4,
+    "timer": 3,
     "entity type": 3,
     "token": 3,
     "issue": 2,
@@ -140,7 +145,7 @@ def test_it_asks_as_many_statements_of_a_long_list(world: World, people):
 
 
 def test_it_loads_nothing_large_for_a_list(world: World, people):
-    unseen = ("spawn_args", "acked_streams", "token_hash", "creation_schema", '"data"')
+    unseen = ('"message"', "spawn_args", "acked_streams", "token_hash", "creation_schema", '"data"')
     for page in LISTS:
         path = world.paths()[page]
         with CaptureQueriesContext(connection) as asked:
@@ -188,6 +193,28 @@ def _link(response, rel):
 def test_a_list_takes_any_place(world: World, people, place):
     response = people["viewer"].get(f"/admin/dispatch/entity/?{place}", follow=True)
     assert response.status_code == 200
+
+
+def test_an_entitys_page_tells_who_waits_for_whom(alice, people):
+    alice.make_entity("/agent/parent", None)
+    alice.make_entity("/agent/child", None, parent="/agent/parent")
+    condition = {"on": "change", "collections": ["todo"], "timeoutMs": 60_000}
+    body = {"subscriberUrl": "/agent/parent", "sourceUrl": "/agent/child"}
+    assert alice.post("/_electric/wake", {**body, "condition": condition}).status == 204
+    pages = {
+        url: people["viewer"].get(f"/admin/dispatch/entity/{pk}/change/").content.decode()
+        for url, pk in Entity.objects.values_list("url", "pk")
+    }
+    for url, waits, watched, child in (
+        ("/agent/parent", "/agent/child", None, "/agent/child"),
+        ("/agent/child", None, "/agent/parent", None),
+    ):
+        tables = re.findall(r'<td data-label="(Source|Subscriber|Child)">(.*?)</td>', pages[url])
+        named = {label: re.findall("<code>(.*?)</code>", cell)[0] for label, cell in tables}
+        told = {"Source": waits, "Subscriber": watched, "Child": child}
+        assert named == {label: name for label, name in told.items() if name}
+        assert "state:todo" in pages[url]
+        assert "waits until" in pages[url]
 
 
 def test_a_row_that_is_gone_leads_back(world: World, people):

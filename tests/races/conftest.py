@@ -22,6 +22,12 @@ HOLD = {
     "state": "SELECT FROM dispatch_dispatchstate FOR UPDATE",
     "claim": "SELECT FROM claims_consumerclaim FOR UPDATE",
     "tail": "SELECT FROM runners_wakestream FOR UPDATE",
+    "shared state": "SELECT FROM dispatch_sharedstate FOR UPDATE",
+    # Not the row itself, which is yet to be made, but its name.
+    "shared name": "INSERT INTO dispatch_sharedstate (name, tail, created_by)"
+    " VALUES ('s1', 0, '/principal/user%3Anobody')",
+    "registrations": "SELECT FROM dispatch_registration FOR UPDATE",
+    "entity e1": "SELECT FROM dispatch_entity WHERE url = '/agent/e1' FOR UPDATE",
     "state of e1": "SELECT FROM dispatch_dispatchstate JOIN dispatch_entity ON entity_id = id"
     " WHERE url = '/agent/e1' FOR UPDATE OF dispatch_dispatchstate",
     "state of e2": "SELECT FROM dispatch_dispatchstate JOIN dispatch_entity ON entity_id = id"

@@ -1,9 +1,11 @@
 """Every verb locks in one order, so no two can wait for each other.
 
-The order is runner, dispatch state, claim, wake, tail of the wake stream, and is read off the SQL
-that each verb sends. What is locked with SKIP LOCKED is not waited for, whatever is held.
+The order is runner, dispatch state, shared state, claim, registrations, deliveries, wake, tail of
+the wake stream, and is read off the SQL that each verb sends. What is locked with SKIP LOCKED is
+not waited for, whatever is held.
 """
 
+import itertools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +16,7 @@ from django.test.utils import CaptureQueriesContext
 
 from claims import lifecycle
 from claims.models import ConsumerClaim
-from dispatch import wakes
+from dispatch import due, wakes
 from dispatch.models import DispatchState
 from tests.support import Api, age_wakes, end_delay, lapse
 
@@ -23,7 +25,10 @@ pytestmark = pytest.mark.postgres
 ORDER = (
     "runners_runner",
     "dispatch_dispatchstate",
+    "dispatch_sharedstate",
     "claims_consumerclaim",
+    "dispatch_registration",
+    "dispatch_delivery",
     "dispatch_wake",
     "runners_wakestream",
 )
@@ -100,6 +105,11 @@ def move(api: Api, number: int, runner_id: str) -> None:
     assert answer.status == 200
 
 
+def watched(api: Api, subscriber: str, source: str) -> None:
+    body = {"subscriberUrl": f"/agent/{subscriber}", "sourceUrl": f"/agent/{source}"}
+    ok(api.post("/_electric/wake", {**body, "condition": {"on": "change"}}))
+
+
 def ok(answer: Any) -> None:
     assert answer.status in (200, 201, 204), answer
 
@@ -142,6 +152,16 @@ def done_of_an_entity_that_moved_to_an_earlier_runner(api: Api):
 @verb
 def done_of_an_entity_that_is_to_stop(api: Api):
     api.signal("/agent/e1", "SIGTERM")
+    return lambda: ok(held(api).done())
+
+
+@verb
+def done_of_an_entity_that_is_to_stop_and_heeded_it(api: Api):
+    api.signal("/agent/e1", "SIGTERM")
+    key = api.events("/agent/e1")[-1]["key"]
+    heeded = {"type": "signal", "key": key, "value": {"status": "handled"}}
+    token = held(api).mint()
+    ok(held(api).append({**heeded, "headers": {"operation": "update"}}, token=token))
     return lambda: ok(held(api).done())
 
 
@@ -216,6 +236,49 @@ def delete_entity_that_waits(api: Api):
 
 
 @verb
+def delete_entity_with_a_shared_state(api: Api):
+    api.share("s1", "/agent/e1")
+    api.share("s2", "/agent/e1")
+    api.share("s1", "/agent/e2")
+    for number in (1, 2):
+        watch_shared(api, number)
+    return lambda: ok(api("DELETE", "/_electric/entities/agent/e1"))
+
+
+def watch_shared(api: Api, number: int = 1) -> None:
+    body = {
+        "subscriberUrl": "/agent/e3",
+        "sourceUrl": f"/_electric/shared-state/s{number}",
+        "condition": {"on": "change"},
+    }
+    assert api.post("/_electric/wake", body).status == 204
+
+
+@verb
+def make_a_shared_state(api: Api):
+    return lambda: api.share("s1", "/agent/e1")
+
+
+@verb
+def share_a_shared_state(api: Api):
+    api.share("s1", "/agent/e1")
+    return lambda: api.share("s1", "/agent/e2")
+
+
+@verb
+def append_to_a_shared_state(api: Api):
+    path = api.share("s1", "/agent/e1")
+    watch_shared(api)
+    return lambda: ok(api.post(path, {"type": "line"}))
+
+
+@verb
+def edit_a_message(api: Api):
+    api.send("/agent/e1", key="m1", mode="queued")
+    return lambda: ok(api("PATCH", "/_electric/entities/agent/e1/inbox/m1", {"mode": "immediate"}))
+
+
+@verb
 def register(api: Api):
     return api.register
 
@@ -228,6 +291,48 @@ def enable(api: Api):
 @verb
 def patch(api: Api):
     return lambda: move(api, 3, "r0")
+
+
+@verb
+def watch(api: Api):
+    return lambda: watched(api, "e2", "e1")
+
+
+@verb
+def unwatch(api: Api):
+    watched(api, "e2", "e1")
+    body = {"subscriberUrl": "/agent/e2", "sourceUrl": "/agent/e1"}
+    return lambda: ok(api.post("/_electric/wake/unregister", body))
+
+
+@verb
+def create_watched(api: Api):
+    condition = {"subscriberUrl": "/agent/e1", "condition": "runFinished"}
+    return lambda: api.make_entity("/agent/e5", initialMessage="hi", wake=condition)
+
+
+@verb
+def deliver(api: Api):
+    watched(api, "e3", "e4")
+    api.send("/agent/e4")
+    return due.run
+
+
+def of_one_that_watches_and_is_watched(call: Callable[[Api], object]) -> None:
+    """The same call, where all entities watch each other."""
+
+    def among_watchers(api: Api) -> object:
+        prepared = call(api)
+        names = [f"e{number}" for number in (1, 2, 3, 4)]
+        for subscriber, source in itertools.permutations(names, 2):
+            watched(api, subscriber, source)
+        return prepared
+
+    VERBS[f"{call.__name__}_of_one_that_watches_and_is_watched"] = among_watchers
+
+
+for each in list(VERBS.values()):
+    of_one_that_watches_and_is_watched(each)
 
 
 @verb

@@ -11,10 +11,10 @@ from claims.management.commands.expire_claims import positive_int
 
 
 class Command(BaseCommand):
-    """Delete ended claims, past wakes and the events of ended entities after their retention."""
+    """Delete what is past its retention."""
 
     help = (
-        "Delete ended claims, past wakes, and the events of stopped and killed entities that are "
+        "Delete ended claims, past wakes, failed timers, and events of ended entities that are "
         "older than PULLWAKE_RETENTION_DAYS. Servers do this hourly by themselves."
     )
 

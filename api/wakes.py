@@ -1,0 +1,89 @@
+"""The REST API of wakes between entities: what a subscriber is woken for, and where."""
+
+from typing import Annotated, cast
+
+from django.http import HttpRequest, HttpResponse
+from msgspec import UNSET, Meta, UnsetType
+
+from api.acting import ActingAuthentication, Actor
+from api.fields import EntityUrl, ManifestKey
+from api.openapi import documented
+from api.views import ApiView
+from core.bodies import Body, read
+from core.errors import Forbidden, InvalidRequest
+from dispatch import entities, registering
+from dispatch.models import Entity
+from dispatch.streams import conditions, registrations, sources
+
+SourceUrl = Annotated[str, Meta(min_length=1, max_length=sources.MAX_URL)]
+
+
+class NewRegistration(Body, frozen=True, kw_only=True):
+    """Wake the subscriber when this happens at the source."""
+
+    subscriberUrl: EntityUrl  # noqa: N815  as runtimes write it
+    sourceUrl: SourceUrl  # noqa: N815
+    condition: conditions.Condition
+    debounceMs: conditions.DebounceMs | UnsetType = UNSET  # noqa: N815
+    timeoutMs: conditions.TimeoutMs | UnsetType = UNSET  # noqa: N815
+    includeResponse: bool | UnsetType = UNSET  # noqa: N815
+    manifestKey: ManifestKey | UnsetType = UNSET  # noqa: N815
+
+
+class OldRegistration(Body, frozen=True, kw_only=True):
+    """The registrations of the subscriber at this source, or of this manifest key."""
+
+    subscriberUrl: EntityUrl  # noqa: N815
+    sourceUrl: SourceUrl | UnsetType = UNSET  # noqa: N815
+    manifestKey: ManifestKey | UnsetType = UNSET  # noqa: N815
+
+
+class SubscriberView(ApiView):
+    """What is done for a subscriber, by who may act on it."""
+
+    authentication_classes = (ActingAuthentication,)
+
+    def subscriber(self, url: str) -> Entity:
+        """The subscriber. Raises NotFound, Forbidden."""
+        actor = cast(Actor, self.request.user)
+        caller = actor.prove(url, within=False)
+        entity = entities.find_at(url)
+        if not entities.may_act(entity, caller):
+            raise Forbidden("The subscriber is not the caller's to act on.")
+        return entity
+
+
+class WakeView(SubscriberView):
+    """/_electric/wake"""
+
+    @documented("Wake an entity for another", body=NewRegistration, answers={204: None})
+    def post(self, request: HttpRequest) -> HttpResponse:
+        """Have an entity woken for what happens at another; the same again changes it."""
+        body = read(request, NewRegistration)
+        wish = conditions.wish(
+            body.condition,
+            include_response=body.includeResponse,
+            debounce_ms=body.debounceMs,
+            timeout_ms=body.timeoutMs,
+        )
+        source = sources.require_served(body.sourceUrl, "/sourceUrl")
+        order = registrations.Order(source, wish, body.manifestKey or "")
+        registering.register(self.subscriber(body.subscriberUrl), order)
+        return HttpResponse(status=204)
+
+
+class UnregisterView(SubscriberView):
+    """/_electric/wake/unregister"""
+
+    @documented("Wake an entity no more", body=OldRegistration, answers={204: None})
+    def post(self, request: HttpRequest) -> HttpResponse:
+        """Remove a subscriber's registrations, if there are such."""
+        body = read(request, OldRegistration)
+        if body.sourceUrl is UNSET and body.manifestKey is UNSET:
+            raise InvalidRequest.field("/sourceUrl", "this, or manifestKey, is required")
+        registrations.unregister(
+            self.subscriber(body.subscriberUrl),
+            source_url=body.sourceUrl or "",
+            manifest_key=body.manifestKey or "",
+        )
+        return HttpResponse(status=204)

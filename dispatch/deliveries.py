@@ -1,0 +1,147 @@
+"""Telling subscribers what they wait for: the second transaction of a wake between entities.
+
+The first, of the source, left a delivery or a time (`dispatch.streams.registrations`). This one
+appends the wake to the subscriber's stream, settles it, and removes what it told: exactly once,
+whoever runs it and however often. It locks the subscriber alone.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+
+import msgspec
+from django.db import transaction
+
+from core.bodies import JsonObject
+from core.clock import epoch_ms, iso
+from core.database import is_lock_refused, is_passing
+from core.principals import Principal
+from dispatch import entities, shared_states, wakes
+from dispatch.models import Delivery, DispatchState, Entity, Registration
+from dispatch.streams import log, offsets, registrations, sources
+
+logger = logging.getLogger(__name__)
+
+MOST_CHANGES = 1000
+"""Changes in one wake; the others are in the next."""
+MOST_BYTES = 1024 * 1024
+"""Of the changes in one wake, unless it is a single one."""
+
+
+def deliver_due(*, limit: int) -> int:
+    """Tell the subscribers of whatever is due of ``limit`` registrations: how many were told."""
+    due = Registration.objects.due().values_list("subscriber_id", flat=True)[:limit]
+    return sum(map(_deliver_or_leave, dict.fromkeys(due)))
+
+
+def _deliver_or_leave(subscriber_id: int) -> int:
+    try:
+        return deliver(subscriber_id)
+    except Exception as exc:
+        if is_passing(exc) and not is_lock_refused(exc):
+            raise  # the database is away, for this one as for all
+        # One that cannot be told must not keep the others from it.
+        logger.warning(
+            "wakes for entity %d are left to the next round: %s",
+            subscriber_id,
+            exc,
+            exc_info=not is_passing(exc),
+        )
+    return 0
+
+
+def deliver(subscriber_id: int) -> int:
+    """Tell a subscriber what is due: of how many registrations; 0 if another has it in hand."""
+    with transaction.atomic():
+        states = DispatchState.objects.filter(pk=subscriber_id)
+        for state in wakes.lock(states, skip_locked=True):
+            if state.ended:
+                registrations.drop(subscriber_id)
+                return 0
+            rows = registrations.due_of(subscriber_id)
+            events = [event for row in rows for event in _wakes_of(row, state)]
+            if events:
+                log.append(state, events)
+                # News is worth a try at once, whatever failed before.
+                state.retry_at = None
+                wakes.settle(state)
+            return len(rows)
+    return 0
+
+
+def _wakes_of(row: Registration, state: DispatchState) -> list[JsonObject]:
+    """The wakes that are due of a locked registration, which then has told them."""
+    if row.tick_at is not None and row.tick_at <= state.now:
+        registrations.tick(row, state.now)
+    found: list[JsonObject] = []
+    delivered: list[Delivery] = []
+    more = False
+    if row.deliver_at is not None and row.deliver_at <= state.now:
+        left = list(row.deliveries.order_by("offset")[: MOST_CHANGES + 1])
+        delivered, more = left[:MOST_CHANGES], len(left) > MOST_CHANGES
+        if _may_read(row, state.entity):
+            found += [_wake(row, state, each) for each in _grouped(row, delivered)]
+    else:
+        more = row.deliver_at is not None
+    if row.timeout_at is not None and row.timeout_at <= state.now:
+        found.append(_timeout(row, state))
+        row.timeout_at = None
+    registrations.told(row, delivered, more=more)
+    return found
+
+
+def _grouped(row: Registration, delivered: Sequence[Delivery]) -> Iterator[list[JsonObject]]:
+    """The deliveries that go into one wake each: what they say, and at which offset.
+
+    A child's result has a wake of its own, unless what comes shortly after is waited for.
+    """
+    group: list[JsonObject] = []
+    size = 0
+    for each in delivered:
+        said: JsonObject = msgspec.json.decode(each.data)
+        alone = "child" in said and not row.debounce_ms
+        if group and (alone or size + len(each.data) > MOST_BYTES):
+            yield group
+            group, size = [], 0
+        group.append({**said, "offset": each.offset})
+        size += len(each.data)
+    if group:
+        yield group
+
+
+def _wake(row: Registration, state: DispatchState, group: list[JsonObject]) -> JsonObject:
+    changes = [each["change"] for each in group if "change" in each]
+    value: JsonObject = {"timeout": False, "changes": changes}
+    children = [each["child"] for each in group if "child" in each]
+    if children:
+        value["finished_child"] = children[-1]
+    return _event(row, state, offsets.encode(group[-1]["offset"]), value)
+
+
+def _timeout(row: Registration, state: DispatchState) -> JsonObject:
+    assert row.timeout_at is not None  # noqa: S101  it is over
+    key = f"timeout-{epoch_ms(row.timeout_at)}"
+    return _event(row, state, key, {"timeout": True, "changes": []})
+
+
+def _event(row: Registration, state: DispatchState, key: str, value: JsonObject) -> JsonObject:
+    when = iso(state.now)
+    return {
+        "type": "wake",
+        "key": f"wake-{row.pk}-{key}",
+        "value": {"timestamp": when, "source": row.source_url, **value},
+        "headers": {"operation": "insert", "timestamp": when},
+    }
+
+
+def _may_read(row: Registration, subscriber: Entity) -> bool:
+    """Whether the subscriber's creator may read the source, which decides when it is told."""
+    if sources.is_cron(row.source_url):
+        return True
+    creator = Principal.parse(subscriber.created_by)
+    if not sources.is_entity(row.source_url):
+        shared = shared_states.at(row.source_url)
+        return shared is not None and shared_states.may_use(shared, creator)
+    source = entities.at(row.source_url)
+    if source is None:
+        return row.closed  # it was looked at when it was deleted
+    return entities.may_read(source, creator)

@@ -1,0 +1,58 @@
+"""What is due by the clock: each kind in batches, by any number of servers at once.
+
+Every process of a server runs a `Timekeeper`. Rows say when something of theirs is due, in an
+index; whoever locks one first does it, and the others go round it.
+"""
+
+import logging
+import threading
+
+from django.conf import settings
+from django.db import connection
+
+from core.database import is_passing
+from dispatch import deliveries, firing
+from dispatch.streams import registrations
+
+logger = logging.getLogger(__name__)
+
+BATCH = 500
+"""Rows of a kind in one round, at the most."""
+EVERY_S = 0.5
+"""Seconds between looks: nothing is later than that for having been waited for."""
+
+
+def run(*, limit: int = BATCH) -> int:
+    """Do what is due, at most ``limit`` rows of each kind: how many."""
+    return deliveries.deliver_due(limit=limit) + firing.fire_due(limit=min(limit, firing.BATCH))
+
+
+class Timekeeper(threading.Thread):
+    """The thread of a server that does what is due."""
+
+    def __init__(self) -> None:
+        super().__init__(name="pullwake-timekeeper", daemon=True)
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Begin no further round."""
+        self._stopped.set()
+        registrations.nudged.set()
+
+    def run(self) -> None:
+        """Work until stopped; trouble with the database is logged, and tried again."""
+        while not self._stopped.is_set():
+            registrations.nudged.clear()
+            try:
+                while not self._stopped.is_set() and run():
+                    pass
+            except Exception as exc:
+                logger.log(
+                    logging.WARNING if is_passing(exc) else logging.ERROR,
+                    "what is due could not be done, and is tried again: %s",
+                    exc,
+                    exc_info=not is_passing(exc),
+                )
+                self._stopped.wait(settings.PULLWAKE_REAPER_INTERVAL_MS / 1000)
+            connection.close()
+            registrations.nudged.wait(EVERY_S)

@@ -1,0 +1,126 @@
+"""Sending what is due: each timer's message once, by whichever server comes first.
+
+A timer is locked before the states of its target and its owner, and none of them is waited for:
+what somebody else holds is left to the next round. So two that fire do not wait for each other, nor
+does one that fires and one that cancels. The message, the owner's entry, the wakes and the end of
+the timer are one transaction.
+"""
+
+import logging
+from collections.abc import Iterable, Sequence
+
+from django.db import transaction
+
+from core.database import is_passing
+from core.errors import InvalidRequest
+from core.principals import Principal
+from dispatch import entities, schedules, timers, types, wakes
+from dispatch.models import DispatchState, StreamEvent, Timer
+from dispatch.streams import registrations
+
+logger = logging.getLogger(__name__)
+
+BATCH = 100
+"""Timers in one transaction, at the most."""
+
+
+def fire_due(*, limit: int = BATCH) -> int:
+    """Fire timers whose time has come, the most overdue first: how many of at most ``limit``."""
+    if not Timer.objects.due().exists():
+        return 0  # and nothing is locked, which on SQLite would be the database
+    try:
+        with transaction.atomic():
+            return _fire(timers.lock_due(limit))
+    except Exception as exc:
+        if is_passing(exc):
+            raise
+        logger.exception("timers could not be fired together, and are fired one by one")
+    oldest = Timer.objects.due().order_by("due_at", "pk")[:limit]
+    return sum(_fire_alone(pk) for pk in list(oldest.values_list("pk", flat=True)))
+
+
+def _fire_alone(pk: int) -> int:
+    """Fire a timer; one that cannot be fired is set aside, and keeps no other from it."""
+    with transaction.atomic():
+        due = timers.lock_due(1, pk=pk)
+        try:
+            with transaction.atomic():
+                return _fire(due)
+        except Exception as exc:
+            if is_passing(exc):
+                raise
+            logger.exception("timer %d could not be fired", pk)
+            timers.end([], {pk: "The server failed; its log says how."})
+            return 1
+
+
+def _fire(due: Sequence[Timer]) -> int:
+    """Fire locked timers, but those whose entities another has locked: how many."""
+    if not due:
+        return 0
+    problems = {timer.pk: _problem_with(timer) for timer in due}
+    states = _lock_concerned(due)
+    registrations.lock_at(states.values())
+    free = [timer for timer in due if _concerned(timer) <= states.keys()]
+    sent = _sent_before(free)
+    failed: dict[int, str] = {}
+    for timer in free:
+        target = None if timer.target_id is None else states[timer.target_id]
+        closed = None if target is None else entities.why_not_sent(target)
+        problem = problems[timer.pk] or (None if closed is None else closed.message)
+        if problem is not None:
+            failed[timer.pk] = problem
+        elif target is not None and (timer.target_id, timer.key) not in sent:
+            entities.deliver(target, timers.message_of(timer), timer.txid)
+            sent.add((timer.target_id, timer.key))
+    timers.end([timer.pk for timer in free if timer.pk not in failed], failed)
+    for timer in free:
+        if timer.owner_id is not None:
+            schedules.note(states[timer.owner_id], timer, failed.get(timer.pk))
+    wakes.settle_all(states.values())
+    return len(free)
+
+
+def _concerned(timer: Timer) -> set[int]:
+    return {entity for entity in (timer.target_id, timer.owner_id) if entity is not None}
+
+
+def _lock_concerned(due: Iterable[Timer]) -> dict[int, DispatchState]:
+    """The states, by entity, of targets and owners that nobody else has locked."""
+    concerned = set[int]().union(*map(_concerned, due))
+    states = DispatchState.objects.filter(pk__in=concerned)
+    return {state.entity_id: state for state in wakes.lock(states, skip_locked=True)}
+
+
+def _sent_before(due: Sequence[Timer]) -> set[tuple[int | None, str | None]]:
+    """The targets and keys of those messages that were sent at once meanwhile."""
+    known = StreamEvent.objects.filter(
+        entity__in={each.target_id for each in due}, message_key__in={each.key for each in due}
+    )
+    return set(known.values_list("entity_id", "message_key"))
+
+
+def _problem_with(timer: Timer) -> str | None:
+    """What stands against sending a timer's message, besides its target's state; None if nothing.
+
+    Looked for before that is locked, for a check of a schema takes its time. What was sent with a
+    delay was checked then.
+    """
+    if timer.error or timer.target_id is None:
+        return timer.error or f"The entity {timer.target_url} was deleted."
+    if timer.owner_id is None:
+        return None
+    owner, target = timer.owner, timer.target
+    if owner is None or target is None or timer.principal is None:
+        return None
+    if target != owner:
+        near = not timer.near_only or entities.is_near(owner, target)
+        if not (near and entities.may_act(target, Principal.parse(timer.principal))):
+            return f"{target.url} is not its sender's to act on."
+    message = timers.message_of(timer)
+    if message.type is not None:
+        try:
+            types.check_message(types.of(target), message.payload, message.type, "/payload")
+        except InvalidRequest as problem:
+            return problem.message
+    return None

@@ -1,0 +1,126 @@
+"""Schedules of entities: set and cancelled by a call, and what becomes of them in the manifest.
+
+Each is an entry of its entity's manifest; `dispatch.streams.schedules` does what such entries say.
+"""
+
+import uuid
+from typing import Any
+
+import msgspec
+from django.db import transaction
+
+from core.bodies import JsonObject
+from core.clock import iso
+from core.errors import Forbidden, InvalidRequest
+from core.principals import Principal
+from dispatch import entities, timers, types, wakes
+from dispatch.cron import Cron
+from dispatch.models import DispatchState, Entity, Timer
+from dispatch.streams import log
+from dispatch.streams import schedules as entries
+from dispatch.streams.schedules import PREFIX, FutureSend
+
+
+def set_future_send(
+    entity: Entity, name: str, asked: FutureSend, caller: Principal, *, near_only: bool
+) -> str:
+    """Have the entity send a message at a time, once, with the caller's rights: the txid.
+
+    It replaces the schedule of that name. ``near_only``: no further than to what is near the
+    entity. Raises NotFound for the target, Forbidden for one that is not the caller's to act on,
+    InvalidRequest for a payload that its type does not allow, NotRunning at the entity's end.
+    """
+    target = entity
+    if asked.targetUrl not in (None, entity.url):
+        _, type_name, target_name = str(asked.targetUrl).split("/")
+        target = entities.find(type_name, target_name)
+        near = not near_only or entities.is_near(entity, target)
+        if not (near and entities.may_act(target, caller)):
+            raise Forbidden(f"{target.url} is not the caller's to act on.")
+    if asked.messageType is not None:
+        types.check_message(types.of(target), asked.payload, asked.messageType, "/payload")
+    asked = msgspec.structs.replace(asked, producerId=str(uuid.uuid4()), targetUrl=target.url)
+    said = {
+        field: value for field, value in msgspec.structs.asdict(asked).items() if value is not None
+    }
+    value = {**_named(name, "future_send"), **said, "status": "pending"}
+    with transaction.atomic():
+        state = _lock(entity)
+        timer = Timer(
+            owner=entity,
+            schedule=name,
+            entry=msgspec.json.encode(value).decode(),
+            principal=caller.url,
+            near_only=near_only,
+            due_at=state.now,
+            created_at=state.now,
+        )
+        try:
+            entries.fill(timer, asked)
+        except ValueError as problem:
+            raise InvalidRequest(f"This cannot be sent: {problem}.") from None
+        timers.add(timer)
+        return _append(state, name, "upsert", value)
+
+
+def set_cron(
+    entity: Entity, name: str, cron: Cron, payload: Any, *, debounce_ms: int, timeout_ms: int
+) -> str:
+    """Have the entity woken whenever a cron expression says: the txid.
+
+    It replaces the schedule of that name. Raises NotRunning at the entity's end.
+    """
+    wake = {"on": "change", "debounceMs": debounce_ms, "timeoutMs": timeout_ms}
+    value = {
+        **_named(name, "cron"),
+        "expression": cron.expression,
+        "timezone": cron.timezone,
+        "payload": payload,
+        "wake": {field: each for field, each in wake.items() if each},
+    }
+    with transaction.atomic():
+        return _append(_lock(entity), name, "upsert", value)
+
+
+def cancel(entity: Entity, name: str) -> str:
+    """Cancel a schedule, if there is one: the txid. Raises NotRunning at the entity's end."""
+    with transaction.atomic():
+        return _append(_lock(entity), name, "delete", None)
+
+
+def note(state: DispatchState, timer: Timer, error: str | None) -> None:
+    """Append to the owner's stream, whose locked state this is, that its schedule's message was
+    sent, or why it was not; the caller saves it.
+    """
+    entry = msgspec.json.decode(timer.entry)
+    if error is None:
+        outcome = {"status": "sent", "sentAt": iso(state.now)}
+    else:
+        outcome = {"status": "failed", "failedAt": iso(state.now), "lastError": error}
+    headers = {"operation": "update", "timestamp": iso(state.now)}
+    value = {**entry, **outcome}
+    event = {"type": "manifest", "key": entry["key"], "value": value, "headers": headers}
+    log.append(state, [event])
+
+
+def _named(name: str, kind: str) -> JsonObject:
+    return {"key": PREFIX + name, "kind": "schedule", "id": name, "scheduleType": kind}
+
+
+def _lock(entity: Entity) -> DispatchState:
+    state = entities.lock(entity)
+    closed = entities.why_not_sent(state)
+    if closed is not None:
+        raise closed
+    return state
+
+
+def _append(state: DispatchState, name: str, operation: str, value: JsonObject | None) -> str:
+    txid = str(uuid.uuid4())
+    headers = {"operation": operation, "timestamp": iso(state.now), "txid": txid}
+    event: JsonObject = {"type": "manifest", "key": PREFIX + name}
+    if value is not None:
+        event["value"] = value
+    log.append(state, [{**event, "headers": headers}])
+    wakes.save(state)
+    return txid

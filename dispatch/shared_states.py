@@ -1,0 +1,195 @@
+"""Shared states: streams that several entities write to, each with an id of its writers' choice.
+
+An entity *has* the shared states that were put in its name, and *observes* those that its manifest
+names. What it has goes with the last entity that has it. Observing gives an entity's creator
+nothing; it lets the entity's runner use what its creator may.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from django.conf import settings
+from django.db import IntegrityError, transaction
+from django.db.models import Q, QuerySet
+
+from core import quotas
+from core.clock import with_now
+from core.errors import Forbidden, NotFound
+from core.identifiers import shared_state_name
+from core.prepared import Param, Select
+from core.principals import Principal
+from dispatch import entities, types
+from dispatch.models import Entity, EntityType, SharedState, SharedStateLink
+from dispatch.streams import append as streams
+from dispatch.streams import producers, registrations
+from dispatch.streams.append import Appended
+
+_STATE = Select(lambda: SharedState.objects.filter(name=Param("name")))
+
+
+def find(name: str) -> SharedState:
+    """The shared state of this name. Raises NotFound."""
+    state = _STATE.first(name=name)
+    if state is None:
+        raise NotFound(f"There is no shared state {name}.")
+    return state
+
+
+def at(url: str) -> SharedState | None:
+    """The shared state at a URL, or None."""
+    name = shared_state_name(url)
+    return None if name is None else _STATE.first(name=name)
+
+
+def find_usable(name: str, principal: Principal) -> SharedState:
+    """One that the principal may read and write. Raises NotFound, Forbidden."""
+    state = find(name)
+    require_use(state, principal)
+    return state
+
+
+# --- Who may ----------------------------------------------------------------------------------
+
+
+def may_use(state: SharedState, principal: Principal) -> bool:
+    """Whether the principal may read and write a shared state.
+
+    Whoever may act on an entity that has it, and the owner of that one's runner; and of an entity
+    that observes it the same two, if its creator may act on one that has it.
+    """
+    links = SharedStateLink.objects.filter(name=state.name)
+    having, observing = links.filter(manifest=""), links.exclude(manifest="")
+    # As nearly always, and without a look at types.
+    if having.filter(_made(principal) | _runs(principal)).exists():
+        return True
+    if _concerned(having, principal).exists():
+        return True
+    creators = _concerned(observing, principal).values_list("entity__created_by", flat=True)
+    return any(
+        _acted_on(having, Principal.parse(creator)).exists() for creator in creators.distinct()
+    )
+
+
+def require_use(state: SharedState, principal: Principal) -> None:
+    """Raise Forbidden unless the principal may read and write a shared state."""
+    if not may_use(state, principal):
+        raise Forbidden("The shared state is of other principals' entities.")
+
+
+Links = QuerySet[SharedStateLink]
+
+
+def _concerned(links: Links, principal: Principal) -> Links:
+    """Those of entities that the principal may act on, or owns the runner of."""
+    return links.filter(_runs(principal) | _may_act(links, principal))
+
+
+def _acted_on(links: Links, principal: Principal) -> Links:
+    """Those of entities that the principal may act on: `entities.may_act`, for many at once."""
+    return links.filter(_may_act(links, principal))
+
+
+def _made(principal: Principal) -> Q:
+    return Q(entity__created_by=principal.url)
+
+
+def _runs(principal: Principal) -> Q:
+    return Q(entity__dispatch_state__runner__owner_principal=principal.url)
+
+
+def _may_act(links: Links, principal: Principal) -> Q:
+    registered = EntityType.objects.exclude(registration="").filter(
+        registration__in=links.values("entity__registration")
+    )
+    managed = [
+        each.registration for each in registered if types.granted(each, principal, types.MANAGE)
+    ]
+    managing = Q(entity__registration__in=managed)
+    return _made(principal) | managing if managed else _made(principal)
+
+
+# --- Made, written and deleted ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """A shared state, and whether it was made just now."""
+
+    state: SharedState
+    is_new: bool
+
+
+def put(caller: Principal, name: str, owner: Entity) -> Put:
+    """Make the shared state of this name unless there is one, and let the owner have it.
+
+    Raises Forbidden where the owner is not the caller's to act on, and for one that the owner does
+    not have yet and the caller may not use; RateLimited past PULLWAKE_MAX_SHARED_STATES; NotFound
+    for an owner that was deleted meanwhile.
+    """
+    if not entities.may_act(owner, caller):
+        raise Forbidden("The owner is not the caller's to act on.")
+    own = SharedStateLink.objects.filter(entity=owner, name=name, manifest="")
+    known = _STATE.first(name=name)
+    if known is not None and own.exists():  # as at each wake after the first
+        return Put(known, is_new=False)
+    with transaction.atomic():
+        entities.lock(owner)
+        state, is_new = _lock_or_make(caller, name)
+        if not is_new and not own.exists():
+            require_use(state, caller)
+        SharedStateLink.objects.get_or_create(entity=owner, name=name, manifest="")
+    return Put(state, is_new)
+
+
+def _lock_or_make(caller: Principal, name: str) -> tuple[SharedState, bool]:
+    state = _locking().filter(name=name).first()
+    if state is not None:
+        return state, False
+    others = SharedState.objects.filter(created_by=caller.url)
+    quotas.take("shared states", settings.PULLWAKE_MAX_SHARED_STATES, caller.url, others.count)
+    try:
+        with transaction.atomic():
+            return SharedState.objects.create(name=name, created_by=caller.url), True
+    except IntegrityError:  # another was first
+        return _locking().get(name=name), False
+
+
+def _locking() -> QuerySet[SharedState]:
+    return SharedState.objects.select_for_update(no_key=True)
+
+
+def append(
+    state: SharedState, events: Sequence[Any], sequence: producers.Sequence | None = None
+) -> Appended:
+    """Append events to a shared state, and leave word for whoever waits for such.
+
+    Raises NotFound, and what `producers.advance` raises.
+    """
+    with transaction.atomic():
+        locked = with_now(_locking().filter(pk=state.pk)).first()
+        if locked is None:
+            raise NotFound("The shared state was deleted.")
+        appended = streams.append_shared(locked, events, sequence)
+        if appended.is_new:
+            SharedState.objects.filter(pk=state.pk).update(tail=appended.tail)
+            after = appended.tail - len(events)
+            registrations.fire(locked.urls, events, after, locked.now)
+    return appended
+
+
+def leave(entity: Entity) -> list[str]:
+    """Before an entity that is locked is deleted: delete what no other entity has.
+
+    The URLs of what was deleted.
+    """
+    links = SharedStateLink.objects.filter(manifest="")
+    own = list(links.filter(entity=entity).order_by("name").values_list("name", flat=True))
+    if not own:
+        return []
+    states = list(_locking().filter(name__in=own).order_by("name"))
+    links.filter(entity=entity).delete()
+    had = set(links.filter(name__in=own).values_list("name", flat=True))
+    gone = [each for each in states if each.name not in had]
+    SharedState.objects.filter(pk__in=[each.pk for each in gone]).delete()
+    return [url for each in gone for url in each.urls]

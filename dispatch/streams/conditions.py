@@ -1,0 +1,148 @@
+"""What a subscriber may wait for at a source, and which events are that."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from msgspec import UNSET, Meta, UnsetType
+
+from core.bodies import Body, JsonObject
+from dispatch.models import Registration
+
+DebounceMs = Annotated[int, Meta(ge=0, le=3_600_000)]
+TimeoutMs = Annotated[int, Meta(ge=0, le=30 * 24 * 3_600_000)]
+Name = Annotated[str, Meta(min_length=1, max_length=256)]
+
+
+class RunFinished(Body, frozen=True, kw_only=True, tag_field="on", tag="runFinished"):
+    """A run of the source comes to its end."""
+
+    includeResponse: bool | UnsetType = UNSET  # noqa: N815
+    debounceMs: DebounceMs | UnsetType = UNSET  # noqa: N815
+    timeoutMs: TimeoutMs | UnsetType = UNSET  # noqa: N815
+
+
+class Change(Body, frozen=True, kw_only=True, tag_field="on", tag="change"):
+    """An event comes: of any collection and operation, or of these."""
+
+    collections: Annotated[list[Name], Meta(max_length=64)] | UnsetType = UNSET
+    ops: list[Literal["insert", "update", "delete"]] | UnsetType = UNSET
+    includeResponse: bool | UnsetType = UNSET  # noqa: N815
+    debounceMs: DebounceMs | UnsetType = UNSET  # noqa: N815
+    timeoutMs: TimeoutMs | UnsetType = UNSET  # noqa: N815
+
+
+Condition = Literal["runFinished"] | RunFinished | Change
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is to be waited for, as a `Registration` has it; ``collections`` are event types."""
+
+    condition: Registration.Condition
+    collections: tuple[str, ...] = ()
+    ops: tuple[str, ...] = ()
+    include_response: bool = True
+    debounce_ms: int = 0
+    timeout_ms: int = 0
+
+
+def wish(
+    condition: Condition,
+    *,
+    include_response: bool | UnsetType = UNSET,
+    debounce_ms: int | UnsetType = UNSET,
+    timeout_ms: int | UnsetType = UNSET,
+    types: Mapping[str, str] | None = None,
+) -> Wish:
+    """What a condition asks for; what is said beside it stands before what is said in it.
+
+    ``types``: the event types of collections that are called otherwise.
+    """
+    if condition == "runFinished":
+        condition = RunFinished()
+    assert not isinstance(condition, str)  # noqa: S101  there is no other such word
+    watches_changes = isinstance(condition, Change)
+    names = (condition.collections or ()) if isinstance(condition, Change) else ()
+    ops = (condition.ops or ()) if isinstance(condition, Change) else ()
+    told = condition.includeResponse if include_response is UNSET else include_response
+    Kind = Registration.Condition  # noqa: N806
+    return Wish(
+        Kind.CHANGE if watches_changes else Kind.RUN_FINISHED,
+        collections=tuple(
+            sorted({each for name in names for each in _types_of(name, types or {})})
+        ),
+        ops=tuple(sorted(set(ops))),
+        include_response=told is not False,
+        debounce_ms=(condition.debounceMs if debounce_ms is UNSET else debounce_ms) or 0,
+        timeout_ms=(condition.timeoutMs if timeout_ms is UNSET else timeout_ms) or 0,
+    )
+
+
+def _types_of(name: str, types: Mapping[str, str]) -> Iterable[str]:
+    """The event types that a collection's name may mean: ``toolCalls`` are of type tool_call."""
+    snake = re.sub(r"(?<=[a-z0-9])[A-Z]", lambda capital: f"_{capital[0]}", name).lower()
+    return {name, f"state:{name}", snake, snake.removesuffix("s"), *filter(None, [types.get(name)])}
+
+
+# --- Events -----------------------------------------------------------------------------------
+
+
+def is_finished_run(event: Any) -> bool:
+    """Whether this says that a run came to its end."""
+    match event:
+        case {
+            "type": "run",
+            "key": str(),
+            "value": {"status": "completed" | "failed"},
+            "headers": {"operation": "update"},
+        }:
+            return True
+    return False
+
+
+def is_begun_run(event: Any) -> bool:
+    """Whether this says that a run began."""
+    return isinstance(event, dict) and event.get("type") == "run" and _kind(event) == "insert"
+
+
+def matches(registration: Registration, event: Any) -> bool:
+    """Whether this event is what the registration waits for.
+
+    A `wake` never is: two entities that watch each other would wake each other for ever.
+    """
+    if registration.condition == Registration.Condition.RUN_FINISHED:
+        return is_finished_run(event)
+    if not isinstance(event, dict) or not isinstance(event.get("type"), str):
+        return False
+    if event["type"] == "wake":
+        return False
+    of_type = not registration.collections or event["type"] in registration.collections
+    return of_type and (not registration.ops or _kind(event) in registration.ops)
+
+
+_OF_A_MESSAGE = ("from", "from_principal", "from_agent", "payload", "timestamp", "message_type")
+
+
+def change(registration: Registration, event: JsonObject) -> JsonObject:
+    """What a wake says of an event that matches."""
+    runs = registration.condition == Registration.Condition.RUN_FINISHED
+    said: JsonObject = {
+        "collection": "runs" if runs else event["type"],
+        "kind": _kind(event),
+        "key": event.get("key", ""),
+    }
+    value = event.get("value")
+    if not isinstance(value, dict):
+        return said
+    told = ["value", "oldValue"]
+    if event["type"] == "inbox":
+        told += _OF_A_MESSAGE
+    return said | {name: value[name] for name in told if name in value}
+
+
+def _kind(event: JsonObject) -> str:
+    headers = event.get("headers")
+    operation = headers.get("operation") if isinstance(headers, dict) else None
+    return operation if operation in ("update", "delete") else "insert"

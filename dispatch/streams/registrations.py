@@ -1,0 +1,507 @@
+"""Who is to be woken for what happens where: the only writer of registrations and deliveries.
+
+An event that a registration waits for leaves a delivery in the transaction that appends it, and
+`dispatch.deliveries` tells the subscriber in one of its own: no transaction holds two entities.
+What is due when is a time of the registration's row.
+
+An entity that nobody watches pays nothing: its dispatch state says so (``watched``). That is set
+under its lock before a registration counts, so that no event which comes after it is missed.
+
+Lock order: dispatch state, claim, name of a source that is yet to come, registrations by key, wake,
+tails. All registrations that a transaction changes are therefore locked by one statement.
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+from django.db import transaction
+from django.db.models import Case, Exists, Q, Value, When
+from django.db.models.functions import Now
+
+from core.bodies import JsonObject
+from core.clock import with_now
+from core.database import lock_name
+from core.errors import InvalidRequest, NotFound, NotRunning
+from dispatch.cron import Cron
+from dispatch.models import Delivery, DispatchState, Entity, Registration, StreamEvent
+from dispatch.streams import conditions, sources
+from dispatch.streams.conditions import Wish
+
+MOST_DEBOUNCES = 10
+"""A busy source puts a debounced wake off for this many times its ``debounce_ms``, not for ever."""
+
+MAX_RESPONSE = 1024 * 1024
+"""Characters that are kept of a finished run's response, and of its errors."""
+
+nudged = threading.Event()
+"""Set when a transaction of this process has just left something to deliver."""
+
+_RUN_FINISHED = Registration.Condition.RUN_FINISHED
+_TIMES = ("first_at", "deliver_at", "timeout_at", "tick_at", "due_at")
+_TICK: JsonObject = {"type": "cron_tick", "key": "", "headers": {"operation": "insert"}}
+
+
+# --- Asking for it ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a subscriber wants at a source, under a manifest key or without; None: nothing more.
+
+    ``payload``: what it is told at each tick of a cron source, as JSON; empty: nothing.
+    """
+
+    source_url: str
+    wish: Wish | None
+    manifest_key: str = ""
+    payload: str = ""
+
+    @property
+    def watched(self) -> DispatchState.Watched:
+        """What the source must look for registrations of."""
+        if self.wish is None:
+            return DispatchState.Watched.NOT
+        if self.wish.condition == _RUN_FINISHED:
+            return DispatchState.Watched.FOR_RUNS
+        return DispatchState.Watched.FOR_CHANGES
+
+    @property
+    def identity(self) -> str:
+        """What is registered once by a subscriber."""
+        said: Any = ["manifest", self.manifest_key]
+        if not self.manifest_key and self.wish is not None:
+            wish = self.wish
+            source = _place(self.source_url)
+            said = [source, wish.condition, wish.collections, wish.ops]
+        return hashlib.sha256(msgspec.json.encode(said)).hexdigest()
+
+
+def _place(url: str) -> str:
+    """A source by one URL of it: of a cron stream's zone each ICU has its own name."""
+    return Cron.of(url).path if sources.is_cron(url) else url
+
+
+def register(subscriber: Entity, order: Order) -> None:
+    """Register, in a transaction that has locked the source and made it look for registrations.
+
+    A second call changes the first's, and keeps what that is yet to deliver. Raises NotFound for a
+    subscriber that was deleted, NotRunning for one at its end.
+    """
+    # Held so that it is not deleted meanwhile; its dispatch state would be a second one's lock.
+    held = Entity.objects.select_for_update(no_key=True).filter(pk=subscriber.pk)
+    state = with_now(DispatchState.objects.filter(entity__in=held)).first()
+    if state is None:
+        raise NotFound("The subscriber was deleted.")
+    if state.ended:
+        raise NotRunning(f"The subscriber is {state.ended}.")
+    _put(subscriber.pk, order, _lock(_identified(subscriber.pk, [order])), state.now)
+
+
+def unregister(subscriber: Entity, *, source_url: str = "", manifest_key: str = "") -> None:
+    """Remove the subscriber's registrations at this source, under this key, or both."""
+    which = Q(subscriber=subscriber)
+    if source_url:
+        which &= Q(source_url=source_url)
+    if manifest_key:
+        which &= Q(manifest_key=manifest_key)
+    with transaction.atomic():
+        _delete(_lock(which))
+
+
+def watched_from_birth(url: str) -> Case:
+    """Whether an entity that is just made at this URL is watched, for it may have been waited for.
+
+    Whoever asks to wait for it now waits until the transaction ends.
+    """
+    lock_name(url)
+    waited_for = Exists(Registration.objects.filter(source_url=url))
+    Watched = DispatchState.Watched  # noqa: N806
+    return Case(When(waited_for, then=Value(Watched.FOR_CHANGES)), default=Value(Watched.NOT))
+
+
+def _identified(subscriber_id: int, orders: Iterable[Order]) -> Q:
+    return Q(subscriber=subscriber_id, identity__in=[each.identity for each in orders])
+
+
+def _lock(which: Q) -> list[Registration]:
+    rows = Registration.objects.filter(which).select_related("subscriber")
+    return list(rows.select_for_update(of=("self",)).order_by("pk"))
+
+
+def _delete(rows: Iterable[Registration]) -> None:
+    keys = [each.pk for each in rows]
+    if keys:
+        Registration.objects.filter(pk__in=keys).delete()
+
+
+def _put(subscriber_id: int, order: Order, known: Iterable[Registration], now: datetime) -> None:
+    """Do as ordered; ``known`` are locked registrations, the one that is ordered among them."""
+    named = subscriber_id, order.identity
+    rows = [each for each in known if (each.subscriber_id, each.identity) == named]
+    place = _place(order.source_url)
+    if order.wish is None or any(_place(each.source_url) != place for each in rows):
+        _delete(rows)
+        rows = []
+    if order.wish is None:
+        return
+    facts = asdict(order.wish)
+    facts |= {"collections": list(order.wish.collections), "ops": list(order.wish.ops)}
+    if rows and order.payload:
+        facts["payload"] = order.payload
+    elif rows:
+        # A call names the source as its runtime does, which looks for that in its wakes.
+        facts["source_url"] = order.source_url
+    if rows:
+        _change(rows[0], facts, now)
+        return
+    row = Registration(
+        subscriber_id=subscriber_id,
+        source_url=order.source_url,
+        manifest_key=order.manifest_key,
+        identity=order.identity,
+        payload=order.payload,
+        created_at=now,
+        **facts,
+    )
+    if sources.is_cron(row.source_url):
+        if not conditions.matches(row, _TICK):
+            raise InvalidRequest.field("/condition", "of a cron source, inserts of cron_tick come")
+        row.tick_at = Cron.of(row.source_url).after(now)
+    _begin_wait(row, now)
+    # Of two that come at once the first stands, as if this had been before it.
+    Registration.objects.bulk_create([row], ignore_conflicts=True)
+
+
+def _change(row: Registration, facts: JsonObject, now: datetime) -> None:
+    waited = bool(row.timeout_ms) and row.timeout_at is None and row.last_offset is None
+    if not waited and all(getattr(row, name) == fact for name, fact in facts.items()):
+        return  # a handler says it twice, and what matched in between has ended the wait
+    for name, fact in facts.items():
+        setattr(row, name, fact)
+    if row.first_at is None:
+        _begin_wait(row, now)
+    row.save()
+
+
+def _begin_wait(row: Registration, now: datetime) -> None:
+    wait = timedelta(milliseconds=row.timeout_ms)
+    row.timeout_at = now + wait if wait else None
+    schedule(row)
+
+
+def schedule(row: Registration) -> None:
+    """Say of a registration whose times were changed when it is due; the caller saves it."""
+    times = [each for each in (row.deliver_at, row.timeout_at, row.tick_at) if each is not None]
+    row.due_at = min(times, default=None)
+
+
+# --- What happens at a source -----------------------------------------------------------------
+
+
+def follow(
+    state: DispatchState, events: Sequence[Any], after: int, orders: Sequence[Order] = ()
+) -> None:
+    """What these events, just appended to a locked entity's stream past ``after``, mean for others.
+
+    And do the ``orders`` among them, the entity being the subscriber. It costs nothing where there
+    are none, and nobody waits for such events.
+    """
+    is_heard = _is_heard(state, events)
+    if not is_heard and not orders:
+        return
+    which = Q(source_url=state.entity.url) if is_heard else Q()
+    if orders:
+        for url in sorted({each.source_url for each in orders if each.wish is not None}):
+            if not sources.is_cron(url):  # which is never yet to come
+                lock_name(url)
+        which |= _identified(state.entity_id, orders)
+    known = _lock(which)
+    if is_heard:
+        _fire(known, state.entity.url, events, after, state.now, state)
+    for order in orders:
+        _put(state.entity_id, order, known, state.now)
+
+
+def fire(source_urls: Collection[str], events: Sequence[Any], after: int, now: datetime) -> None:
+    """`follow` for a stream that is no entity's, by whichever of its URLs it is waited for.
+
+    The caller holds its lock until it commits.
+    """
+    known = _lock(Q(source_url__in=source_urls))
+    for url in source_urls:
+        _fire(known, url, events, after, now, None)
+
+
+def lock_at(states: Iterable[DispatchState]) -> None:
+    """Lock the registrations at several locked entities, where a transaction changes them all."""
+    urls = [each.entity.url for each in states if each.watched != DispatchState.Watched.NOT]
+    if urls:
+        _lock(Q(source_url__in=urls))
+
+
+def _is_heard(state: DispatchState, events: Sequence[Any]) -> bool:
+    if state.watched == DispatchState.Watched.FOR_RUNS:
+        return any(map(conditions.is_finished_run, events))
+    return state.watched != DispatchState.Watched.NOT
+
+
+def _fire(
+    known: Iterable[Registration],
+    url: str,
+    events: Sequence[Any],
+    after: int,
+    now: datetime,
+    state: DispatchState | None,
+) -> None:
+    matched: dict[int, Registration] = {}
+    deliveries = []
+    repeated = []
+    said: dict[str, JsonObject] = {}
+    for row in known:
+        if row.source_url != url or row.closed:
+            continue
+        for offset, event in enumerate(events, start=after + 1):
+            if not conditions.matches(row, event):
+                continue
+            row.last_offset = offset
+            data: JsonObject = {"change": conditions.change(row, event)}
+            if state is not None and row.condition == _RUN_FINISHED:
+                run, status = event["key"], event["value"]["status"]
+                if status == "completed" and _is_told(row, state):
+                    repeated.append(row)
+                    continue
+                _note(row, state, status)
+                if _is_parent(row, state.entity):
+                    if run not in said:
+                        said[run] = _said_in(state.entity, run)
+                    data["child"] = _child(row, state.entity, status, said[run])
+            deliveries.append(_delivery(row, offset, data))
+            matched[row.pk] = row
+    Registration.objects.bulk_update(
+        [each for each in repeated if each.pk not in matched], ["last_offset"]
+    )
+    _keep(matched.values(), deliveries, now)
+
+
+def _note(row: Registration, state: DispatchState, status: str) -> None:
+    """Note of which work a run that is told of now was the result."""
+    known = status == "completed" and bool(state.given_offset)
+    row.told_given = state.given_offset if known else None
+    row.told_epoch = state.active_epoch
+    row.told_tail = state.claimed_tail
+
+
+def _is_told(row: Registration, state: DispatchState) -> bool:
+    """Whether all the work that there is was given to an earlier claim whose run was told of.
+
+    That one's runtime died before its done, so the work is done over again.
+    """
+    return (
+        bool(state.given_offset)
+        and row.told_given == state.given_offset
+        and row.told_epoch != state.active_epoch
+        and row.told_tail is not None
+        and state.last_work_offset <= row.told_tail
+    )
+
+
+def _delivery(row: Registration, offset: int, data: JsonObject) -> Delivery:
+    return Delivery(registration=row, offset=offset, data=msgspec.json.encode(data).decode())
+
+
+def _keep(rows: Iterable[Registration], deliveries: Sequence[Delivery], now: datetime) -> None:
+    """Write these deliveries, and when the registrations that have some are due."""
+    changed = list(rows)
+    if not changed:
+        return
+    Delivery.objects.bulk_create(deliveries)
+    for row in changed:
+        row.timeout_at = None
+        row.first_at = row.first_at or now
+        pause = timedelta() if row.closed else timedelta(milliseconds=row.debounce_ms)
+        row.deliver_at = min(now + pause, row.first_at + MOST_DEBOUNCES * pause)
+        schedule(row)
+    facts = ("last_offset", "told_given", "told_epoch", "told_tail", "closed")
+    Registration.objects.bulk_update(changed, [*_TIMES, *facts])
+    transaction.on_commit(nudged.set)
+
+
+def _is_parent(row: Registration, child: Entity) -> bool:
+    # A parent is older: what was made anew at its URL is not.
+    return child.parent == row.subscriber.url and row.subscriber_id < child.pk
+
+
+def _child(row: Registration, child: Entity, status: str, said: JsonObject) -> JsonObject:
+    told = {name: text for name, text in said.items() if name != "response"}
+    if row.include_response and "response" in said:
+        told["response"] = said["response"]
+    return {"url": child.url, "type": child.type, "run_status": status, **told}
+
+
+def _said_in(source: Entity, run: str) -> JsonObject:
+    """What a run answered and which errors it met: ``response`` and ``error``, where there are."""
+    quoted = msgspec.json.encode(run).decode()
+    events = StreamEvent.objects.filter(entity=source, data__contains=quoted).order_by("offset")
+    texts, errors = [], []
+    for data in events.values_list("data", flat=True):
+        match msgspec.json.decode(data):
+            case {"type": "text_delta", "value": {"run_id": of, "delta": str(text)}} if of == run:
+                texts.append(text)
+            case {"type": "error", "value": {"run_id": of, "message": str(text)}} if of == run:
+                errors.append(text)
+    found = {"response": "".join(texts), "error": "\n".join(errors)}
+    return {name: text[:MAX_RESPONSE] for name, text in found.items() if text}
+
+
+def tick(row: Registration, now: datetime) -> None:
+    """The time of a locked registration at a cron source has come.
+
+    Once, however often it had come while nobody was there; next it comes from now on.
+    """
+    number = (row.last_offset or 0) + 1
+    change: JsonObject = {"collection": "cron_tick", "kind": "insert", "key": f"tick-{number}"}
+    if row.payload:
+        change["payload"] = msgspec.json.decode(row.payload)
+    row.last_offset = number
+    row.tick_at = Cron.of(row.source_url).after(now)
+    _keep([row], [_delivery(row, number, {"change": change})], now)
+
+
+# --- What does not happen any more ------------------------------------------------------------
+
+
+def released(state: DispatchState, since: int) -> None:
+    """A claim on a watched entity was released that was given the events up to ``since``.
+
+    Where it left an error and finished no run, its parent is told of that.
+    """
+    if state.watched == DispatchState.Watched.NOT:
+        return
+    errors = []
+    events = StreamEvent.objects.filter(entity=state.entity_id, offset__gt=since)
+    told = Q(data__contains='"error"') | Q(data__contains='"run"')
+    for data in events.filter(told).order_by("offset").values_list("data", flat=True):
+        event = msgspec.json.decode(data)
+        if conditions.is_finished_run(event):
+            return
+        if event.get("type") == "error":
+            errors.append(str((event.get("value") or {}).get("message", "")))
+    if errors:
+        rows = _lock(Q(source_url=state.entity.url))
+        parents = [
+            each
+            for each in rows
+            if not each.closed and _awaits_run(each, state.entity) and not _is_told(each, state)
+        ]
+        _tell_of_failure(parents, parents, state, "\n".join(errors))
+
+
+def close(state: DispatchState, how: str) -> None:
+    """A locked entity has come to its end: nothing more happens there.
+
+    A parent that waits for a run hears that the child was stopped or killed (``how``).
+    Registrations at it go at once, or with what they have yet to deliver.
+    """
+    if state.watched != DispatchState.Watched.NOT:
+        _close(_lock(Q(source_url=state.entity.url)), state, how)
+
+
+def forget(
+    state: DispatchState, may_read: Callable[[Entity], bool], gone: Collection[str] = ()
+) -> None:
+    """`close` for a locked entity that is to be deleted; its own registrations go with it.
+
+    Only those are told whose subscriber ``may_read`` it: nobody can say that afterwards. Nor is
+    anybody told of the sources at the URLs in ``gone``, which went with it.
+    """
+    urls = {state.entity.url, *gone}
+    rows = _lock(Q(source_url__in=urls) | Q(subscriber=state.entity_id))
+    _delete(each for each in rows if each.source_url in gone)
+    theirs = [
+        each
+        for each in rows
+        if each.subscriber_id != state.entity_id and each.source_url not in gone
+    ]
+    barred = [each for each in theirs if not may_read(each.subscriber)]
+    _delete(barred)
+    _close([each for each in theirs if each not in barred], state, "deleted")
+
+
+def _close(rows: Iterable[Registration], state: DispatchState, how: str) -> None:
+    still_open = [each for each in rows if not each.closed]
+    waiting = [
+        each
+        for each in still_open
+        if _awaits_run(each, state.entity) and _is_unanswered(each, state)
+    ]
+    left = [each for each in still_open if each.first_at is not None or each in waiting]
+    for row in left:
+        row.closed = True
+    _tell_of_failure(waiting, left, state, f"The entity was {how}.")
+    _delete(each for each in still_open if each not in left)
+
+
+def _awaits_run(row: Registration, child: Entity) -> bool:
+    return row.condition == _RUN_FINISHED and _is_parent(row, child)
+
+
+def _is_unanswered(row: Registration, state: DispatchState) -> bool:
+    """Whether no run has finished since it was registered, or another has begun since that."""
+    if row.last_offset is None:
+        return True
+    if _is_told(row, state):
+        return False
+    later = StreamEvent.objects.filter(entity=state.entity_id, offset__gt=row.last_offset)
+    events = later.filter(data__contains='"run"').values_list("data", flat=True)
+    return any(map(conditions.is_begun_run, map(msgspec.json.decode, events)))
+
+
+def _tell_of_failure(
+    parents: Iterable[Registration],
+    rows: Iterable[Registration],
+    state: DispatchState,
+    error: str,
+) -> None:
+    """Leave the ``parents`` among these registrations word that the child will finish no run."""
+    deliveries = []
+    for row in parents:
+        child = _child(row, state.entity, "failed", {"error": error[:MAX_RESPONSE]})
+        deliveries.append(_delivery(row, state.tail, {"child": child}))
+        row.last_offset = state.tail
+        row.told_given = None
+    _keep(rows, deliveries, state.now)
+
+
+# --- Telling it -------------------------------------------------------------------------------
+
+
+def due_of(subscriber_id: int) -> list[Registration]:
+    """The subscriber's registrations of which something is due, locked."""
+    return _lock(Q(subscriber=subscriber_id, due_at__lte=Now()))
+
+
+def told(row: Registration, delivered: Sequence[Delivery], *, more: bool) -> None:
+    """These deliveries of a locked registration were made; whether there are ``more``.
+
+    Its other times are as the caller has changed them.
+    """
+    if delivered:
+        Delivery.objects.filter(pk__in=[each.pk for each in delivered]).delete()
+    if not more:
+        row.first_at = row.deliver_at = None
+        if row.closed:
+            _delete([row])
+            return
+    schedule(row)
+    row.save(update_fields=_TIMES)
+
+
+def drop(subscriber_id: int) -> None:
+    """Remove the registrations of an entity that came to its end."""
+    with transaction.atomic():
+        _delete(_lock(Q(subscriber=subscriber_id)))

@@ -1,0 +1,147 @@
+"""The schedules in an entity's manifest: what sends a message at a time becomes a timer.
+
+Whoever appends such an entry, a handler or a call of the API, has thereby set, replaced or
+cancelled it. One that asks for what cannot be done is answered as one whose time has come: it
+fails, and its owner reads in its manifest why. A cron schedule that can be done is a registration.
+"""
+
+import uuid
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from core.bodies import JsonObject
+from core.clock import from_iso
+from dispatch import timers
+from dispatch.cron import Cron
+from dispatch.messages import Message
+from dispatch.models import DispatchState, Entity, Timer
+
+PREFIX = "schedule:"
+"""Of the keys of schedules in a manifest."""
+MAX_NAME = 256
+"""Of a schedule's name, in characters."""
+
+_Short = Annotated[str, Meta(min_length=1, max_length=240)]
+
+
+class FutureSend(msgspec.Struct, kw_only=True):
+    """An entry that sends a message at a time, once."""
+
+    payload: Any
+    fireAt: str  # noqa: N815
+    producerId: _Short | None = None  # noqa: N815
+    targetUrl: str | None = None  # noqa: N815
+    senderUrl: str | None = None  # noqa: N815
+    messageType: _Short | None = None  # noqa: N815
+
+
+class CronSchedule(msgspec.Struct, kw_only=True):
+    """An entry that wakes its owner again and again."""
+
+    payload: Any
+    expression: str
+    timezone: str = "UTC"
+
+
+def follow(state: DispatchState, event: Any) -> None:
+    """Do what an event, just appended to the stream of a locked entity, says of a schedule.
+
+    What a handler's entry sends is sent with the rights of the entity's creator.
+    """
+    match event:
+        case {"type": "manifest", "key": str(key)} if key.startswith(PREFIX):
+            _follow(state, key, event)
+
+
+def _follow(state: DispatchState, key: str, event: JsonObject) -> None:
+    headers = event.get("headers")
+    operation = headers.get("operation") if isinstance(headers, dict) else None
+    name = key.removeprefix(PREFIX)[:MAX_NAME]
+    known = Timer.objects.pending().filter(owner=state.entity_id, schedule=name).first()
+    said = event.get("value")
+    entry: JsonObject = {**(said if isinstance(said, dict) else {}), "key": key}
+    if known is not None:
+        former = msgspec.json.decode(known.entry)
+        if operation == "update":
+            entry = {**former, **entry}
+        if entry == former and operation != "delete":
+            return  # said again
+    timer = None
+    if operation != "delete" and entry.get("status", "pending") == "pending":
+        timer = _asked_for(state, name, entry)
+    if timer is not None:
+        timers.add(timer)
+    elif known is not None:
+        timers.cancel(state.entity_id, name)
+
+
+def _asked_for(state: DispatchState, name: str, entry: JsonObject) -> Timer | None:
+    """The timer that a handler's entry asks for, or None."""
+    owner, runner = state.entity, state.runner
+    timer = Timer(
+        owner=owner,
+        schedule=name,
+        entry=msgspec.json.encode(entry).decode(),
+        principal=owner.created_by,
+        near_only=runner is None or runner.owner_principal != owner.created_by,
+        due_at=state.now,
+        created_at=state.now,
+    )
+    try:
+        _require_name(entry["key"])
+        if entry.get("scheduleType") == "future_send":
+            fill(timer, msgspec.convert(entry, FutureSend))
+            return timer
+        if entry.get("scheduleType") == "cron":
+            _parse(entry)
+    except ValueError as problem:  # of msgspec's, too
+        timer.error = str(problem)
+        return timer
+    return None
+
+
+def cron_of(entry: JsonObject) -> Cron | None:
+    """What a schedule's entry says of when to wake its owner, or None."""
+    if entry.get("scheduleType") != "cron" or entry.get("status", "pending") != "pending":
+        return None
+    try:
+        return _parse(entry)
+    except ValueError:
+        return None
+
+
+def _parse(entry: JsonObject) -> Cron:
+    cron = msgspec.convert(entry, CronSchedule)
+    return Cron.parse(cron.expression, cron.timezone)
+
+
+def _require_name(key: str) -> None:
+    if len(key) > len(PREFIX) + MAX_NAME:
+        raise ValueError(f"a schedule's id has at most {MAX_NAME} characters")
+
+
+def fill(timer: Timer, entry: FutureSend) -> None:
+    """Give a schedule's timer what its entry says. Raises ValueError."""
+    owner = timer.owner
+    assert owner is not None  # noqa: S101  it is a schedule's
+    url = entry.targetUrl if entry.targetUrl is not None else owner.url
+    sender = entry.senderUrl if entry.senderUrl is not None else owner.url
+    if sender not in (owner.url, timer.principal):
+        raise ValueError("senderUrl is neither the entity's nor that of whose rights hold")
+    target = owner if url == owner.url else Entity.objects.filter(url=url).first()
+    if target is None:
+        raise ValueError(f"there is no entity {url}"[:300])
+    timer.due_at = max(from_iso(entry.fireAt), timer.due_at)
+    # The same entry said again, after it was sent, sends nothing again.
+    producer = entry.producerId or f"{timer.schedule}-{entry.fireAt}"
+    message = Message(
+        entry.payload,
+        sender,
+        key=f"scheduled-{producer}"[:256],
+        type=entry.messageType,
+        principal=timer.principal,
+        agent=owner.url if sender == owner.url else None,
+    )
+    timers.fill(timer, target, message, str(uuid.uuid4()))
