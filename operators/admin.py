@@ -1,6 +1,18 @@
 """Every page: Django's admin looks for them here."""
 
-from operators import audit, claim, dead_letter, entity, people, runner, state, timer, token, wake
+from operators import (
+    audit,
+    claim,
+    dead_letter,
+    entity,
+    people,
+    runner,
+    shared_state,
+    state,
+    timer,
+    token,
+    wake,
+)
 from operators import type as entity_type
 
 __all__ = [
@@ -11,6 +23,7 @@ __all__ = [
     "entity_type",
     "people",
     "runner",
+    "shared_state",
     "state",
     "timer",
     "token",

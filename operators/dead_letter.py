@@ -9,9 +9,8 @@ from django.http import HttpRequest
 from claims import dead_letters
 from claims.models import DeadLetter
 from dispatch.models import StreamEvent
-from operators.entity import readable
 from operators.kit.lists import ENTITY, column, exact, moment_column, row_column, where, words
-from operators.kit.markup import badge, ident, page_of, shortened
+from operators.kit.markup import badge, ident, page_of, readable, shortened
 from operators.kit.verbs import OperatorAdmin, Order, Verb
 
 

@@ -15,7 +15,7 @@ from core.bodies import decode
 from core.errors import InvalidRequest, InvalidSignal, NotRunning
 from dispatch import entities, signals
 from dispatch.messages import Message
-from dispatch.models import STATUSES, DispatchState, Entity, EntityType, StreamEvent
+from dispatch.models import STATUSES, DispatchState, Entity, EntityType
 from operators import state as states
 from operators.kit.forms import NeededReasonForm, ReasonForm, TargetForm
 from operators.kit.lists import (
@@ -36,9 +36,11 @@ from operators.kit.markup import (
     page_of,
     principal,
     quiet,
+    readable,
     runner_link,
 )
 from operators.kit.verbs import OperatorAdmin, Order, Verb
+from operators.shared_state import shared_states_of
 from operators.timer import timers_of
 from operators.watching import family_of
 
@@ -314,6 +316,7 @@ class EntityAdmin(OperatorAdmin):
             "letters_url": list_of("claims_deadletter", entity=row.url),
             **timers_of(row, row.now),
             **family_of(row),
+            "shared_states": shared_states_of(row),
             "type_known": EntityType.objects.filter(pk=row.type).exists(),
         }
 
@@ -350,14 +353,3 @@ class EntityAdmin(OperatorAdmin):
         if state.retry_at is not None:
             tries = format_html("next try {}", moment(state.retry_at, entity.now))
         return lines(badge(f"{state.failures} in a row", "bad" if state.failing else "warn"), tries)
-
-
-def readable(event: StreamEvent) -> dict[str, Any]:
-    """An event of a main stream, as a page shows it."""
-    try:
-        data = json.loads(event.data)
-    except ValueError:
-        data = event.data
-    kind = data.get("type", "") if isinstance(data, dict) else ""
-    text = json.dumps(data, indent=2, ensure_ascii=False)
-    return {"offset": event.offset, "when": event.created_at, "type": kind, "text": text[:20_000]}

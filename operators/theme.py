@@ -48,6 +48,7 @@ UNFOLD = {
                     _list("Wakes", "notifications_active", "dispatch", "wake"),
                     _list("Dead letters", "markunread_mailbox", "claims", "deadletter"),
                     _list("Timers", "schedule", "dispatch", "timer"),
+                    _list("Shared states", "forum", "dispatch", "sharedstate"),
                 ],
             },
             {

@@ -6,12 +6,12 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tests.support import ROOT, Database, free_port, wait_until
+from tests.support import ROOT, Database, Server, free_port, wait_until
 
 PROGRAMS = ("pgbouncer", "haproxy", "nginx")
 
@@ -76,3 +76,52 @@ def pgbouncer(database: Database, **instead: str) -> Iterator[str]:
                 os.chown(path, user, -1)
         with running("pgbouncer", "pgbouncer.ini", port=port, folder=folder, user=user):
             yield f"postgres://{url.username}:{url.password}@127.0.0.1:{port}/pullwake"
+
+
+def _instead_of_servers(servers: Sequence[Server]) -> dict[str, str]:
+    return {
+        f"pullwake-{number}.example:8000": f"127.0.0.1:{server.port}"
+        for number, server in enumerate(servers, 1)
+    }
+
+
+@contextmanager
+def haproxy(servers: Sequence[Server], folder: Path) -> Iterator[str]:
+    """The URL of HAProxy before three servers."""
+    port = free_port()
+    own = {**_instead_of_servers(servers), "bind :8000": f"bind 127.0.0.1:{port}"}
+    (folder / "haproxy.cfg").write_text(recipe("haproxy.cfg", own))
+    with running("haproxy", "-db", "-f", "haproxy.cfg", port=port, folder=folder):
+        yield f"http://127.0.0.1:{port}"
+
+
+NGINX = """
+daemon off;
+pid {folder}/nginx.pid;
+error_log {folder}/nginx.error.log;
+events {{ worker_connections 1000; }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    include recipe.conf;
+}}
+"""
+
+
+@contextmanager
+def nginx(servers: Sequence[Server], folder: Path) -> Iterator[str]:
+    """The URL of nginx before three servers."""
+    port = free_port()
+    own = {**_instead_of_servers(servers), "listen 8000": f"listen 127.0.0.1:{port}"}
+    (folder / "recipe.conf").write_text(recipe("nginx.conf", own))
+    (folder / "nginx.conf").write_text(NGINX.format(folder=folder))
+    started = running(
+        "nginx", "-p", folder, "-e", folder / "nginx.error.log", "-c", "nginx.conf",
+        port=port, folder=folder,
+    )  # fmt: skip
+    with started:
+        yield f"http://127.0.0.1:{port}"

@@ -410,11 +410,13 @@ class Server:
         env: dict[str, str],
         tls: ssl.SSLContext | None = None,
         arguments: tuple[str, ...] = (),
+        folder: Path = ROOT,
     ) -> None:
         self.port = free_port()
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
         self.trusted = tls or True
         self.arguments = arguments
+        self.folder = folder
         self.log = log
         self.env = {
             **os.environ,
@@ -431,7 +433,7 @@ class Server:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "manage.py", "serve", *self.arguments],
-                cwd=ROOT,
+                cwd=self.folder,
                 env=self.env,
                 stdout=log,
                 stderr=log,

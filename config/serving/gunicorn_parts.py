@@ -3,9 +3,11 @@
 Of `GeventWorker`: the overridden init_process, handle_exit, handle_quit, handle, handle_request,
 handle_error and run; the attributes alive, cfg, sockets and worker_connections; and notify. Of the
 socket that `handle` is given, gunicorn uses recv, sendall and what a plain socket does alike.
-Each has a test in tests/serving/test_gunicorn_parts.py.
+Of gevent's `StreamServer`: wrap_socket_and_handle, do_read, do_handle and stop_accepting. Each has
+a test in tests/serving/test_gunicorn_parts.py.
 """
 
+import os
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -18,7 +20,7 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from config.serving.peers import keep_little
 
-__all__ = ["GeventWorker", "ParseException", "ssl_context", "start_servers"]
+__all__ = ["GeventWorker", "ParseException", "close_servers", "ssl_context", "start_servers"]
 
 
 class Server(StreamServer):  # type: ignore[misc]
@@ -48,3 +50,13 @@ def start_servers(worker: Any, patience_s: float) -> list[StreamServer]:
         server.start()
         servers.append(server)
     return servers
+
+
+def close_servers(servers: list[StreamServer]) -> None:
+    """Take what has connected already, and then nobody: who is refused tries another server."""
+    for server in servers:
+        server.stop_accepting()
+        while accepted := server.do_read():
+            server.do_handle(*accepted)
+        # At once: gevent closes in the loop's next round, and resets who connects until then.
+        os.close(server.socket.detach())

@@ -1,5 +1,6 @@
 """How the pages write times, ids, states and links; the same in lists and in templates."""
 
+import json
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -186,6 +187,17 @@ def page_of(model: str, pk: Any) -> str:
 def list_of(model: str, **filters: Any) -> str:
     """The list of a model, filtered."""
     return reverse(f"admin:{model}_changelist") + (f"?{urlencode(filters)}" if filters else "")
+
+
+def readable(event: Any) -> dict[str, Any]:
+    """What a page shows of an event of a stream: where, when, of which type, and its text."""
+    try:
+        data = json.loads(event.data)
+    except ValueError:
+        data = event.data
+    kind = data.get("type", "") if isinstance(data, dict) else ""
+    text = json.dumps(data, indent=2, ensure_ascii=False)
+    return {"offset": event.offset, "when": event.created_at, "type": kind, "text": text[:20_000]}
 
 
 def runner_link(runner_id: str | None, name: str = "") -> SafeString | str:

@@ -70,3 +70,27 @@ def test_what_takes_long_is_not_cut_short(database: Database, tmp_path: Path):
     assert database.manage("migrate", "claims", "0003").returncode == 0
     done = database.manage("migrate", PULLWAKE_STATEMENT_TIMEOUT_MS="1")
     assert done.returncode == 0, done.stderr
+
+
+def test_an_index_is_added_while_others_write_and_again_after_it_was_broken_off(
+    database: Database, tmp_path: Path
+):
+    log = tmp_path / "log"
+    assert database.manage("migrate", "dispatch", "0001").returncode == 0
+    assert indexes(database, "wake_oldest") == ""
+    # As one leaves it that was broken off: there, and used by nobody.
+    database.execute("CREATE INDEX wake_oldest ON dispatch_wake (id)")
+    with psycopg.connect(database.url) as writing:
+        writing.execute("LOCK TABLE dispatch_wake IN ROW EXCLUSIVE MODE")
+        with migrating(database, log, "dispatch", "0002") as process:
+            wait_until(database.waiting)
+            # Were it to lock the table against writers, this would wait, too.
+            database.execute("DELETE FROM dispatch_wake")
+            writing.rollback()
+            assert process.wait(60) == 0, log.read_text()
+    assert "runner_id" in indexes(database, "wake_oldest")
+
+
+def indexes(database: Database, name: str) -> str:
+    found = database.execute("SELECT indexdef FROM pg_indexes WHERE indexname = %s", name)
+    return "".join(definition for (definition,) in found)

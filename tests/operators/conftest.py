@@ -10,13 +10,14 @@ from django.db.models.functions import Now
 from django.test import Client
 
 from claims.models import ConsumerClaim, DeadLetter
-from dispatch.models import Entity, Timer, Wake
+from dispatch.models import Entity, SharedState, Timer, Wake
 from runners.models import AccessToken, Runner
 from tests.factories import (
     AccessTokenFactory,
     DeadLetterFactory,
     EntityTypeFactory,
     RunnerFactory,
+    SharedStateFactory,
     TimerFactory,
     WakeFactory,
     handle,
@@ -79,6 +80,7 @@ class World:
                 "dispatch.dispatchstate",
                 "dispatch.wake",
                 "dispatch.timer",
+                "dispatch.sharedstate",
                 "dispatch.entitytype",
                 "admin.logentry",
             )
@@ -91,6 +93,9 @@ class World:
         found["entity"] = f"/admin/dispatch/entity/{Entity.objects.get(url='/agent/e3').pk}/change/"
         found["wake"] = f"/admin/dispatch/wake/{Wake.objects.outstanding()[0].pk}/change/"
         found["timer"] = f"/admin/dispatch/timer/{Timer.objects.failed()[0].pk}/change/"
+        found["shared state"] = (
+            f"/admin/dispatch/sharedstate/{SharedState.objects.get().pk}/change/"
+        )
         found["entity type"] = "/admin/dispatch/entitytype/agent/change/"
         found["token"] = f"/admin/runners/accesstoken/{self.token.pk}/change/"
         found["issue"] = "/admin/runners/accesstoken/issue/"
@@ -112,6 +117,7 @@ def world(alice: Api) -> World:
     e4 = Entity.objects.get(url="/agent/e4")
     for state in ({}, {"due": True}, {"late": True}, {"failed": True}, {"scheduled": True}):
         TimerFactory.create(target=e4, **state)
+    SharedStateFactory.create(name="debate-/moderator/x", link__entity=e4)
     token = AccessTokenFactory.create(label="laptop")
     return World(alice, released, failed, orphaned, token)
 

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from gevent.pool import Pool
+from gevent.server import StreamServer
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
 
-from config.serving.gunicorn_parts import GeventWorker, ParseException, ssl_context
+from config.serving.gunicorn_parts import GeventWorker, ParseException, close_servers, ssl_context
 from tests.support import ROOT, Database, Server
 
 
@@ -91,6 +93,26 @@ def test_it_has_its_sockets_its_settings_and_how_many_it_may_take(worker, listen
     assert (made.cfg.workers, made.cfg.graceful_timeout) == (3, 7)
     assert not made.cfg.is_ssl
     assert made.alive is True
+
+
+def test_who_has_connected_when_servers_close_is_taken():
+    taken: list[object] = []
+
+    def handle(_: object, address: object) -> None:
+        taken.append(address)
+
+    server = StreamServer(("127.0.0.1", 0), handle=handle, spawn=Pool(2))
+    server.start()
+    address = server.address
+    with (
+        socket.create_connection(address) as first,
+        socket.create_connection(address) as second,
+    ):
+        close_servers([server])
+        server.pool.join()
+        assert taken == [first.getsockname(), second.getsockname()]
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
 
 
 def test_notify_tells_the_master_that_it_lives(worker):
