@@ -194,23 +194,6 @@ def test_it_touches_no_index(alice, runner):
     assert (all_after - all_before, hot_after - hot_before) == (3, 3)
 
 
-@pytest.mark.postgres
-def test_it_alone_does_not_wait_for_the_disk(alice):
-    def waits():
-        with connection.cursor() as cursor:
-            cursor.execute("SHOW synchronous_commit")
-            return cursor.fetchone() == ("on",)
-
-    alice.register()
-    alice.make_entity(initialMessage="hi")
-    claim = alice.claim()
-    claim.heartbeat()
-    claim.done()
-    assert waits()
-    alice.post("/_electric/runners/r1/heartbeat")
-    assert not waits()
-
-
 # --- Two processes of one id --------------------------------------------------------------------
 
 EARLIER, LATER = "2026-05-19T11:01:11.631Z", "2026-05-19T11:02:11.631Z"
@@ -246,3 +229,20 @@ def test_nor_without_diagnostics(alice, runner):
     other_process(alice, EARLIER)
     answer = alice.post("/_electric/runners/r1/heartbeat", {})
     assert "Pullwake-Other-Process" not in answer.headers
+
+
+@pytest.mark.postgres
+def test_it_alone_does_not_wait_for_the_disk(alice):
+    def waits():
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW synchronous_commit")
+            return cursor.fetchone() == ("on",)
+
+    alice.register()
+    alice.make_entity(initialMessage="hi")
+    claim = alice.claim()
+    claim.heartbeat()
+    claim.done()
+    assert waits()
+    alice.post("/_electric/runners/r1/heartbeat")
+    assert not waits()

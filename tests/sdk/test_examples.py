@@ -91,6 +91,19 @@ def test_an_approval(server: Server, start: Callable[..., None]) -> None:
     wait_until(lambda: "version 2: deployed" in observed(server, "approval.py"), timeout=30)
 
 
+def test_a_manager_and_its_workers(server: Server, start: Callable[..., None]) -> None:
+    start("manager", str(EXAMPLES / "manager.py"))
+    pullwake(server, commands("manager.py")["spawn"])
+    report = "\nAll are done.\n/worker/1-0: 2 words\n/worker/1-1: 1 words\n"
+    wait_until(lambda: report in observed(server, "manager.py"), timeout=60)
+
+
+def test_a_nightly_job(server: Server, start: Callable[..., None]) -> None:
+    start("nightly", str(EXAMPLES / "nightly.py"))
+    pullwake(server, commands("nightly.py")["spawn"])
+    wait_until(lambda: "backed up" in observed(server, "nightly.py"), timeout=30)
+
+
 def test_a_shell_agent(server: Server, start: Callable[..., None]) -> None:
     run = commands("shell_agent.sh")["run"].replace("./", f"{EXAMPLES}/")
     start("shell", "-m", *shlex.split(run))

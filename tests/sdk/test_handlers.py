@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 import harness
@@ -197,6 +198,22 @@ async def test_a_thread_works_with_all_of_it(server: Server) -> None:
         deltas = [each["value"]["delta"] for each in stream if each["type"] == "text_delta"]
         assert deltas == ["You said: hällo"]
         assert api.get("/_electric/entities/agent/threaded").body["tags"] == {"done": "5"}
+
+
+async def test_it_is_woken_at_the_time_that_it_asked_for(server: Server) -> None:
+    seen: list[Any] = []
+
+    async def handler(wake: Wake) -> None:
+        payloads = [message.payload for message in await wake.messages()]
+        seen.extend(payloads)
+        if payloads == ["start"]:
+            for _ in range(2):
+                await wake.sleep_until(timedelta(seconds=1), "timer", key="once")
+
+    async with at_work(server, "sleeps", handler) as api:
+        api.send("/agent/sleeps", payload="start")
+        await until(lambda: seen == ["start", "timer"])
+    assert claims(server, "/agent/sleeps") == [("released", "")] * 2
 
 
 # Two processes of one id, as in a rolling deploy

@@ -498,18 +498,13 @@ class Claims:
             async with asyncio.timeout(self._work_timeout) as limit:
                 write_token = await retry(lambda: self._api.mint(grant))
                 held.wake = wake = Wake(self._api, grant, write_token, retry)
-                if self._closed.is_set():
-                    wake.wind_down()
-                self._diagnostics.dispatched()
-                held.watcher = asyncio.create_task(
-                    self._watch(held, wake), name=f"watch of {grant.entity_url}"
-                )
+                self._accompany(held, wake)
                 try:
                     await self._handler(wake)
                 except GiveUp as error:
                     how, failure = error, printable(str(error), _MAX_FAILURE)
                     self._failed(error)
-                held.watcher.cancel()
+                self._stop_watching(held)
                 await wake.settle()
         except RetryAfter as error:
             how, failure = error, printable(str(error), _MAX_FAILURE)
@@ -530,8 +525,7 @@ class Claims:
                 if held.lost.done():
                     self._errors.append(failed)  # its cleaning up went wrong
         finally:
-            if held.watcher is not None:
-                held.watcher.cancel()
+            self._stop_watching(held)
         if held.lost.done():
             return  # a cancelled handler reports nothing, however it took it
         await self._report(held, failure, how)
@@ -543,6 +537,18 @@ class Claims:
             self._clock.monotonic() - started,
             extra={"entity": grant.entity_url, "epoch": grant.epoch},
         )
+
+    def _accompany(self, held: _Held, wake: Wake) -> None:
+        """What begins with the handler."""
+        self._diagnostics.dispatched()
+        if self._closed.is_set():
+            wake.wind_down()
+        watching = self._watch(held, wake)
+        held.watcher = asyncio.create_task(watching, name=f"watch of {wake.entity_url}")
+
+    def _stop_watching(self, held: _Held) -> None:
+        if held.watcher is not None:
+            held.watcher.cancel()
 
     async def _watch(self, held: _Held, wake: Wake) -> None:
         """Have what arrives during the work noticed, until cancelled: once it has run for a while,
