@@ -154,6 +154,8 @@ PULLWAKE_STATEMENT_TIMEOUT_MS = _number("PULLWAKE_STATEMENT_TIMEOUT_MS", 10_000,
 PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS = _number(
     "PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS", 3_000, 0, 600_000
 )
+# What a peer has for its request, and for each 64 KiB of its answer.
+PULLWAKE_PEER_TIMEOUT_S = _number("PULLWAKE_PEER_TIMEOUT_S", 30, 1, 3_600)
 PULLWAKE_DRAIN_S = _number("PULLWAKE_DRAIN_S", 0, 0, 3_600)
 PULLWAKE_RETENTION_DAYS = _number("PULLWAKE_RETENTION_DAYS", 30, 1, 36_500)
 # What one principal may: 0 is without a limit. The first two are of each worker process.

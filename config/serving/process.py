@@ -18,6 +18,12 @@ class Process:
     def __init__(self) -> None:
         self._housekeeper = Housekeeper()
 
+    @property
+    def patience_s(self) -> float:
+        """What a peer has for its request, and for each 64 KiB of its answer."""
+        patience_s: float = settings.PULLWAKE_PEER_TIMEOUT_S
+        return patience_s
+
     def start(self) -> None:
         """Begin; Django is set up and all that is needed is imported."""
         # What was loaded stays, and requests leave no garbage: little is left to collect, and each

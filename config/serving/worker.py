@@ -1,4 +1,8 @@
-"""The gunicorn worker: gevent's, that stops at once and answers what it holds."""
+"""The gunicorn worker: gevent's, that stops at once and answers what it holds.
+
+It is imported before gevent patches Python, which looks at every object there is: Django's settings
+would be read then, and psycopg, imported too early, would wait without gevent.
+"""
 
 import logging
 import os
@@ -11,6 +15,7 @@ from gevent import sleep
 from gevent.event import Event
 
 from config.serving.gunicorn_parts import GeventWorker, ParseException, start_servers
+from config.serving.peers import Peer
 from core.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -50,6 +55,10 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self.hurried.set()
         self.handle_exit(sig, frame)
 
+    def handle(self, listener: Any, client: Any, addr: Any) -> None:
+        """One connection, whose peer has deadlines."""
+        super().handle(listener, Peer(client, self.process.patience_s), addr)
+
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Any:
         """One request, known while it is in flight."""
         self.in_flight.add(req)
@@ -57,6 +66,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             return super().handle_request(listener_name, req, sock, addr)
         finally:
             self.in_flight.discard(req)
+            sock.idle()
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer what never became a request in the one shape of errors, and close."""
@@ -74,7 +84,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def run(self) -> None:
         """Serve until stopped."""
         self.stopping = Event()
-        servers = start_servers(self)
+        servers = start_servers(self, self.process.patience_s)
         while self.alive:
             self.notify()
             self.stopping.wait(timeout=0.5)

@@ -158,6 +158,14 @@ def test_sigterm_is_handle_exit_which_ends_its_life(life):
     assert life[6:] == ["handle_exit SIGTERM False"]
 
 
+def test_what_is_imported_before_gevent_patches_knows_no_django():
+    found = "import sys, config.serving.worker; print('django' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", found], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "False\n", done.stderr
+
+
 # --- TLS ------------------------------------------------------------------------------------------
 
 
@@ -190,9 +198,8 @@ def test_it_serves_over_tls_and_not_in_plain_http(certificate, database: Databas
     made, key = certificate
     arguments = f"--certfile {made} --keyfile {key}"
     trusted = ssl.create_default_context(cafile=made)
-    server = Server(
-        database.url, tmp_path / "server.log", {"GUNICORN_CMD_ARGS": arguments}, tls=trusted
-    )
+    env = {"GUNICORN_CMD_ARGS": arguments, "PULLWAKE_PEER_TIMEOUT_S": "1"}
+    server = Server(database.url, tmp_path / "server.log", env, tls=trusted)
     try:
         server.start()
         assert server.url.startswith("https://")
@@ -200,6 +207,8 @@ def test_it_serves_over_tls_and_not_in_plain_http(certificate, database: Databas
         assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
         with pytest.raises(httpx2.TransportError):
             httpx2.get(f"{server.url.replace('https', 'http')}/livez")
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as silent:
+            assert silent.recv(1) == b""  # who does not shake hands is cut
         assert server.stop() < 2
     finally:
         server.close()
