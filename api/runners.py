@@ -8,6 +8,7 @@ from django.db.models import Q, Subquery
 from django.http import HttpRequest, HttpResponse
 from msgspec import UNSET, Meta, UnsetType
 
+from api.authentication import FOR_ONE_RUNNER, RunnerAuthentication
 from api.fields import principal_field
 from api.lists import answer_page
 from api.openapi import documented
@@ -169,10 +170,14 @@ def runner_body(runner: Runner) -> RunnerBody:
 class RunnersView(ApiView):
     """/_electric/runners"""
 
+    authentication_classes = (RunnerAuthentication,)
+
     @documented("Register a runner", body=Registration, answers={201: RunnerBody})
     def post(self, request: HttpRequest) -> HttpResponse:
         """Register a runner, or update one's own."""
         body = read(request, Registration)
+        if self.request.auth not in (None, body.id):
+            raise Forbidden(FOR_ONE_RUNNER)
         if body.owner_principal is not UNSET:
             owner = principal_field(body.owner_principal, "/owner_principal")
             if owner != self.caller:
@@ -198,6 +203,8 @@ class RunnersView(ApiView):
         if named is not None and principal_field(named, "/owner_principal") != self.caller:
             raise Forbidden("These are another principal's runners.")
         runners = Runner.objects.owned_by(self.caller).select_related("liveness")
+        if self.request.auth is not None:
+            runners = runners.filter(pk=self.request.auth)
         before = parameter(request, "before")
         if before is not None:
             last = runners.filter(pk=before)

@@ -9,6 +9,7 @@ from rest_framework.request import Request
 from rest_framework.views import APIView
 
 from api import origins, throttles
+from api.authentication import RunnerAuthentication
 from api.permissions import IsAuthenticated, MayReadOrAct, OwnsRunner
 from core.errors import Forbidden, Unauthenticated
 from core.principals import Principal
@@ -91,6 +92,7 @@ class ApiView(APIView):
 class RunnerResource(ApiView):
     """A view of one runner, for its owner."""
 
+    authentication_classes = (RunnerAuthentication,)
     permission_classes = (IsAuthenticated, OwnsRunner)
     find = staticmethod(registry.find)
     """`registry.find_seen` for a view that needs to know when the runner was seen."""

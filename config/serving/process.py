@@ -10,6 +10,7 @@ from api.http_errors import error_response, translate
 from claims.reaper import Housekeeper
 from config.serving import probes
 from dispatch.streams.waiters import hub
+from runners.tokens import Watch
 
 
 class Process:
@@ -17,6 +18,7 @@ class Process:
 
     def __init__(self) -> None:
         self._housekeeper = Housekeeper()
+        self._watch = Watch()
 
     @property
     def patience_s(self) -> float:
@@ -36,6 +38,7 @@ class Process:
             # rather than 0.95 ms, seconds on a busy disk): one stays open.
             connection.ensure_connection()
         self._housekeeper.start()
+        self._watch.start()
 
     def answer(self, exc: BaseException) -> HttpResponse:
         """The answer to what failed before it became a request."""
@@ -50,4 +53,5 @@ class Process:
     def stop(self) -> None:
         """Begin no further round, and let every held request answer now."""
         self._housekeeper.stop()
+        self._watch.stop()
         hub.close()
