@@ -4,12 +4,14 @@ A handler proves itself with the claim or write token of its entity's active cla
 ``Electric-Claim-Token`` or ``Authorization: Bearer``; `api.acting` has what it may do for others.
 """
 
+from typing import Any
+
 from django.conf import settings
 from django.http import HttpRequest
 from rest_framework.authentication import BaseAuthentication
 
 from core.addresses import client_address, is_trusted_proxy
-from core.errors import Forbidden, Unauthenticated
+from core.errors import Forbidden, PullwakeError, Unauthenticated
 from core.principals import DEVELOPER, Principal
 from runners import tokens
 
@@ -97,6 +99,27 @@ def access_token(request: HttpRequest) -> tokens.Credential | None:
     if secret is None or secret.startswith((CLAIM_TOKEN_PREFIX, WRITE_TOKEN_PREFIX)):
         return None
     return _behind(request, secret)
+
+
+def caller_name(request: HttpRequest, who: Any, status: int) -> str:
+    """Who calls, for the log: the principal's key, and for whom; "unknown" with a bad credential.
+
+    ``who``: the user that was authenticated, if the view has its callers authenticated.
+    """
+    if who is not None:
+        principal, owner = getattr(who, "principal", who), getattr(who, "owner", None)
+        if owner is not None:
+            return f"{owner.key} for {principal.key}"
+        handler = getattr(who, "claim", None) is not None
+        return f"handler of {who.url} for {principal.key}" if handler else str(principal.key)
+    if status == 401:
+        return "unknown"
+    try:
+        if claim_token(request) is not None:
+            return "handler"
+        return proven_and_named(request)[0].key
+    except PullwakeError:
+        return "unknown"
 
 
 def _behind(request: HttpRequest, secret: str) -> tokens.Credential:

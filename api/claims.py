@@ -202,7 +202,9 @@ class CallbackView(ApiView):
             # A caller without the claim gets 401, not a hint about the body.
             lifecycle.authenticate(consumer_id, token)
             raise
-        return answer(_carry_out(body, credentials, acks))
+        done = _carry_out(body, credentials, acks)
+        self.verb, self.reports = _verb(body, done)
+        return answer(done)
 
 
 def _credentials(body: Callback, consumer_id: str, token: str) -> lifecycle.Credentials:
@@ -244,6 +246,17 @@ def _carry_out(
         return CallbackAnswer(ok=True, writeToken=lifecycle.mint(credentials))
     expires_at = lifecycle.renew(credentials, acks or ())
     return CallbackAnswer(ok=True, next_wake=False, lease_expires_at=iso(expires_at))
+
+
+def _verb(body: Callback, done: CallbackAnswer) -> tuple[str, bool]:
+    """What a callback did, and whether it only reported."""
+    if body.done:
+        return "Release a claim", False
+    if body.failed:
+        return "Fail a claim", False
+    if done.writeToken is not UNSET:
+        return "Mint a write token", False
+    return "Renew a claim's lease", True
 
 
 def _acks(body: Callback) -> list[lifecycle.Ack] | None:

@@ -234,7 +234,9 @@ class RunnerView(RunnerResource):
     @documented("Delete a runner", answers={204: None})
     def delete(self, request: HttpRequest, runner_id: str) -> HttpResponse:
         """Its claims expire and its entities are freed."""
-        endings.delete_runner(self.runner(runner_id).pk)
+        runner = self.runner(runner_id)
+        with self.recorded(runner, "Deleted"):
+            endings.delete_runner(runner.pk)
         return HttpResponse(status=204)
 
 
@@ -242,6 +244,7 @@ class HeartbeatView(RunnerResource):
     """/_electric/runners/:id/heartbeat"""
 
     find = staticmethod(registry.find_seen)
+    reports = True
 
     @documented("Report that a runner lives", body=Heartbeat, answers={200: RunnerBody})
     def post(self, request: HttpRequest, runner_id: str) -> HttpResponse:

@@ -81,6 +81,7 @@ class MainStreamView(ApiView):
 
     authentication_classes = ()
     permission_classes = ()
+    reports = True
 
     @documented(
         "Read an entity's stream",

@@ -38,6 +38,7 @@ CONTRACT = (
 )
 OURS = (
     "PULLWAKE_TOKEN_DAYS",
+    "PULLWAKE_AUDIT_REPORTS",
     "PULLWAKE_PEER_TIMEOUT_S",
     "PULLWAKE_CORS_ORIGINS",
     "PULLWAKE_DEVELOPMENT_ON_NETWORK",
@@ -87,6 +88,7 @@ def test_the_defaults(read):
         "PULLWAKE_DRAIN_S": 0,
         "PULLWAKE_PEER_TIMEOUT_S": 30,
         "PULLWAKE_TOKEN_DAYS": 0,
+        "PULLWAKE_AUDIT_REPORTS": False,
         "PULLWAKE_MAX_BODY_BYTES": 1024 * 1024,
         "TIME_ZONE": "UTC",
         "DEBUG": False,

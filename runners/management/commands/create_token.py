@@ -4,10 +4,13 @@ from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
+from django.contrib.admin.models import ADDITION
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import transaction
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime, parse_duration
 
+from core import audit
 from core.clock import iso
 from core.identifiers import is_id
 from core.principals import Principal
@@ -48,9 +51,12 @@ class Command(BaseCommand):
             raise CommandError(f"{runner_id!r} is not the id of a runner.")
         expires = options["expires"] or str(settings.PULLWAKE_TOKEN_DAYS or NEVER)
         expires_at = None if expires == NEVER else _expiry(expires)
-        _, secret = tokens.issue(
-            principal, label=options["label"], expires_at=expires_at, runner_id=runner_id
-        )
+        with transaction.atomic():
+            token, secret = tokens.issue(
+                principal, label=options["label"], expires_at=expires_at, runner_id=runner_id
+            )
+            said = f"Issued for {principal.key} by manage.py create_token."
+            audit.record(token, said, flag=ADDITION)
         until = f"until {iso(expires_at)}" if expires_at else "until it is revoked"
         self.stderr.write(f"A token for {principal.key}, valid {until}; it is not shown again:")
         self.stdout.write(secret)
