@@ -104,6 +104,7 @@ if DEVELOPMENT and not _is_loopback(HOST):
         )
     ALLOWED_HOSTS += [HOST, socket.gethostname()]
 
+PULLWAKE_API_DOCS = env.bool("PULLWAKE_API_DOCS", True)
 PULLWAKE_CORS_ORIGINS = env.list("PULLWAKE_CORS_ORIGINS", default=[])
 for _origin in PULLWAKE_CORS_ORIGINS:
     _parts = urlsplit(_origin)
@@ -257,6 +258,7 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     # For pages; the API goes through config.serving.application's.
     "django.middleware.security.SecurityMiddleware",
+    "config.serving.pages.with_policy",
     "config.serving.passwords.LoginTurns",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",

@@ -37,6 +37,7 @@ CONTRACT = (
     "PULLWAKE_RETENTION_DAYS",
 )
 OURS = (
+    "PULLWAKE_API_DOCS",
     "PULLWAKE_TOKEN_DAYS",
     "PULLWAKE_AUDIT_REPORTS",
     "PULLWAKE_PEER_TIMEOUT_S",
@@ -88,6 +89,7 @@ def test_the_defaults(read):
         "PULLWAKE_DRAIN_S": 0,
         "PULLWAKE_PEER_TIMEOUT_S": 30,
         "PULLWAKE_TOKEN_DAYS": 0,
+        "PULLWAKE_API_DOCS": True,
         "PULLWAKE_AUDIT_REPORTS": False,
         "PULLWAKE_MAX_BODY_BYTES": 1024 * 1024,
         "TIME_ZONE": "UTC",
