@@ -9,11 +9,12 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
-from django.contrib.auth.tokens import default_token_generator
 from django.core.management import call_command
 from django.core.management.base import BaseCommand
 from django.db import connection
 from django.urls import reverse
+
+from operators import login
 
 _MIGRATION_LOCK = 0x70756C6C
 """An arbitrary key; servers that start together migrate one after the other."""
@@ -55,7 +56,7 @@ class Command(BaseCommand):
         if not settings.DEVELOPMENT:
             _retire_developer()
         if settings.DEVELOPMENT:
-            admin = f"{url}{_login_path()}   (logs you in, once)"
+            admin = f"{url}{login.one_time_path()}   (logs you in, once)"
             self.stdout.write(
                 NEXT.format(
                     url=url,
@@ -88,22 +89,10 @@ def _pullwake() -> str:
 def _retire_developer() -> None:
     """The developer of development mode, who has no password, does not outlive it."""
     developer = get_user_model()._default_manager.filter(
-        username="developer", password="", is_active=True
+        username=login.DEVELOPER, password="", is_active=True
     )
     if developer.exists():  # a standby takes no update
         developer.update(is_active=False)
-
-
-def _login_path() -> str:
-    users = get_user_model()._default_manager
-    developer, _ = users.get_or_create(
-        username="developer", defaults={"is_staff": True, "is_superuser": True}
-    )
-    if not developer.is_active:
-        developer.is_active = True
-        developer.save(update_fields=["is_active"])
-    token = default_token_generator.make_token(developer)
-    return reverse("login-once", kwargs={"token": token})
 
 
 @contextmanager
