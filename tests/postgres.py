@@ -133,7 +133,7 @@ def _server(directory: Path) -> Iterator[str]:
         # PostgreSQL refuses to run as root, and `nobody` may not be able to reach the binaries.
         user = pwd.getpwnam("nobody").pw_uid
         package = _copy(package, directory)
-    binaries = package / f"pginstall{POSTGRES_VERSION}" / "bin"
+    binaries = _binaries(package)
     data, log, password_file = directory / "data", directory / "log", directory / "password"
     password = secrets.token_hex(16)
     password_file.write_text(password)
@@ -194,6 +194,15 @@ def _server(directory: Path) -> Iterator[str]:
         # Somebody else took the port between our look and the server's.
         if "could not bind" not in log.read_text() or time.monotonic() > deadline:
             raise PostgresError(f"postgres did not start:\n{log.read_text()}")
+
+
+def psql() -> Path:
+    """The command-line client."""
+    return _binaries(_package()) / "psql"
+
+
+def _binaries(package: Path) -> Path:
+    return package / f"pginstall{POSTGRES_VERSION}" / "bin"
 
 
 def _package() -> Path:
