@@ -187,6 +187,14 @@ def test_sigterm_is_handle_exit_which_ends_its_life(life):
     assert life[6:] == ["handle_exit SIGTERM False"]
 
 
+def test_what_is_imported_before_gevent_patches_knows_no_django():
+    found = "import sys, config.serving.worker; print('django' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", found], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "False\n", done.stderr
+
+
 # --- TLS ------------------------------------------------------------------------------------------
 
 
