@@ -173,12 +173,6 @@ def test_init_process_comes_first_and_run_last_once_django_is_set_up(life):
     assert life[:4] == ["init_process", "Django is set up", "post_worker_init", "run True"]
 
 
-def test_nothing_of_django_is_imported_before_gevent_has_taken_its_place():
-    imports = "import sys, config.serving.worker; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", imports], cwd=ROOT, capture_output=True, text=True)
-    assert not {"django.conf", "psycopg"}.intersection(done.stdout.split()), done.stderr
-
-
 def test_sigint_and_sigquit_are_handle_quit(life):
     assert life[4:6] == ["handle_quit SIGINT", "handle_quit SIGQUIT"]
 
