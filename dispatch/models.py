@@ -549,7 +549,10 @@ class Registration(models.Model):
         help_text="SHA-256 of the manifest key, or else of source and condition",
     )
     condition = models.CharField(max_length=12, choices=Condition.choices)
-    collections = models.JSONField(default=list, help_text="event types of a change; none: all")
+    collections = models.JSONField(default=list, help_text="of a change; none: all")
+    types = models.JSONField(
+        default=dict, help_text="event types of collections, as the manifest event has them"
+    )
     ops = models.JSONField(default=list, help_text="operations of a change; none: all")
     include_response = models.BooleanField(default=True)
     debounce_ms = models.PositiveIntegerField(default=0)

@@ -1,7 +1,7 @@
 """What a subscriber may wait for at a source, and which events are that."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -38,10 +38,14 @@ Condition = Literal["runFinished"] | RunFinished | Change
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What is to be waited for, as a `Registration` has it; ``collections`` are event types."""
+    """What is to be waited for, as a `Registration` has it.
+
+    ``types``: the event types of collections that are called otherwise; None where nobody said.
+    """
 
     condition: Registration.Condition
     collections: tuple[str, ...] = ()
+    types: Mapping[str, str] | None = None
     ops: tuple[str, ...] = ()
     include_response: bool = True
     debounce_ms: int = 0
@@ -56,10 +60,7 @@ def wish(
     timeout_ms: int | UnsetType = UNSET,
     types: Mapping[str, str] | None = None,
 ) -> Wish:
-    """What a condition asks for; what is said beside it stands before what is said in it.
-
-    ``types``: the event types of collections that are called otherwise.
-    """
+    """What a condition asks for; what is said beside it stands before what is said in it."""
     if condition == "runFinished":
         condition = RunFinished()
     assert not isinstance(condition, str)  # noqa: S101  there is no other such word
@@ -70,9 +71,8 @@ def wish(
     Kind = Registration.Condition  # noqa: N806
     return Wish(
         Kind.CHANGE if watches_changes else Kind.RUN_FINISHED,
-        collections=tuple(
-            sorted({each for name in names for each in _types_of(name, types or {})})
-        ),
+        collections=tuple(sorted(set(names))),
+        types=types,
         ops=tuple(sorted(set(ops))),
         include_response=told is not False,
         debounce_ms=(condition.debounceMs if debounce_ms is UNSET else debounce_ms) or 0,
@@ -80,7 +80,7 @@ def wish(
     )
 
 
-def _types_of(name: str, types: Mapping[str, str]) -> Iterable[str]:
+def _types_of(name: str, types: Mapping[str, str]) -> Collection[str]:
     """The event types that a collection's name may mean: ``toolCalls`` are of type tool_call."""
     snake = re.sub(r"(?<=[a-z0-9])[A-Z]", lambda capital: f"_{capital[0]}", name).lower()
     return {name, f"state:{name}", snake, snake.removesuffix("s"), *filter(None, [types.get(name)])}
@@ -118,7 +118,9 @@ def matches(registration: Registration, event: Any) -> bool:
         return False
     if event["type"] == "wake":
         return False
-    of_type = not registration.collections or event["type"] in registration.collections
+    of_type = not registration.collections or any(
+        event["type"] in _types_of(name, registration.types) for name in registration.collections
+    )
     return of_type and (not registration.ops or _kind(event) in registration.ops)
 
 

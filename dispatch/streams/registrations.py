@@ -151,6 +151,8 @@ def _put(subscriber_id: int, order: Order, known: Iterable[Registration], now: d
         return
     facts = asdict(order.wish)
     facts |= {"collections": list(order.wish.collections), "ops": list(order.wish.ops)}
+    if order.wish.types is None:  # a call does not say, and the manifest event may have said
+        facts["types"] = rows[0].types if rows else {}
     if rows and order.payload:
         facts["payload"] = order.payload
     elif rows:

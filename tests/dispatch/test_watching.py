@@ -534,6 +534,10 @@ def test_collections_may_be_called_as_the_manifest_says(api):
     handled(api, PARENT, manifest("k", **source, collections=called, wake=wake))
     say(CHILD, event("note-row"), event("plain-row"), event("text"))
     assert [each["collection"] for each in changes(api)] == ["note-row", "plain-row"]
+    # The runtime says it again by a call, which has no map.
+    watch(api, wake, manifestKey="k")
+    say(CHILD, event("note-row"))
+    assert [each["collection"] for each in changes(api)][2:] == ["note-row"]
 
 
 @pytest.mark.parametrize(

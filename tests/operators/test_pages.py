@@ -208,7 +208,7 @@ def test_an_entitys_page_tells_who_waits_for_whom(alice, people):
         named = {label: re.findall("<code>(.*?)</code>", cell)[0] for label, cell in tables}
         told = {"Source": waits, "Subscriber": watched, "Child": child}
         assert named == {label: name for label, name in told.items() if name}
-        assert "state:todo" in pages[url]
+        assert "todo" in pages[url]
         assert "waits until" in pages[url]
 
 
