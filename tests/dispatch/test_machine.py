@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import msgspec
 import pytest
 from django.db import transaction
-from django.db.models import F
+from django.db.models import Count, F, Max
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
@@ -253,6 +253,7 @@ class Pullwake(RuleBasedStateMachine):
 
     @invariant()
     def it_holds(self):
+        the_database_holds()
         wakes = [
             (runner_id, "/" + wake["stream"].removesuffix("/main"), wake["generation"])
             for runner_id in RUNNERS
@@ -295,6 +296,37 @@ class Pullwake(RuleBasedStateMachine):
         assert generations == list(range(1, state.generation + 1))
         epochs = list(state.entity.claims.order_by("pk").values_list("epoch", flat=True))
         assert epochs == sorted(set(epochs))
+
+
+def the_database_holds():
+    """What each row says of the others, whatever was done; the constraints hold the rest."""
+    claims = ConsumerClaim.objects.active()
+    held = dict(claims.values_list("entity_id", "epoch"))
+    wakes = dict(Wake.objects.outstanding().values_list("entity_id", "pk"))
+    assert len(held) == claims.count()
+    assert len(wakes) == Wake.objects.outstanding().count()
+    states = DispatchState.objects.annotate(
+        events=Count("entity__events"), last=Max("entity__events__offset")
+    )
+    for pk, epoch, wake, events, last, tail, cursor, work in states.values_list(
+        *("pk", "active_epoch", "outstanding_wake"),
+        *("events", "last", "tail", "cursor", "last_work_offset"),
+    ):
+        # The state knows its claim and its wake, and there is never both.
+        assert epoch == held.pop(pk, None)
+        assert wake == wakes.pop(pk, None)
+        assert epoch is None or wake is None
+        # No offset is left out, and none is acked that was not given.
+        assert events == last == tail
+        assert cursor <= tail
+        assert work <= tail
+    assert not held
+    assert not wakes
+    # A token opens nothing past its claim; a lease is had exactly while it is held.
+    ended = ConsumerClaim.objects.exclude(status=ConsumerClaim.Status.ACTIVE)
+    assert not ended.exclude(write_token_hash="").exists()
+    assert not ended.filter(ended_at=None).exists()
+    assert not claims.filter(lease_expires_at=None).exists()
 
 
 def is_work(rows, event):
