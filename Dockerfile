@@ -2,17 +2,21 @@
 # Settings are environment variables; the README lists them. compose.yaml adds a PostgreSQL.
 
 # Of the two Pythons that the tests run on, 3.11 with Django 5.2 and 3.13 with Django 6.1, the newer.
-FROM python:3.13-slim AS packages
+# The digest is of that image and no other; `docker buildx imagetools inspect python:3.13-slim` has the newest.
+ARG PYTHON=python:3.13-slim@sha256:6771159cd4fa5d9bba1258caf0b82e6b73458c694d178ad97c5e925c2d0e1a91
+
+FROM ${PYTHON} AS packages
 RUN python -m venv /venv
 COPY requirements/base.txt .
 RUN /venv/bin/pip install --no-cache-dir --require-hashes -r base.txt
 
-FROM python:3.13-slim
-RUN useradd --system --uid 10001 --home-dir /app pullwake \
+FROM ${PYTHON}
+RUN useradd --system --uid 10001 --home-dir /app --shell /usr/sbin/nologin pullwake \
     && install -d -o pullwake -g pullwake /app /app/var
 COPY --from=packages /venv /venv
 WORKDIR /app
-# .dockerignore names what belongs in it.
+# .dockerignore names what belongs in it. It is root's, and the server cannot write there: it runs with
+# `docker run --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges`, as compose.yaml has it.
 COPY . .
 ENV PATH=/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -20,7 +24,7 @@ ENV PATH=/venv/bin:$PATH \
     PULLWAKE_MODE=production \
     HOST=0.0.0.0 \
     PORT=8000
-USER pullwake
+USER 10001
 # The SQLite database, unless DATABASE_URL names another.
 VOLUME /app/var
 EXPOSE 8000

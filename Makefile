@@ -18,7 +18,7 @@ FLEET ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 # Tools that read the settings do so as development does, whatever the caller's environment says.
 DEVELOPMENT := env -u DATABASE_URL PULLWAKE_MODE=development
 
@@ -35,7 +35,7 @@ run: $(VENV)/.base ## Serve on http://127.0.0.1:8000, setting up first (PULLWAKE
 	@exec $(BIN)/python manage.py serve $(ARGS)
 
 .PHONY: test
-test: lint types contracts checks test-sdk test-sqlite test-postgres ## Everything: lint, types, import contracts, checks, tests on both databases
+test: lint types contracts checks test-sdk dist-sdk test-sqlite test-postgres ## Everything: lint, types, import contracts, checks, tests on both databases
 
 .PHONY: check
 check: lint types contracts checks $(VENV)/.dev ## Under a minute: all but the tests that start a process or need PostgreSQL
@@ -70,6 +70,25 @@ checks: $(VENV)/.dev ## Check that no migration is missing, and the production s
 test-sdk: $(VENV)/.dev ## Run the SDK's own tests, which need no server (ARGS=… too)
 	cd sdk/python && ../../$(PYTEST) $(ARGS)
 
+# Where the SDK's distribution is checked: an environment with nothing of the checkout.
+DIST := $(VENV)-dist
+
+.PHONY: dist-sdk
+dist-sdk: $(VENV)/.base $(DIST)/.sdk ## Build the SDK's wheel and sdist, and check them where there is no server
+	rm -rf sdk/python/dist && mkdir sdk/python/dist
+	cd sdk/python && ../../$(BIN)/python -c 'from flit_core.buildapi import *; print(build_wheel("dist"), build_sdist("dist"))'
+	$(DIST)/bin/python -m pip install --quiet --no-index --no-deps --force-reinstall sdk/python/dist/*.whl
+	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT \
+		&& tar -xzf sdk/python/dist/*.tar.gz --strip-components 1 -C "$$scratch" && rm -r "$$scratch/src" \
+		&& bin="$$PWD/$(DIST)/bin" && cd "$$scratch" && set -x \
+		&& "$$bin/pullwake" --help >help.txt && "$$bin/mypy" --strict tests/typed.py examples \
+		&& "$$bin/python" -m pytest -n $(WORKERS) -q $(ARGS)
+
+$(DIST)/.sdk: requirements/sdk.txt $(BIN)/python
+	@$(BIN)/python -m venv --clear $(DIST)
+	@$(DIST)/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r $<
+	@touch $@
+
 .PHONY: test-sqlite
 test-sqlite: $(VENV)/.dev ## Run the tests on SQLite (ARGS='-k name -x' goes to pytest)
 	env -u DATABASE_URL $(PYTEST) $(ARGS)
@@ -93,7 +112,7 @@ fleet: $(VENV)/.dev ## Hold a fleet of runners for a while (FLEET='--runners 100
 
 .PHONY: lock
 lock: $(VENV)/.dev ## Lock requirements/*.in again (ARGS=--upgrade for newer versions)
-	for name in base dev; do \
+	for name in base dev sdk; do \
 		$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --system-certs \
 			--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' $(ARGS) \
 			--output-file requirements/$$name.txt requirements/$$name.in || exit; \
@@ -101,7 +120,7 @@ lock: $(VENV)/.dev ## Lock requirements/*.in again (ARGS=--upgrade for newer ver
 
 .PHONY: clean
 clean: ## Remove the environments and the caches; var/, the data, stays
-	rm -rf .venv .venv-* .mypy_cache .pytest_cache sdk/python/.pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+	rm -rf .venv .venv-* sdk/python/dist .mypy_cache .pytest_cache sdk/python/.pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is newer than its lock file exactly when the environment holds what the lock file says, and the SDK.

@@ -11,6 +11,7 @@ from typing import ClassVar
 from django.http import HttpRequest
 
 from api.authentication import (
+    FOR_ONE_RUNNER,
     NAMES_ANOTHER,
     Authentication,
     claim_token,
@@ -28,13 +29,15 @@ from dispatch.models import Entity
 class Actor:
     """Who acts: the principal whose rights hold, and the URL that a message is from.
 
-    ``owner``: another principal who calls in its name, by a claim that `prove` looks for.
+    ``owner``: who calls in its name, by a claim that `prove` looks for: another principal, or one
+    whose token is for one runner, ``runner_id``, whose claim it then must be.
     ``claim``: the one whose write token was sent, which `require_reach` keeps within its bounds.
     """
 
     principal: Principal
     url: str
     owner: Principal | None = None
+    runner_id: str | None = None
     claim: ConsumerClaim | None = None
 
     # Django REST framework's idea of a user, which this stands in for.
@@ -47,16 +50,19 @@ class Actor:
         Forbidden. Costs a statement where another calls in the principal's name, else none.
         """
         if self.owner is not None and not acting.acts_for(
-            self.owner, self.principal, url, within=within
+            self.owner, self.principal, url, within=within, runner_id=self.runner_id
         ):
-            raise Forbidden(NAMES_ANOTHER)
+            raise self._refusal()
         return self.principal
 
     def require_itself(self) -> Principal:
         """The principal, where nobody calls in its name. Raises Forbidden."""
         if self.owner is not None:
-            raise Forbidden(NAMES_ANOTHER)
+            raise self._refusal()
         return self.principal
+
+    def _refusal(self) -> Forbidden:
+        return Forbidden(NAMES_ANOTHER if self.runner_id is None else FOR_ONE_RUNNER)
 
     def require_reach(self, entity: Entity) -> None:
         """Raise Forbidden for an entity that the claim's write token does not reach."""
@@ -101,5 +107,6 @@ class ActingHandlerAuthentication(HandlerAuthentication):
 
 
 def _in_the_name(request: HttpRequest) -> Actor:
-    principal, named = proven_and_named(request)
-    return Actor(named, named.url, owner=None if named == principal else principal)
+    principal, named, runner_id = proven_and_named(request)
+    itself = named == principal and runner_id is None
+    return Actor(named, named.url, owner=None if itself else principal, runner_id=runner_id)

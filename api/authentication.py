@@ -4,13 +4,14 @@ A handler proves itself with the claim or write token of its entity's active cla
 ``Electric-Claim-Token`` or ``Authorization: Bearer``; `api.acting` has what it may do for others.
 """
 
-import ipaddress
+from typing import Any
 
 from django.conf import settings
 from django.http import HttpRequest
 from rest_framework.authentication import BaseAuthentication
 
-from core.errors import Forbidden, Unauthenticated
+from core.addresses import client_address, is_trusted_proxy
+from core.errors import Forbidden, PullwakeError, Unauthenticated
 from core.principals import DEVELOPER, Principal
 from runners import tokens
 
@@ -31,6 +32,14 @@ class PrincipalAuthentication(Authentication):
         return principal_of(request), None
 
 
+class RunnerAuthentication(Authentication):
+    """The same, also by a token that is for one runner; ``request.auth`` is that runner's id."""
+
+    def authenticate(self, request: HttpRequest) -> tuple[Principal, str | None]:
+        """The caller. Raises Unauthenticated, or Forbidden when two credentials disagree."""
+        return reader_of(request)
+
+
 def bearer(request: HttpRequest) -> str | None:
     """The secret in ``Authorization: Bearer``, or None without that header.
 
@@ -49,30 +58,75 @@ def bearer(request: HttpRequest) -> str | None:
 NAMES_ANOTHER = "Electric-Principal names another principal than the access token."
 
 
+FOR_ONE_RUNNER = "The access token is for one runner, and opens nothing else."
+
+
 def principal_of(request: HttpRequest) -> Principal:
-    """The principal that calls, by the rules of the wire contract's section Principals."""
-    principal, named = proven_and_named(request)
-    if named != principal:
-        raise Forbidden(NAMES_ANOTHER)
+    """The principal that calls, by the rules of the wire contract's section Principals.
+
+    Raises Forbidden for a token that is for one runner.
+    """
+    principal, runner_id = reader_of(request)
+    if runner_id is not None:
+        raise Forbidden(FOR_ONE_RUNNER)
     return principal
 
 
-def proven_and_named(request: HttpRequest) -> tuple[Principal, Principal]:
-    """The principal that calls, and the one that it names: only `api.acting` takes another."""
+def reader_of(request: HttpRequest) -> tuple[Principal, str | None]:
+    """The principal that calls, and the runner that its token is for, if it is for one alone."""
+    principal, named, runner_id = proven_and_named(request)
+    if named != principal:
+        raise Forbidden(NAMES_ANOTHER)
+    return principal, runner_id
+
+
+def proven_and_named(request: HttpRequest) -> tuple[Principal, Principal, str | None]:
+    """The principal that calls, the one that it names, and the runner that its token is for.
+
+    Only `api.acting` takes another one.
+    """
     secret = bearer(request)
     if secret is None:
         principal = _unproven(request)
-        return principal, principal
-    principal = principal_behind(secret)
-    return principal, _named(request) or principal
+        return principal, principal, None
+    token = _behind(request, secret)
+    return token.principal, _named(request) or token.principal, token.runner_id
 
 
-def principal_behind(secret: str) -> Principal:
-    """Whose access token this is. Raises Unauthenticated."""
-    principal = tokens.principal_of(secret)
-    if principal is None:
+def access_token(request: HttpRequest) -> tokens.Credential | None:
+    """The access token of a caller that was let in, if it has one."""
+    secret = bearer(request)
+    if secret is None or secret.startswith((CLAIM_TOKEN_PREFIX, WRITE_TOKEN_PREFIX)):
+        return None
+    return _behind(request, secret)
+
+
+def caller_name(request: HttpRequest, who: Any, status: int) -> str:
+    """Who calls, for the log: the principal's key, and for whom; "unknown" with a bad credential.
+
+    ``who``: the user that was authenticated, if the view has its callers authenticated.
+    """
+    if who is not None:
+        principal, owner = getattr(who, "principal", who), getattr(who, "owner", None)
+        if owner is not None:
+            return f"{owner.key} for {principal.key}"
+        handler = getattr(who, "claim", None) is not None
+        return f"handler of {who.url} for {principal.key}" if handler else str(principal.key)
+    if status == 401:
+        return "unknown"
+    try:
+        if claim_token(request) is not None:
+            return "handler"
+        return proven_and_named(request)[0].key
+    except PullwakeError:
+        return "unknown"
+
+
+def _behind(request: HttpRequest, secret: str) -> tokens.Credential:
+    token = tokens.verify(secret, client_address(request))
+    if token is None:
         raise Unauthenticated("The access token is unknown, revoked or expired.")
-    return principal
+    return token
 
 
 def _named(request: HttpRequest) -> Principal | None:
@@ -93,17 +147,9 @@ def _unproven(request: HttpRequest) -> Principal:
         if settings.DEVELOPMENT:
             return DEVELOPER
         raise Unauthenticated
-    if settings.DEVELOPMENT or _from_trusted_proxy(request):
+    if settings.DEVELOPMENT or is_trusted_proxy(request.META.get("REMOTE_ADDR", "")):
         return named
     raise Unauthenticated("Electric-Principal is believed only from a trusted proxy.")
-
-
-def _from_trusted_proxy(request: HttpRequest) -> bool:
-    try:
-        address = ipaddress.ip_address(request.META.get("REMOTE_ADDR", ""))
-    except ValueError:
-        return False
-    return any(address in network for network in settings.PULLWAKE_TRUSTED_PROXIES)
 
 
 # --- Handlers ---------------------------------------------------------------------------------
@@ -123,7 +169,7 @@ def claim_token(request: HttpRequest) -> str | None:
         if header is not None:
             # A bad Bearer is refused whatever else is sent. Electric-Principal says nothing here: a
             # handler names its entity's creator there, and its runner's owner by its access token.
-            principal_behind(held)
+            _behind(request, held)
         return header
     if held is not None and header not in (None, held):
         raise Unauthenticated("Two different claim tokens were sent.")

@@ -1,5 +1,6 @@
 """The REST API of claims: a runner claims a wake, and its handler calls back."""
 
+from datetime import timedelta
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -22,12 +23,14 @@ CURSOR_HEADER = "Pullwake-Cursor"
 TAIL_HEADER = "Pullwake-Tail"
 """Ours: on a claim's answer, the tail of the entity's stream, which a done without acks acks."""
 
-
 NONCE_HEADER = "Pullwake-Claim-Nonce"
 """Ours: on a claim, what the runner names its request by; sent again, it gets the same claim."""
 
 MAX_NONCE = 128
 """Characters."""
+
+MAX_RETRY_AFTER_MS = 30 * 24 * 60 * 60 * 1000
+"""How long a handler that failed may put its work off."""
 
 
 class WakeEvent(Body, frozen=True, kw_only=True):
@@ -76,6 +79,7 @@ class ClaimBody(Body, frozen=True, kw_only=True):
     callback: str
     claimToken: str  # noqa: N815
     triggerEvent: Literal["message_received"]  # noqa: N815
+    attempt: int
     entity: ClaimedEntity
     principal: PrincipalBody
 
@@ -105,6 +109,8 @@ class Callback(Body, frozen=True, kw_only=True):
     done: bool | UnsetType = UNSET
     failed: bool | UnsetType = UNSET
     error: Any = UNSET
+    retry_after_ms: Annotated[int, Meta(ge=1_000, le=MAX_RETRY_AFTER_MS)] | UnsetType = UNSET
+    give_up: bool | UnsetType = UNSET
 
 
 class CallbackAnswer(Body, frozen=True, kw_only=True):
@@ -162,6 +168,7 @@ def claim_body(made: lifecycle.Acquisition, callbacks: str) -> ClaimBody:
         callback=f"{callbacks}/_electric/wake-callbacks/{claim.consumer_id}",
         claimToken=made.claim_token,
         triggerEvent="message_received",
+        attempt=made.attempt,
         entity=ClaimedEntity(
             type=entity.type,
             status="idle",  # as it was before: only such a one is claimed
@@ -202,7 +209,9 @@ class CallbackView(ApiView):
             # A caller without the claim gets 401, not a hint about the body.
             lifecycle.authenticate(consumer_id, token)
             raise
-        return answer(_carry_out(body, credentials, acks))
+        done = _carry_out(body, credentials, acks)
+        self.verb, self.reports = _verb(body, done)
+        return answer(done)
 
 
 def _credentials(body: Callback, consumer_id: str, token: str) -> lifecycle.Credentials:
@@ -211,6 +220,11 @@ def _credentials(body: Callback, consumer_id: str, token: str) -> lifecycle.Cred
         raise InvalidRequest.field("/epoch", "is required")
     if body.done and body.failed:
         raise InvalidRequest.field("/failed", "a claim is done or failed, not both")
+    for name in ("give_up", "retry_after_ms"):
+        if getattr(body, name) and not body.failed:
+            raise InvalidRequest.field(f"/{name}", "only where the claim is failed")
+    if body.give_up and body.retry_after_ms:
+        raise InvalidRequest.field("/give_up", "what is given up is not tried again")
     wake_id = body.wake_id if body.wakeId is UNSET else body.wakeId
     return lifecycle.Credentials(consumer_id, epoch, token, None if wake_id is UNSET else wake_id)
 
@@ -233,8 +247,12 @@ def _carry_out(
             next_wake=release.next_wake is not None,
             entity_cleared=release.entity_cleared,
         )
+    if body.give_up:
+        lifecycle.give_up(credentials, _error(body.error), acks)
+        return CallbackAnswer(ok=True, entity_cleared=True)
     if body.failed:
-        failure = lifecycle.fail(credentials, _error(body.error))
+        later = timedelta(milliseconds=body.retry_after_ms) if body.retry_after_ms else None
+        failure = lifecycle.fail(credentials, _error(body.error), retry_after=later)
         return CallbackAnswer(
             ok=True,
             entity_cleared=True,
@@ -244,6 +262,17 @@ def _carry_out(
         return CallbackAnswer(ok=True, writeToken=lifecycle.mint(credentials))
     expires_at = lifecycle.renew(credentials, acks or ())
     return CallbackAnswer(ok=True, next_wake=False, lease_expires_at=iso(expires_at))
+
+
+def _verb(body: Callback, done: CallbackAnswer) -> tuple[str, bool]:
+    """What a callback did, and whether it only reported."""
+    if body.done:
+        return "Release a claim", False
+    if body.failed:
+        return "Fail a claim", False
+    if done.writeToken is not UNSET:
+        return "Mint a write token", False
+    return "Renew a claim's lease", True
 
 
 def _acks(body: Callback) -> list[lifecycle.Ack] | None:

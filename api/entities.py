@@ -329,7 +329,9 @@ class EntityView(EntityResource):
     @documented("Delete an entity", answers={204: None})
     def delete(self, request: HttpRequest, type_name: str, name: str) -> HttpResponse:
         """Its stream goes with it, and an active claim is fenced."""
-        endings.delete_entity(self.entity(type_name, name))
+        entity = self.entity(type_name, name)
+        with self.recorded(entity, "Deleted"):
+            endings.delete_entity(entity)
         return HttpResponse(status=204)
 
 
@@ -435,8 +437,11 @@ class SignalView(ActorView):
             None if body.reason is UNSET else body.reason,
             body.payload,
         )
-        send = endings.kill if signal.name == "SIGKILL" else signals.send
-        done = send(entity, signal)
+        if signal.name == "SIGKILL":
+            with self.recorded(entity, "Killed"):
+                done = endings.kill(entity, signal)
+        else:
+            done = signals.send(entity, signal)
         return answer(
             SignalBody(
                 url=entity.url,

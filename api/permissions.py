@@ -13,13 +13,13 @@ __all__ = ["IsAuthenticated", "MayReadOrAct", "OwnsRunner"]
 
 
 class OwnsRunner(BasePermission):
-    """A runner is its owner's alone."""
+    """A runner is its owner's alone, and of a token that is for one runner that one's."""
 
-    message = "The runner is another principal's."
+    message = "The runner is another principal's, or the access token is for another runner."
 
-    def has_object_permission(self, request: HttpRequest, view: Any, runner: Runner) -> bool:
+    def has_object_permission(self, request: Any, view: Any, runner: Runner) -> bool:
         """Whether the caller owns the runner."""
-        return bool(runner.owner_principal == view.caller.url)
+        return runner.owner_principal == view.caller.url and request.auth in (None, runner.pk)
 
 
 class MayReadOrAct(BasePermission):

@@ -8,6 +8,7 @@ from django.db.models import Q, Subquery
 from django.http import HttpRequest, HttpResponse
 from msgspec import UNSET, Meta, UnsetType
 
+from api.authentication import FOR_ONE_RUNNER, RunnerAuthentication
 from api.fields import principal_field
 from api.lists import answer_page
 from api.openapi import documented
@@ -21,6 +22,9 @@ from dispatch import arrivals
 from runners import diagnostics, registry
 from runners.health import liveness
 from runners.models import Runner
+
+OTHER_PROCESS_HEADER = "Pullwake-Other-Process"
+"""Ours: on a heartbeat's answer, `true` if another process of the same id reported before it."""
 
 AdminStatus = Literal["enabled", "disabled"]
 Kind = Literal["local", "cloud-worker", "sandbox", "ci", "server"]
@@ -169,10 +173,14 @@ def runner_body(runner: Runner) -> RunnerBody:
 class RunnersView(ApiView):
     """/_electric/runners"""
 
+    authentication_classes = (RunnerAuthentication,)
+
     @documented("Register a runner", body=Registration, answers={201: RunnerBody})
     def post(self, request: HttpRequest) -> HttpResponse:
         """Register a runner, or update one's own."""
         body = read(request, Registration)
+        if self.request.auth not in (None, body.id):
+            raise Forbidden(FOR_ONE_RUNNER)
         if body.owner_principal is not UNSET:
             owner = principal_field(body.owner_principal, "/owner_principal")
             if owner != self.caller:
@@ -198,6 +206,8 @@ class RunnersView(ApiView):
         if named is not None and principal_field(named, "/owner_principal") != self.caller:
             raise Forbidden("These are another principal's runners.")
         runners = Runner.objects.owned_by(self.caller).select_related("liveness")
+        if self.request.auth is not None:
+            runners = runners.filter(pk=self.request.auth)
         before = parameter(request, "before")
         if before is not None:
             last = runners.filter(pk=before)
@@ -227,7 +237,9 @@ class RunnerView(RunnerResource):
     @documented("Delete a runner", answers={204: None})
     def delete(self, request: HttpRequest, runner_id: str) -> HttpResponse:
         """Its claims expire and its entities are freed."""
-        endings.delete_runner(self.runner(runner_id).pk)
+        runner = self.runner(runner_id)
+        with self.recorded(runner, "Deleted"):
+            endings.delete_runner(runner.pk)
         return HttpResponse(status=204)
 
 
@@ -235,6 +247,7 @@ class HeartbeatView(RunnerResource):
     """/_electric/runners/:id/heartbeat"""
 
     find = staticmethod(registry.find_seen)
+    reports = True
 
     @documented("Report that a runner lives", body=Heartbeat, answers={200: RunnerBody})
     def post(self, request: HttpRequest, runner_id: str) -> HttpResponse:
@@ -244,16 +257,28 @@ class HeartbeatView(RunnerResource):
         offset = body.wake_stream_offset
         if offset is UNSET:
             offset = body.wakeStreamOffset
+        told = None if body.diagnostics is UNSET else diagnostics.cleaned(body.diagnostics)
+        headers = _other_process(runner, told)
         registry.heartbeat(
             runner,
             now=runner.now,
             lease_expires_at=_lease_end(body, runner.now),
             wake_stream_offset=None if offset is UNSET else offset,
-            diagnostics=None
-            if body.diagnostics is UNSET
-            else diagnostics.cleaned(body.diagnostics),
+            diagnostics=told,
         )
-        return answer(runner_body(runner))
+        return answer(runner_body(runner), headers=headers)
+
+
+def _other_process(runner: Runner, told: JsonObject | None) -> dict[str, str]:
+    """Whether the heartbeat before this one came of another process that lives, of the same id."""
+    seen, before = runner.liveness, runner.liveness.diagnostics
+    if not told or not before or before.get("status") == "stopped":
+        return {}
+    lives = seen.lease_expires_at is not None and seen.lease_expires_at > runner.now
+    started, other = told.get("started_at"), before.get("started_at")
+    if not lives or not started or not other or started == other:
+        return {}
+    return {OTHER_PROCESS_HEADER: "true"}
 
 
 def _lease_end(body: Heartbeat, now: datetime) -> datetime:

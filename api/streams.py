@@ -14,7 +14,7 @@ from django.conf import settings
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 
-from api.authentication import claim_token, principal_of
+from api.authentication import access_token, claim_token, reader_of
 from api.http_errors import error_response, status_of, translate
 from api.openapi import documented
 from api.permissions import MayReadOrAct
@@ -36,6 +36,8 @@ from dispatch import entities
 from dispatch.models import Entity
 from dispatch.streams import offsets, producers, reads, waiters
 from dispatch.streams.reads import Page, Source
+from runners import tokens
+from runners.tokens import Credential
 
 SSE_LENGTH_S = 60.0
 _SSE_KEEPALIVE_S = 15.0
@@ -79,6 +81,7 @@ class MainStreamView(ApiView):
 
     authentication_classes = ()
     permission_classes = ()
+    reports = True
 
     @documented(
         "Read an entity's stream",
@@ -130,9 +133,11 @@ def _find_to_read(request: HttpRequest, type_name: str, name: str) -> Entity:
     """
     token = claim_token(request)
     if token is None:
-        caller = principal_of(request)
+        caller, runner_id = reader_of(request)
         entity = entities.find(type_name, name)
-        if not entities.may_read(entity, caller) and not acting.may_read(caller, entity):
+        if runner_id is None and entities.may_read(entity, caller):
+            return entity
+        if not acting.may_read(caller, entity, runner_id):
             raise Forbidden(MayReadOrAct.message)
         return entity
     entity = _find_for_holder(type_name, name)
@@ -201,10 +206,10 @@ def serve(request: HttpRequest, source: Source) -> HttpResponseBase:
         offset = offsets.START
     after = source.end().tail if offset == offsets.NOW else offsets.decode(offset)
     if live == "sse":
-        return _sse(source, after, cursor, Hold(caller_key(request)))
+        return _sse(source, after, cursor, Hold(caller_key(request)), access_token(request))
     if live == "long-poll":
         with held(caller_key(request)):
-            return _long_poll(source, after, cursor)
+            return _long_poll(source, after, cursor, access_token(request))
     return _catch_up(request, source.read(after))
 
 
@@ -222,8 +227,10 @@ def _catch_up(request: HttpRequest, page: Page) -> HttpResponse:
     )
 
 
-def _long_poll(source: Source, after: int, cursor: str | None) -> HttpResponse:
-    page = _wait(source, after, settings.PULLWAKE_LONG_POLL_MS / 1000)
+def _long_poll(
+    source: Source, after: int, cursor: str | None, token: Credential | None
+) -> HttpResponse:
+    page = _wait(source, after, settings.PULLWAKE_LONG_POLL_MS / 1000, token)
     # An offset past the tail is told the real one at once: 200 with nothing, which heals it.
     if page.events or after > page.next_offset:
         response = HttpResponse(_array(page))
@@ -233,7 +240,9 @@ def _long_poll(source: Source, after: int, cursor: str | None) -> HttpResponse:
     return _headed(response, page.next_offset, page.up_to_date, page.closed, cache="no-store")
 
 
-def _sse(source: Source, after: int, cursor: str | None, place: Hold) -> StreamingHttpResponse:
+def _sse(
+    source: Source, after: int, cursor: str | None, place: Hold, token: Credential | None
+) -> StreamingHttpResponse:
     try:
         # Read before the answer begins, while trouble can still be told as a status.
         page = source.read(after)
@@ -254,10 +263,10 @@ def _sse(source: Source, after: int, cursor: str | None, place: Hold) -> Streami
                 yield f"event: control\ndata:{_control(page, cursor)}\n\n"
                 said = control
             remaining = deadline - time.monotonic()
-            if page.closed or remaining <= 0 or waiters.hub.closing:
+            if page.closed or remaining <= 0 or _is_over(token):
                 return
             if page.up_to_date:
-                page = _wait(source, page.next_offset, min(remaining, _SSE_KEEPALIVE_S))
+                page = _wait(source, page.next_offset, min(remaining, _SSE_KEEPALIVE_S), token)
                 if not page.events:
                     yield ":\n\n"  # fails when the reader is gone
             else:
@@ -269,11 +278,18 @@ def _sse(source: Source, after: int, cursor: str | None, place: Hold) -> Streami
     return _headed(response, min(after, page.next_offset), cache="no-cache")
 
 
-def _wait(source: Source, after: int, patience_s: float) -> Page:
+def _is_over(token: Credential | None) -> bool:
+    """Whether nobody is to wait any more: the server stops, or the reader's token has ended."""
+    return waiters.hub.closing or (token is not None and token.seconds_left() <= 0)
+
+
+def _wait(source: Source, after: int, patience_s: float, token: Credential | None) -> Page:
     """What lies past ``after``, as soon as something does; nothing after ``patience_s`` seconds."""
+    if token is not None:
+        patience_s = min(patience_s, token.seconds_left())
     deadline = time.monotonic() + patience_s
     page: Page | None = None
-    with waiters.hub.waiter(source.key) as grown:
+    with waiters.hub.waiter(source.key) as grown, tokens.held_open(token, grown):
         while True:
             grown.clear()
             try:
@@ -284,7 +300,7 @@ def _wait(source: Source, after: int, patience_s: float) -> Page:
                 # It waited already when the database went away, and may wait for it to come back.
                 hand_back()
                 grown.wait(_RETRY_S)
-                if waiters.hub.closing:
+                if _is_over(token):
                     return page
                 continue
             remaining = deadline - time.monotonic()
@@ -293,9 +309,9 @@ def _wait(source: Source, after: int, patience_s: float) -> Page:
             # Wakes that were claimed meanwhile left nothing to deliver.
             after = grown.after = page.next_offset
             hand_back()  # a waiting request holds no connection
-            if not waiters.hub.closing:
+            if not _is_over(token):
                 grown.wait(remaining)
-            if waiters.hub.closing:
+            if _is_over(token):
                 return page  # and none of the thousands that wait looks once more
 
 

@@ -211,7 +211,8 @@ class EntityTypeView(ApiView):
     @documented("Delete an entity type", answers={204: None})
     def delete(self, request: HttpRequest, name: str) -> HttpResponse:
         """For its registrar and those who manage it; its entities live on, as their creators'."""
-        types.delete(name, self.caller)
+        with self.recorded(EntityType(name=name), "Deleted"):
+            types.delete(name, self.caller)
         return HttpResponse(status=204)
 
 

@@ -1,15 +1,23 @@
 """What every API view shares: Django REST framework without what JSON alone does not need."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn, cast
 
-from django.db import connection
+from django.conf import settings
+from django.contrib.admin.models import DELETION
+from django.db import connection, transaction
+from django.db.models import Model
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
+from rest_framework.permissions import SAFE_METHODS
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
 from api import origins, throttles
+from api.authentication import RunnerAuthentication, caller_name
 from api.permissions import IsAuthenticated, MayReadOrAct, OwnsRunner
+from core import audit
 from core.errors import Forbidden, Unauthenticated
 from core.principals import Principal
 from dispatch import entities
@@ -35,6 +43,12 @@ class ApiView(APIView):
     parser_classes = ()
     throttle_classes = (throttles.CallerThrottle,)
     http_method_names = ["get", "post", "put", "patch", "delete", "head"]
+    who: Any = None
+    """Who was authenticated, once somebody was."""
+    verb: str | None = None
+    """What the call did, where that is not what its method is `documented` as."""
+    reports: bool = False
+    """Whether the call only reports, as a heartbeat does: PULLWAKE_AUDIT_REPORTS."""
 
     def initialize_request(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Request:
         """A request that is gone with its last use.
@@ -50,6 +64,7 @@ class ApiView(APIView):
         """Look at where it comes from, authenticate, ask the permission and throttle classes."""
         origins.require_own(request)
         self.perform_authentication(request)
+        self.who = request.user
         self.check_permissions(request)
         self.check_throttles(request)
 
@@ -73,6 +88,7 @@ class ApiView(APIView):
         The request is done with the database: a reader that takes its time holds no connection.
         """
         hand_back()
+        self._note(request, response)
         if response.status_code == 405:
             response.headers["Allow"] = ", ".join(self.allowed_methods)
         if isinstance(response, HttpResponse):
@@ -81,6 +97,32 @@ class ApiView(APIView):
             if not response.content and request.method != "HEAD":
                 del response.headers["Content-Type"]
         return response
+
+    def _note(self, request: Request, response: HttpResponseBase) -> None:
+        """Leave a line of a call that was refused to its caller, and of one that changed things."""
+        refused = response.status_code in (401, 403)
+        if not refused:
+            if request.method in SAFE_METHODS or response.status_code >= 400:
+                return
+            if self.reports and not settings.PULLWAKE_AUDIT_REPORTS:
+                return
+        method = getattr(self, str(request.method).lower(), None)
+        response.headers["X-Request-Id"] = audit.note(
+            request,
+            principal=caller_name(request, self.who, response.status_code),
+            verb=self.verb or str(getattr(method, "verb", request.method)),
+            answer=response.status_code,
+            refused=refused,
+        )
+
+    @contextmanager
+    def recorded(self, row: Model, what: str) -> Iterator[None]:
+        """Do what the block does to the row in one transaction with its entry in the audit log."""
+        by = caller_name(self.request, self.who, 200)
+        with transaction.atomic():
+            # Before, as a row that was deleted has no key any more.
+            audit.record(row, f"{what} by {by}, through the API.", flag=DELETION)
+            yield
 
     @property
     def caller(self) -> Principal:
@@ -91,6 +133,7 @@ class ApiView(APIView):
 class RunnerResource(ApiView):
     """A view of one runner, for its owner."""
 
+    authentication_classes = (RunnerAuthentication,)
     permission_classes = (IsAuthenticated, OwnsRunner)
     find = staticmethod(registry.find)
     """`registry.find_seen` for a view that needs to know when the runner was seen."""

@@ -153,7 +153,7 @@ def environment(database_url: str) -> dict[str, str]:
 @contextmanager
 def migrated_database() -> Iterator[Database]:
     """A database with every migration, in a PostgreSQL of its own."""
-    with private_postgres() as server_url:
+    with private_postgres(durable=True) as server_url:
         with psycopg.connect(server_url, autocommit=True) as connection:
             connection.execute("CREATE DATABASE pullwake")
             postmaster = _postmaster(connection.info.backend_pid)

@@ -22,12 +22,20 @@ def reaches(claim: ConsumerClaim, entity: Entity) -> bool:
     return runner.owner_principal == held.created_by or entities.is_near(held, entity)
 
 
-def acts_for(owner: Principal, creator: Principal, url: str | None, *, within: bool) -> bool:
+def acts_for(
+    owner: Principal,
+    creator: Principal,
+    url: str | None,
+    *,
+    within: bool,
+    runner_id: str | None = None,
+) -> bool:
     """Whether a runner of the owner holds the creator's entity at this URL, in one statement.
 
     None: any of the creator's. ``within``: or one that the entity at this URL descends from.
+    ``runner_id``: that runner.
     """
-    held = _held_by(owner).filter(entity__created_by=creator.url)
+    held = _held_by(owner, runner_id).filter(entity__created_by=creator.url)
     if url is None:
         return held.exists()
     if within:
@@ -35,14 +43,17 @@ def acts_for(owner: Principal, creator: Principal, url: str | None, *, within: b
     return held.filter(entity__url=url).exists()
 
 
-def may_read(owner: Principal, entity: Entity) -> bool:
+def may_read(owner: Principal, entity: Entity, runner_id: str | None = None) -> bool:
     """Whether a runner of the owner holds an entity that this one is, or descends from, and that
     one's creator may read it: for that time the owner may read its stream, too.
+
+    ``runner_id``: that runner.
     """
-    above = _held_by(owner).filter(entity__in=entities.lineage(entity.url))
+    above = _held_by(owner, runner_id).filter(entity__in=entities.lineage(entity.url))
     creators = above.values_list("entity__created_by", flat=True).distinct()
     return any(entities.may_read(entity, Principal.parse(each)) for each in creators)
 
 
-def _held_by(owner: Principal) -> ClaimQuerySet:
-    return ConsumerClaim.objects.active().filter(runner__owner_principal=owner.url)
+def _held_by(owner: Principal, runner_id: str | None) -> ClaimQuerySet:
+    held = ConsumerClaim.objects.active().filter(runner__owner_principal=owner.url)
+    return held if runner_id is None else held.filter(runner=runner_id)

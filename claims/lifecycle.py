@@ -4,29 +4,31 @@ A claim is the lease of one entity to one runner. Its identity and fencing token
 (consumer_id, epoch); nothing that a process remembers decides anything. The transitions, from the
 wire contract's rules 1 to 9:
 
-=========  ==========  ============  ===========  ===========  =================
-state      mint        renew         release      fail         end
-=========  ==========  ============  ===========  ===========  =================
-active     active      active        released     failed       expired or fenced
-released   Fenced      Fenced        released ¹   Fenced       —
-failed     Fenced      Fenced        Fenced       Fenced       —
-expired    Fenced      Fenced        Fenced       Fenced       —
-fenced     Fenced      Fenced        Fenced       Fenced       —
-=========  ==========  ============  ===========  ===========  =================
+=========  ==========  ============  ===========  ===========  ===========  =================
+state      mint        renew         release      fail         give_up      end
+=========  ==========  ============  ===========  ===========  ===========  =================
+active     active      active        released     failed       failed       expired or fenced
+released   Fenced      Fenced        released ¹   Fenced       Fenced       —
+failed     Fenced      Fenced        Fenced       Fenced       Fenced       —
+expired    Fenced      Fenced        Fenced       Fenced       Fenced       —
+fenced     Fenced      Fenced        Fenced       Fenced       Fenced       —
+=========  ==========  ============  ===========  ===========  ===========  =================
 
-`acquire` makes an active claim. `end` is the one gate out of it: for `release` and `fail`, for
-`expire` (its lease lapsed), and for `claims.endings` (an operator or a deletion takes it back, a
-kill fences it). "Fenced" raises `core.errors.Fenced` and "—" finds nothing to do; both change
-nothing. Another epoch than the claim's is Fenced in every state.
+`acquire` makes an active claim. `end` is the one gate out of it: for `release`, `fail` and
+`give_up`, for `expire` (its lease lapsed), and for `claims.endings` (an operator or a deletion
+takes it back, a kill fences it). "Fenced" raises `core.errors.Fenced` and "—" finds nothing to do;
+both change nothing. Another epoch than the claim's is Fenced in every state.
 
 ¹ The retry of a done whose answer was lost: nothing changes, ``entity_cleared`` is False.
 
 A claim whose lease has lapsed is still active, and its holder's, until somebody expires it. Its
 lease begins when the claim is made, after whatever it waited for.
 
-Failures in a row delay an entity's next wake. A `fail` counts, and so does an expiry while the
-runner lived and could be heard. The death of a runner, of all servers or of the database is not
-the entity's failure (`ClaimQuerySet.blameless`): it is woken at once, and the count stays.
+Failures in a row delay an entity's next wake, unless the last `fail` says itself how long. A
+`fail` counts, and so does an expiry while the runner lived and could be heard. The death of a
+runner, of all servers or of the database is not the entity's failure (`ClaimQuerySet.blameless`):
+it is woken at once, and the count stays. A `give_up` acks the work, keeps it as dead letters, and
+ends the row.
 
 A runner may name its request to claim by a nonce. Should the answer be lost, the same request
 again gets the same claim, with a new claim token (of the former only the hash is stored) and a
@@ -47,6 +49,7 @@ from django.db import transaction
 from django.db.models import BigIntegerField, DateTimeField, ExpressionWrapper, F
 from django.db.models.functions import Greatest, Now
 
+from claims import dead_letters
 from claims.models import ClaimQuerySet, ConsumerClaim
 from core.clock import ClockNow, with_now
 from core.errors import (
@@ -105,6 +108,7 @@ class Acquisition:
     """A claim was made: its secret token, and where the entity's stream stood.
 
     ``just_past`` is the offset before the first work past the cursor, or the tail if there is none.
+    ``attempt`` is 1, and more after failures in a row.
     """
 
     claim: ConsumerClaim
@@ -112,6 +116,7 @@ class Acquisition:
     claim_token: str
     cursor: int
     just_past: int
+    attempt: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +274,8 @@ def _create(
 
 def _told_of(claim: ConsumerClaim, state: DispatchState, token: str) -> Acquisition:
     just_past = state.given_offset - 1 if state.given_offset else claim.delivered_offset
-    return Acquisition(claim, state.entity, token, state.cursor, just_past)
+    attempt = state.failures + 1
+    return Acquisition(claim, state.entity, token, state.cursor, just_past, attempt)
 
 
 def _made_before(runner: Runner, nonce_hash: str) -> ClaimQuerySet:
@@ -405,17 +411,39 @@ def release(credentials: Credentials, acks: Sequence[Ack] | None = None) -> Rele
     return Release(entity_cleared=True, next_wake=next_wake)
 
 
-def fail(credentials: Credentials, error: str = "") -> Failure:
-    """The handler failed: end the claim, free the entity, and wake it again after a growing delay.
+def fail(
+    credentials: Credentials, error: str = "", *, retry_after: timedelta | None = None
+) -> Failure:
+    """The handler failed: end the claim, free the entity, and wake it again after a delay.
 
-    The cursor stays; ``error`` is at most `MAX_ERROR` characters. See `_refusal` for errors.
+    The delay is ``retry_after``, or else grows with each failure in a row. The cursor stays;
+    ``error`` is at most `MAX_ERROR` characters. See `_refusal` for errors.
     """
     with transaction.atomic():
         claim, state = _lock(credentials)
         if not end(claim, state, Status.FAILED, error=error):
             raise Fenced
+        if retry_after is not None:
+            state.retry_at = state.now + retry_after
         wake_next(claim, state)
     return Failure(state.retry_at)
+
+
+def give_up(credentials: Credentials, reason: str = "", acks: Sequence[Ack] | None = None) -> None:
+    """The handler gives its work up: end the claim, and keep what it acks as dead letters.
+
+    Without acks (None) that is all that the claim delivered. What came since is woken for at once.
+    Raises InvalidOffset for a bad ack; see `_refusal` for other errors.
+    """
+    with transaction.atomic():
+        claim, state = _lock(credentials)
+        told, before, attempts = _acks_kept(claim, acks), state.cursor, state.failures + 1
+        if not end(claim, state, Status.FAILED, acks=told, error=reason, blamed=False):
+            raise Fenced
+        _acknowledge(state, claim, acks)
+        dead_letters.keep(claim, state, after=before, attempts=attempts, reason=reason)
+        state.failures, state.retry_at = 0, None
+        wake_next(claim, state)
 
 
 def expire(claim: ConsumerClaim) -> Expiry | None:

@@ -200,6 +200,38 @@ class ConsumerClaim(models.Model):
         return self.lease_expires_at
 
 
+class DeadLetter(models.Model):
+    """Work that a handler gave up: acked, and kept for an operator to redrive.
+
+    Written by `claims.dead_letters` alone. The event stays in its entity's stream.
+    """
+
+    entity = models.ForeignKey(Entity, on_delete=models.CASCADE, related_name="dead_letters")
+    offset = models.PositiveBigIntegerField(help_text="of the event in its entity's main stream")
+    reason = models.TextField(blank=True)
+    attempts = models.PositiveIntegerField(help_text="claims that it took, the last one among them")
+    runner_name = models.CharField(max_length=128, help_text="the id of who gave it up")
+    given_up_at = models.DateTimeField(db_default=Now())
+    redriven_at = models.DateTimeField(null=True)
+
+    now: datetime  # of `core.clock.with_now`
+
+    class Meta:
+        default_permissions = ("view",)
+        permissions = [("redrive_deadletter", "Can redrive dead letters")]
+        indexes = [
+            models.Index(
+                fields=["given_up_at"], name="dead_letter_open", condition=Q(redriven_at=None)
+            ),
+        ]
+        constraints = [
+            models.UniqueConstraint(fields=["entity", "offset"], name="dead_letter_once"),
+        ]
+
+    def __str__(self) -> str:
+        return f"dead letter {self.pk}"
+
+
 class ServerPulse(models.Model):
     """When any server last lived and last came back, and what the reaper last did: one row.
 

@@ -8,7 +8,7 @@ from django.conf import settings
 from django.db.models import QuerySet
 from django.db.models.functions import Now
 
-from claims.models import ConsumerClaim
+from claims.models import ConsumerClaim, DeadLetter
 from dispatch.models import SharedStateEvent, SharedStateLink, StreamEvent, Timer, Wake
 
 BATCH = 1000
@@ -17,7 +17,7 @@ BATCH = 1000
 
 def prunable() -> dict[str, "QuerySet[Any]"]:
     """What may go, by name: ended claims, past wakes, failed timers, events of ended entities, and
-    of shared states that these alone have.
+    of shared states that these alone have; dead letters that were redriven or cannot be.
     """
     before = Now() - timedelta(days=settings.PULLWAKE_RETENTION_DAYS)
     return {
@@ -26,6 +26,9 @@ def prunable() -> dict[str, "QuerySet[Any]"]:
         # A living entity's stream is its memory.
         "events": StreamEvent.objects.filter(created_at__lt=before).exclude(
             entity__dispatch_state__ended=""
+        ),
+        "dead letters": DeadLetter.objects.filter(given_up_at__lt=before).exclude(
+            redriven_at=None, entity__dispatch_state__ended=""
         ),
         "shared events": SharedStateEvent.objects.filter(created_at__lt=before).exclude(
             state__name__in=SharedStateLink.objects.filter(

@@ -1,17 +1,27 @@
 """Django's handlers for what no view answered: the API's errors, and pages for the admin."""
 
+from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 
-from api.http_errors import error_response, status_of
-from core.errors import Forbidden, InvalidRequest, NotFound, PullwakeError
+from api.http_errors import error_response
+from core.errors import Forbidden, InvalidRequest, NotFound, PullwakeError, RateLimited
 
 
 def _answer(request: HttpRequest, error: PullwakeError) -> HttpResponse:
     """The error, as a page for whoever looks at the admin in a browser."""
     browser = "text/html" in request.headers.get("Accept", "")
     if browser and request.path_info.startswith("/admin/"):
-        return render(request, "operators/error.html", {"error": error}, status=status_of(error))
+        response = error_response(error)
+        page = render(
+            request,
+            "operators/error.html",
+            {"error": error, "status": response.status_code},
+            status=response.status_code,
+        )
+        if "Retry-After" in response.headers:
+            page.headers["Retry-After"] = response.headers["Retry-After"]
+        return page
     return error_response(error)
 
 
@@ -33,3 +43,10 @@ def permission_denied(request: HttpRequest, exception: Exception | None = None) 
 def server_error(request: HttpRequest) -> HttpResponse:
     """Django's handler500; Django has logged the exception by then."""
     return _answer(request, PullwakeError())
+
+
+def locked_out(request: HttpRequest, *refused: object) -> HttpResponse:
+    """What whoever tried too many passwords gets; django-axes calls it, too."""
+    wait_s = int(settings.AXES_COOLOFF_TIME.total_seconds())
+    sentence = f"Too many passwords were tried. Try again in {wait_s // 60} minutes."
+    return _answer(request, RateLimited(sentence, retry_after_s=wait_s))

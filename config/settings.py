@@ -6,6 +6,7 @@ import secrets
 import socket
 import tempfile
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -103,6 +104,7 @@ if DEVELOPMENT and not _is_loopback(HOST):
         )
     ALLOWED_HOSTS += [HOST, socket.gethostname()]
 
+PULLWAKE_API_DOCS = env.bool("PULLWAKE_API_DOCS", True)
 PULLWAKE_CORS_ORIGINS = env.list("PULLWAKE_CORS_ORIGINS", default=[])
 for _origin in PULLWAKE_CORS_ORIGINS:
     _parts = urlsplit(_origin)
@@ -153,7 +155,13 @@ PULLWAKE_STATEMENT_TIMEOUT_MS = _number("PULLWAKE_STATEMENT_TIMEOUT_MS", 10_000,
 PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS = _number(
     "PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS", 3_000, 0, 600_000
 )
+# What a peer has for its request, and for each 64 KiB of its answer.
+PULLWAKE_PEER_TIMEOUT_S = _number("PULLWAKE_PEER_TIMEOUT_S", 30, 1, 3_600)
 PULLWAKE_DRAIN_S = _number("PULLWAKE_DRAIN_S", 0, 0, 3_600)
+# For how long an access token is valid that is issued without a word of it; 0 is until revoked.
+PULLWAKE_TOKEN_DAYS = _number("PULLWAKE_TOKEN_DAYS", 0 if DEVELOPMENT else 90, 0, 36_500)
+# Whether what only reports, as heartbeats do, is a line of the audit log, too.
+PULLWAKE_AUDIT_REPORTS = env.bool("PULLWAKE_AUDIT_REPORTS", not DEVELOPMENT)
 PULLWAKE_RETENTION_DAYS = _number("PULLWAKE_RETENTION_DAYS", 30, 1, 36_500)
 # What one principal may: 0 is without a limit. The first two are of each worker process.
 PULLWAKE_RATE_PER_S = _number("PULLWAKE_RATE_PER_S", 2_000, 0, 1_000_000)
@@ -225,6 +233,26 @@ else:
             "reconnect_timeout": 2,
         },
     }
+    # A cursor of the server's own would outlive its session.
+    _database["DISABLE_SERVER_SIDE_CURSORS"] = bool(PULLWAKE_LISTEN_URL)
+    # What differs at the database's own address (config/serving/direct.py). Migrations take as long
+    # as they need, but requests queue up behind one that waits for a lock, so it waits for less.
+    _own = env.db_url_config(PULLWAKE_LISTEN_URL) if PULLWAKE_LISTEN_URL else {"OPTIONS": _given}
+    _said = _own.get("OPTIONS", {})
+    _migrating = {
+        "lock_timeout": min(PULLWAKE_LOCK_TIMEOUT_MS or 2_000, 2_000),
+        "statement_timeout": 0,
+        "idle_in_transaction_session_timeout": 0,
+    }
+    _options = [*(f"-c {name}={value}" for name, value in _migrating.items())]
+    DIRECT_DATABASE = {
+        **_own,
+        "OPTIONS": {
+            **_vigilance,
+            **_said,
+            "options": " ".join([*_options, _said.get("options", "")]).rstrip(),
+        },
+    }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # --- Django -----------------------------------------------------------------------------------
@@ -241,6 +269,7 @@ INSTALLED_APPS = [
     "rest_framework",
     "drf_spectacular",
     "drf_spectacular_sidecar",
+    "axes",
     "runners",
     "dispatch",
     "claims",
@@ -250,6 +279,8 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     # For pages; the API goes through config.serving.application's.
     "django.middleware.security.SecurityMiddleware",
+    "config.serving.pages.with_policy",
+    "config.serving.passwords.LoginTurns",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
@@ -257,6 +288,7 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "axes.middleware.AxesMiddleware",
 ]
 if PULLWAKE_CORS_ORIGINS:
     INSTALLED_APPS += ["corsheaders"]
@@ -287,6 +319,23 @@ TEMPLATES = [
         },
     },
 ]
+AUTHENTICATION_BACKENDS = [
+    "axes.backends.AxesStandaloneBackend",
+    "django.contrib.auth.backends.ModelBackend",
+]
+PASSWORD_HASHERS = ["config.serving.passwords.Hasher"]
+# Who tries a name from an address too often is locked out there for a while: a stranger elsewhere
+# locks out nobody but themselves.
+AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
+AXES_FAILURE_LIMIT = 5
+AXES_COOLOFF_TIME = timedelta(minutes=15)
+AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False
+AXES_RESET_ON_SUCCESS = True
+AXES_CLIENT_IP_CALLABLE = "core.addresses.client_address"
+AXES_LOCKOUT_CALLABLE = "config.error_pages.locked_out"
+AXES_DISABLE_ACCESS_LOG = True
+AXES_ENABLE_ADMIN = False
+AXES_VERBOSE = False
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": f"django.contrib.auth.password_validation.{name}"}
     for name in (
@@ -361,7 +410,11 @@ LOGGING = {
         }
     },
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines"}},
-    # The caller is told of every 4xx; a log line for each would be the caller's to write.
-    "loggers": {"django.request": {"level": "ERROR"}},
+    "loggers": {
+        # The caller is told of every 4xx; a log line for each would be the caller's to write.
+        "django.request": {"level": "ERROR"},
+        # `pullwake.audit` has a line for each login, with who and whence.
+        "axes": {"level": "ERROR"},
+    },
     "root": {"handlers": ["stderr"], "level": env.str("PULLWAKE_LOG_LEVEL", "INFO")},
 }

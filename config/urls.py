@@ -3,9 +3,8 @@
 from django.contrib import admin
 from django.urls import include, path
 from django.views.generic import RedirectView
-from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerView
 
-from config.serving import metrics, probes
+from config.serving import metrics, pages, probes
 from operators import login
 
 handler400 = "config.error_pages.bad_request"
@@ -13,19 +12,13 @@ handler403 = "config.error_pages.permission_denied"
 handler404 = "config.error_pages.page_not_found"
 handler500 = "config.error_pages.server_error"
 
-READ_ONLY = {"http_method_names": ["get", "head"]}
-
 urlpatterns = [
     path("livez", probes.LiveView.as_view()),
     path("readyz", probes.ReadyView.as_view()),
     path("metrics", metrics.MetricsView.as_view()),
     path("_electric/health", probes.ElectricHealthView.as_view()),
-    path("_electric/openapi.json", SpectacularJSONAPIView.as_view(**READ_ONLY), name="schema"),
-    path(
-        "_electric/docs",
-        SpectacularSwaggerView.as_view(url_name="schema", **READ_ONLY),
-        name="docs",
-    ),
+    path("_electric/openapi.json", pages.SchemaView.as_view(), name="schema"),
+    path("_electric/docs", pages.DocsView.as_view(url_name="schema"), name="docs"),
     path("", include("api.urls")),
     path("admin/login-once/<str:token>/", login.login_once, name="login-once"),
     path("admin/", admin.site.urls),

@@ -1,7 +1,10 @@
-"""What a database's refusal means: that the same request may succeed a little later, or not."""
+"""What a database's refusal means, and how long statements take and commits wait."""
+
+from typing import Any
 
 import psycopg
 from django.db import DatabaseError, InterfaceError, OperationalError, connection
+from django.db.models import BooleanField, Func
 from psycopg.errors import (
     IdleInTransactionSessionTimeout,
     LockNotAvailable,
@@ -45,6 +48,23 @@ def take_as_long_as_needed() -> None:
         with connection.cursor() as cursor:
             for name in ("statement_timeout", "idle_in_transaction_session_timeout"):
                 cursor.execute(f"SET LOCAL {name} = 0")
+
+
+class Unflushed(Func):
+    """A condition that always holds: what its statement writes need not be on the disk to commit.
+
+    For what repeats itself: a crash of the database may lose the last moments of it.
+    """
+
+    output_field = BooleanField()
+
+    def as_postgresql(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        """The setting lasts as long as the transaction."""
+        return "SET_CONFIG('synchronous_commit', 'off', TRUE) = 'off'", []
+
+    def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        """SQLite's commits wait for no disk as it is."""
+        return "1", []
 
 
 def _cause(exc: BaseException) -> BaseException | None:

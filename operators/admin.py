@@ -3,6 +3,7 @@
 from operators import (
     audit,
     claim,
+    dead_letter,
     entity,
     people,
     runner,
@@ -17,6 +18,7 @@ from operators import type as entity_type
 __all__ = [
     "audit",
     "claim",
+    "dead_letter",
     "entity",
     "entity_type",
     "people",

@@ -15,6 +15,7 @@ KINDS = (
     ("runners", "runner", "runners"),
     ("claims", "consumerclaim", "claims"),
     ("dispatch", "entity", "entities"),
+    ("dispatch", "entitytype", "entity types"),
     ("runners", "accesstoken", "access tokens"),
     ("auth", "user", "users"),
     ("auth", "group", "groups"),

@@ -313,6 +313,7 @@ class EntityAdmin(OperatorAdmin):
             "events": [readable(event) for event in events],
             "claims_url": list_of("claims_consumerclaim", entity=row.url),
             "wakes_url": list_of("dispatch_wake", entity=row.url),
+            "letters_url": list_of("claims_deadletter", entity=row.url),
             **timers_of(row, row.now),
             **family_of(row),
             "shared_states": shared_states_of(row),

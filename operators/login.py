@@ -1,16 +1,75 @@
-"""The one-time login of development mode, whose address `manage.py serve` prints."""
+"""Logging in: what is written down of it, and the one-time login of development mode."""
+
+from datetime import timedelta
+from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import get_user_model, login
-from django.contrib.auth.tokens import default_token_generator
+from django.contrib.auth.signals import user_logged_in, user_login_failed
+from django.contrib.sessions.models import Session
+from django.db.models.functions import Now
+from django.dispatch import receiver
 from django.http import Http404, HttpRequest, HttpResponseRedirect
 from django.urls import reverse
+from django.utils import timezone
+
+from core import audit
+from core.identifiers import hash_secret, new_secret
+from operators.kit.verbs import acting_as
+
+DEVELOPER = "developer"
+"""The name of the user whom the one-time login makes, and whom production mode retires."""
+
+_VALID = timedelta(days=1)
+
+
+def one_time_path() -> str:
+    """Where the developer is logged in, once: nobody makes it up, whatever SECRET_KEY they know.
+
+    Its secret's hash is kept as the key of a session without anybody in it.
+    """
+    users = get_user_model()._default_manager
+    users.update_or_create(
+        username=DEVELOPER,
+        defaults={"is_active": True},
+        create_defaults={"is_staff": True, "is_superuser": True},
+    )
+    secret = new_secret("pwl")
+    Session.objects.create(
+        session_key=_session_key(secret), session_data="", expire_date=timezone.now() + _VALID
+    )
+    return reverse("login-once", kwargs={"token": secret})
 
 
 def login_once(request: HttpRequest, token: str) -> HttpResponseRedirect:
-    """Log the developer in. The token holds the time of the last login, so it works once."""
-    developer = get_user_model()._default_manager.filter(username="developer").first()
-    if not settings.DEVELOPMENT or not default_token_generator.check_token(developer, token):
+    """Log the developer in, with a secret that is gone with it."""
+    if not settings.DEVELOPMENT:
         raise Http404
-    login(request, developer)
+    kept = Session.objects.filter(session_key=_session_key(token), expire_date__gt=Now())
+    if not kept.delete()[0]:
+        raise Http404
+    developer = get_user_model()._default_manager.get(username=DEVELOPER)
+    login(request, developer, backend="django.contrib.auth.backends.ModelBackend")
     return HttpResponseRedirect(reverse("admin:index"))
+
+
+def _session_key(secret: str) -> str:
+    return hash_secret(secret)[:40]
+
+
+@receiver(user_logged_in)
+def note_login(request: HttpRequest, user: Any, **kwargs: Any) -> None:
+    """Leave a line of who is in."""
+    _note(request, user.get_username(), "ok")
+
+
+@receiver(user_login_failed)
+def note_failure(request: HttpRequest | None, credentials: dict[str, Any], **kwargs: Any) -> None:
+    """Leave a line of who is not."""
+    if request is not None:
+        _note(request, str(credentials.get("username", "")), "refused")
+
+
+def _note(request: HttpRequest, username: str, answer: str) -> None:
+    key = acting_as(username).key
+    audit.note(request, principal=key, verb="log in", answer=answer, refused=answer == "refused")

@@ -16,7 +16,7 @@ from django.http import HttpRequest
 from django.utils import timezone
 
 from claims import tallies
-from claims.models import ClaimTally, ConsumerClaim, OrphanReason, ServerPulse
+from claims.models import ClaimTally, ConsumerClaim, DeadLetter, OrphanReason, ServerPulse
 from claims.reports import with_health
 from core.clock import with_now
 from dispatch.models import FAILING, DispatchState, Timer, Wake
@@ -100,6 +100,7 @@ def figures(span: str) -> dict[str, Any]:
     claims, orphans = _claims()
     work = _work()
     wakes = _wakes()
+    letters = _dead_letters()
     timers = _timers()
     reaper = _reaper(pulse, now)
     total = _Totals(now)
@@ -109,9 +110,9 @@ def figures(span: str) -> dict[str, Any]:
         "groups": [
             ("Runners", [*runners.values()]),
             ("Claims", [claims, *orphans]),
-            ("Work", [*work, wakes, *timers]),
+            ("Work", [*work, wakes, letters, *timers]),
         ],
-        "troubles": _troubles(runners, orphans, work, wakes, timers, reaper, now),
+        "troubles": _troubles(runners, orphans, work, wakes, letters, timers, reaper, now),
         "orphans": _oldest_orphans() if any(each.number for each in orphans) else [],
         "failing": _worst_failing(),
         "reaper": reaper,
@@ -238,6 +239,16 @@ def _wakes() -> Figure:
     return Figure("unclaimed wakes", found["n"], url, oldest=found["oldest"])
 
 
+def _dead_letters() -> Figure:
+    found = DeadLetter.objects.filter(redriven_at=None).aggregate(
+        n=Count("pk"), oldest=Min("given_up_at")
+    )
+    url = list_of("claims_deadletter", redriven="no")
+    return Figure(
+        "dead letters", found["n"], url, tone("given up") if found["n"] else "", found["oldest"]
+    )
+
+
 def _timers() -> list[Figure]:
     """Those that are late, and those that failed in the last day."""
     late = Timer.objects.late().aggregate(n=Count("pk"), oldest=Min("due_at"))
@@ -270,6 +281,7 @@ def _troubles(
     orphans: Sequence[Figure],
     work: Sequence[Figure],
     wakes: Figure,
+    letters: Figure,
     timers: Sequence[Figure],
     reaper: dict[str, Any],
     now: datetime,
@@ -297,6 +309,9 @@ def _troubles(
     if wakes.oldest is not None and now - wakes.oldest > OLD_WAKE:
         says = f"{counted(wakes.number, 'unclaimed wake')}, the oldest for minutes"
         found.append(Trouble(says, wakes.url, wakes.oldest, "warn"))
+    if letters.number:
+        says = f"{counted(letters.number, 'dead letter')}: given up by a handler, to be redriven"
+        found.append(Trouble(says, letters.url, letters.oldest, "warn"))
     late, failed = timers
     if late.number:
         says = f"{counted(late.number, 'timer is', 'timers are')} late: is a server up?"

@@ -16,6 +16,7 @@ ROLES = {
         "stop_",
         "kill_",
         "wake_",
+        "redrive_",
         "send_",
         "move_",
         "transfer_",

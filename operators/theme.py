@@ -46,6 +46,7 @@ UNFOLD = {
                     _list("Claims", "lock_clock", "claims", "consumerclaim"),
                     _list("Entities", "token", "dispatch", "entity"),
                     _list("Wakes", "notifications_active", "dispatch", "wake"),
+                    _list("Dead letters", "markunread_mailbox", "claims", "deadletter"),
                     _list("Timers", "schedule", "dispatch", "timer"),
                     _list("Shared states", "forum", "dispatch", "sharedstate"),
                 ],

@@ -4,6 +4,7 @@ from datetime import timedelta
 from typing import Any
 
 from django import forms
+from django.conf import settings
 from django.contrib import admin, messages
 from django.contrib.admin.models import ADDITION
 from django.core.exceptions import PermissionDenied
@@ -14,13 +15,22 @@ from django.urls import URLPattern, path
 from django.utils import timezone
 from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
 
+from claims import endings
+from claims.models import ClaimQuerySet, ConsumerClaim
 from core.errors import NotRunning
+from core.identifiers import is_id
 from core.principals import Principal
-from operators.kit.lists import moment_column, row_column, where, words
-from operators.kit.markup import badge, ident, lines, moment, page_of, principal
+from operators.kit.lists import RUNNER, column, moment_column, row_column, where, words
+from operators.kit.markup import badge, counted, ident, lines, moment, page_of, principal
 from operators.kit.verbs import OperatorAdmin, Order, Verb, log
 from runners import tokens
-from runners.models import AccessToken, AccessTokenQuerySet
+from runners.models import AccessToken, AccessTokenQuerySet, Runner
+
+
+def _validities() -> list[tuple[int, str]]:
+    """How long a token may be valid; PULLWAKE_TOKEN_DAYS is one of them."""
+    days = sorted({30, 90, 365, settings.PULLWAKE_TOKEN_DAYS} - {0})
+    return [*((each, f"{each} days") for each in days), (0, "until it is revoked")]
 
 
 class TokenForm(forms.Form):
@@ -35,19 +45,32 @@ class TokenForm(forms.Form):
         widget=UnfoldAdminTextInputWidget(),
         help_text="What it is for.",
     )
-    days = forms.TypedChoiceField(
-        label="Valid for",
-        coerce=int,
-        choices=[(30, "30 days"), (90, "90 days"), (365, "a year"), (0, "until it is revoked")],
-        initial=90,
-        widget=UnfoldAdminSelectWidget(),
+    runner = forms.CharField(
+        max_length=128,
+        required=False,
+        widget=UnfoldAdminTextInputWidget(),
+        help_text="The id of the one runner that it is for: it then opens nothing else. "
+        "The runner need not exist yet.",
     )
+    days = forms.TypedChoiceField(
+        label="Valid for", coerce=int, choices=_validities, widget=UnfoldAdminSelectWidget()
+    )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["days"].initial = settings.PULLWAKE_TOKEN_DAYS
 
     def clean_principal(self) -> Principal:
         try:
             return Principal.parse(self.cleaned_data["principal"].strip())
         except ValueError as exc:
             raise forms.ValidationError(f"This is not a principal: {exc}.") from None
+
+    def clean_runner(self) -> str | None:
+        runner_id: str = self.cleaned_data["runner"].strip()
+        if runner_id and not is_id(runner_id):
+            raise forms.ValidationError("This is not the id of a runner.")
+        return runner_id or None
 
 
 def _validity(token: Any) -> str:
@@ -69,6 +92,36 @@ def _revoke(token: Any, order: Order) -> str:
     return "revoked"
 
 
+def _holders(token: Any) -> "QuerySet[Runner]":
+    """The runners that the token's bearer may be: the one that it is for, or all of its owner."""
+    runners = Runner.objects.filter(owner_principal=token.principal)
+    return runners if token.runner_id is None else runners.filter(pk=token.runner_id)
+
+
+def _claims_of(token: Any) -> "ClaimQuerySet":
+    return ConsumerClaim.objects.active().filter(runner__in=_holders(token)).order_by("pk")
+
+
+def _fence_effect(token: Any) -> str:
+    whose = f"runner {token.runner_id}"
+    if token.runner_id is None:
+        owner = Principal.parse(token.principal).key
+        whose = f"all {counted(_holders(token).count(), 'runner')} of {owner}"
+    held = counted(_claims_of(token).count(), "active claim")
+    return (
+        f"{_revoke_effect(token)} {held} of {whose} will be taken back: what holds them can write "
+        "no more, and their entities are woken again."
+    )
+
+
+def _fence(token: Any, order: Order) -> str:
+    """Once nobody believes it any more: it could claim anew what was taken back."""
+    if not tokens.revoke_at_once(token):
+        raise NotRunning("It has already been revoked.")
+    taken = sum(endings.take_back(claim) is not None for claim in _claims_of(token))
+    return f"revoked, and {counted(taken, 'claim')} taken back"
+
+
 REVOKE = Verb(
     "revoke",
     "Revoke",
@@ -80,10 +133,22 @@ REVOKE = Verb(
     fits=lambda token: _validity(token) == "valid",
 )
 
+FENCE = Verb(
+    "revoke-and-fence",
+    "Revoke and fence",
+    "runners.revoke_accesstoken",
+    "Revoke these access tokens, and take back what they may hold?",
+    _fence_effect,
+    _fence,
+    danger=True,
+    one_transaction=False,
+    fits=lambda token: _validity(token) == "valid",
+)
+
 
 @admin.register(AccessToken)
 class AccessTokenAdmin(OperatorAdmin):
-    verbs = (REVOKE,)
+    verbs = (REVOKE, FENCE)
     unseen = ("token_hash",)
     story_template = "operators/token.html"
     change_list_template = "operators/tokens.html"
@@ -93,9 +158,11 @@ class AccessTokenAdmin(OperatorAdmin):
             lambda row: ident(principal(row.principal), page_of("runners_accesstoken", row.pk)),
         ),
         "label",
+        column("runner", lambda row: RUNNER(row) if row.runner_id else "any"),
         "validity",
         moment_column("created_at", "issued"),
         moment_column("last_used_at", "last used"),
+        column("from", lambda row: row.last_used_from or ""),
     )
     list_filter = (
         words(
@@ -146,7 +213,10 @@ class AccessTokenAdmin(OperatorAdmin):
             owner = asked["principal"].key
             with transaction.atomic():
                 token, secret = tokens.issue(
-                    asked["principal"], label=asked["label"], expires_at=expires_at
+                    asked["principal"],
+                    label=asked["label"],
+                    expires_at=expires_at,
+                    runner_id=asked["runner"],
                 )
                 log(request.user, token, f"Issued for {owner}.", flag=ADDITION)
             context |= {"secret": secret, "token": token, "owner": owner}

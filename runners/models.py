@@ -188,15 +188,18 @@ class AccessTokenQuerySet(models.QuerySet["AccessToken"]):
 
 
 class AccessToken(models.Model):
-    """A bearer credential bound to one principal; only its hash is kept."""
+    """A bearer credential bound to one principal, or to one runner of it; only its hash is kept."""
 
     principal = PrincipalField()
     token_hash = models.CharField(max_length=64, unique=True)
     label = models.CharField(max_length=256, blank=True)
+    # Not a foreign key: the runner that it is for may have to register with it first.
+    runner_id = models.CharField("runner", max_length=128, null=True, blank=True)
     created_at = models.DateTimeField(db_default=Now())
     expires_at = models.DateTimeField(null=True, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True)
     last_used_at = models.DateTimeField(null=True, blank=True)
+    last_used_from = models.GenericIPAddressField(null=True, blank=True)
 
     objects = AccessTokenQuerySet.as_manager()
 
@@ -205,6 +208,11 @@ class AccessToken(models.Model):
         permissions = [
             ("issue_accesstoken", "Can issue access tokens"),
             ("revoke_accesstoken", "Can revoke access tokens"),
+        ]
+        indexes = [
+            models.Index(
+                fields=["revoked_at"], name="token_revoked", condition=Q(revoked_at__isnull=False)
+            ),
         ]
         constraints = [
             models.CheckConstraint(condition=canonical("principal"), name="token_principal_url"),

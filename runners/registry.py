@@ -13,6 +13,7 @@ from django.db.models.functions import Now
 from core import quotas
 from core.bodies import JsonObject
 from core.clock import with_now
+from core.database import Unflushed
 from core.errors import Forbidden, NotFound
 from core.prepared import Param, Select, Update
 from core.principals import Principal
@@ -109,7 +110,9 @@ def set_admin_status(runner_id: str, status: Runner.AdminStatus) -> Runner:
 @cache
 def _note(*names: str) -> Update:
     facts: JsonObject = {name: Param(name, RunnerLiveness._meta.get_field(name)) for name in names}
-    return Update(lambda: RunnerLiveness.objects.filter(runner=Param("runner")), **facts)
+    own = RunnerLiveness.objects.filter
+    # Lost with the database, a heartbeat comes again.
+    return Update(lambda: own(Unflushed(), runner=Param("runner")), **facts)
 
 
 def heartbeat(

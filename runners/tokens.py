@@ -1,39 +1,90 @@
-"""Access tokens: issued once, stored hashed, remembered for a moment."""
+"""Access tokens: issued once, stored hashed, remembered for a moment, watched while in use."""
 
+import logging
+import random
 import threading
 import time
-from datetime import datetime, timedelta
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
+from django.db import connection
+from django.db.models import Q
 from django.db.models.functions import Now
 
 from core.identifiers import hash_secret, new_secret
-from core.prepared import Param, Update
+from core.prepared import Param, Select
 from core.principals import Principal
 from runners.models import AccessToken
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "pwa"
 
 REMEMBERED = timedelta(seconds=5)
 """How long a verified token is believed without asking; a revoked one is refused after that."""
 
-_CACHE_SIZE = 50_000
-_remembered: dict[str, tuple[float, Principal]] = {}
+USE_WRITTEN = timedelta(minutes=1)
+"""A token's last use is written down at most once in so long."""
 
-_USE = Update(
-    lambda: AccessToken.objects.valid().filter(token_hash=Param("token_hash")),
-    returning=["principal"],
-    last_used_at=Now(),
+_CACHE_SIZE = 50_000
+_VALID = Select(
+    lambda: (
+        AccessToken.objects.valid()
+        .filter(token_hash=Param("token_hash"))
+        .only("principal", "runner_id", "expires_at")
+    )
 )
 _lock = threading.Lock()
+_remembered: "dict[str, tuple[float, Credential]]" = {}
+_uses: dict[str, str] = {}
+"""From where each token was used that was verified since uses were last written down."""
+_holders: dict[str, set[threading.Event]] = defaultdict(set)
+"""What is to be set when a token is revoked, by its hash."""
+_revoked: dict[str, float] = {}
+"""When this process heard of each that was revoked, for as long as anything may be held open."""
+_HELD_S = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """A valid access token: whose it is, the one runner that it is for, and when it expires."""
+
+    principal: Principal
+    runner_id: str | None
+    token_hash: str
+    expires_at: datetime | None
+
+    def seconds_left(self) -> float:
+        """For how long it still opens anything, as far as this process has heard."""
+        if self.token_hash in _revoked:
+            return 0.0
+        if self.expires_at is None:
+            return float("inf")
+        return (self.expires_at - datetime.now(UTC)).total_seconds()
 
 
 def issue(
-    principal: Principal, *, label: str = "", expires_at: datetime | None = None
+    principal: Principal,
+    *,
+    label: str = "",
+    expires_at: datetime | None = None,
+    runner_id: str | None = None,
 ) -> tuple[AccessToken, str]:
-    """A new token and its secret, which is never to be had again."""
+    """A new token and its secret, which is never to be had again.
+
+    ``runner_id``: it may act as that runner of the principal's, and nothing else; the runner need
+    not exist yet.
+    """
     secret = new_secret(PREFIX)
     token = AccessToken.objects.create(
-        principal=principal.url, token_hash=hash_secret(secret), label=label, expires_at=expires_at
+        principal=principal.url,
+        token_hash=hash_secret(secret),
+        label=label,
+        expires_at=expires_at,
+        runner_id=runner_id,
     )
     return token, secret
 
@@ -43,24 +94,119 @@ def revoke(token: AccessToken) -> bool:
     return bool(AccessToken.objects.filter(pk=token.pk, revoked_at=None).update(revoked_at=Now()))
 
 
-def principal_of(secret: str) -> Principal | None:
-    """Whose valid token this is, or None. At most one statement."""
+def revoke_at_once(token: AccessToken) -> bool:
+    """The same, and no server believes the token any more when this returns, `REMEMBERED` later."""
+    revoked = revoke(token)
+    time.sleep(REMEMBERED.total_seconds())
+    return revoked
+
+
+def verify(secret: str, address: str = "") -> Credential | None:
+    """The valid token with this secret, or None. At most one statement.
+
+    ``address``: from where it is used.
+    """
     key = hash_secret(secret)
     known = _remembered.get(key)
     if known is not None and known[0] > time.monotonic():
         return known[1]
-    rows = _USE.returned(token_hash=key)
-    if not rows:
+    token = _VALID.first(token_hash=key)
+    if token is None:
         _remembered.pop(key, None)
         return None
-    principal = Principal.parse(rows[0][0])
+    principal = Principal.parse(token.principal)
+    credential = Credential(principal, token.runner_id, key, token.expires_at)
     with _lock:
         if len(_remembered) >= _CACHE_SIZE:
             _remembered.clear()
-        _remembered[key] = (time.monotonic() + REMEMBERED.total_seconds(), principal)
-    return principal
+        _remembered[key] = (time.monotonic() + REMEMBERED.total_seconds(), credential)
+        _uses[key] = address
+    return credential
 
 
 def forget() -> None:
     """Ask the database again for every token; for tests."""
     _remembered.clear()
+    _uses.clear()
+    _revoked.clear()
+
+
+# --- Beside the requests ----------------------------------------------------------------------
+
+
+@contextmanager
+def held_open(credential: Credential | None, revoked: threading.Event) -> Iterator[None]:
+    """``revoked`` is set if the token is revoked while the block lasts."""
+    if credential is None:
+        yield
+        return
+    with _lock:
+        _holders[credential.token_hash].add(revoked)
+    try:
+        yield
+    finally:
+        with _lock:
+            _holders[credential.token_hash].discard(revoked)
+            if not _holders[credential.token_hash]:
+                del _holders[credential.token_hash]
+
+
+def note_uses() -> None:
+    """Write down which were used since, and from where: one statement an address."""
+    with _lock:
+        used, by_address = dict(_uses), defaultdict(list)
+        _uses.clear()
+    for key, address in used.items():
+        by_address[address].append(key)
+    stale = Q(last_used_at=None) | Q(last_used_at__lt=Now() - USE_WRITTEN)
+    for address, keys in by_address.items():
+        AccessToken.objects.filter(stale, token_hash__in=keys).update(
+            last_used_at=Now(), last_used_from=address or None
+        )
+
+
+def end_revoked(since: timedelta) -> None:
+    """Forget the tokens that were revoked in this time, and end what they hold open."""
+    if not _remembered and not _holders:
+        return
+    revoked = AccessToken.objects.filter(revoked_at__gt=Now() - since)
+    for key in revoked.values_list("token_hash", flat=True):
+        with _lock:
+            _remembered.pop(key, None)
+            _revoked.setdefault(key, time.monotonic())
+            holders = list(_holders.get(key, ()))
+        for holder in holders:
+            holder.set()
+    long_ago = time.monotonic() - _HELD_S
+    for key in [key for key, heard in _revoked.items() if heard < long_ago]:
+        del _revoked[key]
+
+
+class Watch(threading.Thread):
+    """The thread of a server that ends what revoked tokens hold, and writes down last uses."""
+
+    INTERVAL_S = 2.0
+    MARGIN = timedelta(seconds=30)
+    """How long before a round the revocations began that it may not have seen yet."""
+
+    def __init__(self) -> None:
+        super().__init__(name="pullwake-tokens", daemon=True)
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Begin no further round."""
+        self._stopped.set()
+
+    def run(self) -> None:
+        """Work until stopped; trouble with the database is logged, and tried again."""
+        asked = time.monotonic()
+        while not self._stopped.is_set():
+            began = time.monotonic()
+            try:
+                end_revoked(timedelta(seconds=began - asked) + self.MARGIN)
+                asked = began
+                note_uses()
+            except Exception:
+                logger.exception("the tokens' watch failed, and tries again")
+            connection.close()
+            self._stopped.wait(self.INTERVAL_S * random.uniform(0.8, 1.0))  # noqa: S311

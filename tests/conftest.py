@@ -1,5 +1,6 @@
 """Fixtures for every test: an API client in process, and real servers on real databases."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,11 @@ from django.conf import settings
 
 from dispatch.streams import waiters
 from runners import tokens
+from tests.proxies import PROGRAMS, found
 from tests.support import Api, Database, Server, Servers, migrated_template
+
+# Else each client of the pages first reads through all static files: longer than a test takes.
+settings.WHITENOISE_AUTOREFRESH = True
 
 PROCESSES = {"template", "database", "upgraded", "chromium", "client"}
 """Fixtures at the root of every process that tests start: its database, or itself."""
@@ -22,6 +27,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "postgres": settings.SQLITE and "needs PostgreSQL (make test-postgres)",
         "sqlite": not settings.SQLITE and "needs SQLite (make test-sqlite)",
         "browser": not shutil.which("chromium") and "needs Chromium",
+        # Where CI comes without them, they fail.
+        "proxy": not (os.environ.get("CI") or all(map(found, PROGRAMS)))
+        and f"needs {', '.join(PROGRAMS)}",
         "interop": not (shutil.which("node") and shutil.which("npm")) and "needs Node.js and npm",
     }
     for item in items:
@@ -30,6 +38,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, reason in lacks.items():
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=str(reason)))
+    # Files that wait for processes first, so that no worker is left alone with them at the end.
+    waiting = {item.path for item in items if item.get_closest_marker("server")}
+    items.sort(key=lambda item: item.path not in waiting)
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +48,7 @@ def django_db_setup(django_db_setup: None) -> Iterator[None]:
     """The tests' database; it cannot be dropped while a reader's listener is connected to it."""
     yield
     waiters.hub.close()
+    waiters.announcer.close()
     for thread in (waiters.hub._listener, waiters.hub._sweeper):
         if thread is not None:
             thread.join()

@@ -26,7 +26,7 @@ from factory.django import DjangoModelFactory
 from factory.helpers import lazy_attribute, post_generation
 
 from claims import tallies
-from claims.models import ClaimTally, ConsumerClaim, ServerPulse
+from claims.models import ClaimTally, ConsumerClaim, DeadLetter, ServerPulse
 from core.identifiers import hash_secret, new_id, new_secret
 from core.principals import Principal
 from dispatch.messages import Message
@@ -497,6 +497,27 @@ def handle(api: Api, **facts: Any) -> Claim:
         "streams": [{"path": path, "offset": offsets.encode_just_past(tail - 1)}],
     }
     return Claim(api, body, offsets.encode(tail))
+
+
+class DeadLetterFactory(_Factory[DeadLetter]):
+    """Of the work of an entity, which is acked."""
+
+    class Meta:
+        model = DeadLetter
+
+    class Params:
+        redriven = Trait(redriven_at=Now())
+
+    entity = SubFactory(EntityFactory, pending=True)
+    offset = 2
+    reason = "no such tool"
+    attempts = 3
+    runner_name = "r1"
+
+    @post_generation
+    def known(letter: Any, create: bool, extracted: Any, **_: Any) -> None:  # noqa: N805
+        """To the dispatch state."""
+        DispatchState.objects.filter(pk=letter.entity_id).update(cursor=letter.offset)
 
 
 class ServerPulseFactory(_Factory[ServerPulse]):

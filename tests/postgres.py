@@ -40,13 +40,15 @@ CONFIGURATION = {
     # pytest-xdist workers, their server processes and a pool and a LISTEN for each.
     "max_connections": "300",
     "shared_buffers": "128MB",
-    # The data need not outlive the machine. synchronous_commit stays as it is in production.
-    "fsync": "off",
-    "full_page_writes": "off",
     # A connection costs no CPU to speak of.
     "scram_iterations": "1",
     "timezone": "UTC",
     "log_timezone": "UTC",
+}
+PERISHABLE = {
+    # The data need not outlive the machine. synchronous_commit stays as it is in production.
+    "fsync": "off",
+    "full_page_writes": "off",
 }
 
 
@@ -55,10 +57,13 @@ class PostgresError(RuntimeError):
 
 
 @contextlib.contextmanager
-def private_postgres() -> Iterator[str]:
-    """Yield the postgres:// URL of a new, empty server; stop and delete it afterwards."""
+def private_postgres(*, durable: bool = False) -> Iterator[str]:
+    """Yield the postgres:// URL of a new, empty server; stop and delete it afterwards.
+
+    A ``durable`` one commits to the disk, as those do that are measured.
+    """
     keeper = subprocess.Popen(
-        [sys.executable, __file__, "--keep"],
+        [sys.executable, __file__, "--keep-durable" if durable else "--keep"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -108,13 +113,13 @@ def _is_foreground() -> bool:
         os.close(terminal)
 
 
-def keep() -> int:
+def keep(*, durable: bool) -> int:
     """Be the keeper: start a server, print its URL, stop it when standard input closes."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     directory = Path(tempfile.mkdtemp(prefix="pullwake-postgres-"))
     try:
-        with _server(directory) as url:
+        with _server(directory, CONFIGURATION if durable else CONFIGURATION | PERISHABLE) as url:
             print(url, flush=True)
             sys.stdin.read()
     except PostgresError as error:
@@ -126,14 +131,14 @@ def keep() -> int:
 
 
 @contextlib.contextmanager
-def _server(directory: Path) -> Iterator[str]:
+def _server(directory: Path, configuration: dict[str, str]) -> Iterator[str]:
     package = _package()
     user: int | None = None
     if os.geteuid() == 0:
         # PostgreSQL refuses to run as root, and `nobody` may not be able to reach the binaries.
         user = pwd.getpwnam("nobody").pw_uid
         package = _copy(package, directory)
-    binaries = package / f"pginstall{POSTGRES_VERSION}" / "bin"
+    binaries = _binaries(package)
     data, log, password_file = directory / "data", directory / "log", directory / "password"
     password = secrets.token_hex(16)
     password_file.write_text(password)
@@ -171,7 +176,7 @@ def _server(directory: Path) -> Iterator[str]:
     deadline = time.monotonic() + START_TIMEOUT
     while True:
         port = _free_port()
-        options = [f"--{name}={value}" for name, value in CONFIGURATION.items()]
+        options = [f"--{name}={value}" for name, value in configuration.items()]
         with log.open("w") as output:
             server = subprocess.Popen(
                 [binaries / "postgres", "-D", data, f"--port={port}", *options],
@@ -194,6 +199,15 @@ def _server(directory: Path) -> Iterator[str]:
         # Somebody else took the port between our look and the server's.
         if "could not bind" not in log.read_text() or time.monotonic() > deadline:
             raise PostgresError(f"postgres did not start:\n{log.read_text()}")
+
+
+def psql() -> Path:
+    """The command-line client."""
+    return _binaries(_package()) / "psql"
+
+
+def _binaries(package: Path) -> Path:
+    return package / f"pginstall{POSTGRES_VERSION}" / "bin"
 
 
 def _package() -> Path:
@@ -243,8 +257,8 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments:
         print("usage: python -m tests.postgres COMMAND [ARG...]", file=sys.stderr)
         return 2
-    if list(arguments) == ["--keep"]:
-        return keep()
+    if list(arguments) in (["--keep"], ["--keep-durable"]):
+        return keep(durable=arguments[0] == "--keep-durable")
     try:
         return run(arguments)
     except PostgresError as error:

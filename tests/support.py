@@ -29,8 +29,10 @@ from django.apps import apps
 from django.conf import settings
 from django.db.models.functions import Now
 from django.test import Client
+from django.test.client import ClientHandler
 
 from claims.models import ConsumerClaim, ServerPulse
+from config.serving.application import ApiHandler
 from dispatch.models import DispatchState, Timer, Wake
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,6 +65,18 @@ class Answer:
         return f"<{self.status} {self.content[:500]!r}>"
 
 
+class ApiClient(Client):
+    """Django's test client, through the middleware of the API and not that of the pages."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.handler = _ApiClientHandler()
+
+
+class _ApiClientHandler(ClientHandler, ApiHandler):  # type: ignore[misc]  # called as the first
+    """Takes requests as the one does, and passes them on as the other does."""
+
+
 class Api:
     """The REST API in process, as one principal calls it; paths are below the root."""
 
@@ -70,7 +84,7 @@ class Api:
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
         if principal is not None:
             self.headers["Electric-Principal"] = principal
-        self.client = Client(raise_request_exception=False)
+        self.client = ApiClient(raise_request_exception=False)
 
     def __call__(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
         content = (
@@ -390,11 +404,19 @@ class Server:
     """A server process: what `make run` runs, on a port of its own."""
 
     def __init__(
-        self, database_url: str, log: Path, env: dict[str, str], tls: ssl.SSLContext | None = None
+        self,
+        database_url: str,
+        log: Path,
+        env: dict[str, str],
+        tls: ssl.SSLContext | None = None,
+        arguments: tuple[str, ...] = (),
+        folder: Path = ROOT,
     ) -> None:
         self.port = free_port()
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
         self.trusted = tls or True
+        self.arguments = arguments
+        self.folder = folder
         self.log = log
         self.env = {
             **os.environ,
@@ -410,8 +432,8 @@ class Server:
         """Start it, again on the same port if it ran before, and wait until it is ready."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "manage.py", "serve"],
-                cwd=ROOT,
+                [sys.executable, "manage.py", "serve", *self.arguments],
+                cwd=self.folder,
                 env=self.env,
                 stdout=log,
                 stderr=log,

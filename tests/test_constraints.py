@@ -11,6 +11,7 @@ from tests.api.endpoints import APPS
 from tests.factories import (
     AccessTokenFactory,
     ConsumerClaimFactory,
+    DeadLetterFactory,
     DeliveryFactory,
     EntityFactory,
     EntityTypeFactory,
@@ -123,6 +124,7 @@ FORBIDDEN: dict[str, list[Any]] = {
         "UPDATE dispatch_timer SET principal = 'user:alice' WHERE owner_id > 0"
     ],
     # claims
+    "dead_letter_once": [lambda: copied("claims_deadletter", "attempts > 0")],
     "claim_identity": [
         lambda: copied(
             "claims_consumerclaim",
@@ -186,6 +188,7 @@ def rows(db: None) -> None:
     WakeFactory.create(entity=woken)
     SharedStateProducerFactory.create()
     AccessTokenFactory.create()
+    DeadLetterFactory.create(entity=claimed)
     ServerPulseFactory.create()
 
 

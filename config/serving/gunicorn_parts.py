@@ -1,10 +1,14 @@
 """The parts of gunicorn that `config.serving.worker` uses and that no documentation promises.
 
-Of `GeventWorker`: the overridden init_process, handle_exit, handle_quit, handle_request,
-handle_error and run; the attributes alive, cfg, sockets and worker_connections; and notify, handle.
-Each has a test in tests/serving/test_gunicorn_parts.py.
+Of `GeventWorker`: the overridden init_process, handle_exit, handle_quit, handle, handle_request,
+handle_error and run; the attributes alive, cfg, sockets and worker_connections; and notify. Of the
+socket that `handle` is given, gunicorn uses recv, sendall and what a plain socket does alike.
+Of gevent's `StreamServer`: wrap_socket_and_handle, do_read, do_handle and stop_accepting. Each has
+a test in tests/serving/test_gunicorn_parts.py.
 """
 
+import os
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -14,19 +18,45 @@ from gunicorn.http.errors import ParseException
 from gunicorn.sock import ssl_context
 from gunicorn.workers.ggevent import GeventWorker
 
-__all__ = ["GeventWorker", "ParseException", "ssl_context", "start_servers"]
+from config.serving.peers import keep_little
+
+__all__ = ["GeventWorker", "ParseException", "close_servers", "ssl_context", "start_servers"]
 
 
-def start_servers(worker: Any) -> list[StreamServer]:
+class Server(StreamServer):  # type: ignore[misc]
+    """gevent's, whose peers have a deadline for the handshake of TLS."""
+
+    patience_s: float
+
+    def wrap_socket_and_handle(self, client_socket: Any, address: Any) -> Any:
+        """A connection over TLS."""
+        client_socket.settimeout(self.patience_s)
+        with suppress(TimeoutError):
+            return super().wrap_socket_and_handle(client_socket, address)
+
+
+def start_servers(worker: Any, patience_s: float) -> list[StreamServer]:
     """A started server for each of the worker's sockets, as gunicorn's own worker makes them."""
     tls = {"ssl_context": ssl_context(worker.cfg)} if worker.cfg.is_ssl else {}
     servers = []
     for socket in worker.sockets:
         socket.setblocking(1)
+        keep_little(socket)
         handle = partial(worker.handle, socket)
-        server = StreamServer(socket, handle=handle, spawn=Pool(worker.worker_connections), **tls)
+        server = Server(socket, handle=handle, spawn=Pool(worker.worker_connections), **tls)
+        server.patience_s = patience_s
         if worker.cfg.workers > 1:
             server.max_accept = 1
         server.start()
         servers.append(server)
     return servers
+
+
+def close_servers(servers: list[StreamServer]) -> None:
+    """Take what has connected already, and then nobody: who is refused tries another server."""
+    for server in servers:
+        server.stop_accepting()
+        while accepted := server.do_read():
+            server.do_handle(*accepted)
+        # At once: gevent closes in the loop's next round, and resets who connects until then.
+        os.close(server.socket.detach())

@@ -10,7 +10,8 @@ from api.http_errors import error_response, translate
 from claims.reaper import Housekeeper
 from config.serving import probes
 from dispatch.due import Timekeeper
-from dispatch.streams.waiters import hub
+from dispatch.streams.waiters import announcer, hub
+from runners.tokens import Watch
 
 
 class Process:
@@ -19,6 +20,7 @@ class Process:
     def __init__(self) -> None:
         self._housekeeper = Housekeeper()
         self._timekeeper = Timekeeper()
+        self._watch = Watch()
 
     def start(self) -> None:
         """Begin; Django is set up and all that is needed is imported."""
@@ -33,10 +35,17 @@ class Process:
             connection.ensure_connection()
         self._housekeeper.start()
         self._timekeeper.start()
+        self._watch.start()
 
     def answer(self, exc: BaseException) -> HttpResponse:
         """The answer to what failed before it became a request."""
         return error_response(translate(exc))
+
+    @property
+    def peer_timeout_s(self) -> int:
+        """Seconds that a peer has for its request, and for each part of its answer."""
+        patience_s: int = settings.PULLWAKE_PEER_TIMEOUT_S
+        return patience_s
 
     def drain(self) -> int:
         """Say that this server is not ready: for how many seconds it still serves."""
@@ -45,7 +54,9 @@ class Process:
         return drain_s
 
     def stop(self) -> None:
-        """Begin no further round, and let every held request answer now."""
+        """Begin no further round, answer what is held, and announce what is left to be."""
         self._housekeeper.stop()
         self._timekeeper.stop()
+        self._watch.stop()
         hub.close()
+        announcer.close()

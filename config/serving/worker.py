@@ -1,4 +1,8 @@
-"""The gunicorn worker: gevent's, that stops at once and answers what it holds."""
+"""The gunicorn worker: gevent's, that stops at once and answers what it holds.
+
+Nothing of Django is imported here: it is set up after gevent has put its parts in the place of
+Python's, or database drivers would wait in their own way and hold up all else.
+"""
 
 import logging
 import os
@@ -10,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 from gevent import sleep
 from gevent.event import Event
 
-from config.serving.gunicorn_parts import GeventWorker, ParseException, start_servers
+from config.serving.gunicorn_parts import (
+    GeventWorker,
+    ParseException,
+    close_servers,
+    start_servers,
+)
+from config.serving.peers import Peer
 from core.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -18,7 +28,7 @@ if TYPE_CHECKING:
 
 
 FINISH_S = 1.5
-"""Seconds that requests in flight have to finish in; one may wait for a lock for longer."""
+"""Seconds that requests have to come and finish in; one may wait for a lock for longer."""
 
 
 class Worker(GeventWorker):  # type: ignore[misc]
@@ -35,6 +45,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def init_process(self) -> None:
         """Prepare, then serve."""
         self.in_flight: set[Any] = set()
+        self.expected: set[Any] = set()
         self.stopping: Event | None = None
         self.hurried = Event()
         super().init_process()
@@ -50,13 +61,27 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self.hurried.set()
         self.handle_exit(sig, frame)
 
+    def handle(self, listener: Any, client: Any, addr: Any) -> None:
+        """One connection, whose peer has deadlines.
+
+        Its first request is expected: proxies connect as they have one.
+        """
+        peer = Peer(client, self.process.peer_timeout_s)
+        self.expected.add(peer)
+        try:
+            super().handle(listener, peer, addr)
+        finally:
+            self.expected.discard(peer)
+
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Any:
         """One request, known while it is in flight."""
+        self.expected.discard(sock)
         self.in_flight.add(req)
         try:
             return super().handle_request(listener_name, req, sock, addr)
         finally:
             self.in_flight.discard(req)
+            sock.idle()
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer what never became a request in the one shape of errors, and close."""
@@ -74,23 +99,28 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def run(self) -> None:
         """Serve until stopped."""
         self.stopping = Event()
-        servers = start_servers(self)
+        servers = start_servers(self, self.process.peer_timeout_s)
         while self.alive:
             self.notify()
             self.stopping.wait(timeout=0.5)
         for req in self.in_flight:
             req.force_close()
         self._notify_until(time.monotonic() + self.process.drain(), self.hurried.is_set)
-        for server in servers:
-            server.close()
+        close_servers(servers)
         self.process.stop()
-        self._notify_until(time.monotonic() + FINISH_S, lambda: not self.in_flight)
+        self._notify_until(time.monotonic() + FINISH_S, self._is_done)
         logging.shutdown()
         # Python would take apart all that it has imported, for most of a second.
         os._exit(0)
 
+    def _is_done(self) -> bool:
+        return not self.in_flight and not self.expected
+
     def _notify_until(self, deadline: float, over: Callable[[], bool]) -> None:
         """Go on serving, and tell the master so, until then or until it is over."""
-        while not over() and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
             self.notify()
+            # First, for whom it took last is not known before.
             sleep(0.01)
+            if over():
+                return

@@ -58,7 +58,7 @@ class _Statement:
         # Looked up once: each use of `django.db.connection` asks which thread this is.
         database = connections[DEFAULT_DB_ALIAS]
         params = [p.bound(values, database) if isinstance(p, Param) else p for p in self._params]
-        with cursor(database) as running:
+        with _cursor(database) as running:
             running.execute(self._sql, params)
             rows = running.fetchall() if self._answers else []
             count = running.rowcount
@@ -83,7 +83,7 @@ def _literal(value: Any) -> str:
     return str(value) if isinstance(value, int) else "%s"
 
 
-def cursor(database: Any) -> Any:
+def _cursor(database: Any) -> Any:
     """A cursor whose statements PostgreSQL prepares, for it binds at the server."""
     if database.vendor != "postgresql":
         return database.cursor()

@@ -2,14 +2,18 @@
 
 from django.db import migrations, models
 
+from core.schema import AddIndexConcurrently
+
 
 class Migration(migrations.Migration):
+    atomic = False
+
     dependencies = [
         ("dispatch", "0001_initial"),
     ]
 
     operations = [
-        migrations.AddIndex(
+        AddIndexConcurrently(
             model_name="wake",
             index=models.Index(
                 condition=models.Q(("status", "outstanding")),

@@ -8,26 +8,21 @@ listener proves its connection every few seconds, and is cut off when that proof
 """
 
 import logging
-import os
-import socket
 import sqlite3
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
-import psycopg
 from django.conf import settings
 from django.db import connection, transaction
 
-from core import prepared
+from dispatch.streams.announcer import CHANNEL, Announcer, Connection, connect, cut
 
 logger = logging.getLogger(__name__)
-
-CHANNEL = "pullwake"
 
 PROOF_S = 5.0
 """Seconds after which the listener proves that its connection still carries."""
@@ -59,13 +54,13 @@ def shared_state_key(state_id: int) -> str:
 
 def announce(key: str) -> None:
     """Tell every server's waiters, once the current transaction commits, that a stream grew."""
-    if connection.vendor == "postgresql":
-        if not settings.PULLWAKE_NOTIFY:
-            return
-        with prepared.cursor(connection) as cursor:
-            cursor.execute("SELECT pg_notify(%s, %s)", [CHANNEL, key])
-    else:
-        transaction.on_commit(partial(hub.wake, key))
+    transaction.on_commit(partial(_announce, key))
+
+
+def _announce(key: str) -> None:
+    hub.wake(key)
+    if connection.vendor == "postgresql" and settings.PULLWAKE_NOTIFY:
+        announcer.announce(key)
 
 
 class Waiter(threading.Event):
@@ -156,7 +151,7 @@ class _PostgresListener:
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
-        self._listening: psycopg.Connection[tuple[object, ...]] | None = None
+        self._listening: Connection | None = None
         self._heard_at = time.monotonic()
 
     def run(self) -> None:
@@ -169,21 +164,14 @@ class _PostgresListener:
                 threading.Event().wait(_RECONNECT_S)
 
     def cut_if_silent(self) -> None:
-        """Cut a connection whose proof has been due for too long; `run` then makes another.
-
-        A peer that is frozen takes what is sent to it, and no timeout of TCP's ends the wait.
-        """
+        """Cut a connection whose proof has been due for too long; `run` then makes another."""
         listening, silent_s = self._listening, time.monotonic() - self._heard_at
         if listening is not None and silent_s > PROOF_DEADLINE_S:
             self._listening = None
-            with (
-                suppress(OSError, psycopg.Error),
-                socket.socket(fileno=os.dup(listening.pgconn.socket)) as cut,
-            ):
-                cut.shutdown(socket.SHUT_RDWR)
+            cut(listening)
 
     def _listen(self) -> None:
-        with self._connect() as listening:
+        with connect() as listening:
             self._heard_at = time.monotonic()
             self._listening = listening
             listening.execute(f"LISTEN {CHANNEL}")
@@ -193,19 +181,11 @@ class _PostgresListener:
             while not self.hub.closing:
                 for notification in listening.notifies(timeout=PROOF_S):
                     self._heard_at = time.monotonic()
-                    self.hub.wake(notification.payload)
+                    if notification.pid != announcer.pid:  # this process knew at once
+                        self.hub.wake(notification.payload)
                 # A connection that died in silence fails here (tcp_user_timeout), not never.
                 listening.execute("SELECT 1")
                 self._heard_at = time.monotonic()
-
-    def _connect(self) -> "psycopg.Connection[tuple[object, ...]]":
-        params: dict[str, Any] = {"conninfo": settings.PULLWAKE_LISTEN_URL}
-        if not settings.PULLWAKE_LISTEN_URL:
-            params = connection.get_connection_params()
-            for not_libpq in ("pool", "cursor_factory", "context", "prepare_threshold"):
-                params.pop(not_libpq, None)
-        deadlines = {"tcp_user_timeout": int(PROOF_S * 1000), "connect_timeout": int(PROOF_S)}
-        return psycopg.connect(**{**params, **deadlines}, autocommit=True)
 
 
 _TAILS = """
@@ -229,6 +209,7 @@ class _Sweeper:
         while not self.hub.closing:
             pause.wait(SWEEP_S)
             self.listener.cut_if_silent()
+            announcer.cut_if_stuck()
             try:
                 self._sweep()
             except Exception as exc:  # noqa: BLE001  the next sweep may do better
@@ -305,4 +286,7 @@ def _listener(hub: Hub) -> _Listener:
 
 
 hub = Hub()
+"""This process's."""
+
+announcer = Announcer()
 """This process's."""

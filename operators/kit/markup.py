@@ -43,6 +43,8 @@ TONES: dict[str, Tone] = {
     "unclaimed": "warn",
     "claimed": "good",
     "withdrawn": "idle",
+    "given up": "warn",
+    "redriven": "good",
     "valid": "good",
     "revoked": "idle",
     "orphaned": "bad",

@@ -50,7 +50,7 @@ class Order:
     @property
     def principal(self) -> Principal:
         """Who signals and sends in an operator's name."""
-        return Principal("system", f"operator:{self.user.get_username()}")
+        return acting_as(self.user.get_username())
 
     def log(self, row: Model, message: str, *, flag: int = CHANGE) -> None:
         """Leave the audit entry: what was done to the row, by whom and why."""
@@ -89,6 +89,11 @@ class Prospect:
     will: str
     refused: bool
     url: str
+
+
+def acting_as(username: str) -> Principal:
+    """The principal that an operator is to the API's side."""
+    return Principal("system", f"operator:{username}")
 
 
 def log(user: Any, row: Model, message: str, *, flag: int = CHANGE) -> None:

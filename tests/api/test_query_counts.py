@@ -6,7 +6,6 @@ On PostgreSQL a NOTIFY counts, on SQLite nothing is said between processes; so b
 from contextlib import contextmanager
 
 import pytest
-from django.conf import settings
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
@@ -39,10 +38,6 @@ def cost(call, *, status=200):
         answer = call()
     assert answer.status == status, answer
     return len(statements)
-
-
-def on(*, postgres, sqlite):
-    return sqlite if settings.SQLITE else postgres
 
 
 @pytest.fixture(params=[None, 1, 50], ids=lambda limit: f"limit {limit}")
@@ -115,14 +110,13 @@ def test_a_done_costs_three_and_three_for_a_limit(runner, acked):
     assert cost(lambda: claim.done(*[claim.tail] * acked)) == (6 if limited else 3)
 
 
-def test_a_done_that_makes_the_next_wake_costs_three_more(runner):
+def test_a_done_that_makes_the_next_wake_costs_two_more(runner):
     limited = runner.get("/_electric/runners/r1").body.get("max_concurrent_claims")
     claim = runner.claim()
     runner.send()
     with counted() as statements:
         assert claim.done().body["next_wake"] is True
-    more = on(postgres=3, sqlite=2)
-    assert len(statements) == (6 if limited else 3) + more
+    assert len(statements) == (6 if limited else 3) + 2
 
 
 def test_a_done_that_emits_a_refused_wake_again_costs_three_more(alice):
@@ -134,7 +128,7 @@ def test_a_done_that_emits_a_refused_wake_again_costs_three_more(alice):
     with counted() as statements:
         claim.done()
     assert len(alice.wakes(offset=seen)) == 1
-    assert len(statements) == on(postgres=10, sqlite=9)
+    assert len(statements) == 9
 
 
 def test_a_done_that_comes_again_costs_one(runner):
@@ -150,7 +144,7 @@ def test_a_send_costs(runner):
     woken = cost(lambda: runner.post(send, {"payload": 1}))
     keyed = cost(lambda: runner.post(send, {"payload": 1, "key": "k"}))
     again = cost(lambda: runner.post(send, {"payload": 1, "key": "k"}))
-    assert (waking, woken, keyed, again) == on(postgres=(8, 5, 6, 3), sqlite=(6, 4, 5, 3))
+    assert (waking, woken, keyed, again) == (6, 4, 5, 3)
 
 
 def test_an_append_costs(runner):
@@ -158,7 +152,7 @@ def test_an_append_costs(runner):
     token = claim.mint()
     one = cost(lambda: claim.append({"n": 1}, token=token), status=204)
     many = cost(lambda: claim.append(*[{"n": 1}] * 100, token=token), status=204)
-    assert one == many == on(postgres=6, sqlite=5)
+    assert one == many == 5
 
 
 def test_who_is_watched_for_its_runs_pays_for_a_finished_run_alone(runner):
@@ -192,7 +186,7 @@ def test_a_manifest_event_that_asks_for_nothing_costs_nothing(runner):
     token = claim.mint()
     goal = {"type": "manifest", "key": "goal:1", "value": {"kind": "goal"}}
     event = {**goal, "headers": {"operation": "insert"}}
-    assert cost(lambda: claim.append(event, token=token), status=204) == on(postgres=6, sqlite=5)
+    assert cost(lambda: claim.append(event, token=token), status=204) == 5
 
 
 def test_a_delivery_costs_the_same_however_many_changes_it_tells(alice):
@@ -209,7 +203,7 @@ def test_a_delivery_costs_the_same_however_many_changes_it_tells(alice):
             assert due.run() == 1
         alice.claim("r1", alice.wakes()[-1]).done()
         costs.append(len(statements))
-    assert costs == [on(postgres=14, sqlite=12)] * 2
+    assert costs == [12] * 2
 
 
 def test_registering_costs_the_same_however_many_wakes_wait(alice):
@@ -245,7 +239,7 @@ def test_a_shared_state_costs(runner):
     runner.post(path, {"n": 1}, **producer, Producer_Seq="0")
     numbered = cost(lambda: runner.post(path, {"n": 1}, **producer, Producer_Seq="1"))
     assert (again, read) == (3, 4)
-    assert (one, many, numbered) == on(postgres=(7, 7, 9), sqlite=(6, 6, 8))
+    assert (one, many, numbered) == (6, 6, 8)
 
 
 def test_a_list_of_entities_costs_one_however_many_there_are(runner):
@@ -256,7 +250,7 @@ def test_a_list_of_entities_costs_one_however_many_there_are(runner):
 def test_a_claim_over_a_lapsed_one_costs(claim_that_lapsed):
     """A claim over a lapsed one is not on the hot path, and pinned all the same."""
     api, event = claim_that_lapsed
-    assert cost(lambda: api.try_claim("r1", event)) == on(postgres=12, sqlite=11)
+    assert cost(lambda: api.try_claim("r1", event)) == 11
 
 
 @pytest.fixture

@@ -275,3 +275,9 @@ def test_every_page_fits_and_reads(page: Page, quiet_server: Server, alice, kill
         )
         assert too_wide <= 0, path
         assert page.evaluate(FAINT) == [], path
+
+
+def test_the_apis_page_is_read_under_its_policy(page: Page):
+    page.goto("/_electric/docs")
+    expect(page.get_by_role("heading", name="Pullwake")).to_be_visible()
+    expect(page.get_by_text("Register a runner")).to_be_visible()

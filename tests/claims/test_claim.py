@@ -149,6 +149,7 @@ def test_it_answers_all_that_a_handler_needs(alice):
         "callback": f"http://testserver/_electric/wake-callbacks/{consumer_id}",
         "claimToken": token,
         "triggerEvent": "message_received",
+        "attempt": 1,
         "entity": {
             "type": "agent",
             "status": "idle",

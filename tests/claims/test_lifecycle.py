@@ -48,6 +48,7 @@ EVENTS = {
     "renew": lambda claim, proof: lifecycle.renew(proof),
     "release": lambda claim, proof: lifecycle.release(proof),
     "fail": lambda claim, proof: lifecycle.fail(proof),
+    "give_up": lambda claim, proof: lifecycle.give_up(proof),
     "end": lambda claim, proof: (
         lifecycle.expire(row(claim, epoch=proof.epoch)),
         endings.take_back(row(claim, epoch=proof.epoch)),

@@ -19,10 +19,11 @@ from datetime import timedelta
 from django.db import transaction
 from django.db.models.functions import Now
 from claims.models import ConsumerClaim
-from dispatch.models import StreamEvent, Wake
+from dispatch.models import Entity, StreamEvent, Wake
 from runners.models import Runner
 from tests.factories import (
-    ConsumerClaimFactory, EntityFactory, RunnerFactory, ServerPulseFactory, WakeFactory, ago
+    ConsumerClaimFactory, DeadLetterFactory, EntityFactory, RunnerFactory, ServerPulseFactory,
+    WakeFactory, ago
 )
 
 r1 = Runner.objects.filter(pk="r1").first() or RunnerFactory.create(id="r1", online=True)

@@ -41,7 +41,9 @@ def test_it_shows_the_token_once_and_keeps_its_hash(database):
 
 @pytest.mark.parametrize("name", ["user:alice", "/principal/user%3Aalice", "/principal/user:alice"])
 def test_it_takes_a_principal_in_every_form(create, name):
-    assert tokens.principal_of(create(name)) == Principal("user", "alice")
+    token = tokens.verify(create(name))
+    assert token is not None
+    assert token.principal == Principal("user", "alice")
 
 
 def test_each_is_another(create):
@@ -107,14 +109,31 @@ def test_it_refuses_what_is_no_time_to_come(create, expires):
     assert not AccessToken.objects.exists()
 
 
+def test_in_production_it_expires_unless_told_otherwise(create, settings):
+    settings.PULLWAKE_TOKEN_DAYS = 90
+    create("user:alice")
+    create("user:bob", "--expires", "never")
+    token, never = AccessToken.objects.order_by("pk")
+    assert token.expires_at is not None
+    assert abs(token.expires_at - token.created_at - timedelta(days=90)) < timedelta(minutes=1)
+    assert never.expires_at is None
+
+
+def test_it_is_for_one_runner(create):
+    create("user:alice", "--runner", "r1")
+    assert AccessToken.objects.get().runner_id == "r1"
+    with pytest.raises(CommandError, match="is not the id of a runner"):
+        create("user:alice", "--runner", "no id")
+
+
 def test_a_token_opens_nothing_past_its_expiry(create):
     secret = create("user:alice", "--expires", "1")
-    assert tokens.principal_of(secret) is not None
+    assert tokens.verify(secret) is not None
     tokens.forget()
     AccessToken.objects.update(
         created_at=datetime(2020, 1, 1, tzinfo=UTC), expires_at=datetime(2020, 1, 2, tzinfo=UTC)
     )
-    assert tokens.principal_of(secret) is None
+    assert tokens.verify(secret) is None
 
 
 def test_a_label_that_is_too_long_is_an_error_in_a_sentence(create):

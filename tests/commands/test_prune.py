@@ -12,6 +12,7 @@ TABLES = {
     "claims": "claims_consumerclaim",
     "wakes": "dispatch_wake",
     "events": "dispatch_streamevent",
+    "dead letters": "claims_deadletter",
     "shared events": "dispatch_sharedstateevent",
     "timers": "dispatch_timer",
 }
@@ -33,6 +34,10 @@ for name, end in ended.items():
     WakeFactory.create(
         entity__url=f"/agent/{name}", entity__runner=r1, withdrawn=True, **{f"entity__{end}": True}
     )
+DeadLetterFactory.create(entity__url="/agent/given-up", given_up_at=ago(days=31))
+DeadLetterFactory.create(entity__url="/agent/redriven", given_up_at=ago(days=31), redriven=True)
+DeadLetterFactory.create(entity__url="/agent/redriven-today", redriven=True)
+DeadLetterFactory.create(entity=Entity.objects.get(url="/agent/stopped"), given_up_at=ago(days=31))
 StreamEvent.objects.exclude(entity__url="/agent/stopped-today").update(created_at=ago(days=31))
 
 for name in ("active", "stopped"):
@@ -61,6 +66,7 @@ def aged(database):
     Claims: one ended and old in each of the terminal states, one ended today, one active and old.
     Wakes: old and claimed, old and outstanding, today's. Events: old ones of a stopped, a killed
     and of living entities, and today's of one that was stopped today.
+    Dead letters: old ones that were not redriven, were, and of a stopped entity; today's redriven.
     """
     return database
 
@@ -96,8 +102,9 @@ def test_it_deletes_what_is_past_its_retention_and_nothing_else(aged):
     ]
     assert set(urls(aged, "dispatch_streamevent")) == {
         *("active", "expired", "failed", "fenced", "released", "today", "waiting"),
-        "stopped-today",
+        *("stopped-today", "given-up", "redriven", "redriven-today"),
     }
+    assert urls(aged, "claims_deadletter") == ["given-up", "redriven-today"]
     assert aged.execute(
         'SELECT name, "offset" FROM dispatch_sharedstateevent'
         " JOIN dispatch_sharedstate ON state_id = dispatch_sharedstate.id ORDER BY 1"

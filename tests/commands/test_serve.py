@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 from config.serving.management.commands import serve
-from tests.support import ROOT, Database, Server
+from tests.support import ROOT, Database, Server, wait_until
 
 
 def fresh(database, folder):
@@ -123,3 +123,24 @@ def test_two_that_start_together_both_serve(database, tmp_path):
     finally:
         for server in servers:
             server.close()
+
+
+def test_without_migrating_it_serves_and_is_ready_once_another_has(database, tmp_path, monkeypatch):
+    assert database.manage("migrate", "claims", "0003").returncode == 0
+    server = Server(database.url, tmp_path / "server.log", {}, arguments=("--no-migrate",))
+    monkeypatch.setattr(server, "_ready", lambda: readiness(server) == 503)
+    try:
+        server.start()
+        assert "Migrations are missing" in httpx2.get(f"{server.url}/readyz").text
+        migrated = database.manage("migrate", "--verbosity=0")
+        assert migrated.returncode == 0, migrated.stderr
+        wait_until(lambda: readiness(server) == 200)
+    finally:
+        server.close()
+
+
+def readiness(server):
+    try:
+        return httpx2.get(f"{server.url}/readyz").status_code
+    except httpx2.TransportError:
+        return None

@@ -36,7 +36,14 @@ CONTRACT = (
     "PULLWAKE_MAX_BODY_BYTES",
     "PULLWAKE_RETENTION_DAYS",
 )
-OURS = ("PULLWAKE_CORS_ORIGINS", "PULLWAKE_DEVELOPMENT_ON_NETWORK")
+OURS = (
+    "PULLWAKE_API_DOCS",
+    "PULLWAKE_TOKEN_DAYS",
+    "PULLWAKE_AUDIT_REPORTS",
+    "PULLWAKE_PEER_TIMEOUT_S",
+    "PULLWAKE_CORS_ORIGINS",
+    "PULLWAKE_DEVELOPMENT_ON_NETWORK",
+)
 PRODUCTION = {"PULLWAKE_MODE": "production", "SECRET_KEY": "0123456789abcdef" * 4}
 
 
@@ -80,6 +87,10 @@ def test_the_defaults(read):
         "PULLWAKE_STATEMENT_TIMEOUT_MS": 10_000,
         "PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS": 3_000,
         "PULLWAKE_DRAIN_S": 0,
+        "PULLWAKE_PEER_TIMEOUT_S": 30,
+        "PULLWAKE_TOKEN_DAYS": 0,
+        "PULLWAKE_API_DOCS": True,
+        "PULLWAKE_AUDIT_REPORTS": False,
         "PULLWAKE_MAX_BODY_BYTES": 1024 * 1024,
         "TIME_ZONE": "UTC",
         "DEBUG": False,
@@ -219,6 +230,26 @@ def test_nothing_is_prepared_behind_a_pooling_proxy(read, listen_url, threshold,
     found = read(**PRODUCTION, DATABASE_URL=postgres, PULLWAKE_LISTEN_URL=listen_url)
     said = found["DATABASES"]["default"]["OPTIONS"]
     assert (said.get("prepare_threshold"), said["options"]) == (threshold, options)
+    assert found["DATABASES"]["default"]["DISABLE_SERVER_SIDE_CURSORS"] is bool(listen_url)
+
+
+@pytest.mark.parametrize(
+    ("listen_url", "host"), [("", "pool.example"), ("postgres://db.example/p", "db.example")]
+)
+def test_migrations_go_to_the_databases_own_address_and_wait_little(read, listen_url, host):
+    url = "postgres://pool.example/p"
+    found = read(
+        **PRODUCTION,
+        DATABASE_URL=url,
+        PULLWAKE_LISTEN_URL=listen_url,
+        PULLWAKE_LOCK_TIMEOUT_MS="1500",
+    )
+    direct = {**found["DATABASES"]["default"], **found["DIRECT_DATABASE"]}
+    assert direct["HOST"] == host
+    assert direct["OPTIONS"]["options"] == (
+        "-c lock_timeout=1500 -c statement_timeout=0 -c idle_in_transaction_session_timeout=0"
+    )
+    assert "pool" not in direct["OPTIONS"]
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.7", "::", "", "laptop.example"])  # noqa: S104

@@ -9,11 +9,12 @@ from django.contrib.auth.models import Group, User
 from django.db.models.functions import Now
 from django.test import Client
 
-from claims.models import ConsumerClaim
+from claims.models import ConsumerClaim, DeadLetter
 from dispatch.models import Entity, SharedState, Timer, Wake
 from runners.models import AccessToken, Runner
 from tests.factories import (
     AccessTokenFactory,
+    DeadLetterFactory,
     EntityTypeFactory,
     RunnerFactory,
     SharedStateFactory,
@@ -55,7 +56,7 @@ def operator(people: dict[str, Client]) -> Client:
 
 @dataclass
 class World:
-    """A runner with a released, a failed and an orphaned claim, a wake, and a token."""
+    """A runner with claims released, failed and orphaned, a wake, a dead letter, and a token."""
 
     api: Api
     released: Claim
@@ -74,6 +75,7 @@ class World:
                 "runners.runner",
                 "runners.accesstoken",
                 "claims.consumerclaim",
+                "claims.deadletter",
                 "dispatch.entity",
                 "dispatch.dispatchstate",
                 "dispatch.wake",
@@ -87,6 +89,7 @@ class World:
         found["runner"] = "/admin/runners/runner/r1/change/"
         found["claim"] = f"/admin/claims/consumerclaim/{self.row(self.orphaned).pk}/change/"
         found["ended claim"] = f"/admin/claims/consumerclaim/{self.row(self.failed).pk}/change/"
+        found["dead letter"] = f"/admin/claims/deadletter/{DeadLetter.objects.get().pk}/change/"
         found["entity"] = f"/admin/dispatch/entity/{Entity.objects.get(url='/agent/e3').pk}/change/"
         found["wake"] = f"/admin/dispatch/wake/{Wake.objects.outstanding()[0].pk}/change/"
         found["timer"] = f"/admin/dispatch/timer/{Timer.objects.failed()[0].pk}/change/"
@@ -110,6 +113,7 @@ def world(alice: Api) -> World:
     failed = handle(alice, entity__url="/agent/e2", entity__runner=r1, failed=True)
     orphaned = handle(alice, entity__url="/agent/e3", entity__runner=r1)
     WakeFactory.create(entity__url="/agent/e4", entity__runner=r1)
+    DeadLetterFactory.create(entity=Entity.objects.get(url="/agent/e1"))
     e4 = Entity.objects.get(url="/agent/e4")
     for state in ({}, {"due": True}, {"late": True}, {"failed": True}, {"scheduled": True}):
         TimerFactory.create(target=e4, **state)

@@ -21,6 +21,7 @@ PAGES = [
             "runners.runner",
             "runners.accesstoken",
             "claims.consumerclaim",
+            "claims.deadletter",
             "dispatch.entity",
             "dispatch.dispatchstate",
             "dispatch.wake",
@@ -33,6 +34,7 @@ PAGES = [
     "runner",
     "claim",
     "ended claim",
+    "dead letter",
     "entity",
     "wake",
     "timer",
@@ -45,10 +47,11 @@ PAGES = [
 
 # Statements of each page, two for the session and the user among them.
 STATEMENTS = {
-    "overview": 18,
+    "overview": 19,
     "runners.runner list": 3,
     "runners.accesstoken list": 3,
     "claims.consumerclaim list": 3,
+    "claims.deadletter list": 3,
     "dispatch.entity list": 3,
     "dispatch.dispatchstate list": 3,
     "dispatch.wake list": 3,
@@ -59,6 +62,7 @@ STATEMENTS = {
     "runner": 8,
     "claim": 4,
     "ended claim": 6,
+    "dead letter": 4,
     "entity": 13,
     "wake": 4,
     "timer": 3,
@@ -103,6 +107,7 @@ def test_every_filter_and_search_costs_as_many_statements(world: World, people, 
 # Statements of the page that asks for a confirmation, however many rows; two for who asks.
 CONFIRMATIONS = {
     "claims/consumerclaim/do/expire": 3,
+    "claims/deadletter/do/redrive": 3,
     **{
         f"dispatch/entity/do/{verb}": 3
         for verb in ("wake", "send", "pause", "resume", "stop", "kill")

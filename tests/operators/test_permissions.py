@@ -1,11 +1,14 @@
 """Who sees which page and who may do what: nobody, viewer, operator, superuser."""
 
+from datetime import timedelta
+
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 
-from claims.models import ConsumerClaim
+from claims.models import ConsumerClaim, DeadLetter
 from dispatch.models import DispatchState, Entity, EntityType
+from runners import tokens
 from runners.models import Runner
 from tests.operators.conftest import World, person
 from tests.operators.test_pages import PAGES
@@ -15,10 +18,12 @@ SECRET_PAGES = {"runners.accesstoken list", "token", "issue"}
 
 CLAIMS, RUNNERS, ENTITIES = "claims/consumerclaim", "runners/runner", "dispatch/entity"
 TYPES = "dispatch/entitytype"
+LETTERS = "claims/deadletter"
 
 # Each verb: where it is, on what, with what, and the permission that it needs.
 VERBS = {
     "expire": (CLAIMS, "orphaned", {}, "expire_consumerclaim"),
+    "redrive": (LETTERS, "/agent/e1", {}, "redrive_deadletter"),
     "enable": (RUNNERS, "r2", {}, "enable_runner"),
     "disable": (RUNNERS, "r1", {}, "disable_runner"),
     "expire-claims": (RUNNERS, "r1", {}, "expire_consumerclaim"),
@@ -34,12 +39,14 @@ VERBS = {
     "transfer": (TYPES, "agent", {"registrar": "user:bob"}, "transfer_entitytype"),
     "remove": (TYPES, "agent", {"reason": "squatted"}, "remove_entitytype"),
     "revoke": ("runners/accesstoken", "token", {}, "revoke_accesstoken"),
+    "revoke-and-fence": ("runners/accesstoken", "token", {}, "revoke_accesstoken"),
 }
 
 
 @pytest.fixture
-def ready(world: World) -> World:
-    """With a runner to enable and an entity to resume."""
+def ready(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """With a runner to enable and an entity to resume; what is revoked is so at once."""
+    monkeypatch.setattr(tokens, "REMEMBERED", timedelta(0))
     world.api.post("/_electric/runners/r2/disable")
     world.api.make_entity("/agent/e5")
     world.api.signal("/agent/e5", "SIGSTOP")
@@ -53,6 +60,7 @@ def order(world: World, verb: str) -> tuple[str, dict[str, str]]:
         CLAIMS: lambda: world.row(world.orphaned).pk,
         RUNNERS: lambda: which,
         TYPES: lambda: which,
+        LETTERS: lambda: DeadLetter.objects.get(entity__url=which).pk,
         ENTITIES: lambda: Entity.objects.get(url=which).pk,
         "runners/accesstoken": lambda: world.token.pk,
     }[where]()
@@ -112,7 +120,7 @@ def test_it_lets_nobody_act_who_may_not(ready, people, method, who, expected):
 @pytest.mark.parametrize("who", ["operator", "superuser"])
 def test_it_lets_those_act_who_may(ready, people, verb, who):
     path, form = order(ready, verb)
-    allowed = verb != "revoke" or who == "superuser"
+    allowed = not verb.startswith("revoke") or who == "superuser"
     assert people[who].get(path, form).status_code == (200 if allowed else 403)
     assert people[who].post(path, form).status_code == (302 if allowed else 403)
     assert LogEntry.objects.filter(user__username=who).exists() == allowed

@@ -1,12 +1,16 @@
 """Access tokens: issued once, shown once, revoked."""
 
+import re
 from datetime import timedelta
 
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.utils import timezone
 
+from claims.models import ConsumerClaim
+from runners import tokens
 from runners.models import AccessToken
+from tests.factories import AccessTokenFactory
 from tests.operators.test_verbs import do, text
 from tests.support import Api
 
@@ -80,7 +84,48 @@ def test_it_shows_the_last_use(superuser):
     secret = secret_in(issue(superuser))
     assert AccessToken.objects.get().last_used_at is None
     Api(Authorization=f"Bearer {secret}").get("/_electric/runners")
+    tokens.note_uses()
     token = AccessToken.objects.get()
     page = superuser.get(f"{TOKENS}{token.pk}/change/").content.decode()
     assert token.last_used_at is not None
     assert token.last_used_at.isoformat(timespec="milliseconds") in page
+    assert "from 127.0.0.1" in page
+
+
+def test_it_is_for_one_runner(superuser):
+    issue(superuser, runner="r1")
+    token = AccessToken.objects.get()
+    assert token.runner_id == "r1"
+    assert re.search("runner.+r1.+alone", text(superuser.get(f"{TOKENS}{token.pk}/change/")))
+    assert "not the id of a runner" in text(issue(superuser, runner="no id"))
+
+
+@pytest.mark.parametrize(("days", "offered"), [(0, "until it is revoked"), (7, "7 days")])
+def test_the_setting_is_what_is_offered_first(superuser, settings, days, offered):
+    settings.PULLWAKE_TOKEN_DAYS = days
+    page = superuser.get(f"{TOKENS}issue/").content.decode()
+    assert re.search(rf"<option value=\"{days}\" selected>{offered}<", page)
+
+
+@pytest.mark.parametrize(("runner", "left"), [("r1", ["r2"]), (None, [])])
+def test_it_revokes_and_takes_back_what_the_token_may_hold(
+    superuser, alice, monkeypatch, runner, left
+):
+    monkeypatch.setattr(tokens, "REMEMBERED", timedelta(0))
+    token = AccessTokenFactory.create(runner_id=runner)
+    for runner_id in ("r1", "r2"):
+        alice.register(runner_id)
+        alice.make_entity(f"/agent/{runner_id}", runner_id, initialMessage="hi")
+        alice.claim(runner_id)
+    whose = "runner r1" if runner else "all 2 runners of user:alice"
+    verb = f"{TOKENS}do/revoke-and-fence/"
+    asked = text(superuser.get(verb, {"pk": token.pk}))
+    assert f"{2 - len(left)} active claim" in asked
+    assert f"of {whose} will be taken back" in asked
+    assert AccessToken.objects.valid().exists()
+    do(superuser, TOKENS, "revoke-and-fence", token.pk)
+    assert not AccessToken.objects.valid().exists()
+    held = ConsumerClaim.objects.active().values_list("runner", flat=True)
+    assert list(held) == left
+    assert [each["stream"] for each in alice.wakes("r1")] == ["agent/r1/main"]
+    assert LogEntry.objects.get().user.username == "superuser"

@@ -11,10 +11,9 @@ from typing import Any
 import psycopg
 import pytest
 from django.db import connection, connections
-from django.test import Client
 
 from dispatch.models import DispatchState
-from tests.support import Api, wait_until
+from tests.support import Api, ApiClient, wait_until
 
 Calls = Callable[[], Any]
 
@@ -118,7 +117,7 @@ def line(transactional_db: None) -> Iterator[Line]:
 def alice(transactional_db: None) -> Api:
     """The API as user:alice calls it, in process, with transactions that commit."""
     api = Api("user:alice")
-    api.client = Client(raise_request_exception=True)
+    api.client = ApiClient(raise_request_exception=True)
     return api
 
 

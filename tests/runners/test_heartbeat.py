@@ -7,6 +7,7 @@ import pytest
 from django.db import connection
 
 from runners.models import RunnerLiveness
+from tests.factories import ago
 from tests.support import JSON
 
 PATH = "/_electric/runners/r1/heartbeat"
@@ -191,3 +192,57 @@ def test_it_touches_no_index(alice, runner):
         assert alice.post(PATH, body).status == 200
     all_after, hot_after = updates()
     assert (all_after - all_before, hot_after - hot_before) == (3, 3)
+
+
+@pytest.mark.postgres
+def test_it_alone_does_not_wait_for_the_disk(alice):
+    def waits():
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW synchronous_commit")
+            return cursor.fetchone() == ("on",)
+
+    alice.register()
+    alice.make_entity(initialMessage="hi")
+    claim = alice.claim()
+    claim.heartbeat()
+    claim.done()
+    assert waits()
+    alice.post("/_electric/runners/r1/heartbeat")
+    assert not waits()
+
+
+# --- Two processes of one id --------------------------------------------------------------------
+
+EARLIER, LATER = "2026-05-19T11:01:11.631Z", "2026-05-19T11:02:11.631Z"
+
+
+def other_process(alice, started_at, status="streaming", **facts):
+    """What the answer says of another process, to one that was started then."""
+    told = {"status": status, "started_at": started_at}
+    answer = alice.post("/_electric/runners/r1/heartbeat", {"diagnostics": told, **facts})
+    assert answer.status == 200
+    return answer.headers.get("Pullwake-Other-Process")
+
+
+def test_each_process_hears_of_the_other(alice, runner):
+    assert other_process(alice, EARLIER) is None
+    assert other_process(alice, EARLIER) is None
+    assert other_process(alice, LATER) == "true"
+    assert other_process(alice, EARLIER) == "true"
+
+
+def test_but_not_of_one_that_said_goodbye(alice, runner):
+    other_process(alice, EARLIER, "stopped")
+    assert other_process(alice, LATER) is None
+
+
+def test_nor_of_one_that_fell_silent(alice, runner):
+    other_process(alice, EARLIER)
+    RunnerLiveness.objects.update(lease_expires_at=ago(seconds=1))
+    assert other_process(alice, LATER) is None
+
+
+def test_nor_without_diagnostics(alice, runner):
+    other_process(alice, EARLIER)
+    answer = alice.post("/_electric/runners/r1/heartbeat", {})
+    assert "Pullwake-Other-Process" not in answer.headers

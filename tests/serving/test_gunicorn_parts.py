@@ -13,10 +13,12 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from gevent.pool import Pool
+from gevent.server import StreamServer
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
 
-from config.serving.gunicorn_parts import GeventWorker, ParseException, ssl_context
+from config.serving.gunicorn_parts import GeventWorker, ParseException, close_servers, ssl_context
 from tests.support import ROOT, Database, Server
 
 
@@ -93,6 +95,26 @@ def test_it_has_its_sockets_its_settings_and_how_many_it_may_take(worker, listen
     assert made.alive is True
 
 
+def test_who_has_connected_when_servers_close_is_taken():
+    taken: list[object] = []
+
+    def handle(_: object, address: object) -> None:
+        taken.append(address)
+
+    server = StreamServer(("127.0.0.1", 0), handle=handle, spawn=Pool(2))
+    server.start()
+    address = server.address
+    with (
+        socket.create_connection(address) as first,
+        socket.create_connection(address) as second,
+    ):
+        close_servers([server])
+        server.pool.join()
+        assert taken == [first.getsockname(), second.getsockname()]
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
+
+
 def test_notify_tells_the_master_that_it_lives(worker):
     made = worker()
     os.utime(made.tmp.fileno(), (1, 1))
@@ -150,6 +172,12 @@ def test_init_process_comes_first_and_run_last_once_django_is_set_up(life):
     assert life[:4] == ["init_process", "Django is set up", "post_worker_init", "run True"]
 
 
+def test_nothing_of_django_is_imported_before_gevent_has_taken_its_place():
+    imports = "import sys, config.serving.worker; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", imports], cwd=ROOT, capture_output=True, text=True)
+    assert not {"django.conf", "psycopg"}.intersection(done.stdout.split()), done.stderr
+
+
 def test_sigint_and_sigquit_are_handle_quit(life):
     assert life[4:6] == ["handle_quit SIGINT", "handle_quit SIGQUIT"]
 
@@ -190,9 +218,8 @@ def test_it_serves_over_tls_and_not_in_plain_http(certificate, database: Databas
     made, key = certificate
     arguments = f"--certfile {made} --keyfile {key}"
     trusted = ssl.create_default_context(cafile=made)
-    server = Server(
-        database.url, tmp_path / "server.log", {"GUNICORN_CMD_ARGS": arguments}, tls=trusted
-    )
+    env = {"GUNICORN_CMD_ARGS": arguments, "PULLWAKE_PEER_TIMEOUT_S": "1"}
+    server = Server(database.url, tmp_path / "server.log", env, tls=trusted)
     try:
         server.start()
         assert server.url.startswith("https://")
@@ -200,6 +227,8 @@ def test_it_serves_over_tls_and_not_in_plain_http(certificate, database: Databas
         assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
         with pytest.raises(httpx2.TransportError):
             httpx2.get(f"{server.url.replace('https', 'http')}/livez")
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as silent:
+            assert silent.recv(1) == b""  # who does not shake hands is cut
         assert server.stop() < 2
     finally:
         server.close()

@@ -3,15 +3,21 @@
 from datetime import timedelta
 from typing import Any
 
+from django.conf import settings
+from django.contrib.admin.models import ADDITION
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import transaction
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime, parse_duration
 
+from core import audit
 from core.clock import iso
+from core.identifiers import is_id
 from core.principals import Principal
 from runners import tokens
 
 MAX_LABEL = 256
+NEVER = "never"
 
 
 class Command(BaseCommand):
@@ -24,7 +30,12 @@ class Command(BaseCommand):
         parser.add_argument("principal", help="kind:id, for instance user:alice")
         parser.add_argument("--label", default="", help="what it is for, shown in the admin")
         parser.add_argument(
-            "--expires", help="days (30), a duration (P30D, 12:00:00) or a time (2027-01-31T00:00Z)"
+            "--runner", help="id of the one runner that it is for, which need not exist yet"
+        )
+        parser.add_argument(
+            "--expires",
+            help="days (30), a duration (P30D, 12:00:00), a time (2027-01-31T00:00Z), or never; "
+            "default: PULLWAKE_TOKEN_DAYS",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -35,10 +46,17 @@ class Command(BaseCommand):
             raise CommandError(f"{options['principal']!r} is not a principal: {exc}.") from None
         if len(options["label"]) > MAX_LABEL:
             raise CommandError(f"--label is longer than {MAX_LABEL} characters.")
-        expires_at = None
-        if options["expires"]:
-            expires_at = _expiry(options["expires"])
-        _, secret = tokens.issue(principal, label=options["label"], expires_at=expires_at)
+        runner_id = options["runner"]
+        if runner_id is not None and not is_id(runner_id):
+            raise CommandError(f"{runner_id!r} is not the id of a runner.")
+        expires = options["expires"] or str(settings.PULLWAKE_TOKEN_DAYS or NEVER)
+        expires_at = None if expires == NEVER else _expiry(expires)
+        with transaction.atomic():
+            token, secret = tokens.issue(
+                principal, label=options["label"], expires_at=expires_at, runner_id=runner_id
+            )
+            said = f"Issued for {principal.key} by manage.py create_token."
+            audit.record(token, said, flag=ADDITION)
         until = f"until {iso(expires_at)}" if expires_at else "until it is revoked"
         self.stderr.write(f"A token for {principal.key}, valid {until}; it is not shown again:")
         self.stdout.write(secret)

@@ -8,9 +8,10 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from fake import PATIENCE, FakeServer
-from pullwake import Handler, PullWakeRunner, Timing, Wake
+from pullwake import PullWakeRunner, Timing, Wake
 from pullwake.clock import Clock
+from pullwake.handlers import AnyHandler
+from pullwake.testing import PATIENCE, FakeServer
 
 FAST = Timing(
     heartbeat_interval=30.0,
@@ -75,14 +76,14 @@ class Handled:
             raise
 
 
-def make(server: FakeServer, handler: Handler | None = None, **options: Any) -> PullWakeRunner:
+def make(server: FakeServer, handler: AnyHandler | None = None, **options: Any) -> PullWakeRunner:
     options.setdefault("timing", FAST)
     return PullWakeRunner(server.url, "r", handler or Handled(), **options)
 
 
 @asynccontextmanager
 async def running(
-    server: FakeServer, handler: Handler | None = None, **options: Any
+    server: FakeServer, handler: AnyHandler | None = None, **options: Any
 ) -> AsyncIterator[PullWakeRunner]:
     """A runner that is started, connected, and stopped at the end."""
     runner = make(server, handler, **options)

@@ -10,10 +10,12 @@ from typing import Any, cast
 import pytest
 
 from pullwake.api import Api, Grant, NoWork, Registration
-from pullwake.claims import Claims, Handler
+from pullwake.claims import Claims, OutOfTouch
 from pullwake.diagnostics import Diagnostics
 from pullwake.errors import ClaimLost, RunnerError, ServerRefused, ServerUnreachable
+from pullwake.handlers import Handler
 from pullwake.timing import Timing
+from pullwake.transport import Answer
 from pullwake.wake import Wake
 from virtual import VirtualClock, virtual
 
@@ -84,6 +86,7 @@ class FakeApi:
             trigger_event=None,
             entity={"url": f"/{path}"},
             principal={},
+            attempt=1,
             sent_at=sent_at,
         )
 
@@ -103,14 +106,20 @@ class FakeApi:
     async def append(self, path: str, *_: object, **__: object) -> None:
         await self._call("append", path)
 
-    async def read(self, path: str, *_: object) -> None:
-        await self._call("read", path)
+    async def read(self, path: str, offset: str, token: str, *, live: bool = False) -> Answer:
+        await self._call("live read" if live else "read", path)
+        if live:
+            await asyncio.sleep(30.0)
+        end = {"stream-next-offset": "0000000000000005_0000000000000000"}
+        return Answer(204 if live else 200, end, b"[]", self.clock.lease())
 
     async def done(self, grant: Grant, acked: str | None) -> dict[str, Any]:
         await self._call("done", f"{grant.entity_url} {acked}")
         return {"ok": True}
 
-    async def failed(self, grant: Grant, error: str) -> dict[str, Any]:
+    async def failed(
+        self, grant: Grant, error: str, retry_after: float | None = None
+    ) -> dict[str, Any]:
         await self._call("failed", error)
         return {"ok": True}
 
@@ -123,6 +132,7 @@ class Scene:
         limit: int | None = None,
         work_timeout: float | None = None,
         lease: float = 30.0,
+        out_of_touch: OutOfTouch = "cancel",
     ) -> None:
         self.clock = VirtualClock()
         self.api = FakeApi(self.clock)
@@ -135,6 +145,7 @@ class Scene:
             self.errors.append,
             limit=limit,
             work_timeout=work_timeout,
+            out_of_touch=out_of_touch,
             timing=Timing(),
             clock=self.clock,
         )
@@ -229,6 +240,17 @@ async def test_a_wake_emitted_again_while_it_waits_is_one_wake() -> None:
         scene.wake("chat/1", generation)
     await scene.at(30)
     assert scene.api.details("claim") == ["chat/1#1", "chat/1#2"]
+
+
+@virtual
+async def test_nor_does_it_wait_twice_for_a_slot() -> None:
+    scene = Scene(Work(5.0), limit=1)
+    scene.wake("chat/1")
+    for _ in range(3):
+        scene.wake("chat/2")
+        await steps()
+    await scene.at(30)
+    assert scene.api.details("claim") == ["chat/1#1", "chat/2#1"]
 
 
 @virtual
@@ -587,6 +609,56 @@ async def test_a_fenced_handler_that_goes_on_reports_nothing() -> None:
 
 
 @virtual
+@pytest.mark.parametrize("out_of_touch", ["cancel", "work"])
+async def test_out_of_touch_past_the_lease_it_goes_by_its_policy(out_of_touch: OutOfTouch) -> None:
+    work = Work(200.0)
+    scene = Scene(work, out_of_touch=out_of_touch)
+    scene.api.fail("renew", GONE)
+    scene.wake("chat/1")
+    await scene.at(150)
+    if out_of_touch == "cancel":
+        assert [at - scene.api.began for _, at in work.cancelled] == [30]
+        return
+    assert work.cancelled == []
+    renewals = [at for at in scene.api.times("renew") if at > 30]
+    assert max(later - at for at, later in pairwise(renewals)) <= 10  # it goes on asking,
+    assert len(renewals) <= 60  # and not all the time
+    scene.api.fail("renew", None)
+    await scene.at(210)
+    assert work.ended == ["/chat/1#1"]
+    assert len(scene.api.times("done")) == 1
+
+
+@virtual
+async def test_working_on_it_stops_as_soon_as_the_server_says_that_it_is_lost() -> None:
+    work = Work(200.0)
+    scene = Scene(work, out_of_touch="work")
+    scene.api.fail("renew", GONE)
+    scene.wake("chat/1")
+    await scene.at(100)
+    scene.api.fail("renew", FENCED)
+    await scene.at(110)
+    assert len(work.cancelled) == 1
+    assert scene.api.times("done") == scene.api.times("failed") == []
+
+
+@virtual
+async def test_working_on_it_writes_when_the_server_is_back() -> None:
+    async def handler(wake: Wake) -> None:
+        await wake.append({"type": "x"})
+
+    scene = Scene(handler, out_of_touch="work")
+    for name in ("renew", "append"):
+        scene.api.fail(name, GONE)
+    scene.wake("chat/1")
+    await scene.at(300)
+    for name in ("renew", "append"):
+        scene.api.fail(name, None)
+    await scene.at(310)
+    assert len(scene.api.times("done")) == 1
+
+
+@virtual
 @pytest.mark.parametrize("how", ["fenced", "finished"])
 async def test_a_wake_is_of_no_use_after_its_claim(how: str) -> None:
     work = Work(20.0 if how == "fenced" else 1.0)
@@ -594,11 +666,13 @@ async def test_a_wake_is_of_no_use_after_its_claim(how: str) -> None:
     scene.api.fail("renew", FENCED)
     scene.wake("chat/1")
     await scene.at(15)
+    before = list(scene.api.calls)
     with pytest.raises(ClaimLost):
         await work.wakes[0].append({"type": "late"})
     with pytest.raises(ClaimLost):
-        await work.wakes[0].messages()
-    assert scene.api.times("append") == scene.api.times("read") == []
+        async for _ in work.wakes[0].history():
+            pass
+    assert scene.api.calls == before
     assert scene.claims._lanes == {}
 
 

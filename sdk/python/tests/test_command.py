@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from fake import PATIENCE, Claim, FakeServer, status
+import pullwake
 from harness import running, until
 from pullwake.__main__ import main
 from pullwake.command import CommandHandler
+from pullwake.testing import PATIENCE, Claim, FakeServer, status
 
 
 async def ended(server: FakeServer, path: str = "chat/1") -> Claim:
@@ -486,7 +487,7 @@ def test_without_a_subcommand_it_says_which_there_are(
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
-    assert "usage: pullwake [-h] COMMAND" in capsys.readouterr().err
+    assert "usage: pullwake [-h] [--version] COMMAND" in capsys.readouterr().err
 
 
 async def test_it_is_installed_as_a_command() -> None:
@@ -497,3 +498,10 @@ async def test_it_is_installed_as_a_command() -> None:
     out, _ = await helped.communicate()
     assert helped.returncode == 0
     assert out.startswith(b"usage: pullwake run ")
+
+
+def test_it_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"pullwake {pullwake.__version__}\n"

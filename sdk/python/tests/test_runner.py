@@ -12,7 +12,13 @@ from typing import Any
 
 import pytest
 
-from fake import (
+from harness import Handled, TestClock, fast, make, running, until
+from pullwake import HeadersFailed, PullWakeRunner, RunnerError, Signal, State, Wake
+from pullwake import runner as runner_module
+from pullwake.backoff import Backoff
+from pullwake.machine import Event
+from pullwake.runner import _Run
+from pullwake.testing import (
     Cut,
     FakeServer,
     Fault,
@@ -26,12 +32,6 @@ from fake import (
     offset,
     status,
 )
-from harness import Handled, TestClock, fast, make, running, until
-from pullwake import HeadersFailed, PullWakeRunner, RunnerError, State, Wake
-from pullwake import runner as runner_module
-from pullwake.backoff import Backoff
-from pullwake.machine import Event
-from pullwake.runner import _Run
 
 SIXTEEN = {
     "status",
@@ -117,9 +117,7 @@ async def test_messages_begin_after_the_cursor_and_hold_the_signals_for_the_hand
     got: list[Any] = []
 
     async def handler(wake: Wake) -> None:
-        got.extend(
-            (message.type, message.signal, message.payload) for message in await wake.messages()
-        )
+        got.extend(await told(wake))
 
     async with FakeServer() as server, running(server, handler):
         await server.send("chat/1", "old")
@@ -132,7 +130,15 @@ async def test_messages_begin_after_the_cursor_and_hold_the_signals_for_the_hand
         server._append(entity, {"type": "reply", "value": {"payload": "no"}})
         await server.send("chat/1", "new")
         await worked(server, "chat/1", 2)
-        assert got == [("signal", "SIGINT", None), ("inbox", None, "new")]
+        assert got == [("SIGINT", None), (None, "new")]
+
+
+async def told(wake: Wake) -> list[tuple[str | None, Any]]:
+    """The name of each signal, and the payload of each message, in order."""
+    return [
+        (item.name, None) if isinstance(item, Signal) else (None, item.payload)
+        for item in await wake.items()
+    ]
 
 
 def inbox(key: str, operation: str = "insert", **value: Any) -> dict[str, Any]:
@@ -144,7 +150,8 @@ async def test_messages_are_as_later_events_left_them() -> None:
 
     async def handler(wake: Wake) -> None:
         got.extend(
-            (message.key, message.signal, message.payload) for message in await wake.messages()
+            (item.key, *item_told)
+            for item, item_told in zip(await wake.items(), await told(wake), strict=True)
         )
 
     async with FakeServer() as server, running(server, handler):
@@ -169,54 +176,6 @@ async def test_messages_are_as_later_events_left_them() -> None:
             ("s2", "SIGINT", None),
             (got[-1][0], None, "last"),
         ]
-
-
-def wake_event(key: str, **value: Any) -> dict[str, Any]:
-    return {"type": "wake", "key": key, "value": value, "headers": {"operation": "insert"}}
-
-
-async def test_wake_events_are_what_happened_elsewhere() -> None:
-    got: list[Any] = []
-    child = {"url": "/chat/2", "type": "chat", "run_status": "completed", "response": "42"}
-    run = {"collection": "runs", "kind": "update", "key": "run-1"}
-    tick = {"collection": "cron_tick", "kind": "insert", "key": "tick-1", "payload": "look"}
-
-    async def handler(wake: Wake) -> None:
-        got.extend(await wake.events())
-        assert [message.payload for message in await wake.messages()] == ["hi"]
-        late = wake_event("late", source="/chat/4", changes=[])
-        server._append(server.entity("chat/1"), late)
-
-    async with FakeServer() as server, running(server, handler):
-        entity = server.entity("chat/1")
-        server._append(
-            entity, wake_event("w1", source="/chat/2", changes=[run, 7], finished_child=child)
-        )
-        server._append(entity, wake_event("w2", source="/_cron/abc", changes=[tick]))
-        server._append(entity, wake_event("w3", source="/chat/3", timeout=True, changes=[]))
-        server._append(entity, {"type": "wake", "key": "w4", "value": "nonsense"})
-        server._append(entity, {"type": "wake", "key": "w5", "headers": {"operation": "delete"}})
-        await server.send("chat/1", "hi")
-        await worked(server, "chat/1")
-        assert [event.key for event in got] == ["w1", "w2", "w3"]
-        finished, ticked, timed_out = got
-        assert (finished.finished_child, finished.changes) == (child, [run])
-        assert (ticked.source, ticked.changes, ticked.timeout) == ("/_cron/abc", [tick], False)
-        assert (timed_out.timeout, timed_out.changes, timed_out.finished_child) == (True, [], None)
-        assert finished.offset == offset(1)
-        assert ticked.event["value"] == ticked.value
-
-
-async def test_messages_and_events_are_read_once() -> None:
-    async def handler(wake: Wake) -> None:
-        for _ in range(2):
-            await wake.messages()
-            await wake.events()
-
-    async with FakeServer() as server, running(server, handler):
-        await server.send("chat/1", "hi")
-        await worked(server, "chat/1")
-        assert len(server.of("read")) == 1
 
 
 async def test_a_queued_message_is_said_to_be_processed_once_its_handler_is_done() -> None:
@@ -600,7 +559,7 @@ async def test_after_trouble_anywhere_the_message_is_done_exactly_once(
     errors: list[RunnerError] = []
     async with FakeServer() as server:
         server.fault(route, fault, fault)
-        runner = make(server, handler, on_error=errors.append)
+        runner = make(server, handler, on_error=errors.append, retry_refused=True)
         await runner.start()
         await runner.connected()
         await server.send("chat/1", "once")

@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from fake import offset
 from pullwake.stream import Batch, Live, WakeStream
+from pullwake.testing import offset
 from pullwake.timing import Timing
 from pullwake.transport import Answer, Transport
 from virtual import VirtualClock, virtual
@@ -21,8 +21,9 @@ WAKE = b'[{"type": "wake", "stream": "chat/1/main"}]'
 class Server:
     """Answers every read at once, whatever was asked for."""
 
-    def __init__(self, *, wakes: bool, moves_on: bool) -> None:
+    def __init__(self, *, wakes: bool, moves_on: bool, at_end: str = "true") -> None:
         self.asked = 0
+        self.at_end = at_end
         self.wakes = wakes
         self.moves_on = moves_on
 
@@ -34,7 +35,7 @@ class Server:
         return offset(1 + self.asked if self.moves_on else 1)
 
     async def call(self, *_: object, **__: object) -> Answer:
-        headers = {"stream-next-offset": self._offset(), "stream-up-to-date": "true"}
+        headers = {"stream-next-offset": self._offset(), "stream-up-to-date": self.at_end}
         return Answer(200, headers, WAKE if self.wakes else b"[]", 0.0)
 
     @asynccontextmanager
@@ -55,15 +56,16 @@ class Event:
         self.data = data
 
 
-async def follow(server: Server, live: Live, seconds: float) -> int:
+async def follow(server: Server, live: Live, seconds: float, *, up_to_date: bool = True) -> int:
     """How many batches came in so many seconds, or a thousand."""
     transport = cast(Transport, server)
     stream = WakeStream(transport, live, offset(1), Timing(), VirtualClock())
+    first = Batch(up_to_date=True) if up_to_date else Batch(offset=offset(0))
     count = 0
 
     async def read() -> None:
         nonlocal count
-        async for _ in stream.follow(Batch(up_to_date=True)):
+        async for _ in stream.follow(first):
             count += 1
             if count == 1000:
                 return
@@ -78,11 +80,25 @@ async def follow(server: Server, live: Live, seconds: float) -> int:
 
 @virtual
 @pytest.mark.parametrize("live", ["long-poll", "sse"])
-@pytest.mark.parametrize("wakes", [False, True], ids=["nothing", "the-same-wakes"])
-async def test_a_server_that_never_waits_is_not_hammered(live: Live, wakes: bool) -> None:
-    """Neither with nothing to say, nor with the same wakes again and again."""
-    server = Server(wakes=wakes, moves_on=False)
+@pytest.mark.parametrize(
+    ("wakes", "moves_on"),
+    [(False, False), (True, False), (False, True)],
+    ids=["nothing", "the-same-wakes", "nothing-further-on"],
+)
+async def test_a_server_that_never_waits_is_not_hammered(
+    live: Live, wakes: bool, moves_on: bool
+) -> None:
+    """Neither with nothing to say, nor with the same wakes again and again, nor with nothing at an
+    offset that grows."""
+    server = Server(wakes=wakes, moves_on=moves_on)
     await follow(server, live, 60)
+    assert 60 <= server.asked <= 70
+
+
+@virtual
+async def test_nor_is_one_that_never_says_that_it_is_at_its_end() -> None:
+    server = Server(wakes=False, moves_on=True, at_end="false")
+    await follow(server, "long-poll", 60, up_to_date=False)
     assert 60 <= server.asked <= 70
 
 

@@ -6,9 +6,9 @@ from time import time
 
 import pytest
 
-from fake import FakeServer
 from pullwake.clock import Clock
 from pullwake.errors import ServerUnreachable
+from pullwake.testing import FakeServer
 from pullwake.transport import Transport, _retry_after, _ssl_context
 
 

@@ -2,21 +2,18 @@
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
-from django.contrib.auth.tokens import default_token_generator
 from django.core.management import call_command
-from django.core.management.base import BaseCommand
+from django.core.management.base import BaseCommand, CommandParser
 from django.db import connection
 from django.urls import reverse
 
-_MIGRATION_LOCK = 0x70756C6C
-"""An arbitrary key; servers that start together migrate one after the other."""
+from config.serving import direct
+from operators import login
 
 NEXT = """
 Pullwake serves on {url} ({mode} mode, {database}).
@@ -46,16 +43,26 @@ class Command(BaseCommand):
 
     help = "Bring the database up to date, say what to do next, and serve until stopped."
 
+    def add_arguments(self, parser: CommandParser) -> None:
+        """The options."""
+        parser.add_argument(
+            "--no-migrate",
+            action="store_true",
+            help="serve the database as it is: /readyz says 503 while migrations are missing",
+        )
+
     def handle(self, *args: Any, **options: Any) -> None:
         """Become gunicorn."""
-        with _alone():
+        if not options["no_migrate"]:
             call_command("migrate", verbosity=0)
+        elif not settings.SQLITE:
+            direct.require(self.stderr)
         url = settings.PULLWAKE_PUBLIC_URL or f"http://{settings.HOST}:{settings.PORT}"
         admin = f"{url}{reverse('admin:index')}"
         if not settings.DEVELOPMENT:
             _retire_developer()
         if settings.DEVELOPMENT:
-            admin = f"{url}{_login_path()}   (logs you in, once)"
+            admin = f"{url}{login.one_time_path()}   (logs you in, once)"
             self.stdout.write(
                 NEXT.format(
                     url=url,
@@ -88,32 +95,7 @@ def _pullwake() -> str:
 def _retire_developer() -> None:
     """The developer of development mode, who has no password, does not outlive it."""
     developer = get_user_model()._default_manager.filter(
-        username="developer", password="", is_active=True
+        username=login.DEVELOPER, password="", is_active=True
     )
     if developer.exists():  # a standby takes no update
         developer.update(is_active=False)
-
-
-def _login_path() -> str:
-    users = get_user_model()._default_manager
-    developer, _ = users.get_or_create(
-        username="developer", defaults={"is_staff": True, "is_superuser": True}
-    )
-    if not developer.is_active:
-        developer.is_active = True
-        developer.save(update_fields=["is_active"])
-    token = default_token_generator.make_token(developer)
-    return reverse("login-once", kwargs={"token": token})
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    if connection.vendor != "postgresql":
-        yield
-        return
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_lock(%s)", [_MIGRATION_LOCK])
-        try:
-            yield
-        finally:
-            cursor.execute("SELECT pg_advisory_unlock(%s)", [_MIGRATION_LOCK])

@@ -10,14 +10,15 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
+from importlib.metadata import version
 
+from . import completion, people
 from .command import CommandHandler
-from .errors import RegistrationRefused, RunnerError
+from .errors import RegistrationRefused
 from .logs import configure
-from .runner import PullWakeRunner
+from .profiles import add_options, connection
+from .runner import DEFAULT_CLAIMS, PullWakeRunner
 from .timing import Timing
-from .transport import Headers
 
 log = logging.getLogger("pullwake.runner")
 
@@ -41,15 +42,16 @@ exit status: 0 stopped, all work finished; 1 an error of the runner itself; 2 wr
 runner's id is another's; 78 the server rejects the runner's id or settings.
 """
 
-DEFAULT_CLAIMS = 10
-
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pullwake", description="What a machine does for a pull-wake control plane."
     )
+    parser.add_argument("--version", action="version", version=f"pullwake {version('pullwake')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_run(commands.add_parser)
+    people.add_all(commands.add_parser)
+    completion.add(commands.add_parser, lambda: commands.choices)
     return parser
 
 
@@ -62,7 +64,7 @@ def add_run(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--url", default=os.environ.get("PULLWAKE_URL"), help="the server ($PULLWAKE_URL)")
+    add_options(add)
     add(
         "--id",
         default=os.environ.get("PULLWAKE_RUNNER_ID", socket.gethostname()),
@@ -74,15 +76,6 @@ def add_run(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="COMMAND",
         dest="command",
         help="what to run for each wake, in a shell",
-    )
-    credentials = parser.add_mutually_exclusive_group()
-    credentials.add_argument(
-        "--token",
-        default=None,
-        help="an access token (better as $PULLWAKE_TOKEN: arguments can be seen by other users)",
-    )
-    credentials.add_argument(
-        "--token-file", type=Path, help="a file with the token, read anew for each request"
     )
     add("--label", help="its name for people (default: its id)")
     add(
@@ -105,6 +98,13 @@ def add_run(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
         help="end a command that runs for longer, and report it failed (default: never)",
     )
     add(
+        "--out-of-touch",
+        choices=("cancel", "work"),
+        default="cancel",
+        help="when a lease runs out while the server cannot be reached: cancel the command, or let"
+        " it work on until the server says that the claim is lost (default: cancel)",
+    )
+    add(
         "--grace",
         type=_seconds,
         metavar="SECONDS",
@@ -123,6 +123,12 @@ def add_run(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
         default="auto",
         help="how to wait for wakes (default: auto)",
     )
+    add(
+        "--health-port",
+        type=_address,
+        metavar="[HOST:]PORT",
+        help="serve /livez, /readyz and /metrics there, without HOST on all interfaces",
+    )
     add("--log-format", choices=("text", "json"), default="text", help="(default: text)")
     add("-v", "--verbose", action="store_true", help="log more")
     add("-q", "--quiet", action="store_true", help="log only what is wrong")
@@ -138,8 +144,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     """Be a runner until stopped. Returns the exit status."""
-    if not args.url:
-        parser.error("--url or $PULLWAKE_URL is needed")
     level = logging.INFO
     if args.verbose or args.quiet:
         level = logging.DEBUG if args.verbose else logging.WARNING
@@ -156,43 +160,29 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
 
 async def serve(args: argparse.Namespace) -> int:
-    refused: list[RegistrationRefused] = []
-
-    def on_error(error: RunnerError) -> None:
-        # At first it is a mistake to be told of; later, the server may be about to change its mind.
-        if isinstance(error, RegistrationRefused) and not runner.connections:
-            refused.append(error)
-            runner.request_stop(0.0)
-
-    token = args.token or (None if args.token_file else os.environ.get("PULLWAKE_TOKEN"))
+    to = connection(args)
     runner = PullWakeRunner(
-        args.url,
+        to.url,
         args.id,
-        CommandHandler(args.command, args.url, output=args.output),
-        token=token,
-        headers=_headers_from(args.token_file) if args.token_file else None,
+        CommandHandler(args.command, to.url, output=args.output),
+        headers=to.headers,
         label=args.label,
         max_concurrent_claims=args.max_concurrent_claims,
-        default_concurrent_claims=DEFAULT_CLAIMS,
         claim_lease=args.claim_lease,
         live=args.live,
-        on_error=on_error,
         work_timeout=args.timeout,
+        out_of_touch=args.out_of_touch,
+        health_host=args.health_port[0] if args.health_port else None,
+        health_port=args.health_port[1] if args.health_port else None,
         timing=Timing(stop_grace=args.grace),
     )
-    log.info("runner %s at %s runs: %s", args.id, args.url, args.command)
-    drained = await runner.run()
-    if refused:
-        log.error("the server does not take this runner: %s", refused[0])
-        return EX_REJECTED if refused[0].status == 400 else EX_REFUSED
+    log.info("runner %s at %s runs: %s", args.id, to.url, args.command)
+    try:
+        drained = await runner.run()
+    except RegistrationRefused as refused:
+        log.error("the server does not take this runner: %s", refused)  # noqa: TRY400  no bug
+        return EX_REJECTED if refused.status == 400 else EX_REFUSED
     return EX_CANCELLED if drained.cancelled else EX_OK
-
-
-def _headers_from(path: Path) -> Callable[[], Headers]:
-    def read() -> Headers:
-        return {"Authorization": f"Bearer {path.read_text().strip()}"}
-
-    return read
 
 
 def _seconds(text: str) -> float:
@@ -200,6 +190,13 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < float("inf"):
         raise argparse.ArgumentTypeError("must be more than 0")
     return seconds
+
+
+def _address(text: str) -> tuple[str | None, int]:
+    host, _, port = text.rpartition(":")
+    if not 0 < int(port) < 65_536:
+        raise argparse.ArgumentTypeError("must be a port")
+    return host or None, int(port)
 
 
 def _count(text: str) -> int:

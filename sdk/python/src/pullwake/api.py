@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
 
 from .errors import BadAnswer, ServerRefused
 from .timing import Timing
-from .transport import Answer, Transport
+from .transport import Answer, Transport, dump
 
 START = "-1"
 """The offset before the first event of a stream."""
 
 NO_WORK = frozenset({"ALREADY_CLAIMED", "NO_PENDING_WORK", "CLAIM_LIMIT_REACHED"})
 """Refusals of a claim that are answers, not errors."""
+
+HANDLERS_CALLS = 64
+"""Calls on behalf of handlers at a time: what they do at once must not take every connection."""
 
 DEFAULT_LEASE = 30.0
 """Seconds; for a server that does not say."""
@@ -58,6 +61,14 @@ class RunnerRecord:
     """Seconds."""
     max_concurrent_claims: int | None
     admin_status: str
+    label: str | None = None
+    owner: str | None = None
+    """A principal's URL."""
+    created_at: str | None = None
+    started_at: str | None = None
+    """When the process that last reported was started, by its own clock."""
+    other_process: bool = False
+    """Another process of this id had reported since this one last did."""
 
     @classmethod
     def parse(cls, body: dict[str, Any], runner_id: str) -> RunnerRecord:
@@ -65,6 +76,7 @@ class RunnerRecord:
         if body.get("id") != runner_id:
             raise BadAnswer("an answer is not this runner's record")
         lease_ms = _number(body.get("claim_lease_ms"))
+        reported = body.get("diagnostics")
         limit = _number(body.get("max_concurrent_claims"))
         return cls(
             wake_stream=_text(body, "wake_stream") or f"/runners/{quote(runner_id)}/wake",
@@ -72,7 +84,20 @@ class RunnerRecord:
             claim_lease=lease_ms / 1000 if lease_ms else DEFAULT_LEASE,
             max_concurrent_claims=int(limit) if limit else None,
             admin_status=_text(body, "admin_status") or "enabled",
+            label=_text(body, "label"),
+            owner=_text(body, "owner_principal"),
+            created_at=_text(body, "created_at"),
+            started_at=_text(reported, "started_at") if isinstance(reported, dict) else None,
         )
+
+    def of_heartbeat(self, answer: Answer) -> RunnerRecord:
+        """With what only the answer to a heartbeat says."""
+        other = answer.headers.get("pullwake-other-process") == "true"
+        return replace(self, other_process=other)
+
+    def at_work(self, runner_id: str) -> Registration:
+        """The registration that changes nothing of it: not what an operator set meanwhile."""
+        return Registration(runner_id, self.label or runner_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +117,8 @@ class Grant:
     trigger_event: str | None
     entity: dict[str, Any]
     principal: dict[str, Any]
+    attempt: int
+    """1, and more after failures in a row."""
     sent_at: float
     """The lease clock when the claim left: the lease runs from then at the earliest."""
 
@@ -115,16 +142,27 @@ class Api:
         self.transport = transport
         self.registration = registration
         self.timing = timing
+        self._work = asyncio.Semaphore(HANDLERS_CALLS)
         self._runner = f"/_electric/runners/{quote(registration.runner_id, safe='')}"
 
-    async def register(self) -> RunnerRecord:
-        """Make the runner known. For one that is, this changes only what it says anew."""
-        answer = await self._call("POST", "/_electric/runners", self.registration.body())
-        return RunnerRecord.parse(answer.object(), self.registration.runner_id)
+    async def register(self, known: RunnerRecord | None = None) -> RunnerRecord:
+        """Make the runner known. For one that is, this changes only what it says anew.
 
-    async def get(self) -> RunnerRecord:
+        One that was `known` says nothing anew, unless it was deleted meanwhile.
+        """
+        if known is not None:
+            record = await self._register(known.at_work(self.registration.runner_id))
+            if record.created_at == known.created_at:
+                return record
+        return await self._register(self.registration)
+
+    async def _register(self, registration: Registration) -> RunnerRecord:
+        answer = await self._call("POST", "/_electric/runners", registration.body())
+        return RunnerRecord.parse(answer.object(), registration.runner_id)
+
+    async def get(self, deadline: float | None = None) -> RunnerRecord:
         """What the server holds about the runner."""
-        answer = await self._call("GET", self._runner)
+        answer = await self._call("GET", self._runner, deadline=deadline)
         return RunnerRecord.parse(answer.object(), self.registration.runner_id)
 
     async def heartbeat(
@@ -146,7 +184,8 @@ class Api:
             json_body=body,
             deadline=deadline,
         )
-        return RunnerRecord.parse(answer.object(), self.registration.runner_id)
+        record = RunnerRecord.parse(answer.object(), self.registration.runner_id)
+        return record.of_heartbeat(answer)
 
     async def claim(self, event: Mapping[str, Any], nonce: str) -> Grant | NoWork:
         """Claim the work that `event` woke this runner for.
@@ -180,56 +219,125 @@ class Api:
             raise BadAnswer("a claim was answered without a write token")
         return token
 
-    async def renew(self, grant: Grant, deadline: float) -> float:
-        """Renew the claim's lease. Returns the lease clock when the request left."""
-        answer = await self._callback(grant, {"epoch": grant.epoch}, deadline)
+    async def renew(self, grant: Grant, deadline: float, acked: str | None = None) -> float:
+        """Renew the claim's lease, and acknowledge its stream up to `acked`.
+
+        Returns the lease clock when the request left.
+        """
+        body: dict[str, Any] = {"epoch": grant.epoch}
+        if acked is not None:
+            body["acks"] = _acks(grant, acked)
+        answer = await self._callback(grant, body, deadline)
         _accepted(answer)
         return answer.sent_at
 
     async def done(self, grant: Grant, acked: str | None) -> dict[str, Any]:
         """Release the claim and acknowledge its stream up to `acked`."""
-        acks = [] if acked is None else [{"path": grant.stream_path, "offset": acked}]
-        answer = await self._callback(grant, {"epoch": grant.epoch, "acks": acks, "done": True})
-        return _accepted(answer)
+        body = {"epoch": grant.epoch, "acks": _acks(grant, acked), "done": True}
+        return _accepted(await self._callback(grant, body))
 
-    async def failed(self, grant: Grant, error: str) -> dict[str, Any]:
-        """Release the claim with nothing acknowledged, to be woken for it again later."""
-        answer = await self._callback(grant, {"epoch": grant.epoch, "failed": True, "error": error})
-        return _accepted(answer)
+    async def failed(
+        self, grant: Grant, error: str, retry_after: float | None = None
+    ) -> dict[str, Any]:
+        """Release the claim with nothing acknowledged, to be woken for it again later.
 
-    async def read(self, path: str, offset: str, token: str) -> Answer:
-        """One catch-up read of an entity's stream."""
+        `retry_after` says when, in seconds; else the server does.
+        """
+        body: dict[str, Any] = {"epoch": grant.epoch, "failed": True, "error": error}
+        if retry_after is not None:
+            body["retry_after_ms"] = round(retry_after * 1000)
+        return _accepted(await self._callback(grant, body))
+
+    async def give_up(self, grant: Grant, reason: str, acked: str | None) -> dict[str, Any]:
+        """Release the claim, and have its work up to `acked` set aside for an operator."""
+        body: dict[str, Any] = {"epoch": grant.epoch, "failed": True, "give_up": True}
+        body |= {"error": reason, "acks": _acks(grant, acked)}
+        return _accepted(await self._callback(grant, body))
+
+    async def read(self, path: str, offset: str, token: str, *, live: bool = False) -> Answer:
+        """One read of an entity's stream; a `live` one waits until there is something to read."""
+        timing = self.timing
         return await self.transport.call(
             "GET",
             self.transport.url(path),
-            params={"offset": offset},
+            params={"offset": offset, "live": "long-poll"} if live else {"offset": offset},
             token=token,
+            deadline=timing.long_poll_deadline if live else timing.request_timeout,
+        )
+
+    async def send(self, entity_url: str, body: Mapping[str, Any], token: str) -> None:
+        """Send a message to an entity, as the handler whose write token this is."""
+        await self._of_entity("POST", entity_url, "/send", body, token=token)
+
+    async def set_tag(self, entity_url: str, key: str, value: str | None, token: str) -> None:
+        """Set a tag of an entity, or take it off."""
+        method, body = ("DELETE", None) if value is None else ("POST", {"value": value})
+        await self._of_entity(method, entity_url, f"/tags/{quote(key, safe='')}", body, token=token)
+
+    async def spawn(self, entity_url: str, body: Mapping[str, Any], creator: str | None) -> None:
+        """Make an entity, in the name of `creator`, a principal's key.
+
+        Making one carries no token of the claim, so it is this runner's owner who calls.
+        """
+        await self._of_entity("PUT", entity_url, "", body, extra=_in_the_name_of(creator))
+
+    async def watch(self, body: Mapping[str, Any], creator: str | None) -> None:
+        """Register an entity to be woken for what happens elsewhere."""
+        await self.transport.call(
+            "POST",
+            self.transport.url("/_electric/wake"),
+            json_body=dict(body),
+            extra=_in_the_name_of(creator),
             deadline=self.timing.request_timeout,
         )
+
+    async def _of_entity(
+        self,
+        method: str,
+        entity_url: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        *,
+        token: str | None = None,
+        extra: Mapping[str, str] | None = None,
+    ) -> Answer:
+        url = "/".join(quote(part, safe="") for part in entity_url.strip("/").split("/"))
+        async with self._work:
+            return await self.transport.call(
+                method,
+                self.transport.url(f"/_electric/entities/{url}{path}"),
+                json_body=body,
+                token=token,
+                extra=extra,
+                deadline=self.timing.request_timeout,
+            )
 
     async def append(
         self, path: str, body: bytes, token: str, *, producer: str, epoch: int, seq: int
     ) -> Answer:
         """Append to an entity's stream, exactly once for each (producer, epoch, seq)."""
-        return await self.transport.call(
-            "POST",
-            self.transport.url(path),
-            content=body,
-            token=token,
-            extra={
-                "Producer-Id": producer,
-                "Producer-Epoch": str(epoch),
-                "Producer-Seq": str(seq),
-            },
-            deadline=self.timing.request_timeout,
-        )
+        async with self._work:
+            return await self.transport.call(
+                "POST",
+                self.transport.url(path),
+                content=body,
+                token=token,
+                extra={
+                    "Producer-Id": producer,
+                    "Producer-Epoch": str(epoch),
+                    "Producer-Seq": str(seq),
+                },
+                deadline=self.timing.request_timeout,
+            )
 
-    async def _call(self, method: str, path: str, body: object = None) -> Answer:
+    async def _call(
+        self, method: str, path: str, body: object = None, deadline: float | None = None
+    ) -> Answer:
         return await self.transport.call(
             method,
             self.transport.url(path),
             json_body=body,
-            deadline=self.timing.request_timeout,
+            deadline=self.timing.request_timeout if deadline is None else deadline,
         )
 
     async def _callback(
@@ -246,7 +354,15 @@ class Api:
 
 def dump_events(events: Sequence[Mapping[str, Any]]) -> bytes:
     """Events as the body of one append. Raises ValueError or TypeError for what is not JSON."""
-    return json.dumps([dict(event) for event in events], allow_nan=False).encode()
+    return dump([dict(event) for event in events])
+
+
+def _acks(grant: Grant, acked: str | None) -> list[dict[str, str]]:
+    return [] if acked is None else [{"path": grant.stream_path, "offset": acked}]
+
+
+def _in_the_name_of(creator: str | None) -> dict[str, str]:
+    return {} if creator is None else {"Electric-Principal": creator}
 
 
 def _grant(body: dict[str, Any], answer: Answer) -> Grant:
@@ -268,6 +384,7 @@ def _grant(body: dict[str, Any], answer: Answer) -> Grant:
         trigger_event=_text(body, "triggerEvent"),
         entity=entity if isinstance(entity, dict) else {},
         principal=principal if isinstance(principal, dict) else {},
+        attempt=int(_number(body.get("attempt")) or 1),
         sent_at=answer.sent_at,
     )
 

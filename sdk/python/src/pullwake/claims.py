@@ -7,20 +7,33 @@ stream's reader only ever puts a wake into a lane, so reading waits for neither 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import math
 import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 from .api import DEFAULT_LEASE, Api, Grant, NoWork
 from .backoff import Backoff, insist
 from .clock import Clock
 from .diagnostics import Diagnostics, printable
-from .errors import ClaimLost, HandlerFailed, HandlerStuck, RunnerError, ServerRefused
+from .errors import (
+    ClaimLost,
+    GiveUp,
+    HandlerFailed,
+    HandlerStuck,
+    RetryAfter,
+    RunnerError,
+    ServerRefused,
+)
+from .handlers import Handler
+from .logs import context
 from .tasks import ends_task
 from .timing import Timing
 from .wake import Wake
@@ -28,7 +41,10 @@ from .wake import Wake
 log = logging.getLogger("pullwake.runner")
 
 T = TypeVar("T")
-Handler = Callable[[Wake], Awaitable[object]]
+
+OutOfTouch = Literal["cancel", "work"]
+"""What becomes of work whose lease runs out while the server cannot be reached: it is cancelled, so
+that no two handlers work at once; or it goes on until the server says that the claim is lost."""
 
 _RETRY_LONGEST = 5.0
 """Seconds between tries of a call that a lease is running for."""
@@ -106,6 +122,7 @@ class _Held:
         self.lease = lease
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.wake: Wake | None = None
+        self.watcher: asyncio.Task[None] | None = None
         self.reporting = False
         """The handler has ended: from here on only the server can say that the claim is lost."""
         self.told = False
@@ -117,7 +134,7 @@ class _Held:
         if not self.lost.done():
             self.lost.set_result(reason)
         if self.wake is not None:
-            self.wake._cancel()
+            self.wake.cancel()
 
     async def confirm(self) -> None:
         """Have the lease renewed now, and wait until it is. If it is not, the worker is cancelled
@@ -139,6 +156,8 @@ class _Lane:
     def __init__(self) -> None:
         self.queue: deque[dict[str, Any]] = deque()
         self.phase = _Phase.WAITING
+        self.next: dict[str, Any] | None = None
+        """The wake that waits for a slot, or to be tried again."""
         self.task: asyncio.Task[None] | None = None
 
 
@@ -150,6 +169,8 @@ class Drained:
     """Claims whose handler was cancelled by it, before it had finished."""
     abandoned: int = 0
     """Of those, the ones whose handler ignored it."""
+    errors: tuple[RunnerError, ...] = ()
+    """What went wrong in handlers while they were being cancelled; each was reported, too."""
 
 
 class Claims:
@@ -164,6 +185,7 @@ class Claims:
         *,
         limit: int | None,
         work_timeout: float | None,
+        out_of_touch: OutOfTouch = "cancel",
         timing: Timing,
         clock: Clock,
     ) -> None:
@@ -172,6 +194,7 @@ class Claims:
         self._diagnostics = diagnostics
         self._failed = failed
         self._work_timeout = work_timeout
+        self._keeps_working = out_of_touch == "work"
         self._timing = timing
         self._clock = clock
         self._slots = Slots(limit)
@@ -181,8 +204,14 @@ class Claims:
         self._closed = asyncio.Event()
         self._cancelled = 0
         self._gave_up = 0
+        self._errors: list[RunnerError] = []
         self.lease_length = DEFAULT_LEASE
         """Seconds; of the leases the server grants this runner."""
+
+    @property
+    def active(self) -> int:
+        """How many claims are held."""
+        return len(self._held)
 
     def resize(self, limit: int | None) -> None:
         self._slots.resize(limit)
@@ -203,7 +232,7 @@ class Claims:
             lane.task = asyncio.create_task(self._run_lane(key, lane), name=f"wakes of {key}")
             # For one that was cancelled before it ran at all.
             lane.task.add_done_callback(lambda _: self._remove(key, lane))
-        elif not any(_same(event, queued) for queued in lane.queue):
+        elif not any(_same(event, known) for known in (lane.next, *lane.queue) if known):
             # The same wake, emitted again while it waits here, is still one wake.
             lane.queue.append(event)
 
@@ -220,6 +249,9 @@ class Claims:
         """
         self._closed.set()
         settle = self._clock.monotonic() + self._timing.claim_settle
+        for held in self._held:
+            if held.wake is not None:
+                held.wake.wind_down()
         self._cancel_lanes(_Phase.WAITING)
         while self._lanes:
             now, end = self._clock.monotonic(), deadline()
@@ -240,7 +272,7 @@ class Claims:
             held.lose(_STOPPING)
         if tasks := self._tasks():
             await asyncio.wait(tasks, timeout=self._timing.cancel_grace + 1.0)
-        return Drained(cancelled=self._cancelled, abandoned=self._gave_up)
+        return Drained(self._cancelled, self._gave_up, tuple(self._errors))
 
     def cancel(self) -> None:
         """End what is left, without waiting for it: nothing, unless draining went wrong."""
@@ -283,6 +315,7 @@ class Claims:
         backoff = Backoff(self._timing)
         # One for all tries: a claim whose answer was lost is answered again.
         nonce = secrets.token_urlsafe(16)
+        lane.next = event
         while not self._closed.is_set():
             async with self._slots.slot():
                 lane.phase = _Phase.CLAIMING
@@ -293,7 +326,7 @@ class Claims:
                             # Nobody is going to work on it: better woken again than left to lapse.
                             await self._api.failed(granted, _STOPPING)
                         else:
-                            lane.phase = _Phase.HOLDING
+                            lane.phase, lane.next = _Phase.HOLDING, None
                             await self._hold(granted)
                     return
                 except RunnerError as error:
@@ -351,6 +384,8 @@ class Claims:
                 self._cancelled += self._closed.is_set()
                 worker.cancel()
                 await asyncio.wait({worker}, timeout=self._timing.cancel_grace)
+            elif worker.cancelled() and not held.lost.done():
+                await self._tell_self_cancelled(held, name)
         finally:
             keeper.cancel()
             self._held.discard(held)
@@ -358,7 +393,19 @@ class Claims:
                 worker.cancel()
                 self._abandon(worker, name)
             held.lost.cancel()
-        await asyncio.gather(keeper, return_exceptions=True)
+            watchers = [] if held.watcher is None else [held.watcher]
+            for watcher in watchers:
+                watcher.cancel()
+        await asyncio.gather(keeper, *watchers, return_exceptions=True)
+
+    async def _tell_self_cancelled(self, held: _Held, name: str) -> None:
+        """The handler cancelled its own task, and so all that follows a handler's end."""
+        failure = "the handler cancelled its own task"
+        self._failed(HandlerFailed(f"{name}: {failure}"))
+        try:
+            await self._report(held, failure)
+        except RunnerError as error:
+            self._failed(error)
 
     def _tell_lost(self, what: str, reason: str) -> None:
         if reason == _STOPPING:
@@ -385,7 +432,7 @@ class Claims:
             except TimeoutError:
                 pass
             left = lease.remaining()
-            lapsed = left <= 0 and not held.reporting
+            lapsed = left <= 0 and not (held.reporting or self._keeps_working)
             deadline = min(timing.request_timeout, max(1.0, lease.length / 3))
             if lapsed:
                 # Unless no timer fired, with the process stopped or asleep: then it may still be
@@ -394,7 +441,7 @@ class Claims:
                     held.lose("its lease ran out with the server out of reach")
                     return
                 deadline = timing.claim_settle
-            elif not held.reporting:
+            elif left > 0 and not held.reporting:
                 deadline = min(deadline, left)
             try:
                 sent_at = await self._api.renew(held.grant, deadline)
@@ -420,13 +467,16 @@ class Claims:
         pause = min(_RETRY_LONGEST, lease.length / 15)
         if error.retry_after is not None:
             pause = max(pause, error.retry_after)
-        if not held.reporting:
+        left = lease.remaining()
+        if not held.reporting and not (self._keeps_working and left <= 0):
             # More often as the end comes near, and then exactly at the end.
-            left = lease.remaining()
             pause = min(pause, max(left / 2, lease.length / 150), left)
         return max(0.0, pause)
 
     async def _work(self, held: _Held) -> None:
+        grant = held.grant
+        told = {"entity": grant.entity_url, "epoch": grant.epoch}
+        context.set({**told, "runner": self._api.registration.runner_id})
         try:
             await self._handle(held)
         except ClaimLost as error:
@@ -439,16 +489,31 @@ class Claims:
         started = self._clock.monotonic()
 
         async def retry(call: Callable[[], Awaitable[T]]) -> T:
-            return await self._insist(held, call, self._timing.retry_for)
+            during = math.inf if self._keeps_working else self._timing.retry_for
+            return await self._insist(held, call, during)
 
         failure: str | None = None
+        how: GiveUp | RetryAfter | None = None
         try:
             async with asyncio.timeout(self._work_timeout) as limit:
                 write_token = await retry(lambda: self._api.mint(grant))
                 held.wake = wake = Wake(self._api, grant, write_token, retry)
+                if self._closed.is_set():
+                    wake.wind_down()
                 self._diagnostics.dispatched()
-                await self._handler(wake)
-                await wake._take()
+                held.watcher = asyncio.create_task(
+                    self._watch(held, wake), name=f"watch of {grant.entity_url}"
+                )
+                try:
+                    await self._handler(wake)
+                except GiveUp as error:
+                    how, failure = error, printable(str(error), _MAX_FAILURE)
+                    self._failed(error)
+                held.watcher.cancel()
+                await wake.settle()
+        except RetryAfter as error:
+            how, failure = error, printable(str(error), _MAX_FAILURE)
+            log.info("%s epoch %d: put off: %s", grant.entity_url, grant.epoch, failure)
         except BaseException as error:
             if isinstance(error, ClaimLost) or ends_task(error):
                 raise
@@ -458,13 +523,18 @@ class Claims:
                 failure = "the handler was cancelled from within"
             else:
                 failure = printable(f"{type(error).__name__}: {error}", _MAX_FAILURE)
-            if not held.lost.done():
-                failed = HandlerFailed(f"{grant.entity_url} epoch {grant.epoch}: {failure}")
-                failed.__cause__ = error
+            failed = HandlerFailed(f"{grant.entity_url} epoch {grant.epoch}: {failure}")
+            failed.__cause__ = error
+            if not held.lost.done() or not isinstance(error, asyncio.CancelledError):
                 self._failed(failed)
+                if held.lost.done():
+                    self._errors.append(failed)  # its cleaning up went wrong
+        finally:
+            if held.watcher is not None:
+                held.watcher.cancel()
         if held.lost.done():
             return  # a cancelled handler reports nothing, however it took it
-        await self._report(held, failure)
+        await self._report(held, failure, how)
         log.info(
             "%s epoch %d: %s in %.1f s",
             grant.entity_url,
@@ -474,10 +544,38 @@ class Claims:
             extra={"entity": grant.entity_url, "epoch": grant.epoch},
         )
 
-    async def _report(self, held: _Held, failure: str | None) -> None:
+    async def _watch(self, held: _Held, wake: Wake) -> None:
+        """Have what arrives during the work noticed, until cancelled: once it has run for a while,
+        or waits for it.
+        """
+        timing = self._timing
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timing.watch_after):
+                await wake.listening.wait()
+        backoff = Backoff(timing, longest=_RETRY_LONGEST)
+        while True:
+            try:
+                await wake.watch()
+            except ClaimLost:
+                return
+            except ServerRefused as error:
+                if error.ends_claim:
+                    held.lose(f"the server fenced it ({error})")
+                    return
+                self._failed(error)
+                if not error.transient:
+                    return  # it has no such reads: what arrives is the next wake's
+                await asyncio.sleep(backoff.next(error.retry_after))
+            except RunnerError as error:
+                self._failed(error)
+                await asyncio.sleep(backoff.next(error.retry_after))
+
+    async def _report(
+        self, held: _Held, failure: str | None, how: GiveUp | RetryAfter | None = None
+    ) -> None:
         """Tell the server how the work ended, until it has heard."""
         grant, api = held.grant, self._api
-        acked = grant.tail if grant.tail is not None or held.wake is None else held.wake.read_to
+        acked = grant.tail if held.wake is None else held.wake.acked
         held.reporting = True
         if held.lease.lapsed:
             # Out of touch for that long, the claim may be another's: ask before saying anything.
@@ -492,8 +590,12 @@ class Claims:
                     raise
                 failure = printable(f"done was refused: {error}", _MAX_FAILURE)
                 self._failed(error)
-        message = failure
-        await self._insist(held, lambda: api.failed(grant, message), self._timing.report_for)
+        message, later = failure, how.seconds if isinstance(how, RetryAfter) else None
+        if isinstance(how, GiveUp):
+            call = partial(api.give_up, grant, message, acked)
+        else:
+            call = partial(api.failed, grant, message, later)
+        await self._insist(held, call, self._timing.report_for)
 
     async def _insist(self, held: _Held, call: Callable[[], Awaitable[T]], during: float) -> T:
         """`call` until it is answered. Raises ClaimLost when the answer says so."""

@@ -17,6 +17,7 @@ from typing import IO, Any, Literal
 
 from .diagnostics import printable
 from .errors import RunnerError
+from .inbox import WakeEvent
 from .wake import Wake
 
 log = logging.getLogger("pullwake.runner")
@@ -68,11 +69,11 @@ class CommandHandler:
 
     async def __call__(self, wake: Wake) -> None:
         """Raises CommandFailed, and what `Wake.messages` and `Wake.append` raise."""
-        messages = await wake.messages()
+        items = await wake.items()
         request = {
             "wake": describe(wake),
-            "messages": [message.event for message in messages],
-            "events": [event.event for event in await wake.events()],
+            "messages": [item.event for item in items if not isinstance(item, WakeEvent)],
+            "events": [item.event for item in items if isinstance(item, WakeEvent)],
         }
         errors: deque[str] = deque(maxlen=_STDERR_LINES)
         started: list[asyncio.subprocess.Process] = []

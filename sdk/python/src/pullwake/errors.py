@@ -70,6 +70,28 @@ class ClaimLost(RunnerError):
     """The claim is not this runner's any more; whatever it was doing must end unreported."""
 
 
+class BadPayload(RunnerError):
+    """A message's payload is not of the model that the handler asked for."""
+
+
+class RetryAfter(RunnerError):
+    """Raised by a handler: its work cannot be done now; try again in so many seconds.
+
+    At least 1, at most 30 days. A new message wakes the entity at once, as ever.
+    """
+
+    def __init__(self, seconds: float, reason: str = "") -> None:
+        super().__init__(reason or f"try again in {seconds:g} s")
+        self.seconds = min(max(float(seconds), 1.0), 30 * 86_400.0)
+
+
+class GiveUp(RunnerError):
+    """Raised by a handler: no attempt will do its work, and there is to be none.
+
+    What the wake delivered is acknowledged, and set aside for an operator to see and redrive.
+    """
+
+
 class HandlerFailed(RunnerError):
     """A handler raised; its exception is the cause."""
 

@@ -5,7 +5,27 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Mapping
+from contextvars import ContextVar
 from datetime import UTC, datetime
+from typing import Any
+
+context: ContextVar[Mapping[str, Any]] = ContextVar("pullwake wake", default={})  # noqa: B039
+"""Of the wake that is being worked on: its entity, epoch and runner."""
+
+
+class WakeContext(logging.Filter):
+    """Gives each record the `entity`, `epoch` and `runner` of the wake that it was logged in.
+
+    For a handler of logging's: `handler.addFilter(WakeContext())`. `pullwake run` has it.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        for name, value in context.get().items():
+            if not hasattr(record, name):
+                setattr(record, name, value)
+        return True
+
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -16,7 +36,10 @@ class Readable(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        line = f"{time} {level}{record.getMessage()}"
+        entity = getattr(record, "entity", None)
+        # The runner's own records name it where they are about one.
+        where = f"{entity} | " if entity and record.name != "pullwake.runner" else ""
+        line = f"{time} {level}{where}{record.getMessage()}"
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line
@@ -41,6 +64,7 @@ class JsonLines(logging.Formatter):
 def configure(form: str, level: int) -> None:
     """Log the runner's progress in the form `text` or `json`."""
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(WakeContext())
     handler.setFormatter(JsonLines() if form == "json" else Readable())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("pullwake.runner").setLevel(level)

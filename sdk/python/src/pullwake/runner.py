@@ -7,7 +7,6 @@ there to the stop: connections, heartbeats, claims, counters. Nothing of one run
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import logging
 import signal
@@ -15,9 +14,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+from . import health
 from .api import START, Api, Registration, RunnerRecord
 from .backoff import Backoff
-from .claims import Claims, Drained, Handler
+from .claims import Claims, Drained, OutOfTouch
 from .clock import Clock, watch
 from .diagnostics import Diagnostics
 from .errors import (
@@ -27,7 +27,9 @@ from .errors import (
     ServerRefused,
     ServerUnreachable,
 )
+from .handlers import AnyHandler, H, Handlers
 from .heartbeats import Heartbeats
+from .interrupts import on_signals
 from .lifecycle import Lifecycle, Scope
 from .machine import Event, State
 from .stream import Batch, Live, WakeStream
@@ -40,6 +42,9 @@ log = logging.getLogger("pullwake.runner")
 REFUSALS = frozenset({400, 401, 403})
 """Answers to a registration that say it will not do as it is."""
 
+DEFAULT_CLAIMS = 10
+"""How many wakes a runner works on at once, where neither it nor the server says otherwise."""
+
 OnError = Callable[[RunnerError], object]
 
 
@@ -50,12 +55,15 @@ class _Settings:
         self,
         base_url: str,
         registration: Registration,
-        handler: Handler,
+        handler: Handlers,
         headers: HeaderSource | None,
         live: Live,
         on_error: OnError | None,
         work_timeout: float | None,
         local_limit: int | None,
+        out_of_touch: OutOfTouch,
+        retry_refused: bool,
+        health: tuple[str | None, int] | None,
         timing: Timing,
         clock: Clock,
     ) -> None:
@@ -67,6 +75,9 @@ class _Settings:
         self.on_error = on_error
         self.work_timeout = work_timeout
         self.local_limit = local_limit
+        self.out_of_touch = out_of_touch
+        self.retry_refused = retry_refused
+        self.health = health
         self.timing = timing
         self.clock = clock
 
@@ -92,6 +103,7 @@ class _Run:
             self._failed,
             limit=self._limit(None),
             work_timeout=settings.work_timeout,
+            out_of_touch=settings.out_of_touch,
             timing=timing,
             clock=clock,
         )
@@ -99,6 +111,10 @@ class _Run:
         self._stream: WakeStream | None = None
         self._committed: str | None = None
         self._admin_status = "enabled"
+        self._record: RunnerRecord | None = None
+        self._refused: RegistrationRefused | None = None
+        self._health: asyncio.Server | None = None
+        self.loop = asyncio.get_running_loop()
         self.connections = 0
         self._streaming_since = 0.0
         self._streaming_from = START
@@ -113,6 +129,14 @@ class _Run:
         self.lifecycle = Lifecycle(self)
 
     # What the runner asks of it
+
+    async def open(self) -> None:
+        """Open what is to be there before anything starts. Raises OSError."""
+        if self._settings.health is not None:
+            self._health = await health.serve(self._look, *self._settings.health)
+
+    def _look(self) -> dict[str, Any]:
+        return {**self.diagnostics.as_dict(), "claims_active": self._claims.active}
 
     def start(self) -> None:
         self._background = [
@@ -148,18 +172,36 @@ class _Run:
                 if self.connections > 1:
                     self.diagnostics.reconnected()
                 self.connected.set()
-                log.info("connected to %s", self._transport.base_url)
+                self._say_connected()
             case State.RECONNECTING:
-                self._failed(_as_runner_error(payload))
+                error = _as_runner_error(payload)
+                self._failed(error)
+                # At first it is a mistake to be told of; later, the server may be about to change
+                # its mind.
+                if isinstance(error, RegistrationRefused) and not self.connections:
+                    self._give_up(error)
             case State.STOPPING:
                 log.info("stopping: no more claims, and running work may finish")
             case State.STOPPED:
                 if not isinstance(payload, Drained | Exception):
                     payload = _as_runner_error(payload)
-                self.stopped.set_result(payload)
+                if isinstance(payload, Exception):
+                    log.error("stopping went wrong: %s", payload, exc_info=payload)
+                self.stopped.set_result(self._refused or payload)
                 log.info("stopped")
             case State.CONNECTING:
                 log.debug("connecting to %s", self._transport.base_url)
+
+    def _say_connected(self) -> None:
+        runner_id = self._settings.registration.runner_id
+        owner = self._record.owner if self._record is not None else None
+        whose = f" of {owner}" if owner else ""
+        log.info("connected to %s as runner %s%s", self._transport.base_url, runner_id, whose)
+
+    def _give_up(self, error: RegistrationRefused) -> None:
+        if not self._settings.retry_refused:
+            self._refused = error
+            self.stop(0.0)
 
     def work(self, scope: Scope, payload: object) -> Coroutine[Any, Any, object]:
         match scope.state:
@@ -197,7 +239,7 @@ class _Run:
                 # After trouble, not over connections that may be dead without having said so.
                 self._transport.recycle()
                 try:
-                    record = await self._api.register()
+                    record = await self._api.register(self._record)
                 except ServerRefused as error:
                     if error.status not in REFUSALS:
                         raise
@@ -248,6 +290,8 @@ class _Run:
         """End all that lives as long as the run, in bounded time."""
         for task in self._background:
             task.cancel()
+        if self._health is not None:
+            self._health.close()
         await _ended({*self._background, *self.lifecycle.left}, self._timing.farewell_timeout)
         if self._stream is not None:
             await self._say_goodbye()
@@ -257,9 +301,18 @@ class _Run:
         await _ended({closing, *self._reports}, self._timing.farewell_timeout)
 
     async def _say_goodbye(self) -> None:
-        """The last heartbeat: stopped, and gone in a second rather than in three intervals."""
+        """The last heartbeat: stopped, and gone in a second rather than in three intervals.
+
+        Not where another process has taken over: it would look dead.
+        """
         self.diagnostics.goodbye()
+        started_at = self.diagnostics.as_dict()["started_at"]
         try:
+            if self._record is not None and self._record.other_process:
+                return  # its heartbeats tell that the runner lives
+            known = await self._api.get(self._timing.farewell_timeout)
+            if known.started_at not in (None, started_at):
+                return
             await self._api.heartbeat(
                 lease=1.0,
                 offset=self._committed,
@@ -298,14 +351,15 @@ class _Run:
             elif self._admin_status == "disabled":
                 log.info("the runner is enabled again")
             self._admin_status = record.admin_status
+        self._record = record
         self._claims.lease_length = record.claim_lease
         self._claims.resize(self._limit(record.max_concurrent_claims))
 
     def _limit(self, held_by_server: int | None) -> int | None:
+        if held_by_server is not None:  # what was asked for, unless an operator changed it
+            return held_by_server
         own = self._settings.registration.max_concurrent_claims
-        if own is not None:
-            return own
-        return held_by_server if held_by_server is not None else self._settings.local_limit
+        return self._settings.local_limit if own is None else own
 
     # The clock
 
@@ -374,26 +428,33 @@ class _Run:
 class PullWakeRunner:
     """A runner: registers itself, waits for wakes, and has `handler` see to each.
 
-    `handler` is an async function that gets a `Wake`. When it returns, what the wake delivered
-    is acknowledged; when it raises, the wake is reported failed, and comes again later; when the
-    claim is lost, it is cancelled.
+    `handler` is an async function that gets a `Wake`, or a plain one that gets a `SyncWake` and
+    runs in a thread; `on` gives those for single types of entities. When it returns, what the wake
+    delivered is acknowledged; when it raises, the wake is reported failed, and comes again later;
+    when the claim is lost, it is cancelled.
 
     - `token`: an access token. `headers`: a mapping, or a function (async or not) that returns
       one, called for each request; for tokens that rotate.
-    - `max_concurrent_claims`, `claim_lease` (seconds): kept by the server once given.
+    - `max_concurrent_claims`, `claim_lease` (seconds): kept by the server once given. Where it
+      holds no limit, `default_concurrent_claims` is one.
     - `live`: how the wake stream is waited on; `auto` finds out.
     - `on_error`: called with each RunnerError; what it raises is logged, and changes nothing.
     - `work_timeout`: seconds after which a handler is cancelled and its wake reported failed.
+    - `out_of_touch`: what becomes of work whose lease runs out while the server cannot be reached.
+      `cancel`: it is cancelled, so that no two handlers work at once. `work`: it goes on, since
+      the claim is still its own if nobody took it over, until the server says otherwise.
+    - `health_port`: serve /livez, /readyz and /metrics there, on `health_host` or all interfaces.
+    - `retry_refused`: go on trying where the server refuses the runner from the start.
 
-    Raises ValueError for a URL that is none. Safe to start and stop any number of times, in any
-    event loop, but not from several threads.
+    Raises ValueError for a URL that is none. Safe to start and stop any number of times, in one
+    event loop after another; in any thread, `request_stop` from any other too.
     """
 
     def __init__(
         self,
         base_url: str,
         runner_id: str,
-        handler: Handler,
+        handler: AnyHandler | None = None,
         *,
         token: str | None = None,
         headers: HeaderSource | None = None,
@@ -402,11 +463,15 @@ class PullWakeRunner:
         owner_principal: str | None = None,
         sandbox_profiles: Sequence[Mapping[str, Any]] | None = None,
         max_concurrent_claims: int | None = None,
-        default_concurrent_claims: int | None = None,
+        default_concurrent_claims: int | None = DEFAULT_CLAIMS,
         claim_lease: float | None = None,
         live: Live = "auto",
         on_error: OnError | None = None,
         work_timeout: float | None = None,
+        out_of_touch: OutOfTouch = "cancel",
+        retry_refused: bool = False,
+        health_port: int | None = None,
+        health_host: str | None = None,
         timing: Timing | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -428,21 +493,38 @@ class PullWakeRunner:
                 max_concurrent_claims=max_concurrent_claims,
                 claim_lease=claim_lease,
             ),
-            handler,
+            Handlers(handler),
             source,
             live,
             on_error,
             work_timeout,
             default_concurrent_claims,
+            out_of_touch,
+            retry_refused,
+            None if health_port is None else (health_host, health_port),
             timing or Timing(),
             clock or Clock(),
         )
         self._run: _Run | None = None
         self._idle = Diagnostics(self._settings.clock)
 
+    def on(self, entity_type: str) -> Callable[[H], H]:
+        """A decorator: the function sees to entities of this type.
+
+        Raises ValueError for a type that has a handler already.
+        """
+
+        def add(handler: H) -> H:
+            self._settings.handler.add(entity_type, handler)
+            return handler
+
+        return add
+
     @property
     def state(self) -> State:
-        return State.STOPPED if self._run is None else self._run.lifecycle.state
+        if self._run is None or self._run.loop.is_closed():
+            return State.STOPPED
+        return self._run.lifecycle.state
 
     @property
     def connections(self) -> int:
@@ -456,33 +538,64 @@ class PullWakeRunner:
     async def start(self) -> None:
         """Start. Returns at once; `connected()` waits for the server. Twice is once.
 
-        While it is still stopping, waits until it has stopped.
+        While it is still stopping, waits until it has stopped. Raises OSError for a `health_port`
+        that cannot be had.
         """
+        if self._run is not None and self._run.loop.is_closed():
+            if not self._run.stopped.done():
+                log.warning("the event loop that the runner ran in ended without stopping it")
+            self._run = None
+        self._require_own_loop()
         while self._run is not None and self.state is State.STOPPING:
             await asyncio.wait({self._run.stopped})
+        if not self._settings.handler:
+            raise RunnerError("the runner has no handler: give it one, or some with `on`")
         if self._run is not None and self.state is not State.STOPPED:
             self._run.lifecycle.post(Event.START)  # the table has it warn
             return
-        self._run = _Run(self._settings)
-        self._run.start()
+        run = _Run(self._settings)
+        await run.open()
+        self._run = run
+        run.start()
+
+    def _require_own_loop(self) -> None:
+        if self._run is None or self._run.loop is asyncio.get_running_loop():
+            return
+        if self.state is not State.STOPPED:
+            raise RunnerError("the runner runs in another event loop; `request_stop` ends it there")
 
     async def connected(self) -> None:
-        """Return once the stream is being read. Raises RunnerError if it is stopped before."""
+        """Return once the stream is being read. Raises RunnerError if it is stopped before, and
+        RegistrationRefused if that is why.
+        """
         if self._run is None:
             raise RunnerError("the runner was not started")
+        self._require_own_loop()
         connected = asyncio.create_task(self._run.connected.wait())
         ends: set[asyncio.Future[Any]] = {connected, self._run.stopped}
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
             connected.cancel()
+        if self._run.stopped.done() and isinstance(
+            refused := self._run.stopped.result(), RegistrationRefused
+        ):
+            raise refused
         if not self._run.connected.is_set():
             raise RunnerError("the runner was stopped before it was connected")
 
     def request_stop(self, grace: float | None = None) -> None:
-        """Begin to stop, without waiting for it; a second, shorter `grace` hurries it."""
-        if self._run is not None:
-            self._run.stop(self._settings.timing.stop_grace if grace is None else grace)
+        """Begin to stop, without waiting for it; a second, shorter `grace` hurries it.
+
+        From any thread.
+        """
+        run, grace = self._run, self._settings.timing.stop_grace if grace is None else grace
+        if run is None or run.loop.is_closed():
+            return
+        if _running_loop() is run.loop:
+            run.stop(grace)
+        else:
+            run.loop.call_soon_threadsafe(run.stop, grace)
 
     async def stop(self, grace: float | None = None) -> Drained:
         """Claim no more, give running work `grace` seconds, cancel what is left, and end.
@@ -494,8 +607,9 @@ class PullWakeRunner:
 
     async def stopped(self) -> Drained:
         """Return once the runner is stopped. Raises what went wrong in stopping it."""
-        if self._run is None:
+        if self._run is None or self._run.loop.is_closed():
             return Drained()
+        self._require_own_loop()
         outcome = await asyncio.shield(self._run.stopped)
         if isinstance(outcome, Exception):
             raise outcome
@@ -504,9 +618,9 @@ class PullWakeRunner:
     async def run(self, *, signals: Sequence[int] = (signal.SIGTERM, signal.SIGINT)) -> Drained:
         """Start, and return once stopped. The first of `signals` drains, a second one cancels.
 
-        Cancelling it cancels the work.
+        Cancelling it cancels the work. Raises RegistrationRefused for a runner that the server
+        does not take, and what goes wrong in stopping.
         """
-        loop = asyncio.get_running_loop()
         received = 0
 
         def on_signal() -> None:
@@ -515,18 +629,12 @@ class PullWakeRunner:
             self.request_stop(None if received == 1 else 0.0)
 
         await self.start()
-        with contextlib.suppress(NotImplementedError):  # Windows: Ctrl-C cancels at once
-            for number in signals:
-                loop.add_signal_handler(number, on_signal)
-        try:
-            return await self.stopped()
-        except asyncio.CancelledError:
-            await self.stop(grace=0.0)
-            raise
-        finally:
-            with contextlib.suppress(NotImplementedError):
-                for number in signals:
-                    loop.remove_signal_handler(number)
+        with on_signals(signals, on_signal):
+            try:
+                return await self.stopped()
+            except asyncio.CancelledError:
+                await self.stop(grace=0.0)
+                raise
 
     async def __aenter__(self) -> PullWakeRunner:
         await self.start()
@@ -549,6 +657,13 @@ def _as_runner_error(payload: object) -> RunnerError:
         error.__cause__ = payload
         return error
     return ServerUnreachable("the wake stream has ended")
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 async def _await(result: Awaitable[object]) -> None:

@@ -78,7 +78,9 @@ class WakeStream:
         self._live_works = False
         moved = self._move(batch)
         yield batch
+        idle = _Idle(self._clock)
         while moved and not batch.up_to_date:  # a server might never say that it is
+            await idle.pause(progress=bool(batch.wakes))
             batch = await self.catch_up()
             moved = self._move(batch)
             yield batch
@@ -109,7 +111,7 @@ class WakeStream:
             self._live_works = True
             self._cursor = answer.headers.get("stream-cursor", self._cursor)
             yield batch
-            await idle.pause(progress=self.offset != before)
+            await idle.pause(progress=bool(batch.wakes) and self.offset != before)
 
     async def _sse(self) -> AsyncGenerator[Batch, None]:
         idle = _Idle(self._clock)
@@ -117,20 +119,23 @@ class WakeStream:
             params = {"offset": self.offset, "live": "sse"}
             if self._cursor is not None:
                 params["cursor"] = self._cursor
-            before = self.offset
+            before, woken = self.offset, False
             async with self._transport.events(
                 self._transport.url(self.path),
                 params=params,
                 deadline=self._timing.request_timeout,
                 idle=self._timing.sse_idle_deadline,
+                longest=self._timing.sse_deadline,
             ) as events:
                 self._live_works = True
                 async for event in events:
                     if event.event == "data":
-                        yield Batch(wakes=_wakes(_loads(event.data)))
+                        wakes = _wakes(_loads(event.data))
+                        woken = woken or bool(wakes)
+                        yield Batch(wakes=wakes)
                     elif event.event == "control":
                         yield self._control(_loads(event.data))
-            await idle.pause(progress=self.offset != before)
+            await idle.pause(progress=woken and self.offset != before)
 
     def _take(self, answer: Answer) -> Batch:
         wakes = _wakes(answer.json()) if answer.status != 204 and answer.body else ()

@@ -21,6 +21,8 @@ class Timing:
     """A long-poll that was not answered by then is dead. A server holds one for 30 s by default."""
     sse_idle_deadline: float = 90.0
     """An event stream silent for this long is dead. A server ends one after about 60 s."""
+    sse_deadline: float = 300.0
+    """An event stream that goes on for longer is given up for a new one, whatever it brings."""
     backoff_min: float = 1.0
     backoff_max: float = 30.0
     stable_after: float = 5.0
@@ -28,6 +30,10 @@ class Timing:
     is new trouble, and its backoff starts afresh. One that only came about was none."""
     retry_after_max: float = 60.0
     """A server may ask for this long a wait, and no longer."""
+    watch_after: float = 1.0
+    """Once a handler has run for so long, its entity's stream is watched for what arrives."""
+    watch_gap: float = 0.5
+    """How long it is left alone when it brought only what the handler itself wrote."""
     retry_for: float = 120.0
     """How long minting, reading messages and appending are tried again in one claim."""
     report_for: float = 600.0

@@ -7,6 +7,7 @@ timeout for each phase built in.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import inspect
 import json
 import ssl
@@ -27,6 +28,18 @@ Headers = Mapping[str, str]
 HeaderSource = Headers | Callable[[], Headers | Awaitable[Headers]]
 
 _MAX_MESSAGE = 500
+
+
+MAX_BODY = 16 * 1024 * 1024
+"""Bytes of an answer, or characters of an event: twice what the protocol allows."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerEvent:
+    """One event of an event stream."""
+
+    event: str
+    data: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +122,7 @@ class Transport:
         """
         what = f"{method} {self._shown(url)}"
         if json_body is not None:
-            content = json.dumps(json_body, allow_nan=False).encode()
+            content = dump(json_body)
         try:
             async with asyncio.timeout(deadline), self._client() as client:
                 headers = await self._headers(url, token)
@@ -117,41 +130,50 @@ class Transport:
                 if content is not None:
                     headers["content-type"] = "application/json"
                 sent_at = self._clock.lease()
-                response = await client.request(
+                async with client.stream(
                     method, url, params=params, content=content, headers=headers
-                )
+                ) as response:
+                    body = await _read(response)
         except TimeoutError as error:
             raise ServerUnreachable(f"{what}: no answer within {deadline:g} s") from error
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
             raise ServerUnreachable(f"{what}: {_describe(error)}") from error
         if not response.is_success:
-            raise _refusal(response)
-        return Answer(response.status_code, response.headers, response.content, sent_at)
+            raise _refusal(response, body)
+        return Answer(response.status_code, response.headers, body, sent_at)
 
     @asynccontextmanager
     async def events(
-        self, url: str, *, params: Mapping[str, str], deadline: float, idle: float
-    ) -> AsyncIterator[AsyncIterator[httpx2.ServerSentEvent]]:
-        """An event stream, which must open within `deadline` and never be silent for `idle`.
+        self,
+        url: str,
+        *,
+        params: Mapping[str, str],
+        deadline: float,
+        idle: float,
+        longest: float,
+    ) -> AsyncIterator[AsyncIterator[ServerEvent]]:
+        """An event stream, which must open within `deadline`, never be silent for `idle`, and be
+        over within `longest` seconds.
 
         Raises as `call` does, from the iterator too.
         """
         what = f"GET {self._shown(url)}"
         timeout = httpx2.Timeout(deadline, read=idle)
         try:
-            async with asyncio.timeout(deadline) as opening, self._client() as client:
+            async with asyncio.timeout(deadline) as limit, self._client() as client:
                 headers = await self._headers(url, None)
                 headers["accept"] = "text/event-stream"
                 async with client.stream(
                     "GET", url, params=params, headers=headers, timeout=timeout
                 ) as response:
-                    opening.reschedule(None)
                     if not response.is_success:
-                        await response.aread()
-                        raise _refusal(response)
-                    yield aiter(httpx2.EventSource(response))
+                        raise _refusal(response, await _read(response))
+                    limit.reschedule(asyncio.get_running_loop().time() + longest)
+                    deadline = longest
+                    yield _events(response)
         except TimeoutError as error:
-            raise ServerUnreachable(f"{what}: no event stream within {deadline:g} s") from error
+            said = "it is not over" if deadline == longest else "no event stream"
+            raise ServerUnreachable(f"{what}: {said} within {deadline:g} s") from error
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
             raise ServerUnreachable(f"{what}: {_describe(error)}") from error
 
@@ -219,6 +241,17 @@ def _ssl_context() -> ssl.SSLContext:
     return httpx2.create_ssl_context()
 
 
+def dump(value: object) -> bytes:
+    """A body: JSON in UTF-8, its text as it is and not escaped.
+
+    Raises ValueError or TypeError for what is not JSON.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half a surrogate pair: for the server to judge
+        return json.dumps(value, allow_nan=False).encode()
+
+
 def check_url(url: str) -> None:
     """Raises ValueError for what is not the URL of a server."""
     try:
@@ -234,10 +267,43 @@ def _origin(url: str) -> tuple[str, str, int | None]:
     return parsed.scheme, parsed.host, parsed.port
 
 
-def _refusal(response: httpx2.Response) -> ServerRefused:
-    code, message = "", _excerpt(response.content)
+async def _read(response: httpx2.Response) -> bytes:
+    """The body. Raises BadAnswer for one that is larger than any of the protocol's."""
+    parts, size = [], 0
+    async for part in response.aiter_bytes():
+        size += len(part)
+        if size > MAX_BODY:
+            raise BadAnswer(f"an answer is larger than {MAX_BODY} bytes")
+        parts.append(part)
+    return b"".join(parts)
+
+
+async def _events(response: httpx2.Response) -> AsyncIterator[ServerEvent]:
+    """Server-sent events. Raises BadAnswer for one that is larger than any of the protocol's."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    rest, name, data, size = "", "message", list[str](), 0
+    async for part in response.aiter_bytes():
+        *lines, rest = (rest + decoder.decode(part)).split("\n")
+        size += sum(map(len, lines))
+        if size + len(rest) > MAX_BODY:
+            raise BadAnswer(f"an event is larger than {MAX_BODY} characters")
+        for line in lines:
+            field, _, value = line.removesuffix("\r").partition(":")
+            value = value.removeprefix(" ")
+            if field == "event":
+                name = value
+            elif field == "data":
+                data.append(value)
+            elif not field and not value:  # the empty line that ends an event
+                if data:
+                    yield ServerEvent(name, "\n".join(data))
+                name, data, size = "message", [], 0
+
+
+def _refusal(response: httpx2.Response, body: bytes) -> ServerRefused:
+    code, message = "", _excerpt(body)
     try:
-        error = json.loads(response.content)["error"]
+        error = json.loads(body)["error"]
         code, message = str(error["code"]), str(error["message"])
     except (ValueError, KeyError, TypeError, RecursionError):
         pass  # not the protocol's shape: its beginning has to do as the message

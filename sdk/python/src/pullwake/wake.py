@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, overload
 
-from .api import Api, Grant, dump_events
+from .api import START, Api, Grant, dump_events
 from .errors import BadAnswer, ServerRefused
+from .inbox import (
+    INTERRUPTS,
+    Inbox,
+    Item,
+    Message,
+    Signal,
+    WakeEvent,
+    for_the_handler,
+    typed,
+)
+from .run import Run
+from .transport import Answer
 
 T = TypeVar("T")
+P = TypeVar("P")
+
+Mode = Literal["immediate", "queued", "paused", "steer"]
+"""How a message waits for its entity."""
+
+Condition = Literal["runFinished"] | Mapping[str, Any]
+"""What a parent is woken for: that a run of the child finished, or {"on": "change", …}."""
 
 
 class Retry(Protocol):
@@ -21,79 +40,13 @@ class Retry(Protocol):
     async def __call__(self, call: Callable[[], Awaitable[T]]) -> T: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One thing to see to: an inbox message, or a signal that is the handler's."""
-
-    type: str
-    """`inbox` or `signal`."""
-    key: str
-    value: dict[str, Any]
-    """The event's value: `from`, `payload`, … of a message; `signal`, `reason`, … of a signal."""
-    offset: str | None
-    """The main stream's offset just after it."""
-    event: dict[str, Any]
-    """The whole event, as the stream has it."""
-
-    @property
-    def payload(self) -> Any:
-        return self.value.get("payload")
-
-    @property
-    def sender(self) -> str | None:
-        """The principal URL of who sent it."""
-        sender = self.value.get("from", self.value.get("sender"))
-        return sender if isinstance(sender, str) else None
-
-    @property
-    def signal(self) -> str | None:
-        """`SIGINT`, `SIGHUP` and the like; None for a message."""
-        signal = self.value.get("signal") if self.type == "signal" else None
-        return signal if isinstance(signal, str) else None
-
-
-@dataclass(frozen=True, slots=True)
-class WakeEvent:
-    """News that the entity was to be woken for: of another entity, a shared state, or a timer."""
-
-    key: str
-    value: dict[str, Any]
-    """The event's value, with all that it says."""
-    offset: str | None
-    """The main stream's offset just after it."""
-    event: dict[str, Any]
-    """The whole event, as the stream has it."""
-
-    @property
-    def source(self) -> str | None:
-        """Where it happened: an entity's URL, or the path of a shared state or a timer."""
-        source = self.value.get("source")
-        return source if isinstance(source, str) else None
-
-    @property
-    def timeout(self) -> bool:
-        """Whether it says that nothing has happened for too long."""
-        return self.value.get("timeout") is True
-
-    @property
-    def changes(self) -> list[dict[str, Any]]:
-        """What happened: each {collection, kind, key, …}; a timer's tick has its `payload`."""
-        changes = self.value.get("changes")
-        changes = changes if isinstance(changes, list) else []
-        return [each for each in changes if isinstance(each, dict)]
-
-    @property
-    def finished_child(self) -> dict[str, Any] | None:
-        """The child that has finished a run: {url, type, run_status, response?, error?}."""
-        child = self.value.get("finished_child")
-        return child if isinstance(child, dict) else None
-
-
 class Wake:
     """One claimed wake, for as long as its handler runs.
 
     The claim is kept alive meanwhile. When it is lost, the handler is cancelled as any asyncio
-    task is, and `cancelled` turns true, for what runs in a thread.
+    task is, and `cancelled` turns true, for what runs in a thread. The calls raise ClaimLost once
+    it is, ServerRefused for what the server does not take, and RunnerError when no answer came for
+    too long.
     """
 
     def __init__(
@@ -106,20 +59,31 @@ class Wake:
         self._api = api
         self._grant = grant
         self._retry = retry
-        self._read_events: list[Any] | None = None
-        self._messages: list[Message] = []
+        self._inbox = Inbox(grant.tail)
+        self._read_to: str | None = None
+        """How far the stream has been read; None before it is."""
+        self._delivered_to = grant.tail
+        """Up to here is what the claim delivers."""
+        self._reading = asyncio.Lock()
+        self._arrived: asyncio.Queue[Message[Any] | WakeEvent | None] = asyncio.Queue()
+        self._heard: set[tuple[object, ...]] = set()
+        """What arrived during the claim, and the handler was given."""
+        self._interrupt = asyncio.Event()
+        self.listening = asyncio.Event()
+        """The handler waits for what arrives: so it is to be looked for at once."""
         self._writing = asyncio.Lock()
         self._seq = 0
         self._in_doubt: bytes | None = None
         """An append whose answer was not seen: its sequence number is not free until it is."""
         self._cancelled = False
-        self.read_to: str | None = None
-        """How far `messages()` or `events()` has read."""
         self.runner_id = api.registration.runner_id
         self.write_token = write_token
         self.entity = grant.entity
         self.entity_url = grant.entity_url
+        self.entity_type = _type_of(grant)
         self.epoch = grant.epoch
+        self.attempt = grant.attempt
+        """1, and one more after each failure in a row."""
         self.consumer_id = grant.consumer_id
         self.stream_path = grant.stream_path
         self.stream_url = api.transport.url(grant.stream_path)
@@ -135,27 +99,105 @@ class Wake:
         """Whether the work is to end: the claim was lost, or the runner is stopping."""
         return self._cancelled
 
-    async def messages(self) -> list[Message]:
-        """The messages, and signals for the handler, that this claim delivers; oldest first.
+    @property
+    def interrupted(self) -> bool:
+        """Whether somebody asked this work to end: by SIGINT, SIGTERM or SIGSTOP.
 
-        They are acknowledged when the handler returns. Raises RunnerError.
+        It is known within a second or two. A SIGKILL is not asked for: it takes the claim away.
         """
-        self._messages = _messages(await self._delivered(), self._grant.tail)
-        return list(self._messages)
+        return self._interrupt.is_set()
+
+    async def interruption(self) -> None:
+        """Return once `interrupted` is true."""
+        self.listening.set()
+        await self._interrupt.wait()
+
+    # What has come
+
+    @overload
+    async def messages(self) -> list[Message[Any]]: ...
+    @overload
+    async def messages(self, model: type[P]) -> list[Message[P]]: ...
+    async def messages(self, model: type[Any] | None = None) -> list[Message[Any]]:
+        """The messages that this claim delivers, oldest first; acknowledged when the handler ends.
+
+        With `model`, a msgspec Struct or a pydantic model, their payloads are of it. Raises
+        BadPayload for one that is not, which fails the wake if nobody catches it.
+        """
+        found = [item for item in await self.items() if isinstance(item, Message)]
+        return found if model is None else typed(found, model)
+
+    async def signals(self) -> list[Signal]:
+        """The signals for the handler, oldest first; those that came while it runs among them."""
+        delivered = [item for item in await self.items() if isinstance(item, Signal)]
+        late = [item for item in self._inbox.late() if isinstance(item, Signal)]
+        self._hear(*late)
+        return [each for each in [*delivered, *late] if for_the_handler(each)]
 
     async def events(self) -> list[WakeEvent]:
-        """The wake events that this claim delivers, oldest first: what messages are not.
+        """What happened that the entity watches, oldest first: a child finished, a cron tick."""
+        return [item for item in await self.items() if isinstance(item, WakeEvent)]
 
-        A child that has finished a run, a change that the entity waits for, a timer. They are
-        acknowledged when the handler returns. Raises RunnerError.
+    async def items(self) -> list[Item]:
+        """All that this claim delivers, in order: messages, signals for the handler, events."""
+        await self._read_delivered()
+        return [
+            item
+            for item in self._inbox.delivered()
+            if not isinstance(item, Signal) or for_the_handler(item)
+        ]
+
+    async def live(self, *, idle: float | None = None) -> AsyncIterator[Message[Any] | WakeEvent]:
+        """What arrives while the handler runs, as it comes.
+
+        Ends when the work is interrupted or the runner is stopping, and after `idle` seconds
+        without any. What it gave is acknowledged with the rest when the handler ends.
         """
-        return _wake_events(await self._delivered(), self._grant.tail)
+        await self._read_delivered()
+        self.listening.set()
+        while True:
+            try:
+                async with asyncio.timeout(idle):
+                    item = await self._arrived.get()
+            except TimeoutError:
+                return
+            if item is None:
+                self._arrived.put_nowait(None)  # for whoever else waits
+                return
+            self._hear(item)
+            yield item
+
+    async def history(self, after: str = START) -> AsyncIterator[dict[str, Any]]:
+        """The events of the entity's stream past the offset `after`, oldest first, to its end.
+
+        They are read a page at a time, as they are asked for.
+        """
+        while True:
+            answer = await self._page(after)
+            for event in _events(answer):
+                if isinstance(event, dict):
+                    yield event
+            end = answer.headers.get("stream-next-offset", after)
+            if end == after or _is_up_to_date(answer):
+                return
+            after = end
+
+    async def ack(self, item: Item) -> None:
+        """Acknowledge all up to and including this: it does not come again, whatever follows.
+
+        Messages are acknowledged when the handler ends; this is for those done with before.
+        """
+        if item.offset is not None:
+            await self._take(up_to=item.offset)
+            deadline = self._api.timing.request_timeout
+            await self._retry(partial(self._api.renew, self._grant, deadline, item.offset))
+
+    # What is to be told
 
     async def append(self, *events: Mapping[str, Any]) -> None:
         """Append events to the entity's main stream, in order and exactly once.
 
-        Raises ClaimLost, ServerRefused (such as 413 for too much at once), RunnerError when no
-        answer came for too long, ValueError or TypeError for what is not JSON.
+        Raises ValueError or TypeError for what is not JSON; 413 is too much at once.
         """
         if not events:
             return
@@ -164,6 +206,186 @@ class Wake:
             if self._in_doubt is not None:
                 await self._write(self._in_doubt)
             await self._write(body)
+
+    def run(self, run_id: str | None = None) -> Run:
+        """A run of the agent, for `async with`: what its watchers and user interfaces follow.
+
+        It is completed at the end of the block, or failed with the error that left it. A parent
+        that spawned this entity with `wake="runFinished"` is told, with all that was written.
+        """
+        return Run(self.append, run_id or f"run-{self.epoch}-{secrets.token_hex(4)}")
+
+    async def send(
+        self,
+        to: str,
+        payload: Any,
+        *,
+        type: str | None = None,  # noqa: A002  as it is on the wire
+        key: str | None = None,
+        mode: Mode | None = None,
+        after: float | timedelta | None = None,
+    ) -> None:
+        """Send a message to the entity at the URL `to`, such as `/agent/hello`, from this one.
+
+        A message with the `key` of one sent before is that one; so a retried handler sends none
+        twice. `after`: seconds until it is delivered.
+        """
+        body: dict[str, Any] = {"payload": payload, "key": key or f"sent-{secrets.token_hex(12)}"}
+        if after is not None:
+            body["afterMs"] = max(0, round(_seconds(after) * 1000))
+        optional = {"type": type, "mode": mode}
+        body |= {name: text for name, text in optional.items() if text is not None}
+        await self._retry(partial(self._api.send, to, body, self.write_token))
+
+    async def sleep_until(
+        self, when: datetime | timedelta, payload: Any = None, *, key: str | None = None
+    ) -> None:
+        """Have this entity woken at that time, or after that long; then let the handler end.
+
+        `payload` comes as a message from the entity itself. Nothing waits meanwhile, so it may be
+        days. `key` as for `send`.
+        """
+        delay = when if isinstance(when, timedelta) else when - datetime.now(UTC)
+        await self.send(self.entity_url, payload, key=key, after=delay)
+
+    async def spawn(
+        self,
+        type: str,  # noqa: A002  as it is on the wire
+        id: str,  # noqa: A002  as it is on the wire
+        args: Mapping[str, Any] | None = None,
+        *,
+        message: Any = None,
+        message_type: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        wake: Condition | None = None,
+        runner: str | None = None,
+        sandbox: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Make a child of this entity, with a first message if one is given: the child's URL.
+
+        One that is there already is left as it is, so that a retried handler spawns none twice.
+        With `wake="runFinished"` this entity is woken when a run of the child finishes, by an
+        event with its `child`. `runner`: whom it is dispatched to; this one's, if none is named.
+        """
+        url = f"/{type}/{id}"
+        body: dict[str, Any] = {"parent": self.entity_url, "args": dict(args or {})}
+        watch = None if wake is None else {"subscriberUrl": self.entity_url, "condition": wake}
+        policy = None
+        if runner is not None:
+            policy = {"targets": [{"type": "runner", "runnerId": runner}]}
+        optional = {
+            "initialMessage": message,
+            "initialMessageType": message_type,
+            "tags": None if tags is None else dict(tags),
+            "wake": watch,
+            "dispatch_policy": policy,
+            "sandbox": None if sandbox is None else dict(sandbox),
+        }
+        body |= {name: value for name, value in optional.items() if value is not None}
+        creator = self.principal.get("key")
+        try:
+            await self._retry(partial(self._api.spawn, url, body, creator))
+        except ServerRefused as error:
+            if error.code != "DUPLICATE_URL":
+                raise
+            if watch is not None:
+                known = {**watch, "sourceUrl": url}
+                await self._retry(partial(self._api.watch, known, creator))
+        return url
+
+    async def set_tag(self, key: str, value: str | None, *, of: str | None = None) -> None:
+        """Set a tag of this entity, or of another's URL; None takes it off."""
+        url = self.entity_url if of is None else of
+        await self._retry(partial(self._api.set_tag, url, key, value, self.write_token))
+
+    # For `Claims`, which holds the claim
+
+    async def watch(self) -> None:
+        """Read what arrives, until cancelled. Raises ServerRefused when the claim is lost."""
+        await self._read_delivered()
+        while True:
+            assert self._read_to is not None  # noqa: S101  it has been read
+            answer = await self._api.read(
+                self.stream_path, self._read_to, self.write_token, live=True
+            )
+            arrived = self._notice(answer)
+            if _is_closed(answer):
+                raise ServerRefused(409, "FENCED", "the entity was killed")
+            if not arrived:
+                # Woken by its own writes, most likely: they must not make a busy loop of it.
+                await asyncio.sleep(self._api.timing.watch_gap)
+
+    def wind_down(self) -> None:
+        """The runner is stopping: `live()` comes to its end."""
+        self._arrived.put_nowait(None)
+
+    def cancel(self) -> None:
+        """The claim is lost."""
+        self._cancelled = True
+        self.wind_down()
+
+    async def settle(self) -> None:
+        """Say of what the handler has seen that it is seen to: the handler has ended well."""
+        await self._take(up_to=self.acked)
+
+    @property
+    def acked(self) -> str | None:
+        """How far a handler that has ended well has worked its stream off."""
+        done = self._delivered_to
+        for item in self._inbox.late():
+            if _name(item) not in self._heard:
+                if isinstance(item, Signal) and not for_the_handler(item):
+                    continue
+                break  # what it was not given comes again, and so whatever lies behind that
+            if item.offset is not None:
+                done = item.offset
+        return done
+
+    # Inside
+
+    async def _read_delivered(self) -> None:
+        async with self._reading:
+            if self._read_to is not None:
+                return
+            offset, tail = self._grant.cursor, self._grant.tail
+            while True:
+                answer = await self._page(offset)
+                self._inbox.take(_events(answer))
+                end = answer.headers.get("stream-next-offset", offset)
+                reached = tail is not None and end >= tail
+                if end == offset or _is_up_to_date(answer) or reached:
+                    break
+                offset = end
+            if tail is None:
+                self._delivered_to = end
+                self._inbox.tail = end
+            self._read_to = end
+            for item in self._inbox.late():
+                self._announce(item)
+
+    async def _page(self, offset: str) -> Answer:
+        return await self._retry(
+            partial(self._api.read, self.stream_path, offset, self.write_token)
+        )
+
+    def _notice(self, answer: Answer) -> bool:
+        """Take in what a live read brought: whether anything arrived."""
+        arrived = self._inbox.take(_events(answer)) if answer.status != 204 else []
+        self._read_to = answer.headers.get("stream-next-offset", self._read_to)
+        for item in arrived:
+            self._announce(item)
+        return bool(arrived) or answer.status == 204
+
+    def _announce(self, item: Item) -> None:
+        if not isinstance(item, Signal):
+            self._arrived.put_nowait(item)
+        elif item.name in INTERRUPTS:
+            self._hear(item)
+            self._interrupt.set()
+            self.wind_down()
+
+    def _hear(self, *items: Item) -> None:
+        self._heard.update(map(_name, items))
 
     async def _write(self, body: bytes) -> None:
         self._in_doubt = body
@@ -187,136 +409,55 @@ class Wake:
         self._in_doubt = None
         self._seq += 1
 
-    async def _delivered(self) -> list[Any]:
-        """The events from the first that the claim delivers on, read once."""
-        if self._read_events is None:
-            self._read_events = await self._read()
-        return self._read_events
-
-    async def _read(self) -> list[Any]:
-        grant, offset = self._grant, self._grant.cursor
-        read: list[Any] = []
-        while True:
-            answer = await self._retry(
-                partial(self._api.read, grant.stream_path, offset, self.write_token)
-            )
-            events = answer.json()
-            if not isinstance(events, list):
-                raise BadAnswer("a read of the main stream is not a JSON array")
-            read += events
-            after = answer.headers.get("stream-next-offset", offset)
-            self.read_to = after
-            if (
-                after == offset
-                or answer.headers.get("stream-up-to-date", "").lower() == "true"
-                or (grant.tail is not None and after >= grant.tail)
-            ):
-                return read
-            offset = after
-
-    async def _take(self) -> None:
-        """Say of the queued messages that the handler has seen that they are not waiting any more.
-
-        Until then they are work, whatever is acknowledged.
+    async def _take(self, up_to: str | None) -> None:
+        """Say of the queued messages that they wait no more, and of the signals that came during
+        the work that they are handled. Until then they are work, whatever is acknowledged.
         """
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         taken = {"status": "processed", "processed_at": now}
-        waiting = [each for each in self._messages if each.value.get("status") == "pending"]
-        await self.append(
-            *(
-                {
-                    "type": "inbox",
-                    "key": message.key,
-                    "value": taken,
-                    "headers": {"operation": "update"},
-                }
-                for message in waiting
-                if message.type == "inbox"
-            )
-        )
-
-    def _cancel(self) -> None:
-        self._cancelled = True
+        handled = {"status": "handled", "handled_at": now, "handled_by": self.entity_url}
+        heard = [item for item in self._inbox.late() if _name(item) in self._heard]
+        updates = []
+        for item in [*self._inbox.delivered(), *heard]:
+            waits = item.event["value"].get("status") == "pending"
+            in_reach = up_to is None or item.offset is None or item.offset <= up_to
+            if isinstance(item, Message) and waits and in_reach:
+                updates.append(_update("inbox", item.key, taken))
+            elif isinstance(item, Signal) and item in heard and for_the_handler(item):
+                updates.append(_update("signal", item.key, handled))
+        await self.append(*updates)
+        self._inbox.take(updates)
 
 
-_NOT_THE_HANDLERS = ("SIGSTOP", "SIGTERM")
+def _name(item: Item) -> tuple[object, ...]:
+    """What stays the same of it when a later event changes it."""
+    return item.event["type"], item.key, item.offset
 
 
-@dataclass(frozen=True, slots=True)
-class _Event:
-    """An event of one of the types that a handler sees, where it lies in what was read."""
-
-    type: str
-    key: str
-    place: str
-    """Its key; without one, a place of its own."""
-    offset: str | None
-    late: bool
-    """Whether it came after what the claim delivers: that is the next wake's."""
-    deletes: bool
-    value: Any
-    whole: dict[str, Any]
+def _update(kind: str, key: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    headers = {"operation": "update"}
+    return {"type": kind, "key": key, "value": dict(value), "headers": headers}
 
 
-def _of_types(events: list[Any], tail: str | None, *types: str) -> Iterator[_Event]:
-    for place, event in enumerate(events):
-        if not isinstance(event, dict) or event.get("type") not in types:
-            continue
-        headers = event.get("headers")
-        headers = headers if isinstance(headers, dict) else {}
-        key, offset = str(event.get("key", "")), headers.get("offset")
-        offset = offset if isinstance(offset, str) else None
-        yield _Event(
-            type=event["type"],
-            key=key,
-            place=key or str(place),
-            offset=offset,
-            # Offsets are ordered as strings.
-            late=offset is not None and tail is not None and offset > tail,
-            deletes=headers.get("operation") == "delete",
-            value=event.get("value"),
-            whole=event,
-        )
+def _events(answer: Answer) -> list[Any]:
+    events = answer.json()
+    if not isinstance(events, list):
+        raise BadAnswer("a read of the main stream is not a JSON array")
+    return events
 
 
-def _messages(events: list[Any], tail: str | None) -> list[Message]:
-    """What of these events is for the handler, and lies within what the claim delivers.
-
-    Later events change what former ones said: a message is edited, cancelled or deleted, a signal
-    was handled.
-    """
-    found: dict[tuple[str, str], Message] = {}
-    for each in _of_types(events, tail, "inbox", "signal"):
-        at, kind, value = (each.type, each.place), each.type, each.value
-        known = found.get(at)
-        if each.deletes:
-            found.pop(at, None)
-            continue
-        if not isinstance(value, dict):
-            continue
-        if known is not None:
-            value = {**known.value, **value}
-        elif each.late or (kind == "inbox" and "payload" not in value):
-            continue
-        if _is_open(kind, value):
-            offset = known.offset if known is not None else each.offset
-            found[at] = Message(kind, each.key, value, offset, each.whole)
-        else:
-            found.pop(at, None)
-    return list(found.values())
+def _is_up_to_date(answer: Answer) -> bool:
+    return answer.headers.get("stream-up-to-date", "").lower() == "true"
 
 
-def _wake_events(events: list[Any], tail: str | None) -> list[WakeEvent]:
-    """The wake events among these that lie within what the claim delivers."""
-    found = {
-        each.place: WakeEvent(each.key, each.value, each.offset, each.whole)
-        for each in _of_types(events, tail, "wake")
-        if isinstance(each.value, dict) and not each.late and not each.deletes
-    }
-    return list(found.values())
+def _is_closed(answer: Answer) -> bool:
+    return answer.headers.get("stream-closed", "").lower() == "true"
 
 
-def _is_open(kind: str, value: Mapping[str, Any]) -> bool:
-    if kind == "inbox":
-        return value.get("status") != "cancelled" and value.get("mode") != "paused"
-    return value.get("status") == "unhandled" and value.get("signal") not in _NOT_THE_HANDLERS
+def _type_of(grant: Grant) -> str:
+    kind = grant.entity.get("type")
+    return kind if isinstance(kind, str) else grant.entity_url.strip("/").split("/")[0]
+
+
+def _seconds(span: float | timedelta) -> float:
+    return span.total_seconds() if isinstance(span, timedelta) else float(span)

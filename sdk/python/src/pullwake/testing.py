@@ -1,19 +1,24 @@
-"""A small server for one runner, in process: the wire contract's happy path, and faults on order.
+"""For tests of handlers: a small server in process, and `handle`, one wake from claim to end.
 
-It keeps what a test looks at (`requests`, `entities`, `heartbeats`) and lets one wait for it.
+`FakeServer` speaks the wire contract's happy path to one runner, and has faults on order. It keeps
+what a test looks at (`requests`, `entities`, `heartbeats`) and lets one wait for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
+
+from .handlers import AnyHandler
+from .runner import PullWakeRunner
 
 PATIENCE = 30.0
 """Seconds any wait of a test may take: far more than it should, so that only a bug takes it."""
@@ -48,6 +53,18 @@ class Response:
 class Cut(Exception):
     """Close the connection instead of answering."""
 
+
+_ROUTES = {
+    "register": "/_electric/runners",
+    "heartbeat": "/_electric/runners/[^/]+/heartbeat",
+    "claim": "/_electric/runners/[^/]+/claim",
+    "get": "/_electric/runners/[^/]+",
+    "wake": "/runners/[^/]+/wake",
+    "watch": "/_electric/wake",
+    "send": "/_electric/entities/[^/]+/[^/]+/send",
+    "tags": "/_electric/entities/[^/]+/[^/]+/tags/.+",
+    "spawn": "/_electric/entities/[^/]+/[^/]+",
+}
 
 Fault = Callable[[Request, Callable[[], Awaitable[Response]]], Awaitable[Response]]
 
@@ -106,6 +123,9 @@ class Claim:
     renewals: int = 0
     error: str = ""
     acks: Any = None
+    retry_after: float | None = None
+    """Seconds after which the handler asked to be woken again."""
+    gave_up: bool = False
 
 
 @dataclass
@@ -118,6 +138,10 @@ class Entity:
     claims: list[Claim] = field(default_factory=list)
     outstanding: bool = False
     producers: dict[tuple[str, int], int] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    failures: int = 0
+    spawned: dict[str, Any] | None = None
+    """What the runner asked for, if it was a runner that made it."""
 
     @property
     def active(self) -> Claim | None:
@@ -125,10 +149,26 @@ class Entity:
         return claim if claim is not None and claim.status == "active" else None
 
     def pending(self) -> bool:
-        return any(event["type"] == "inbox" for event in self.events[self.cursor :])
+        """Whether there is work: what was handled or is the server's own to see to is none."""
+        handled = {
+            each["key"]
+            for each in self.events
+            if each["type"] == "signal" and each["value"].get("status") == "handled"
+        }
+        return any(
+            event["type"] in ("inbox", "wake")
+            or (
+                event["type"] == "signal"
+                and event["key"] not in handled
+                and event["value"].get("signal") not in ("SIGSTOP", "SIGTERM", None)
+            )
+            for event in self.events[self.cursor :]
+            if event.get("headers", {}).get("operation") != "update"
+        )
 
     def appended(self) -> list[dict[str, Any]]:
-        return [event for event in self.events if event["type"] != "inbox"]
+        """What its handlers wrote."""
+        return [event for event in self.events if event["type"] not in ("inbox", "wake", "signal")]
 
 
 class FakeServer:
@@ -144,6 +184,12 @@ class FakeServer:
         self.live_modes = {"long-poll", "sse"}
         self.sse_lasts = 20.0
         self.connections = 0
+        self.sent: list[dict[str, Any]] = []
+        """What handlers sent: {to, from, …the message's body}."""
+        self.watches: list[dict[str, Any]] = []
+        """Whom handlers asked to be woken for, but for those that came with a spawn."""
+        self.wakes_only: str | None = None
+        """The entity that alone is woken, if there is to be but one."""
         self._wakes: list[dict[str, Any]] = []
         self._changed = asyncio.Condition()
         self._faults: defaultdict[str, deque[Fault]] = defaultdict(deque)
@@ -215,10 +261,32 @@ class FakeServer:
     def entity(self, path: str) -> Entity:
         return self.entities.setdefault(path, Entity(path))
 
-    async def send(self, path: str, payload: Any, *, wake: bool = True) -> None:
+    async def send(self, path: str, payload: Any, *, wake: bool = True, **value: Any) -> None:
+        """Send `payload` to the entity at `path`, such as `chat/1`."""
+        message = {"from": "user:a", "payload": payload, **value}
+        await self.put(path, {"type": "inbox", "value": message}, wake=wake)
+
+    async def signal(self, path: str, name: str, **value: Any) -> None:
+        """Signal the entity; SIGKILL takes its claim away."""
+        claim = self.entity(path).active
+        if name == "SIGKILL" and claim is not None:
+            claim.status = "fenced"
+        told = {"signal": name, "status": "unhandled", "sender": "user:a", **value}
+        closing = name in ("SIGSTOP", "SIGTERM", "SIGKILL")
+        await self.put(path, {"type": "signal", "value": told}, wake=not closing)
+
+    async def happened(self, path: str, **value: Any) -> None:
+        """Wake the entity for something that it watches: `finished_child`, `changes`, `source`."""
+        told = {"timeout": False, "changes": [], **value}
+        await self.put(path, {"type": "wake", "value": told})
+
+    async def put(self, path: str, event: dict[str, Any], *, wake: bool = True) -> None:
+        """Append an event to the entity's stream as the server does, and wake it."""
         entity = self.entity(path)
-        self._append(entity, {"type": "inbox", "value": {"from": "user:a", "payload": payload}})
-        if wake and not entity.outstanding and entity.active is None:
+        event.setdefault("headers", {}).setdefault("operation", "insert")
+        self._append(entity, event)
+        awake = self.wakes_only in (None, entity.path)
+        if wake and awake and not entity.outstanding and entity.active is None:
             self._wake(entity)
         await self._notify()
 
@@ -335,48 +403,51 @@ class FakeServer:
         return await answer()
 
     def _route(self, method: str, path: str, body: Any) -> str:
-        if path == "/_electric/runners":
-            return "register"
-        if path.endswith("/heartbeat"):
-            return "heartbeat"
-        if path.endswith("/claim"):
-            return "claim"
-        if path.startswith("/_electric/runners/"):
-            return "get"
-        if path.endswith("/wake"):
-            return "wake"
         if path.startswith("/_electric/wake-callbacks/"):
             for name in ("done", "failed"):
                 if body.get(name):
                     return name
             return "mint" if "wakeId" in body else "renew"
+        for route, pattern in _ROUTES.items():
+            if re.fullmatch(pattern, path):
+                return route
         return "append" if method == "POST" else "read"
 
     async def _handle(self, request: Request) -> Response:
-        match request.route:
-            case "register":
-                self.registered = True
-                self.record |= {"id": request.body["id"]} | request.body
-                self.record["wake_stream"] = f"/runners/{request.body['id']}/wake"
-                return Response(201, self.record)
-            case "get":
-                return Response(200, self.record) if self.registered else _error(404, "NOT_FOUND")
-            case "heartbeat":
-                if not self.registered:
-                    return _error(404, "NOT_FOUND")
-                if "wake_stream_offset" in request.body:
-                    self.record["wake_stream_offset"] = request.body["wake_stream_offset"]
-                return Response(200, self.record)
-            case "wake":
-                return await self._read_wakes(request)
-            case "claim":
-                return self._claim(request)
-            case "read":
-                return self._read(request)
-            case "append":
-                return self._write(request)
-            case _:
-                return self._callback(request)
+        handle: dict[str, Callable[[Request], Awaitable[Response]]] = {
+            "register": self._register,
+            "get": self._get,
+            "heartbeat": self._heartbeat,
+            "wake": self._read_wakes,
+            "claim": self._claim,
+            "read": self._read,
+            "append": self._write,
+            "send": self._send,
+            "tags": self._tag,
+            "spawn": self._spawn,
+            "watch": self._watch,
+        }
+        return await handle.get(request.route, self._callback)(request)
+
+    async def _register(self, request: Request) -> Response:
+        self.registered = True
+        self.record |= {"id": request.body["id"]} | request.body
+        self.record["wake_stream"] = f"/runners/{request.body['id']}/wake"
+        return Response(201, self.record)
+
+    async def _get(self, request: Request) -> Response:
+        return Response(200, self.record) if self.registered else _error(404, "NOT_FOUND")
+
+    async def _heartbeat(self, request: Request) -> Response:
+        if not self.registered:
+            return _error(404, "NOT_FOUND")
+        if "wake_stream_offset" in request.body:
+            self.record["wake_stream_offset"] = request.body["wake_stream_offset"]
+        return Response(200, self.record)
+
+    async def _watch(self, request: Request) -> Response:
+        self.watches.append(request.body)
+        return Response(204)
 
     def _position(self, request: Request) -> int:
         given = request.query["offset"]
@@ -424,7 +495,7 @@ class FakeServer:
                             await self._changed.wait()
         return None
 
-    def _claim(self, request: Request) -> Response:
+    async def _claim(self, request: Request) -> Response:
         if self.record["admin_status"] == "disabled":
             return _error(409, "NOT_RUNNING")
         path = request.body["stream"].removesuffix("/main")
@@ -446,6 +517,7 @@ class FakeServer:
             "callback": f"{self.url}/_electric/wake-callbacks/{claim.consumer_id}",
             "claimToken": claim.token,
             "triggerEvent": "message_received",
+            "attempt": entity.failures + 1,
             "entity": {"type": path.split("/")[0], "url": f"/{path}", "status": "idle"},
             "principal": {"kind": "user", "id": "a", "key": "user:a", "url": "/principal/user%3Aa"},
         }
@@ -463,7 +535,7 @@ class FakeServer:
                     return entity, claim
         return None
 
-    def _callback(self, request: Request) -> Response:
+    async def _callback(self, request: Request) -> Response:
         found = self._find(request)
         if found is None:
             return _error(404, "NOT_FOUND")
@@ -481,11 +553,21 @@ class FakeServer:
                 return Response(200, {"ok": True, "writeToken": claim.write_token})
             case "renew":
                 claim.renewals += 1
+                for ack in request.body.get("acks", ()):
+                    entity.cursor = max(entity.cursor, int(ack["offset"].split("_")[0]))
                 return Response(200, {"ok": True, "next_wake": False, "lease_expires_at": "later"})
             case "failed":
                 claim.status, claim.error = "failed", request.body["error"]
-                return Response(200, {"ok": True, "entity_cleared": True, "retry_at": "later"})
-        claim.status, claim.acks = "released", request.body["acks"]
+                if not request.body.get("give_up"):
+                    entity.failures += 1
+                    later = request.body.get("retry_after_ms")
+                    claim.retry_after = None if later is None else later / 1000
+                    body = {"ok": True, "entity_cleared": True, "retry_at": "later"}
+                    return Response(200, body)
+                claim.gave_up = True
+            case _:
+                claim.status = "released"
+        claim.acks, entity.failures = request.body["acks"], 0
         for ack in claim.acks:
             entity.cursor = max(entity.cursor, int(ack["offset"].split("_")[0]))
         if entity.pending():
@@ -501,17 +583,88 @@ class FakeServer:
         claim = entity.active
         return claim is not None and token in (claim.token, claim.write_token)
 
-    def _read(self, request: Request) -> Response:
+    async def _read(self, request: Request) -> Response:
         entity = self._stream(request)
         if not self._authorised(entity, request):
             return _error(401, "UNAUTHORIZED")
         given = request.query["offset"]
         start = 0 if given == "-1" else int(given.split("_")[0])
+        live = "live" in request.query
+        if live and start >= len(entity.events):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.long_poll), self._changed:
+                    await self._changed.wait_for(lambda: len(entity.events) > start)
         tail = len(entity.events)
         headers = {"Stream-Next-Offset": offset(tail), "Stream-Up-To-Date": "true"}
+        if live and start >= tail:
+            return Response(204, None, headers)
         return Response(200, entity.events[start:], headers)
 
-    def _write(self, request: Request) -> Response:
+    def _by_token(self, request: Request) -> Entity | None:
+        return next(
+            (each for each in self.entities.values() if self._authorised(each, request)), None
+        )
+
+    async def _tell_parent(self, child: Entity, event: Mapping[str, Any]) -> None:
+        """Wake whoever spawned the entity and asked to be, if this ends a run of it."""
+        asked = (child.spawned or {}).get("wake")
+        value = event.get("value")
+        if not asked or event.get("type") != "run" or not isinstance(value, dict):
+            return
+        if value.get("status") not in ("completed", "failed"):
+            return
+        told: dict[str, list[str]] = {"text_delta": [], "error": []}
+        for each in child.events:
+            said = each.get("value") or {}
+            if each["type"] in told and said.get("run_id") == event["key"]:
+                told[each["type"]].append(said.get("delta", said.get("message", "")))
+        finished = {
+            "url": f"/{child.path}",
+            "type": child.path.split("/")[0],
+            "run_status": value["status"],
+            "response": "".join(told["text_delta"]),
+            **({"error": "\n".join(told["error"])} if told["error"] else {}),
+        }
+        parent = asked["subscriberUrl"].strip("/")
+        await self.happened(parent, source=f"/{child.path}", finished_child=finished)
+
+    async def _send(self, request: Request) -> Response:
+        sender = self._by_token(request)
+        if sender is None:
+            return _error(401, "UNAUTHORIZED")
+        to = request.path.removeprefix("/_electric/entities/").removesuffix("/send")
+        known = [
+            each for each in self.sent if (each["to"], each["key"]) == (to, request.body["key"])
+        ]
+        if not known:
+            message = {"to": to, "from": f"/{sender.path}", **request.body}
+            self.sent.append(message)
+            if not request.body.get("afterMs"):
+                value = {"from": f"/{sender.path}", "payload": request.body["payload"]}
+                await self.put(to, {"type": "inbox", "value": value})
+        return Response(200, {"txid": "1"})
+
+    async def _tag(self, request: Request) -> Response:
+        if self._by_token(request) is None:
+            return _error(401, "UNAUTHORIZED")
+        path, _, key = request.path.removeprefix("/_electric/entities/").partition("/tags/")
+        entity = self.entity(path)
+        if request.method == "DELETE":
+            entity.tags.pop(key, None)
+        else:
+            entity.tags[key] = request.body["value"]
+        return Response(200, {"url": f"/{path}", "tags": entity.tags})
+
+    async def _spawn(self, request: Request) -> Response:
+        path = request.path.removeprefix("/_electric/entities/")
+        if path in self.entities:
+            return _error(409, "DUPLICATE_URL")
+        self.entity(path).spawned = request.body
+        if "initialMessage" in request.body:
+            await self.send(path, request.body["initialMessage"])
+        return Response(201, {"url": f"/{path}"})
+
+    async def _write(self, request: Request) -> Response:
         entity = self._stream(request)
         if not self._authorised(entity, request):
             return _error(401, "UNAUTHORIZED")
@@ -525,7 +678,77 @@ class FakeServer:
         events = request.body if isinstance(request.body, list) else [request.body]
         for event in events:
             self._append(entity, event)
+            await self._tell_parent(entity, event)
         return Response(200, {}, {"Stream-Next-Offset": offset(len(entity.events))})
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one wake."""
+
+    status: str
+    """`released` when it is done, else `failed`."""
+    error: str
+    """What the server was told of a failure."""
+    retry_after: float | None
+    """Seconds, if the handler said when to try again."""
+    gave_up: bool
+    events: list[dict[str, Any]]
+    """What was appended to the entity's stream."""
+    sent: list[dict[str, Any]]
+    """The messages that were sent: {to, payload, key, …}."""
+    spawned: dict[str, dict[str, Any]]
+    """The entities that were spawned, by URL, and with what."""
+    tags: dict[str, str]
+    acked: int
+    """How many of the entity's events have been acknowledged."""
+
+
+async def handle(
+    handler: AnyHandler,
+    *payloads: Any,
+    entity: str = "agent/test",
+    happened: Sequence[Mapping[str, Any]] = (),
+    attempt: int = 1,
+) -> Outcome:
+    """Run `handler` for one wake of an entity that was sent these messages, and tell how it went.
+
+    `happened`: the values of wake events, such as {"finished_child": {…}}, that come with them.
+    """
+    async with FakeServer() as server:
+        there = server.entity(entity)
+        there.failures = attempt - 1
+        server.wakes_only = entity
+        for value in happened:
+            await server.happened(entity, **value)
+        for payload in payloads:
+            await server.send(entity, payload)
+        if not there.outstanding:
+            raise ValueError("no message, and nothing that happened: there is nothing to wake for")
+        runner = PullWakeRunner(server.url, "test", handler)
+        await runner.start()
+        try:
+            claim = await server.until(
+                lambda: there.claims and there.claims[0].status != "active" and there.claims[0],
+                "the handler's end",
+            )
+        finally:
+            await runner.stop(grace=0.0)
+        return Outcome(
+            status=claim.status,
+            error=claim.error,
+            retry_after=claim.retry_after,
+            gave_up=claim.gave_up,
+            events=there.appended(),
+            sent=server.sent,
+            spawned={
+                f"/{each.path}": each.spawned
+                for each in server.entities.values()
+                if each.spawned is not None
+            },
+            tags=there.tags,
+            acked=there.cursor,
+        )
 
 
 async def _wait_eof(reader: asyncio.StreamReader) -> None:

@@ -1,0 +1,80 @@
+"""Dead letters: work that a handler gave up. The only writer of `DeadLetter`.
+
+Given up, work is acked, so that it stands in the way of nothing that came after it; and kept, so
+that an operator sees it and can redrive it.
+"""
+
+import uuid
+
+import msgspec
+from django.db import transaction
+from django.db.models.functions import Now
+
+from claims.models import ConsumerClaim, DeadLetter
+from core.bodies import JsonObject
+from core.clock import iso
+from core.errors import InvalidRequest, PullwakeError
+from core.identifiers import new_id
+from dispatch import entities, wakes
+from dispatch.models import DispatchState, StreamEvent
+from dispatch.streams import log
+
+REDRIVEN_BEFORE = "It was redriven before."
+
+
+def keep(
+    claim: ConsumerClaim, state: DispatchState, *, after: int, attempts: int, reason: str
+) -> int:
+    """Keep the work past the offset ``after`` that this claim has just acked: how much of it."""
+    work = StreamEvent.objects.filter(
+        entity=state.entity_id, work=True, offset__gt=after, offset__lte=state.cursor
+    )
+    letters = [
+        DeadLetter(
+            entity_id=state.entity_id,
+            offset=offset,
+            reason=reason,
+            attempts=attempts,
+            runner_name=claim.runner_name,
+        )
+        for offset in work.order_by("offset").values_list("offset", flat=True)
+    ]
+    return len(DeadLetter.objects.bulk_create(letters))
+
+
+def why_not_redriven(letter: DeadLetter, state: DispatchState) -> PullwakeError | None:
+    """What stands against redriving it; None if nothing does."""
+    if letter.redriven_at is not None:
+        return InvalidRequest(REDRIVEN_BEFORE)
+    return entities.why_not_sent(state)
+
+
+def redrive(letter: DeadLetter) -> str:
+    """Append the work to its entity's stream anew, and wake it: the txid.
+
+    Raises NotFound for a deleted entity, NotRunning for one that is stopping, stopped or killed,
+    InvalidRequest if it was redriven before.
+    """
+    with transaction.atomic():
+        state = entities.lock(letter.entity)
+        closed = entities.why_not_sent(state)
+        if closed is not None:
+            raise closed
+        unsent = DeadLetter.objects.filter(pk=letter.pk, redriven_at=None)
+        if not unsent.update(redriven_at=Now()):
+            raise InvalidRequest(REDRIVEN_BEFORE)
+        txid = str(uuid.uuid4())
+        given_up = StreamEvent.objects.get(entity=letter.entity, offset=letter.offset)
+        event: JsonObject = msgspec.json.decode(given_up.data)
+        # Under a new key: an insert of a known one is an update, which is no work of its own.
+        again = {
+            **event,
+            "key": new_id("redriven"),
+            "value": {**event.get("value", {}), "timestamp": iso(state.now)},
+            "headers": {"operation": "insert", "txid": txid},
+        }
+        log.append(state, [again])
+        # News is worth a try at once, whatever failed before.
+        state.retry_at = None
+        wakes.settle(state)
+    return txid

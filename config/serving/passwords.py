@@ -1,0 +1,68 @@
+"""Logins must not stop the rest: hashed beside gevent's loop, and tried one after another."""
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from functools import lru_cache, partial
+
+from django.contrib.auth.hashers import PBKDF2PasswordHasher
+from django.http import HttpRequest, HttpResponse
+from django.urls import reverse
+from gevent import monkey
+from gevent.threadpool import ThreadPool
+
+from config.error_pages import locked_out
+
+_NICE = 10
+"""Hashing takes what the loop leaves of a processor: no heartbeat waits for a login."""
+
+
+@lru_cache
+def _pool() -> ThreadPool:
+    """One thread: several at once would take every processor from the loop."""
+    return ThreadPool(1)
+
+
+class Hasher(PBKDF2PasswordHasher):
+    """Django's own hasher, and its hashes; in a gevent worker they are made in another thread."""
+
+    def encode(self, password: str, salt: str, iterations: int | None = None) -> str:
+        """The hash, as it is stored."""
+        encode = partial(super().encode, password, salt, iterations)
+        if not monkey.is_module_patched("threading"):
+            return encode()
+        return str(_pool().apply(_give_way, (encode,)))
+
+
+def _give_way(encode: "partial[str]") -> str:
+    if sys.platform == "linux":  # there 0 is this thread, and elsewhere the whole process
+        os.setpriority(os.PRIO_PROCESS, 0, _NICE)
+    return encode()
+
+
+PATIENCE_S = 10.0
+"""How long a login waits for those before it, until it is refused."""
+
+
+class LoginTurns:
+    """Middleware: a process tries logins one after another.
+
+    django-axes looks at the failures so far, and counts the next one after its password was looked
+    at: of those that come at once each would be a guess. Whoever waits holds no connection.
+    """
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self._get_response = get_response
+        self._turn = threading.Lock()
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        """The answer, when it is this login's turn."""
+        if request.method != "POST" or request.path_info != reverse("admin:login"):
+            return self._get_response(request)
+        if not self._turn.acquire(timeout=PATIENCE_S):
+            return locked_out(request)
+        try:
+            return self._get_response(request)
+        finally:
+            self._turn.release()

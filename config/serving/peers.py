@@ -1,0 +1,64 @@
+"""A connection whose peer must not take for ever: to send a request, or to take an answer."""
+
+import errno
+import socket
+import time
+from typing import Any
+
+SLICE = 64 * 1024
+"""Bytes of an answer that the peer has the time for; and those that the system keeps for it."""
+
+
+class Peer:
+    """gevent's socket with deadlines; waiting for a request to begin is gunicorn's ``keepalive``.
+
+    A request that is not there in time ends like one whose peer has closed: what was to come of it
+    is missing. A peer that does not take its answer counts as gone.
+    """
+
+    def __init__(self, sock: Any, patience_s: float) -> None:
+        self._sock = sock
+        self._patience_s = patience_s
+        self._deadline: float | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def idle(self) -> None:
+        """The request is answered, and none has begun."""
+        self._deadline = None
+
+    def recv(self, size: int) -> bytes:
+        """What is there of the request; nothing once the peer has had its time."""
+        if self._deadline is None:
+            self._sock.settimeout(None)
+            first: bytes = self._sock.recv(size)
+            self._deadline = time.monotonic() + self._patience_s
+            return first
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            return b""
+        self._sock.settimeout(left)
+        try:
+            more: bytes = self._sock.recv(size)
+        except TimeoutError:
+            return b""
+        return more
+
+    def sendall(self, data: bytes) -> None:
+        """Send; raises ConnectionResetError for a peer that does not read."""
+        self._sock.settimeout(self._patience_s)
+        try:
+            if len(data) <= SLICE:
+                self._sock.sendall(data)
+                return
+            view = memoryview(data)
+            for begin in range(0, len(view), SLICE):
+                self._sock.sendall(view[begin : begin + SLICE])
+        except TimeoutError:
+            raise ConnectionResetError(errno.ECONNRESET, "The peer does not read.") from None
+
+
+def keep_little(listener: socket.socket) -> None:
+    """Let the system keep little of what the peers of this socket do not take."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SLICE)

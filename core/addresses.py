@@ -1,0 +1,33 @@
+"""Where a request comes from: the peer's address, or the one that a trusted proxy names."""
+
+import ipaddress
+
+from django.conf import settings
+from django.http import HttpRequest
+
+
+def is_trusted_proxy(address: str) -> bool:
+    """Whether PULLWAKE_TRUSTED_PROXIES names it."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return any(parsed in network for network in settings.PULLWAKE_TRUSTED_PROXIES)
+
+
+def client_address(request: HttpRequest) -> str:
+    """The IP address of the caller, "" where there is none (a Unix socket's peer).
+
+    Of ``X-Forwarded-For`` it is the last one that no trusted proxy has: those before it are the
+    caller's own to make up. Without such proxies the header says nothing.
+    """
+    address: str = request.META.get("REMOTE_ADDR", "")
+    if settings.PULLWAKE_TRUSTED_PROXIES:
+        forwarded = request.META.get("HTTP_X_FORWARDED_FOR", "").split(",")
+        while is_trusted_proxy(address) and forwarded:
+            named = forwarded.pop().strip()
+            try:
+                address = str(ipaddress.ip_address(named))
+            except ValueError:
+                break
+    return address

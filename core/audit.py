@@ -1,0 +1,60 @@
+"""Who did what: one structured line of the logger ``pullwake.audit``, and entries for operators.
+
+A line has the principal, the verb, the target, the answer, the address and the request's id, and no
+secret: nothing of a header but the id, nothing of a query or a body.
+"""
+
+import logging
+import re
+import secrets
+
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth import get_user_model
+from django.db.models import Model
+from django.http import HttpRequest
+
+from core.addresses import client_address
+
+logger = logging.getLogger("pullwake.audit")
+
+NO_OPERATOR = "(no operator)"
+"""The user whose entries of the audit log are of what no operator did."""
+
+_MAX_TARGET = 512
+_REQUEST_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
+
+
+def note(
+    request: HttpRequest, *, principal: str, verb: str, answer: int | str, refused: bool = False
+) -> str:
+    """Leave the line of a request: the id that it has there.
+
+    ``principal``: the key of the one who asked; ``answer``: an HTTP status, or a word.
+    """
+    # A proxy may have named the request.
+    request_id: str = request.META.get("HTTP_X_REQUEST_ID", "")
+    if not _REQUEST_ID.fullmatch(request_id):
+        request_id = secrets.token_hex(8)
+    facts = {
+        "principal": principal,
+        "verb": verb,
+        "target": request.path[:_MAX_TARGET],
+        "answer": answer,
+        "address": client_address(request),
+        "request_id": request_id,
+    }
+    if refused:
+        logger.warning("refused", extra=facts)
+    else:
+        logger.info("done", extra=facts)
+    return request_id
+
+
+def record(row: Model, message: str, *, flag: int) -> None:
+    """Leave an entry in the operators' audit log, for what no operator did.
+
+    Each needs a user there: it is one whose name no form takes, and who cannot log in.
+    """
+    users = get_user_model()._default_manager
+    nobody, _ = users.get_or_create(username=NO_OPERATOR, defaults={"is_active": False})
+    LogEntry.objects.log_actions(nobody.pk, [row], flag, message, single_object=True)

@@ -1,0 +1,86 @@
+"""Dead letters: work that handlers gave up, as operators see it and redrive it."""
+
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import F, QuerySet
+from django.http import HttpRequest
+
+from claims import dead_letters
+from claims.models import DeadLetter
+from dispatch.models import StreamEvent
+from operators.kit.lists import ENTITY, column, exact, moment_column, row_column, where, words
+from operators.kit.markup import badge, ident, page_of, readable, shortened
+from operators.kit.verbs import OperatorAdmin, Order, Verb
+
+
+def _effect(letter: Any) -> str:
+    state = letter.entity.dispatch_state
+    problem = dead_letters.why_not_redriven(letter, state)
+    if problem is not None:
+        raise problem
+    appended = "The work is appended to its entity's stream anew"
+    if state.paused:
+        return f"{appended}, and waits until the entity is resumed."
+    return f"{appended}, and the entity is woken."
+
+
+def _redrive(letter: Any, order: Order) -> str:
+    return f"redriven, txid {dead_letters.redrive(letter)}"
+
+
+REDRIVE = Verb(
+    "redrive",
+    "Redrive",
+    "claims.redrive_deadletter",
+    "Redrive these dead letters?",
+    _effect,
+    _redrive,
+    fits=lambda letter: letter.redriven_at is None,
+)
+
+
+def _state(letter: Any) -> str:
+    return badge("redriven" if letter.redriven_at else "given up")
+
+
+@admin.register(DeadLetter)
+class DeadLetterAdmin(OperatorAdmin):
+    verbs = (REDRIVE,)
+    story_template = "operators/dead_letter.html"
+    list_display = (
+        row_column(
+            "dead letter",
+            lambda row: ident(str(row.pk), page_of("claims_deadletter", row.pk)),
+        ),
+        column("status", _state),
+        ENTITY,
+        column("reason", lambda row: shortened(row.reason, 80)),
+        "attempts",
+        moment_column("given_up_at", "given up"),
+        moment_column("redriven_at", "redriven"),
+    )
+    list_filter = (
+        words(
+            "redriven",
+            "redriven",
+            {
+                "no": ("not yet", where(redriven_at=None)),
+                "yes": ("redriven", where(redriven_at__isnull=False)),
+            },
+        ),
+        exact("entity URL", "entity", "entity__url"),
+    )
+    search_fields = ("entity__url__startswith",)
+    search_help_text = "URL of the entity, or how it begins"
+
+    def get_queryset(self, request: HttpRequest) -> "QuerySet[Any]":
+        rows: QuerySet[Any] = super().get_queryset(request).annotate(entity_url=F("entity__url"))
+        return rows
+
+    def with_prospects(self, rows: "QuerySet[Any]") -> "QuerySet[Any]":
+        return rows.select_related("entity__dispatch_state")
+
+    def story(self, request: HttpRequest, row: Any) -> dict[str, Any]:
+        event = StreamEvent.objects.filter(entity=row.entity_id, offset=row.offset).first()
+        return {"event": None if event is None else readable(event)}

@@ -1,0 +1,107 @@
+"""The server's calls for people, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit
+
+from .api import START
+from .clock import Clock
+from .errors import BadAnswer
+from .profiles import Connection
+from .timing import Timing
+from .transport import Answer, Transport
+
+PAGE = 1000
+"""Rows of a list in one answer."""
+
+
+class Client:
+    """Calls to one server. All raise what `Transport.call` raises."""
+
+    def __init__(self, transport: Transport, timing: Timing) -> None:
+        self._transport = transport
+        self._timing = timing
+
+    async def call(
+        self, method: str, path: str, body: object = None, query: Mapping[str, str] | None = None
+    ) -> Answer:
+        """One call."""
+        return await self._transport.call(
+            method,
+            self._transport.url(path),
+            json_body=body,
+            params=query,
+            deadline=self._timing.request_timeout,
+        )
+
+    async def rows(self, path: str, query: Mapping[str, str]) -> AsyncIterator[dict[str, Any]]:
+        """The rows of a list, a page at a time."""
+        page: Mapping[str, str] | None = {**query, "limit": str(PAGE)}
+        while page is not None:
+            answer = await self.call("GET", path, query=page)
+            for row in _list(answer):
+                if isinstance(row, dict):
+                    yield row
+            page = _next(answer)
+
+    async def follow(
+        self, entity: str, after: str = START, *, live: bool = True
+    ) -> AsyncIterator[dict[str, Any]]:
+        """The events of an entity's stream, and then those to come, until it is closed."""
+        path = f"{entity}/main"
+        waits = False
+        while True:
+            query = {"offset": after, **({"live": "long-poll"} if waits else {})}
+            answer = await self._transport.call(
+                "GET",
+                self._transport.url(path),
+                params=query,
+                deadline=self._timing.long_poll_deadline,
+            )
+            for event in _list(answer) if answer.status != 204 else []:
+                if isinstance(event, dict):
+                    yield event
+            end = answer.headers.get("stream-next-offset", after)
+            at_end = answer.headers.get("stream-up-to-date", "").lower() == "true" or end == after
+            if answer.headers.get("stream-closed", "").lower() == "true":
+                return
+            if at_end and not live:
+                return
+            after, waits = end, at_end
+
+
+@asynccontextmanager
+async def connected(connection: Connection) -> AsyncIterator[Client]:
+    """A client, for as long as the block."""
+    transport = Transport(connection.url, connection.headers, Clock())
+    try:
+        yield Client(transport, Timing())
+    finally:
+        await transport.aclose()
+
+
+def entity_path(name: str) -> str:
+    """`agent/hello` or `/agent/hello`, as it is in a URL. Raises ValueError for what is none."""
+    parts = name.strip("/").split("/")
+    if len(parts) != 2 or not all(parts):
+        raise ValueError(f"not an entity, which is TYPE/ID: {name!r}")
+    return "/" + "/".join(quote(part, safe="") for part in parts)
+
+
+def _list(answer: Answer) -> list[Any]:
+    rows = answer.json()
+    if not isinstance(rows, list):
+        raise BadAnswer("an answer is not a JSON array")
+    return rows
+
+
+def _next(answer: Answer) -> dict[str, str] | None:
+    """The query of the page that the Link header names."""
+    target, _, rel = answer.headers.get("link", "").partition(">")
+    if 'rel="next"' not in rel:
+        return None
+    query = parse_qs(urlsplit(target.removeprefix("<")).query)
+    return {name: values[0] for name, values in query.items()}

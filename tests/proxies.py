@@ -1,0 +1,127 @@
+"""The proxies that deploy/ has recipes for, as tests run them: on ports of their own."""
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from tests.support import ROOT, Database, Server, free_port, wait_until
+
+PROGRAMS = ("pgbouncer", "haproxy", "nginx")
+
+
+def found(program: str) -> str | None:
+    """Where it is: Debian has servers where only root looks."""
+    return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+
+
+def recipe(name: str, instead: dict[str, str]) -> str:
+    """A recipe of deploy/, with a test's own in place of what is the reader's to fill in."""
+    text = (ROOT / "deploy" / name).read_text()
+    for named, own in instead.items():
+        assert named in text, f"deploy/{name} does not say {named!r}"
+        text = text.replace(named, own)
+    return text
+
+
+@contextmanager
+def running(program: str, *args: object, port: int, folder: Path, user: int | None = None):
+    """A program that listens on this port, until it is left."""
+    path = found(program)
+    assert path is not None, f"{program} is not installed"
+    with (folder / f"{program}.log").open("ab") as log:
+        process = subprocess.Popen(
+            [path, *map(str, args)], cwd=folder, user=user, stdout=log, stderr=log
+        )
+    try:
+        wait_until(lambda: listens(process, port), what=f"{program}, see {folder}")
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def listens(process: "subprocess.Popen[bytes]", port: int) -> bool:
+    assert process.poll() is None, process.args
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def pgbouncer(database: Database, **instead: str) -> Iterator[str]:
+    """The URL of a database behind PgBouncer in transaction mode."""
+    url = urlsplit(database.url)
+    port = free_port()
+    # It refuses to run as root.
+    user = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
+    with tempfile.TemporaryDirectory(prefix="pullwake-pgbouncer-") as name:
+        folder = Path(name)
+        own = {
+            "host=postgres.example port=5432 dbname=pullwake": f"host=127.0.0.1 port={url.port} "
+            f"dbname={url.path[1:]}",
+            "listen_addr = 0.0.0.0": "listen_addr = 127.0.0.1",
+            "listen_port = 6432": f"listen_port = {port}\nunix_socket_dir =",
+            **instead,
+        }
+        (folder / "pgbouncer.ini").write_text(recipe("pgbouncer.ini", own))
+        (folder / "userlist.txt").write_text(f'"{url.username}" "{url.password}"\n')
+        if user is not None:
+            for path in (folder, *folder.iterdir()):
+                os.chown(path, user, -1)
+        with running("pgbouncer", "pgbouncer.ini", port=port, folder=folder, user=user):
+            yield f"postgres://{url.username}:{url.password}@127.0.0.1:{port}/pullwake"
+
+
+def _instead_of_servers(servers: Sequence[Server]) -> dict[str, str]:
+    return {
+        f"pullwake-{number}.example:8000": f"127.0.0.1:{server.port}"
+        for number, server in enumerate(servers, 1)
+    }
+
+
+@contextmanager
+def haproxy(servers: Sequence[Server], folder: Path) -> Iterator[str]:
+    """The URL of HAProxy before three servers."""
+    port = free_port()
+    own = {**_instead_of_servers(servers), "bind :8000": f"bind 127.0.0.1:{port}"}
+    (folder / "haproxy.cfg").write_text(recipe("haproxy.cfg", own))
+    with running("haproxy", "-db", "-f", "haproxy.cfg", port=port, folder=folder):
+        yield f"http://127.0.0.1:{port}"
+
+
+NGINX = """
+daemon off;
+pid {folder}/nginx.pid;
+error_log {folder}/nginx.error.log;
+events {{ worker_connections 1000; }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    include recipe.conf;
+}}
+"""
+
+
+@contextmanager
+def nginx(servers: Sequence[Server], folder: Path) -> Iterator[str]:
+    """The URL of nginx before three servers."""
+    port = free_port()
+    own = {**_instead_of_servers(servers), "listen 8000": f"listen 127.0.0.1:{port}"}
+    (folder / "recipe.conf").write_text(recipe("nginx.conf", own))
+    (folder / "nginx.conf").write_text(NGINX.format(folder=folder))
+    started = running(
+        "nginx", "-p", folder, "-e", folder / "nginx.error.log", "-c", "nginx.conf",
+        port=port, folder=folder,
+    )  # fmt: skip
+    with started:
+        yield f"http://127.0.0.1:{port}"

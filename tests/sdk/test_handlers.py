@@ -1,0 +1,235 @@
+"""What handlers do, with the real server: how their work ends, and what they send and make."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import harness
+from pullwake import GiveUp, PullWakeRunner, RetryAfter, SyncWake, Wake
+from pullwake.handlers import AnyHandler
+from tests.support import Database, HttpApi, Server
+
+from .brisk import BRISK
+
+
+async def until(condition: Callable[[], Any], what: str = "") -> None:
+    await harness.until(condition, what, every=0.05)
+
+
+@asynccontextmanager
+async def at_work(server: Server, name: str, handler: AnyHandler) -> AsyncIterator[HttpApi]:
+    """A runner of this name, and the entity /agent/<name> that it works for."""
+    runner = PullWakeRunner(server.url, name, handler, timing=BRISK)
+    async with runner:
+        await runner.connected()
+        api = server.client(None)
+        api.make_entity(f"/agent/{name}", runner_id=name)
+        yield api
+
+
+def rows(server: Server, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+    return list(Database(server.env["DATABASE_URL"]).execute(sql, *values))
+
+
+def claims(server: Server, url: str) -> list[tuple[str, str]]:
+    sql = "SELECT status, error FROM claims_consumerclaim WHERE entity_url = %s ORDER BY epoch"
+    return [(status, error) for status, error in rows(server, sql, url)]
+
+
+def cursor(server: Server, url: str) -> int:
+    (found,) = rows(
+        server,
+        "SELECT s.cursor FROM dispatch_dispatchstate s JOIN dispatch_entity e ON e.id = s.entity_id"
+        " WHERE e.url = %s",
+        url,
+    )
+    return int(found[0])
+
+
+async def test_work_is_put_off_and_then_given_up(server: Server) -> None:
+    attempts: list[int] = []
+
+    async def handler(wake: Wake) -> None:
+        await wake.messages()
+        attempts.append(wake.attempt)
+        if wake.attempt == 1:
+            raise RetryAfter(1, "busy")
+        raise GiveUp("no such tool")
+
+    async with at_work(server, "gives-up", handler) as api:
+        api.send("/agent/gives-up")
+        await until(lambda: len(claims(server, "/agent/gives-up")) == 2, "a second claim")
+        await until(lambda: api.status("/agent/gives-up") == "idle", "its end")
+    assert claims(server, "/agent/gives-up") == [("failed", "busy"), ("failed", "no such tool")]
+    assert attempts == [1, 2]
+    letters = rows(server, "SELECT reason, attempts FROM claims_deadletter")
+    assert letters == [("no such tool", 2)]
+
+
+async def test_a_part_is_acked_before_the_rest_fails(server: Server) -> None:
+    seen: list[list[Any]] = []
+
+    async def handler(wake: Wake) -> None:
+        messages = await wake.messages()
+        seen.append([message.payload for message in messages])
+        if messages[-1].payload == "bad":
+            await wake.ack(messages[0])
+            raise RetryAfter(600)
+
+    async with at_work(server, "acks", handler) as api:
+        api.signal("/agent/acks", "SIGSTOP")
+        api.send("/agent/acks", payload="good")
+        api.send("/agent/acks", payload="bad")
+        api.signal("/agent/acks", "SIGCONT")
+        await until(lambda: len(claims(server, "/agent/acks")) == 1 and seen != [])
+        await until(lambda: api.status("/agent/acks") == "idle")
+        api.send("/agent/acks", payload="new")
+        await until(lambda: len(seen) == 2)
+    assert seen == [["good", "bad"], ["bad", "new"]]
+
+
+async def test_it_hears_of_a_signal_within_a_second_or_two(server: Server) -> None:
+    began, took = asyncio.Event(), 0.0
+
+    async def handler(wake: Wake) -> None:
+        nonlocal took
+        began.set()
+        await wake.interruption()
+        took = asyncio.get_running_loop().time() - signalled
+
+    async with at_work(server, "interrupted", handler) as api:
+        api.send("/agent/interrupted")
+        await began.wait()
+        signalled = asyncio.get_running_loop().time()
+        await asyncio.to_thread(api.signal, "/agent/interrupted", "SIGINT")
+        await until(lambda: api.status("/agent/interrupted") == "idle")
+        # It was seen to, so it wakes for nothing.
+        assert claims(server, "/agent/interrupted") == [("released", "")]
+    assert 0 < took < 2
+
+
+async def test_a_kill_ends_it_within_a_second_or_two(server: Server) -> None:
+    began, ended = asyncio.Event(), asyncio.Event()
+    took = 0.0
+
+    async def handler(wake: Wake) -> None:
+        nonlocal took
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            took = asyncio.get_running_loop().time() - killed
+            ended.set()
+
+    async with at_work(server, "killed", handler) as api:
+        api.send("/agent/killed")
+        await began.wait()
+        killed = asyncio.get_running_loop().time()
+        await asyncio.to_thread(api.signal, "/agent/killed", "SIGKILL")
+        async with asyncio.timeout(10):
+            await ended.wait()
+    # The watch begins a second after the work did; a renewal would come after ten.
+    assert 0 < took < 3
+
+
+async def test_what_arrives_is_worked_on_live_and_acked(server: Server) -> None:
+    seen: list[Any] = []
+
+    async def handler(wake: Wake) -> None:
+        seen.extend(message.payload for message in await wake.messages())
+        async for item in wake.live():
+            await wake.append({"type": "reply", "key": str(item.payload), "value": {}})
+            seen.append(item.payload)
+            if item.payload == 3:
+                return
+
+    async with at_work(server, "live", handler) as api:
+        for n in (1, 2, 3):
+            api.send("/agent/live", payload=n)
+            await until(lambda: n in seen)  # noqa: B023  waited for in its round
+        await until(lambda: api.status("/agent/live") == "idle")
+    assert seen == [1, 2, 3]
+    assert claims(server, "/agent/live") == [("released", "")]
+
+
+async def test_it_sends_spawns_and_tags(server: Server) -> None:
+    got: list[Any] = []
+
+    async def handler(wake: Wake) -> None:
+        got.append((wake.entity_url, [each.payload for each in await wake.messages()]))
+        if wake.entity_url == "/agent/parent":
+            for _ in range(2):  # the second time all of it is there already
+                url = await wake.spawn("agent", "child", {"n": 1}, message="go", tags={"a": "b"})
+            await wake.send(url, "more", key="k")
+            await wake.send(url, "more", key="k")
+            await wake.set_tag("children", "1")
+
+    async with at_work(server, "parent", handler) as api:
+        api.send("/agent/parent")
+        await until(lambda: sum(len(each) for url, each in got if url == "/agent/child") == 2)
+        await until(lambda: api.status("/agent/parent") == "idle")
+        parent = api.get("/_electric/entities/agent/parent").body
+        child = api.get("/_electric/entities/agent/child").body
+        history = api.get("/agent/child/main?offset=-1").body
+    assert parent["tags"] == {"children": "1"}
+    assert (child["parent"], child["spawn_args"], child["tags"]) == (
+        *("/agent/parent", {"n": 1}),
+        {"a": "b"},
+    )
+    senders = [each["value"]["from"] for each in history if each["type"] == "inbox"]
+    assert senders[1:] == ["/agent/parent"]
+
+
+async def test_a_thread_works_with_all_of_it(server: Server) -> None:
+    def handler(wake: SyncWake) -> None:
+        (message,) = wake.messages()
+        with wake.run("r1") as run:
+            run.write(f"You said: {message.payload}")
+        wake.set_tag("done", str(len(list(wake.history()))))
+
+    async with at_work(server, "threaded", handler) as api:
+        api.send("/agent/threaded", payload="hällo")
+        await until(lambda: claims(server, "/agent/threaded") == [("released", "")])
+        stream = api.get("/agent/threaded/main?offset=-1").body
+        deltas = [each["value"]["delta"] for each in stream if each["type"] == "text_delta"]
+        assert deltas == ["You said: hällo"]
+        assert api.get("/_electric/entities/agent/threaded").body["tags"] == {"done": "5"}
+
+
+# Two processes of one id, as in a rolling deploy
+
+
+def hears_of_another(runner: PullWakeRunner) -> bool:
+    assert runner._run is not None
+    record = runner._run._record
+    return record is not None and record.other_process
+
+
+async def test_the_old_ones_goodbye_does_not_make_the_new_one_look_dead(server: Server) -> None:
+    async def handler(wake: Wake) -> None:
+        began.set()
+        await proceed.wait()
+
+    began, proceed = asyncio.Event(), asyncio.Event()
+    api = server.client(None)
+    old, new = (PullWakeRunner(server.url, "rolling", handler, timing=BRISK) for _ in range(2))
+    await old.start()
+    await old.connected()
+    await new.start()
+    await new.connected()
+    api.make_entity("/agent/rolling", runner_id="rolling")
+    await until(lambda: hears_of_another(old), "that the old one hears of the new one")
+    await old.stop()
+    api.send("/agent/rolling")
+    await began.wait()
+    health = api.get("/_electric/runners/rolling/health").body
+    assert health["runner"]["liveness_status"] == "online"
+    assert health["claims"]["active_count"] == 1
+    proceed.set()
+    await until(lambda: not hears_of_another(new), "that the new one is alone")
+    await new.stop()
+    health = api.get("/_electric/runners/rolling/health").body
+    assert health["client"]["status"] == "stopped"

@@ -1,0 +1,137 @@
+"""Logins stop nobody else, and guessing is over after a few passwords."""
+
+import ipaddress
+import subprocess
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx2
+import pytest
+from django.contrib.auth.hashers import PBKDF2PasswordHasher
+from django.contrib.auth.models import User
+from django.test import Client
+
+from config.serving.passwords import Hasher
+from core.addresses import client_address
+from tests.support import ROOT, Server
+
+HTML = {"Accept": "text/html"}
+
+BESIDE = """
+from gevent import monkey; monkey.patch_all()
+import gevent
+from django.conf import settings; settings.configure()
+from config.serving.passwords import Hasher
+
+hashing = gevent.spawn(Hasher().encode, "secret", "salt", 300_000)
+turns = 0
+while not hashing.dead:
+    gevent.sleep(0)
+    turns += 1
+print(hashing.value, turns)
+"""
+
+
+def test_the_loop_goes_on_while_a_password_is_hashed():
+    done = subprocess.run(
+        [sys.executable, "-c", BESIDE], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    hashed, turns = done.stdout.split()
+    assert hashed == PBKDF2PasswordHasher().encode("secret", "salt", 300_000)
+    assert int(turns) > 100
+
+
+def test_its_hashes_are_djangos():
+    assert Hasher().encode("secret", "salt", 10) == PBKDF2PasswordHasher().encode(
+        "secret", "salt", 10
+    )
+
+
+# --- Guessing -------------------------------------------------------------------------------------
+
+
+def log_in(client, password, username="carol", **facts):
+    return client.post("/admin/login/", {"username": username, "password": password}, **facts)
+
+
+@pytest.fixture
+def carol(db, settings):
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # for speed
+    return User.objects.create_user("carol", password="right", is_staff=True)
+
+
+def test_who_guesses_is_locked_out_and_told_so(carol):
+    guesser = Client(headers=HTML)
+    assert [log_in(guesser, f"guess {n}").status_code for n in range(5)] == [200] * 4 + [429]
+    refused = log_in(guesser, "right")
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "900")
+    assert "Too many passwords were tried" in refused.content.decode()
+    assert guesser.get("/admin/").status_code == 302
+
+
+def test_nobody_elsewhere_is_locked_out(carol):
+    guesser = Client()
+    for n in range(6):
+        log_in(guesser, f"guess {n}")
+    assert log_in(Client(REMOTE_ADDR="192.0.2.7"), "right").status_code == 302
+
+
+def test_a_login_begins_the_count_anew(carol):
+    for _ in range(3):
+        client = Client()
+        assert [log_in(client, f"guess {n}").status_code for n in range(4)] == [200] * 4
+        assert log_in(client, "right").status_code == 302
+
+
+def test_each_is_a_line_in_the_log_without_the_password(carol, caplog):
+    caplog.set_level("INFO", "pullwake.audit")
+    log_in(Client(), "wrong-one")
+    log_in(Client(), "right")
+    lines = [record.__dict__ for record in caplog.records if record.name == "pullwake.audit"]
+    assert [(each["verb"], each["answer"], each["principal"]) for each in lines] == [
+        ("log in", "refused", "system:operator:carol"),
+        ("log in", "ok", "system:operator:carol"),
+    ]
+    assert {each["address"] for each in lines} == {"127.0.0.1"}
+    assert "wrong-one" not in str(lines)
+
+
+def test_of_many_at_once_only_the_first_few_are_looked_at(server: Server):
+    def guess(client: httpx2.Client) -> int:
+        csrf = client.cookies["csrftoken"]
+        form = {"username": "carol", "password": "x", "csrfmiddlewaretoken": csrf}
+        return client.post("/admin/login/", data=form).status_code
+
+    clients = [httpx2.Client(base_url=server.url, timeout=60) for _ in range(16)]
+    for client in clients:
+        client.get("/admin/login/")
+    with ThreadPoolExecutor(16) as threads:
+        answers = Counter(threads.map(guess, clients))
+    for client in clients:
+        client.close()
+    assert answers == {200: 4, 429: 12}
+    looked_at = "SELECT sum(failures_since_start) FROM axes_accessattempt"
+    assert server.database.execute(looked_at) == [(5,)]
+
+
+# --- Addresses ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "address"),
+    [
+        ("192.0.2.1", "198.51.100.1", "192.0.2.1"),
+        ("10.0.0.1", "198.51.100.1", "198.51.100.1"),
+        ("10.0.0.1", "203.0.113.9, 198.51.100.1", "198.51.100.1"),
+        ("10.0.0.1", "198.51.100.1, 10.0.0.2", "198.51.100.1"),
+        ("10.0.0.1", "made up", "10.0.0.1"),
+        ("10.0.0.1", None, "10.0.0.1"),
+        ("", None, ""),
+    ],
+)
+def test_the_callers_address_is_what_a_trusted_proxy_says(rf, settings, peer, forwarded, address):
+    settings.PULLWAKE_TRUSTED_PROXIES = [ipaddress.ip_network("10.0.0.0/8")]
+    headers = {} if forwarded is None else {"X-Forwarded-For": forwarded}
+    assert client_address(rf.get("/", headers=headers, REMOTE_ADDR=peer)) == address

@@ -1,0 +1,125 @@
+"""Peers that take for ever, to send a request or to take an answer, are cut; others are served."""
+
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from http.client import HTTPResponse
+
+import pytest
+
+from tests.serving.conftest import long_poll, make_idle, tail
+from tests.support import Server, wait_until
+
+PATIENCE = {"PULLWAKE_PEER_TIMEOUT_S": 1}
+HEAD = (
+    "POST /_electric/runners/r1/heartbeat HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    "Electric-Principal: user:alice\r\nContent-Type: application/json\r\n"
+)
+
+
+@contextmanager
+def connected(server: Server) -> Iterator[socket.socket]:
+    """A peer with little room for an answer."""
+    with closing(socket.socket()) as peer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        peer.connect(("127.0.0.1", server.port))
+        yield peer
+
+
+def dripped(peer: socket.socket, drop: bytes) -> bytes:
+    """What the server says until it closes, to a peer that sends a drop whenever it waits."""
+    received, began = b"", time.monotonic()
+    peer.settimeout(0.05)
+    while time.monotonic() - began < 20:
+        try:
+            more = peer.recv(65536)
+        except TimeoutError:
+            peer.sendall(drop)
+            continue
+        except ConnectionResetError:
+            return received
+        if not more:
+            return received
+        received += more
+    raise AssertionError("It is served for as long as it drips.")
+
+
+@pytest.mark.parametrize(
+    "framing", ["Content-Length: 100000\r\n\r\n{", "Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"]
+)
+def test_a_body_that_drips_is_cut(servers, framing):
+    server = servers.lend(**PATIENCE)
+    server.client().register()
+    drop = b" " if "Length" in framing else b"1\r\n \r\n"
+    with connected(server) as peer:
+        peer.sendall((HEAD + framing).encode())
+        answer = dripped(peer, drop)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"INVALID_REQUEST" in answer
+    assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.parametrize("before", ["", "GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"])
+def test_a_head_that_drips_is_cut(servers, before):
+    server = servers.lend(**PATIENCE)
+    with connected(server) as peer:
+        peer.sendall(before.encode() + b"GET /livez HTTP/1.1\r\nX-Long: ")
+        answer = dripped(peer, b"x")
+    assert answer.count(b"HTTP/1.1") == bool(before)
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_each_request_of_a_connection_has_its_own_time(servers):
+    server = servers.lend(**PATIENCE, PULLWAKE_LONG_POLL_MS=1500)
+    offset = tail(make_idle(server.client()))
+    with connected(server) as peer:
+        for path in (long_poll(offset), long_poll(offset), "/livez"):
+            peer.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n".encode())
+            assert server.client().get("/livez").status == 200  # the server has read that much
+            peer.sendall(b"Electric-Principal: user:alice\r\n\r\n")
+            answer = HTTPResponse(peer)
+            answer.begin()
+            answer.read()
+        assert answer.status == 200
+
+
+def unread(server: Server, peer: socket.socket) -> None:
+    """Ask for a stream of several MiB as server-sent events."""
+    api = server.client()
+    api.make_entity(runner_id=None)
+    for _ in range(3):
+        api.send(payload="x" * 1_000_000)
+    peer.sendall(
+        b"GET /agent/e1/main?offset=-1&live=sse HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        b"Electric-Principal: user:alice\r\n\r\n"
+    )
+
+
+def test_a_reader_that_does_not_read_is_cut(servers):
+    server = servers.lend(**PATIENCE, PULLWAKE_MAX_STREAMS=1)
+    with connected(server) as peer:
+        unread(server, peer)
+        api = server.client()
+        path = "/agent/e1/main?offset=now&live=long-poll"
+        wait_until(lambda: api("HEAD", "/agent/e1/main").status == 200)
+        assert api.get(path).status == 429
+        # Its place is free again: what the server did for it is over.
+        wait_until(lambda: api.get(path).status != 429)
+        assert len(dripped(peer, b"")) < 3_000_000
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_it_stops_in_time_though_peers_take_for_ever(start_server):
+    server = start_server()
+    with connected(server) as reader, connected(server) as head, connected(server) as body:
+        unread(server, reader)
+        head.sendall(b"GET /livez HTTP/1.1\r\n")
+        body.sendall((HEAD + "Content-Length: 100000\r\n\r\n{").encode())
+        assert server.client().get("/livez").status == 200
+        server.process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        assert server.process.wait(30) == 0
+        assert time.monotonic() - began < 2
+    assert "Traceback" not in server.log.read_text()
