@@ -151,21 +151,13 @@ def _put(subscriber_id: int, order: Order, known: Iterable[Registration], now: d
         return
     facts = asdict(order.wish)
     facts |= {"collections": list(order.wish.collections), "ops": list(order.wish.ops)}
-<<<<<<< HEAD
-=======
     if order.wish.types is None:  # a call does not say, and the manifest event may have said
         facts["types"] = rows[0].types if rows else {}
->>>>>>> timers
     if rows and order.payload:
         facts["payload"] = order.payload
     elif rows:
         # A call names the source as its runtime does, which looks for that in its wakes.
         facts["source_url"] = order.source_url
-<<<<<<< HEAD
-    if order.wish.types is None:  # a call does not say, and the manifest event may have said
-        facts["types"] = rows[0].types if rows else {}
-=======
->>>>>>> timers
     if rows:
         _change(rows[0], facts, now)
         return
