@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from tests.support import ROOT, Database, Server, free_port, wait_until
 
-PROGRAMS = ("pgbouncer", "haproxy", "nginx")
+PROGRAMS = ("pgbouncer", "haproxy")
 
 
 def found(program: str) -> str | None:
@@ -92,36 +92,4 @@ def haproxy(servers: Sequence[Server], folder: Path) -> Iterator[str]:
     own = {**_instead_of_servers(servers), "bind :8000": f"bind 127.0.0.1:{port}"}
     (folder / "haproxy.cfg").write_text(recipe("haproxy.cfg", own))
     with running("haproxy", "-db", "-f", "haproxy.cfg", port=port, folder=folder):
-        yield f"http://127.0.0.1:{port}"
-
-
-NGINX = """
-daemon off;
-pid {folder}/nginx.pid;
-error_log {folder}/nginx.error.log;
-events {{ worker_connections 1000; }}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
-    include recipe.conf;
-}}
-"""
-
-
-@contextmanager
-def nginx(servers: Sequence[Server], folder: Path) -> Iterator[str]:
-    """The URL of nginx before three servers."""
-    port = free_port()
-    own = {**_instead_of_servers(servers), "listen 8000": f"listen 127.0.0.1:{port}"}
-    (folder / "recipe.conf").write_text(recipe("nginx.conf", own))
-    (folder / "nginx.conf").write_text(NGINX.format(folder=folder))
-    started = running(
-        "nginx", "-p", folder, "-e", folder / "nginx.error.log", "-c", "nginx.conf",
-        port=port, folder=folder,
-    )  # fmt: skip
-    with started:
         yield f"http://127.0.0.1:{port}"
