@@ -1,5 +1,8 @@
 """What a database's refusal means, and how long statements take and commits wait."""
 
+import os
+import socket
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -48,6 +51,18 @@ def take_as_long_as_needed() -> None:
         with connection.cursor() as cursor:
             for name in ("statement_timeout", "idle_in_transaction_session_timeout"):
                 cursor.execute(f"SET LOCAL {name} = 0")
+
+
+def cut(silent: "psycopg.Connection[Any]") -> None:
+    """End a connection of another thread's, whose wait then fails.
+
+    A peer that is frozen takes what is sent to it, and no timeout of TCP's ends the wait.
+    """
+    with (
+        suppress(OSError, psycopg.Error),
+        socket.socket(fileno=os.dup(silent.pgconn.socket)) as cutting,
+    ):
+        cutting.shutdown(socket.SHUT_RDWR)
 
 
 class Unflushed(Func):

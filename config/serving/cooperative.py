@@ -1,15 +1,23 @@
 """PostgreSQL connections that wait on gevent's loop.
 
 psycopg by itself waits through gevent's emulation of ``poll``, which makes a watcher and a timer
-for each wait; docs/performance.md has what that costs. Here a connection keeps its watchers.
+for each wait; docs/performance.md has what that costs. Here a connection keeps its watchers, and a
+`Watchdog` has an eye on all that wait.
 """
 
+import logging
+import threading
+import time
 from typing import Any, TypeVar
 
 import gevent
 import psycopg
 from gevent import monkey
 from psycopg.abc import PQGen
+
+from core.database import cut
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -20,11 +28,14 @@ class Connection(psycopg.Connection[Any]):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._watchers: dict[int, Any] = {}
+        self.waiting_since = 0.0
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         """What the operation ``gen`` returns; seconds. See `psycopg.Connection.wait`."""
         if timeout is not None or not monkey.is_module_patched("select"):
             return super().wait(gen, interval, timeout)
+        self.waiting_since = time.monotonic()
+        _waiting.add(self)
         try:
             awaited = next(gen)
             while True:
@@ -34,9 +45,44 @@ class Connection(psycopg.Connection[Any]):
         except StopIteration as ended:
             result: T = ended.value
             return result
+        finally:
+            _waiting.discard(self)
 
     def _watcher(self, awaited: int) -> Any:
         # Reading is 1 and writing 2, here and there.
         if awaited not in self._watchers:
             self._watchers[awaited] = gevent.get_hub().loop.io(self.pgconn.socket, awaited)
         return self._watchers[awaited]
+
+
+_waiting: set[Connection] = set()
+
+
+class Watchdog(threading.Thread):
+    """The thread of a server that gives up connections whose database does not answer.
+
+    It would have ended the statement by itself. A host that is frozen, or a proxy before one that
+    is gone, acknowledges what it is sent: no timeout of TCP's ends the wait, and the pool would run
+    dry for good.
+    """
+
+    EVERY_S = 0.5
+    MARGIN_S = 1.0
+
+    def __init__(self, statement_s: float) -> None:
+        super().__init__(name="pullwake-watchdog", daemon=True)
+        self._patience_s = statement_s + self.MARGIN_S
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Begin no further round."""
+        self._stopped.set()
+
+    def run(self) -> None:
+        """Work until stopped."""
+        while not self._stopped.wait(self.EVERY_S):
+            long_ago = time.monotonic() - self._patience_s
+            for silent in [each for each in _waiting if each.waiting_since < long_ago]:
+                logger.warning("a connection is given up: the database does not answer on it")
+                _waiting.discard(silent)
+                cut(silent)

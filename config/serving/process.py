@@ -9,6 +9,7 @@ from django.http import HttpResponse
 from api.http_errors import error_response, translate
 from claims.reaper import Housekeeper
 from config.serving import probes
+from config.serving.cooperative import Watchdog
 from dispatch.due import Timekeeper
 from dispatch.streams.waiters import announcer, hub
 from runners.tokens import Watch
@@ -21,6 +22,7 @@ class Process:
         self._housekeeper = Housekeeper()
         self._timekeeper = Timekeeper()
         self._watch = Watch()
+        self._watchdog = Watchdog(settings.PULLWAKE_STATEMENT_TIMEOUT_MS / 1000)
 
     def start(self) -> None:
         """Begin; Django is set up and all that is needed is imported."""
@@ -36,6 +38,8 @@ class Process:
         self._housekeeper.start()
         self._timekeeper.start()
         self._watch.start()
+        if not settings.SQLITE and settings.PULLWAKE_STATEMENT_TIMEOUT_MS:
+            self._watchdog.start()
 
     def answer(self, exc: BaseException) -> HttpResponse:
         """The answer to what failed before it became a request."""
@@ -58,5 +62,6 @@ class Process:
         self._housekeeper.stop()
         self._timekeeper.stop()
         self._watch.stop()
+        self._watchdog.stop()
         hub.close()
         announcer.close()

@@ -8,16 +8,15 @@ a commit and its NOTIFY loses the hint, which costs a sweep (`dispatch.streams.w
 
 import atexit
 import logging
-import os
-import socket
 import threading
 import time
-from contextlib import suppress
 from typing import Any
 
 import psycopg
 from django.conf import settings
 from django.db import connection
+
+from core.database import cut
 
 logger = logging.getLogger(__name__)
 
@@ -45,18 +44,6 @@ def connect() -> Connection:
             params.pop(not_libpq, None)
     deadlines = {"tcp_user_timeout": TCP_PATIENCE_S * 1000, "connect_timeout": TCP_PATIENCE_S}
     return psycopg.connect(**{**params, **deadlines}, autocommit=True)
-
-
-def cut(silent: Connection) -> None:
-    """End a connection of another thread's, whose wait then fails.
-
-    A peer that is frozen takes what is sent to it, and no timeout of TCP's ends the wait.
-    """
-    with (
-        suppress(OSError, psycopg.Error),
-        socket.socket(fileno=os.dup(silent.pgconn.socket)) as cutting,
-    ):
-        cutting.shutdown(socket.SHUT_RDWR)
 
 
 class Announcer:

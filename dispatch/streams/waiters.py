@@ -20,7 +20,8 @@ from typing import Protocol
 from django.conf import settings
 from django.db import connection, transaction
 
-from dispatch.streams.announcer import CHANNEL, Announcer, Connection, connect, cut
+from core.database import cut
+from dispatch.streams.announcer import CHANNEL, Announcer, Connection, connect
 
 logger = logging.getLogger(__name__)
 

@@ -84,7 +84,7 @@ def test_the_defaults(read):
         "PULLWAKE_WAKE_REEMIT_MS": None,
         "PULLWAKE_REAPER_INTERVAL_MS": 5_000,
         "PULLWAKE_LOCK_TIMEOUT_MS": 4_000,
-        "PULLWAKE_STATEMENT_TIMEOUT_MS": 10_000,
+        "PULLWAKE_STATEMENT_TIMEOUT_MS": 8_000,
         "PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS": 3_000,
         "PULLWAKE_DRAIN_S": 0,
         "PULLWAKE_PEER_TIMEOUT_S": 30,
@@ -208,7 +208,7 @@ def test_the_tests_run_in_no_other_environment():
 
 
 SESSION = (
-    "-c lock_timeout=4000 -c statement_timeout=10000 -c idle_in_transaction_session_timeout=3000"
+    "-c lock_timeout=4000 -c statement_timeout=8000 -c idle_in_transaction_session_timeout=3000"
     " -c plan_cache_mode=force_generic_plan"
 )
 

@@ -1,5 +1,7 @@
 """A database that is away, slow or short of connections: 503 with Retry-After, and back again."""
 
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -64,6 +66,35 @@ def test_it_answers_503_while_the_database_is_away_and_recovers_soon(
     status, _, body = waiting.answer()
     assert (status, len(body)) == (200, 1)
     assert api.claim().done().body["entity_cleared"] is True
+
+
+@contextmanager
+def frozen(database: Database) -> Iterator[None]:
+    """What is connected to the database is answered no more, nor told so; new connections are."""
+    backends = database.execute(
+        "SELECT pid FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    for (pid,) in backends:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for (pid,) in backends:
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_it_gives_up_connections_on_which_the_database_does_not_answer(
+    start_server: Callable[..., Server], database: Database
+):
+    server = start_server(PULLWAKE_STATEMENT_TIMEOUT_MS=500, PULLWAKE_DB_POOL=4, WEB_CONCURRENCY=1)
+    api = make_idle(server.client())
+    with frozen(database):
+        answer = api.get("/_electric/runners/r1")
+        assert (answer.status, answer.error) == (503, "SERVICE_UNAVAILABLE")
+        wait_until(lambda: api.get("/_electric/runners/r1").status == 200)
+        api.send()
+        assert api.claim().done().body["entity_cleared"] is True
 
 
 def test_it_answers_503_when_its_pool_is_dry(

@@ -45,11 +45,11 @@ def test_it_holds_a_thousand_long_polls_beside_its_other_work(
     polls = readers(server, hold, READERS)
     beside = min(heartbeats(api) for _ in range(3))
     assert beside < 2 * alone + 0.002
-    # A pool of four, the listener, and this look at it.
+    # A pool of four, the listener, the announcer, and this look at it.
     ((connections,),) = database.execute(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
     )
-    assert connections <= 6
+    assert connections <= 7
     ((in_use,),) = database.execute(
         "SELECT count(*) FROM pg_stat_activity"
         " WHERE datname = current_database() AND xact_start < now()"
