@@ -4,6 +4,7 @@ from datetime import timedelta
 from typing import Annotated, Any, Literal, cast
 
 import msgspec
+from django.contrib.admin.models import CHANGE
 from django.http import HttpRequest, HttpResponse
 from msgspec import UNSET, Meta, UnsetType
 
@@ -438,7 +439,7 @@ class SignalView(ActorView):
             body.payload,
         )
         if signal.name == "SIGKILL":
-            with self.recorded(entity, "Killed"):
+            with self.recorded(entity, "Killed", flag=CHANGE):
                 done = endings.kill(entity, signal)
         else:
             done = signals.send(entity, signal)

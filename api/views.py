@@ -116,12 +116,12 @@ class ApiView(APIView):
         )
 
     @contextmanager
-    def recorded(self, row: Model, what: str) -> Iterator[None]:
+    def recorded(self, row: Model, what: str, *, flag: int = DELETION) -> Iterator[None]:
         """Do what the block does to the row in one transaction with its entry in the audit log."""
         by = caller_name(self.request, self.who, 200)
         with transaction.atomic():
             # Before, as a row that was deleted has no key any more.
-            audit.record(row, f"{what} by {by}, through the API.", flag=DELETION)
+            audit.record(row, f"{what} by {by}, through the API.", flag=flag)
             yield
 
     @property

@@ -15,7 +15,7 @@ from core.bodies import JsonObject
 from core.clock import iso
 from core.errors import InvalidRequest, PullwakeError
 from core.identifiers import new_id
-from dispatch import entities, wakes
+from dispatch import entities, inbox, wakes
 from dispatch.models import DispatchState, StreamEvent
 from dispatch.streams import log
 
@@ -24,11 +24,17 @@ REDRIVEN_BEFORE = "It was redriven before."
 
 def keep(
     claim: ConsumerClaim, state: DispatchState, *, after: int, attempts: int, reason: str
-) -> int:
-    """Keep the work past the offset ``after`` that this claim has just acked: how much of it."""
-    work = StreamEvent.objects.filter(
+) -> None:
+    """Keep the work past the offset ``after`` that this claim has just acked; the caller saves.
+
+    A queued message is work wherever the cursor is: all that were acked are cancelled, or they
+    would wake the entity again at once.
+    """
+    acked = StreamEvent.objects.filter(
         entity=state.entity_id, work=True, offset__gt=after, offset__lte=state.cursor
     )
+    queued = list(inbox.queued(state, up_to=state.cursor))
+    offsets = {*acked.values_list("offset", flat=True), *(each.offset for each in queued)}
     letters = [
         DeadLetter(
             entity_id=state.entity_id,
@@ -37,9 +43,10 @@ def keep(
             attempts=attempts,
             runner_name=claim.runner_name,
         )
-        for offset in work.order_by("offset").values_list("offset", flat=True)
+        for offset in sorted(offsets)
     ]
-    return len(DeadLetter.objects.bulk_create(letters))
+    DeadLetter.objects.bulk_create(letters)
+    inbox.cancel(state, [each.key for each in queued])
 
 
 def why_not_redriven(letter: DeadLetter, state: DispatchState) -> PullwakeError | None:

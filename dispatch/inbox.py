@@ -5,10 +5,12 @@ A message is what the events of its key amount to. Each edit is one more of them
 """
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 from django.db import transaction
+from django.db.models import QuerySet
 
 from core.bodies import JsonObject
 from core.clock import iso
@@ -46,6 +48,20 @@ def delete(entity: Entity, key: str) -> str:
         return _append(state, key, "delete", None)
 
 
+def queued(state: DispatchState, *, up_to: int) -> "QuerySet[QueuedMessage]":
+    """The messages up to an offset that wait in a locked entity's queue, and are not held back."""
+    waiting = QueuedMessage.objects.filter(entity=state.entity_id, held=False, offset__lte=up_to)
+    return waiting.order_by("offset")
+
+
+def cancel(state: DispatchState, keys: Sequence[str]) -> None:
+    """Cancel messages of a locked entity, if there are any; the caller settles it."""
+    value = {"status": "cancelled", "cancelled_at": iso(state.now)}
+    events = [_event(key, "update", value, str(uuid.uuid4())) for key in keys]
+    if events:
+        log.append(state, events)
+
+
 def _completed(state: DispatchState, known: JsonObject, change: JsonObject) -> JsonObject:
     """The change, and what goes with it: whether the message now waits in the queue."""
     value = dict(change)
@@ -72,15 +88,19 @@ def _completed(state: DispatchState, known: JsonObject, change: JsonObject) -> J
 
 def _append(state: DispatchState, key: str, operation: str, value: JsonObject | None) -> str:
     txid = str(uuid.uuid4())
-    event: JsonObject = {"type": "inbox", "key": key}
-    if value is not None:
-        event["value"] = value
-    event["headers"] = {"operation": operation, "txid": txid}
+    event = _event(key, operation, value, txid)
     log.append(state, [event])
     if work.is_work(event, by_handler=False):
         state.retry_at = None  # news is worth a try at once, whatever failed before
     wakes.settle(state)
     return txid
+
+
+def _event(key: str, operation: str, value: JsonObject | None, txid: str) -> JsonObject:
+    event: JsonObject = {"type": "inbox", "key": key}
+    if value is not None:
+        event["value"] = value
+    return {**event, "headers": {"operation": operation, "txid": txid}}
 
 
 def _lock(entity: Entity) -> DispatchState:

@@ -391,8 +391,11 @@ def released(state: DispatchState, since: int) -> None:
         event = msgspec.json.decode(data)
         if conditions.is_finished_run(event):
             return
-        if event.get("type") == "error":
-            errors.append(str((event.get("value") or {}).get("message", "")))
+        match event:
+            case {"type": "error", "value": {"message": str(text)}}:
+                errors.append(text)
+            case {"type": "error"}:
+                errors.append("")
     if errors:
         rows = _lock(Q(source_url=state.entity.url))
         parents = [

@@ -1,7 +1,7 @@
 """Who did what: a line for each refusal and each change, and entries for deletions and kills."""
 
 import pytest
-from django.contrib.admin.models import LogEntry
+from django.contrib.admin.models import CHANGE, DELETION, LogEntry
 
 from core.principals import Principal
 from runners import tokens
@@ -155,13 +155,13 @@ def test_deletions_and_kills_are_in_the_operators_audit_log(alice):
     for path in ("entities/agent/e2", "entity-types/doc", "runners/r1"):
         assert alice("DELETE", f"/_electric/{path}").status == 204
     assert [
-        (entry.object_repr, entry.change_message)
+        (entry.object_repr, entry.change_message, entry.action_flag)
         for entry in LogEntry.objects.order_by("pk").select_related("user")
     ] == [
-        ("/agent/e1", "Killed by user:alice, through the API."),
-        ("/agent/e2", "Deleted by user:alice, through the API."),
-        ("doc", "Deleted by user:alice, through the API."),
-        ("r1", "Deleted by user:alice, through the API."),
+        ("/agent/e1", "Killed by user:alice, through the API.", CHANGE),
+        ("/agent/e2", "Deleted by user:alice, through the API.", DELETION),
+        ("doc", "Deleted by user:alice, through the API.", DELETION),
+        ("r1", "Deleted by user:alice, through the API.", DELETION),
     ]
 
 

@@ -124,6 +124,25 @@ def test_only_what_it_acks_is_given_up(claim):
     assert len(claim.api.wakes()) == 1
 
 
+def test_queued_messages_are_taken_from_the_queue(claim):
+    claim.done()
+    for payload in ("first", "second"):
+        claim.api.send(payload=payload, mode="queued")
+    claim = claim.api.claim()
+    claim.api.send(payload="since", mode="queued")
+    give_up(claim)
+    letters = DeadLetter.objects.order_by("offset")
+    assert [each.offset for each in letters] == [3, 4]
+    events = claim.api.get("/agent/e1/main?offset=-1").body
+    cancelled = [each for each in events if each.get("value", {}).get("status") == "cancelled"]
+    assert [each["key"] for each in cancelled] == [events[2]["key"], events[3]["key"]]
+    assert (state().failures, state().queue_waiting, len(claim.api.wakes())) == (0, True, 1)
+    give_up(claim.api.claim())
+    assert (state().pending, claim.api.wakes()) == (False, [])
+    dead_letters.redrive(letters[0])
+    assert (state().queue_waiting, len(claim.api.wakes())) == (True, 1)
+
+
 def test_a_bad_ack_gives_nothing_up(claim):
     answer = give_up(claim, acks=[{"path": "/agent/e2/main", "offset": claim.tail}])
     assert answer.error == "INVALID_OFFSET"

@@ -643,6 +643,27 @@ def test_a_claim_that_leaves_an_error_and_no_run_tells_the_parent(api, events, t
     assert [each["run_status"] for each in children(api)] == [*told_of, "completed"]
 
 
+ODD = [
+    "error",
+    ["run"],
+    7,
+    {"type": "error", "value": ["x"]},
+    {"type": "error", "value": {"message": None}},
+    {"type": ["run", "error"]},
+    {"type": "run", "key": "k", "value": {"status": ["completed"]}, "headers": "error"},
+]
+"""Events that a handler may append, though nobody reads anything of them."""
+
+
+@pytest.mark.parametrize("odd", ODD, ids=str)
+@pytest.mark.parametrize("condition", ["runFinished", {"on": "change"}], ids=str)
+def test_a_claim_is_released_whatever_its_handler_wrote(api, odd, condition):
+    watch(api, condition)
+    handled(api, CHILD, [odd])
+    assert api.get(f"/_electric/entities{CHILD}").body["status"] == "idle"
+    told(api)
+
+
 def test_a_claim_that_failed_is_tried_again_and_tells_nobody(api):
     watch(api)
     api.send(CHILD)
