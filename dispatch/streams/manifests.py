@@ -141,10 +141,13 @@ def _source(value: JsonObject) -> str:
 def _cron(named: JsonObject) -> object:
     if "expression" not in named:
         return named.get("streamUrl")
-    try:
-        return Cron.parse(named["expression"], named.get("timezone", "UTC")).path
-    except (ValueError, AttributeError) as problem:
-        raise InvalidRequest.field("/value/config", str(problem)) from None
+    match named:
+        case {"expression": str(expression)} if isinstance(named.get("timezone", ""), str):
+            try:
+                return Cron.parse(expression, named.get("timezone", "UTC")).path
+            except ValueError as problem:
+                raise InvalidRequest.field("/value/config", str(problem)) from None
+    raise InvalidRequest.field("/value/config", "expression and timezone are strings")
 
 
 def _below(prefix: str, name: object) -> str:

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from core.bodies import JsonObject
 from core.clock import from_iso
+from core.errors import InvalidRequest
 from dispatch import timers
 from dispatch.cron import Cron
 from dispatch.messages import Message
@@ -48,9 +49,12 @@ class CronSchedule(msgspec.Struct, kw_only=True):
 def follow(state: DispatchState, event: Any) -> None:
     """Do what an event, just appended to the stream of a locked entity, says of a schedule.
 
-    What a handler's entry sends is sent with the rights of the entity's creator.
+    What a handler's entry sends is sent with the rights of the entity's creator. Raises
+    InvalidRequest for a schedule without a name.
     """
     match event:
+        case {"type": "manifest", "key": str(key)} if key == PREFIX:
+            raise InvalidRequest.field("/key", "a schedule has an id")
         case {"type": "manifest", "key": str(key)} if key.startswith(PREFIX):
             _follow(state, key, event)
 

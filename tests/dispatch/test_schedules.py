@@ -415,3 +415,14 @@ def test_a_handler_on_anothers_runner_reaches_what_is_near_its_entity(alice, bob
     come_due()
     assert firing.fire_due() == 3
     assert [len(inbox(alice, url)) for url in reached] == [1, 1, 0]
+
+
+def test_a_handlers_schedule_without_an_id_is_refused(alice):
+    alice.register()
+    alice.make_entity(initialMessage="hi")
+    claim = alice.claim()
+    entry = {"kind": "schedule", "scheduleType": "future_send", "fireAt": "2026-01-01"}
+    event = {"type": "manifest", "key": "schedule:", "value": {**entry, "payload": 1}}
+    answer = claim.append(event, token=claim.mint())
+    assert answer.error == "INVALID_REQUEST"
+    assert [each["path"] for each in answer.body["error"]["details"]] == ["/key"]

@@ -541,6 +541,9 @@ def test_collections_may_be_called_as_the_manifest_says(api):
     assert [each["collection"] for each in changes(api)][2:] == ["note-row"]
 
 
+CRON = {"kind": "source", "sourceType": "cron", "wake": {"on": "change"}}
+
+
 @pytest.mark.parametrize(
     ("value", "path"),
     [
@@ -548,6 +551,9 @@ def test_collections_may_be_called_as_the_manifest_says(api):
         ({**CHILDS, "wake": {"on": "change", "debounceMs": -1}}, "/value/wake"),
         ({"kind": "child", "wake": "runFinished"}, "/value"),
         ({"kind": "source", "sourceType": "webhook", "wake": "runFinished"}, "/value"),
+        ({**CRON, "config": {"expression": 5}}, "/value/config"),
+        ({**CRON, "config": {"expression": "* * * * *", "timezone": 5}}, "/value/config"),
+        ({**CRON, "config": {"expression": "* * * * *", "timezone": "../x"}}, "/value/config"),
     ],
 )
 def test_a_manifest_event_that_asks_for_what_is_not_done_is_refused(api, value, path):
