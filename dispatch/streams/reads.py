@@ -5,21 +5,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
-from django.db.models import Case, F, Func, IntegerField, QuerySet, RowRange, Sum, When, Window
-from django.db.models.functions import Coalesce
-from django.db.models.lookups import LessThanOrEqual
+from django.db.models import QuerySet
 
 from core.clock import epoch_ms
 from core.errors import NotFound
 from core.prepared import Param, Select, Values
 from dispatch.models import DispatchState, SharedState, SharedStateEvent, StreamEvent, Wake
 from dispatch.streams import waiters
+from dispatch.streams.scan import PAGE_EVENTS, page
 from runners.models import WakeStream
-
-PAGE_EVENTS = 1000
-"""Events in one answer at the most."""
-PAGE_BYTES = 1024 * 1024
-"""Bytes after which an answer is cut; one event is always given whole."""
 
 _GONE = "The stream is gone."
 
@@ -78,26 +72,8 @@ _MAIN_STREAM = Select(
 _SHARED_STATE = Select(lambda: SharedState.objects.filter(pk=Param("state")).only("tail"))
 
 
-class _Bytes(Func):
-    """How long a text is, which PostgreSQL tells without fetching it."""
-
-    output_field = IntegerField()
-    function = "OCTET_LENGTH"
-
-    def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
-        """Older versions count characters alone."""
-        return self.as_sql(compiler, connection, function="LENGTH", **context)
-
-
 def _between(events: "QuerySet[Any]") -> "QuerySet[Any, tuple[int, str | None]]":
-    """Offsets and texts; no text past a page's bytes, or a thousand large ones would be fetched."""
-    before = Window(Sum(_Bytes("data")), order_by="offset", frame=RowRange(start=None, end=-1))
-    told = Case(When(LessThanOrEqual(Coalesce(before, 0), PAGE_BYTES), then=F("data")))
-    return (
-        events.filter(offset__gt=Param("after"), offset__lte=Param("tail"))
-        .order_by("offset")
-        .values_list("offset", told)[:PAGE_EVENTS]
-    )
+    return page(events.filter(offset__gt=Param("after"), offset__lte=Param("tail")))
 
 
 _EVENTS = Values(lambda: _between(StreamEvent.objects.filter(entity=Param("entity"))))

@@ -5,14 +5,15 @@ import tracemalloc
 import pytest
 
 from dispatch.models import SharedStateEvent, StreamEvent
-from dispatch.streams.reads import PAGE_BYTES, PAGE_EVENTS, EventsOf, SharedEventsOf
+from dispatch.streams.reads import EventsOf, SharedEventsOf
+from dispatch.streams.scan import PAGE_BYTES, PAGE_EVENTS
 from tests.factories import EntityFactory, SharedStateFactory
 
 pytestmark = pytest.mark.django_db
 
 
 def of_entity(texts, begin=1):
-    entity = EntityFactory(created=None, dispatch_state__tail=len(texts) + begin - 1)
+    entity = EntityFactory.create(created=None, dispatch_state__tail=len(texts) + begin - 1)
     StreamEvent.objects.bulk_create(
         StreamEvent(entity=entity, offset=offset, data=text)
         for offset, text in enumerate(texts, start=begin)
@@ -21,7 +22,7 @@ def of_entity(texts, begin=1):
 
 
 def of_shared_state(texts, begin=1):
-    state = SharedStateFactory(event=None, tail=len(texts) + begin - 1)
+    state = SharedStateFactory.create(event=None, tail=len(texts) + begin - 1)
     SharedStateEvent.objects.bulk_create(
         SharedStateEvent(state=state, offset=offset, data=text)
         for offset, text in enumerate(texts, start=begin)
