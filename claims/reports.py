@@ -58,13 +58,15 @@ def examine(runner: Runner) -> Report:
 
 def with_held(runners: RunnerQuerySet) -> RunnerQuerySet:
     """With ``held`` and ``lapsed``: how many active claims, and how many lapsed ones of them."""
+    runner = OuterRef("pk")
+    return runners.annotate(held=held_by(runner), lapsed=held_by(runner, lease_expires_at__lte=Now()))
 
-    def counted(**which: Any) -> Coalesce:
-        claims = ConsumerClaim.objects.active().filter(runner=OuterRef("pk"), **which)
-        n = claims.order_by().values("runner").annotate(n=Count("pk")).values("n")
-        return Coalesce(Subquery(n, output_field=IntegerField()), Value(0))
 
-    return runners.annotate(held=counted(), lapsed=counted(lease_expires_at__lte=Now()))
+def held_by(runner: OuterRef, **which: Any) -> Coalesce:
+    """How many active claims a runner holds, of those that are ``which``."""
+    claims = ConsumerClaim.objects.active().filter(runner=runner, **which)
+    n = claims.order_by().values("runner").annotate(n=Count("pk")).values("n")
+    return Coalesce(Subquery(n, output_field=IntegerField()), Value(0))
 
 
 def with_health(runners: RunnerQuerySet) -> RunnerQuerySet:

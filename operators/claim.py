@@ -12,6 +12,7 @@ from django.http import HttpRequest
 
 from claims import endings
 from claims.models import ConsumerClaim, OrphanReason
+from core.clock import span_of
 from core.errors import Fenced
 from dispatch.models import DispatchState, Wake
 from dispatch.streams import offsets
@@ -37,7 +38,6 @@ from operators.kit.markup import (
     quiet,
     runner_link,
     shortened,
-    span_of,
     tone,
     took,
 )

@@ -18,9 +18,9 @@ from django.utils import timezone
 from claims import tallies
 from claims.models import ClaimTally, ConsumerClaim, DeadLetter, OrphanReason, ServerPulse
 from claims.reports import with_health
-from core.clock import with_now
+from core.clock import span_of, with_now
 from dispatch.models import FAILING, DispatchState, Timer, Wake
-from operators.kit.markup import counted, list_of, milliseconds, span_of, tone
+from operators.kit.markup import counted, list_of, milliseconds, tone
 from runners.models import Runner
 
 SAMPLE = 1000

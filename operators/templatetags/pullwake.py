@@ -5,6 +5,7 @@ from typing import Any
 
 from django import template
 
+from core.clock import span_of
 from operators.kit import markup
 
 register = template.Library()
@@ -23,7 +24,7 @@ for function in (
     register.simple_tag(function)
 
 register.filter(markup.milliseconds)
-register.filter(markup.span_of)
+register.filter(span_of)
 register.filter(markup.tone)
 
 
