@@ -9,7 +9,6 @@ from django.db.models.functions import Greatest, Now
 from dispatch.models import Entity, StreamEvent
 from runners.models import JSON, Runner
 
-
 PARDONED_WITHIN = timedelta(minutes=10)
 """How long after an expiry it may still show that the runner had died; longer than most leases."""
 
@@ -36,6 +35,10 @@ class ClaimQuerySet(models.QuerySet["ConsumerClaim"]):
     def active(self) -> "ClaimQuerySet":
         """Holding their entity."""
         return self.filter(status=ConsumerClaim.Status.ACTIVE)
+
+    def ended(self) -> "ClaimQuerySet":
+        """Not active any more, however they ended."""
+        return self.exclude(status=ConsumerClaim.Status.ACTIVE)
 
     def lapsed(self) -> "ClaimQuerySet":
         """Active, with a lease that is over."""

@@ -1,11 +1,11 @@
 """Why an entity stands, in one sentence, and what would help.
 
-An entity stands when nobody is at work on what it has to do: its runner cannot or may not claim, it
-is paused, it waits out a delay, its wake is unclaimed, or its work was given up. Pages, confirmations
-and the API all say it with the functions here.
+An entity stands when nobody is at work on what it has to do: its runner cannot or may not claim,
+it is paused, it waits out a delay, its wake is unclaimed, or its work was given up. Pages,
+confirmations and the API all say it with the functions here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -15,10 +15,11 @@ from django.db.models import Count, IntegerField, OuterRef, Subquery
 from django.db.models.functions import Coalesce
 
 from claims.models import ConsumerClaim, DeadLetter, OrphanReason
-from claims.reports import held_by, with_held
+from claims.reports import held_by, with_failures, with_held
 from core.clock import span_of, with_now
 from core.prepared import Param, Select
 from dispatch.models import DispatchState, DispatchStateQuerySet
+from runners.health import fails
 from runners.models import Runner
 
 
@@ -77,6 +78,8 @@ class Trouble:
 class Standing:
     """Why an entity stands, since when, and what would help, the likeliest first."""
 
+    state: DispatchState
+    """With its entity."""
     reason: Reason
     says: str
     since: datetime | None
@@ -99,9 +102,7 @@ def trouble_of(runner: Runner | None, *, held: int, now: datetime) -> Trouble | 
         return Trouble(Reason.RUNNER_DISABLED, f"{runner.pk} is disabled", remedies)
     lease_end = runner.liveness.lease_expires_at
     if lease_end is None:
-        return Trouble(
-            Reason.RUNNER_NEVER_SEEN, f"{runner.pk} has never been seen", [Remedy.MOVE]
-        )
+        return Trouble(Reason.RUNNER_NEVER_SEEN, f"{runner.pk} has never been seen", [Remedy.MOVE])
     if lease_end <= now:
         says = f"{runner.pk} has been expired for {span_of(now - lease_end)}"
         return Trouble(Reason.RUNNER_EXPIRED, says, [Remedy.MOVE])
@@ -110,6 +111,26 @@ def trouble_of(runner: Runner | None, *, held: int, now: datetime) -> Trouble | 
         says = f"{runner.pk} is full, with {held} of at most {limit} claims"
         return Trouble(Reason.RUNNER_FULL, says, [Remedy.MOVE])
     return None
+
+
+def outlook(state: Any, *, held: int, now: datetime) -> str:
+    """What becomes of the work of an entity once it is free, in a clause: for confirmations.
+
+    It promises nothing that a runner in trouble will not do. ``held`` is how many claims the
+    entity's runner, which has its liveness, then holds.
+    """
+    if state.stop_requested:
+        return "it stops"
+    if state.ended:
+        return f"it was {state.ended}"
+    if not state.pending:
+        return "it has no work left, so it is not woken"
+    if state.paused:
+        return "its work waits until it is resumed"
+    trouble = trouble_of(state.runner, held=held, now=now)
+    if trouble is None:
+        return "it is woken at once"
+    return f"its work waits, because {trouble.says}"
 
 
 def with_standing(states: DispatchStateQuerySet) -> DispatchStateQuerySet:
@@ -151,13 +172,13 @@ def of(state: Any, claim: Any = None) -> Standing | None:
     ``state`` is one of `with_standing`, ``claim`` its active one, with its orphan reason.
     """
     if state.claimed:
-        return None if claim is None else _orphaned(claim, state.now)
+        return None if claim is None else _orphaned(state, claim)
     if state.closed:
         return None
     if not state.pending:
         return _given_up(state)
     reason, says, remedies = _why(state)
-    return Standing(reason, says, state.pending_since, remedies)
+    return Standing(state, reason, says, state.pending_since, remedies)
 
 
 def _why(state: Any) -> tuple[Reason, str, Sequence[Remedy]]:
@@ -184,11 +205,13 @@ def _given_up(state: Any) -> Standing | None:
     if not state.given_up:
         return None
     work = "a message" if state.given_up == 1 else f"{state.given_up} messages"
-    return Standing(Reason.GIVEN_UP, f"its handler gave up {work}", None, [Remedy.REDRIVE])
+    says = f"its handler gave up {work}"
+    return Standing(state, Reason.GIVEN_UP, says, None, [Remedy.REDRIVE])
 
 
-def _orphaned(claim: Any, now: datetime) -> Standing | None:
+def _orphaned(state: Any, claim: Any) -> Standing | None:
     """A disabled runner that lives goes on with its claims to the end."""
+    now = state.now
     lapsed = claim.lease_expires_at <= now
     if not claim.orphan_reason:
         return None
@@ -203,7 +226,14 @@ def _orphaned(claim: Any, now: datetime) -> Standing | None:
     remedies = [Remedy.TAKE_BACK_AND_MOVE, Remedy.TAKE_BACK]
     if trouble is None:
         remedies.reverse()
-    return Standing(Reason.ORPHANED, says, claim.orphaned_since, remedies, claim)
+    return Standing(state, Reason.ORPHANED, says, claim.orphaned_since, remedies, claim)
+
+
+def of_all(pks: Iterable[int]) -> dict[int, Standing]:
+    """`of` those of these entities that nobody holds, by their keys: one statement."""
+    states: Any = with_standing(DispatchState.objects.filter(pk__in=list(pks), active_epoch=None))
+    found = ((state.pk, of(state)) for state in states)
+    return {pk: standing for pk, standing in found if standing is not None}
 
 
 # --- Who could take over ----------------------------------------------------------------------
@@ -212,17 +242,18 @@ _CANDIDATES = 200
 """Runners that are looked at for one with room."""
 
 
-def heir_of(owner: str, kind: str | None, but: str | None) -> Runner | None:
-    """An online runner of this owner's, of this kind if one is named, that has room: the one that
-    holds the fewest claims. ``but`` is the id of the one that it takes over from.
+def heir_of(owner: str, kind: str | None, but: Iterable[str] = ()) -> Runner | None:
+    """The online runner of this owner's, and of this kind if one is named, that has room, holds the
+    fewest claims, and whose own do not fail. ``but`` are the ids of those that it takes over from.
     """
-    able = Runner.objects.able().filter(owner_principal=owner).exclude(pk=but or "")
+    able = Runner.objects.able().filter(owner_principal=owner).exclude(pk__in=but)
     if kind is not None:
         able = able.filter(kind=kind)
-    found: list[Any] = list(with_held(able).order_by("pk")[:_CANDIDATES])
+    found: list[Any] = list(with_failures(with_held(able)).order_by("pk")[:_CANDIDATES])
     free = [
         each
         for each in found
-        if each.max_concurrent_claims is None or each.held < each.max_concurrent_claims
+        if (each.max_concurrent_claims is None or each.held < each.max_concurrent_claims)
+        and not fails(each.failed, each.ended)
     ]
     return min(free, key=lambda each: each.held, default=None)

@@ -176,6 +176,11 @@ def list_of(model: str, **filters: Any) -> str:
     return reverse(f"admin:{model}_changelist") + (f"?{urlencode(filters)}" if filters else "")
 
 
+def verb_url(verb: str, pk: Any) -> str:
+    """Where a verb is confirmed for a row; ``verb`` is as in ``runners_runner_disable``."""
+    return f"{reverse(f'admin:{verb}')}?{urlencode({'pk': quote(str(pk))})}"
+
+
 def readable(event: Any) -> dict[str, Any]:
     """What a page shows of an event of a stream: where, when, of which type, and its text."""
     try:

@@ -16,6 +16,7 @@ for function in (
     markup.badge,
     markup.sentences,
     markup.page_of,
+    markup.verb_url,
     markup.list_of,
     markup.runner_link,
     markup.entity_link,
