@@ -303,10 +303,15 @@ def move(entity: Entity, runner_id: str) -> bool:
         if state.ended:
             raise NotRunning(f"The entity is {state.ended}.")
         moved = state.runner_id != runner.pk
-        wakes.redirect(state, runner)
+        redirect(state, runner)
         wakes.settle(state)
-        Entity.objects.filter(pk=entity.pk).update(updated_at=Now())
     return moved
+
+
+def redirect(state: DispatchState, runner: Runner) -> None:
+    """Dispatch the entity of a locked state to this locked runner; the caller settles it."""
+    Entity.objects.filter(pk=state.entity_id).update(updated_at=Now())
+    wakes.redirect(state, runner)
 
 
 def wake_now(entity: Entity) -> Wake:
