@@ -274,6 +274,7 @@ INSTALLED_APPS = [
     "dispatch",
     "claims",
     "operators",
+    "moving",
     "config.serving",
 ]
 MIDDLEWARE = [
