@@ -139,21 +139,8 @@ class EntityTypesView(ApiView):
         body = read(request, NewEntityType)
         if body.name in RESERVED_TYPES:
             raise InvalidRequest.field("/name", "reserved")
-        facts: JsonObject = {"description": body.description}
-        if body.creation_schema is not UNSET:
-            schemas.check_schema(body.creation_schema, "/creation_schema")
-            facts["creation_schema"] = body.creation_schema
-        facts |= _by_type(body)
-        if body.default_dispatch_policy is not UNSET:
-            facts["default_runner"] = _default_runner(body.default_dispatch_policy)
-        for name in ("slash_commands", "serve_endpoint", "externally_writable_collections"):
-            if getattr(body, name) is not UNSET:
-                facts[name] = msgspec.to_builtins(getattr(body, name))
-        if body.permission_grants is not UNSET:
-            facts["permission_grants"] = [
-                _canonical_grant(grant, index) for index, grant in enumerate(body.permission_grants)
-            ]
-        return answer(entity_type_body(types.register(self.caller, body.name, facts)), 201)
+        registered = types.register(self.caller, body.name, facts_of(body))
+        return answer(entity_type_body(registered), 201)
 
     @documented(
         "List entity types", answers={200: list[EntityTypeBody]}, parameters=["limit", "after"]
@@ -165,6 +152,25 @@ class EntityTypesView(ApiView):
         """
         seen = types.seen_by(self.caller, after=parameter(request, "after") or "")
         return answer_page(request, seen, entity_type_body, lambda each: ("after", each.name))
+
+
+def facts_of(body: NewEntityType) -> JsonObject:
+    """The fields of `EntityType` that are given. Raises InvalidRequest for schemas and grants."""
+    facts: JsonObject = {"description": body.description}
+    if body.creation_schema is not UNSET:
+        schemas.check_schema(body.creation_schema, "/creation_schema")
+        facts["creation_schema"] = body.creation_schema
+    facts |= _by_type(body)
+    if body.default_dispatch_policy is not UNSET:
+        facts["default_runner"] = _default_runner(body.default_dispatch_policy)
+    for name in ("slash_commands", "serve_endpoint", "externally_writable_collections"):
+        if getattr(body, name) is not UNSET:
+            facts[name] = msgspec.to_builtins(getattr(body, name))
+    if body.permission_grants is not UNSET:
+        facts["permission_grants"] = [
+            _canonical_grant(grant, index) for index, grant in enumerate(body.permission_grants)
+        ]
+    return facts
 
 
 def _by_type(body: NewEntityType | NewSchemas) -> JsonObject:

@@ -636,6 +636,16 @@ def reemit_refused(runner: Runner) -> None:
 # --- Refusals ---------------------------------------------------------------------------------
 
 
+def remember(ended: Sequence[ConsumerClaim]) -> None:
+    """Keep claims that ended on another server: history, which holds and opens nothing.
+
+    Raises ValueError for one that is active.
+    """
+    if any(each.status == ConsumerClaim.Status.ACTIVE for each in ended):
+        raise ValueError("Only claims that ended can be history.")
+    ConsumerClaim.objects.bulk_create(ended, ignore_conflicts=True)
+
+
 def _find(credentials: Credentials) -> ConsumerClaim:
     """The claim in whatever state, if these are its credentials and its epoch.
 

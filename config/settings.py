@@ -277,6 +277,7 @@ INSTALLED_APPS = [
     "dispatch",
     "claims",
     "operators",
+    "moving",
     "config.serving",
 ]
 MIDDLEWARE = [

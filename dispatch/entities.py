@@ -208,7 +208,7 @@ def create(
         quotas.take("entities", settings.PULLWAKE_MAX_ENTITIES, caller.url, others.count)
         state = wakes.begin(entity, runner)
         txid = new_txid()
-        log.append(state, _created_events(entity, entity_type, state.now, txid))
+        log.append(state, created_events(entity, entity_type, state.now, txid))
         state.cursor = state.tail
         if message is not None:
             deliver(state, message, str(uuid.uuid4()))
@@ -500,7 +500,7 @@ def end_of_queue(state: DispatchState) -> str:
     return f"{epoch_ms(state.now):016d}:a0"
 
 
-def _created_events(
+def created_events(
     entity: Entity, entity_type: EntityType | None, now: datetime, txid: int
 ) -> list[JsonObject]:
     """What an entity's stream begins with: that it was made, and the type's slash commands."""

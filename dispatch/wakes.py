@@ -127,6 +127,16 @@ def begin(entity: Entity, runner: Runner | None) -> DispatchState:
     return state
 
 
+def begin_all(states: Sequence[DispatchState]) -> int:
+    """Begin with these states, of entities that have just been made, and wake those that are due:
+    how many. Inside a transaction.
+    """
+    DispatchState.objects.bulk_create(states)
+    ready = [state.pk for state in states if due(state)]
+    settle_all(lock(DispatchState.objects.filter(pk__in=ready)) if ready else ())
+    return len(ready)
+
+
 _SAVE = save_all(DispatchState)
 
 
