@@ -20,7 +20,7 @@ from django.db import OperationalError, connection
 from django.db.models import Case, F, When
 from django.db.models.functions import Now
 
-from claims import lifecycle, retention, tallies
+from claims import lifecycle, reports, retention, tallies
 from claims.models import ClaimQuerySet, ConsumerClaim, ServerPulse
 from core.clock import with_now
 from core.database import is_lock_refused
@@ -84,6 +84,7 @@ def reap(*, limit: int = BATCH) -> Round:
         reemitted=wakes.reemit_stale(limit=limit),
         retried=wakes.retry_due(limit=limit),
     )
+    reports.tell_health(limit=limit)
     ServerPulse.objects.filter(pk=1).update(
         reaped_at=Now(), expired=done.expired, reemitted=done.reemitted, retried=done.retried
     )

@@ -42,10 +42,10 @@ from dispatch.models import (
     Wake,
     subscription_key,
 )
-from dispatch.streams import log, registrations, work
+from dispatch.streams import log, registrations, waiters, work
 from dispatch.streams.conditions import Wish
 from dispatch.streams.registrations import Order
-from runners import registry
+from runners import changes, registry
 from runners.models import Runner
 
 MAX_TAGS_BYTES = 64 * 1024
@@ -281,6 +281,7 @@ def update(
         state = lock(entity)
         if tags is None:
             Entity.objects.filter(pk=entity.pk).update(updated_at=Now())
+            state.before = None  # the feed shows it
         else:
             known = Entity.objects.values_list("tags", flat=True).get(pk=entity.pk)
             _replace_tags(state, known, dict(tags), new_txid())
@@ -302,8 +303,9 @@ def move(entity: Entity, runner_id: str) -> bool:
             raise NotRunning(f"The entity is {state.ended}.")
         moved = state.runner_id != runner.pk
         wakes.redirect(state, runner)
-        wakes.settle(state)
         Entity.objects.filter(pk=entity.pk).update(updated_at=Now())
+        state.before = None  # the feed shows it
+        wakes.settle(state)
     return moved
 
 
@@ -375,6 +377,8 @@ def _replace_tags(
 ) -> None:
     """Give an entity these tags, and tell its stream of each that changed, and of the ``named``."""
     Entity.objects.filter(pk=state.entity_id).update(tags=tags, updated_at=Now())
+    changes.retag(state.entity.url)
+    waiters.announce(waiters.ENTITY_FEED)
     if state.ended == DispatchState.End.KILLED:
         return  # its stream is closed
     events = []
