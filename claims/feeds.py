@@ -24,7 +24,8 @@ from core.principals import Principal
 from dispatch import types
 from dispatch.models import Entity, EntityType
 from dispatch.streams import offsets, waiters
-from dispatch.streams.reads import PAGE_BYTES, PAGE_EVENTS, End, Page
+from dispatch.streams.reads import End, Page
+from dispatch.streams.scan import PAGE_BYTES, PAGE_EVENTS
 from runners import changes
 from runners.changes import Kind, Place, Settled
 from runners.models import Change, Runner

@@ -22,7 +22,7 @@ class Migration(migrations.Migration):
 
     dependencies = [
         ("dispatch", "0008_shared_states"),
-        ("runners", "0005_changes"),
+        ("runners", "0006_changes"),
     ]
 
     operations = [

@@ -7,7 +7,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("runners", "0004_token_runner_and_last_use"),
+        ("runners", "0005_token_scope"),
     ]
 
     operations = [
