@@ -147,7 +147,7 @@ class RunnersFeedView(ApiView):
     )
     def get(self, request: HttpRequest) -> HttpResponseBase:
         """The caller's runners, then what changes of them; a heartbeat alone is no change."""
-        only = self.request.auth or ""
+        only = str(self.request.auth or "")
         return serve(request, Feed(Sight(changes.Kind.RUNNER, self.caller, only), show_runner))
 
     @documented("Find the end of the feed of runners", answers={200: None})

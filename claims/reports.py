@@ -95,9 +95,9 @@ def tell_health(*, limit: int) -> int:
     Time alone, and what becomes of claims, change these, so it is looked for in each round.
     """
     told = Change.objects.filter(kind=Change.Kind.RUNNER, key=OuterRef("pk"), departed=False)
-    rows: Any = with_health(Runner.objects.annotate(told=Subquery(told.values("told"))))
+    rows: Any = with_health(Runner.objects.annotate(said=Subquery(told.values("told"))))
     now = Concat("liveness_status", Value(" "), "health_status")
-    changed = rows.annotate(now_so=now).exclude(told=F("now_so")).order_by("pk")[:limit]
+    changed = rows.annotate(now_so=now).exclude(said=F("now_so")).order_by("pk")[:limit]
     count = 0
     for runner_id, owner, alive, status in changed.values_list(
         "pk", "owner_principal", "liveness_status", "health_status"

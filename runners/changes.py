@@ -11,6 +11,7 @@ sight before that it never had.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from django.db import connection
@@ -48,7 +49,7 @@ def _newest(kind: str) -> Any:
 
 
 _MOVE = {
-    kind: Update(lambda kind=kind: _newest(kind), transaction=Transaction(kind), changed_at=Now())
+    kind: Update(partial(_newest, kind), transaction=Transaction(kind), changed_at=Now())
     for kind in Kind
 }
 

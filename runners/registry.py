@@ -64,11 +64,10 @@ def find(runner_id: str) -> Runner:
 
 
 _TOLD = Change.objects.filter(kind=Change.Kind.RUNNER, key=OuterRef("pk"), departed=False)
+_SAID = {"told": Subquery(_TOLD.values("told"))}
 _RUNNER_SEEN = Select(
     lambda: (
-        with_now(Runner.objects.select_related("liveness"))
-        .annotate(told=Subquery(_TOLD.values("told")))
-        .filter(pk=Param("id"))
+        with_now(Runner.objects.select_related("liveness")).annotate(**_SAID).filter(pk=Param("id"))
     )
 )
 

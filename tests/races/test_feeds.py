@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -78,7 +79,7 @@ def test_replaying_from_any_offset_gives_the_rows_as_they_are(alice: Api, seed: 
             offsets.append((feed.offset, dict(feed.rows)))
 
     with ThreadPoolExecutor(5) as threads:
-        jobs = [threads.submit(alone, lambda n=n: write(f"{seed}.{n}")) for n in range(4)]
+        jobs = [threads.submit(alone, partial(write, f"{seed}.{n}")) for n in range(4)]
         jobs.append(threads.submit(alone, read))
         for job in jobs:
             job.result()
