@@ -687,7 +687,7 @@ def _lock(credentials: Credentials) -> tuple[ConsumerClaim, DispatchState]:
     assert claim.entity is not None  # noqa: S101  it is joined by its dispatch state
     state = claim.entity.dispatch_state
     state.now = claim.now
-    return claim, state
+    return claim, wakes.remember(state)
 
 
 # --- Acks -------------------------------------------------------------------------------------
