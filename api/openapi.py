@@ -19,21 +19,27 @@ class ErrorDetail(Body, frozen=True, kw_only=True):
     """One bad field, by JSON pointer."""
 
     path: str
+    """The field, as a JSON pointer into the body: `/lease_ms`."""
     message: str
+    """What is wrong with it."""
 
 
 class ErrorFacts(Body, frozen=True, kw_only=True):
     """What went wrong."""
 
     code: str
+    """What went wrong, for programs."""
     message: str
+    """The same in a sentence, for people; it may change."""
     details: list[ErrorDetail] | JsonObject | msgspec.UnsetType = msgspec.UNSET
+    """Of INVALID_REQUEST every bad field; of DUPLICATE_URL the entity that is there."""
 
 
 class ErrorBody(Body, frozen=True, kw_only=True):
     """Every error of every endpoint."""
 
     error: ErrorFacts
+    """What went wrong."""
 
 
 class Schema(AutoSchema):

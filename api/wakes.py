@@ -22,20 +22,30 @@ class NewRegistration(Body, frozen=True, kw_only=True):
     """Wake the subscriber when this happens at the source."""
 
     subscriberUrl: EntityUrl  # noqa: N815  as runtimes write it
+    """The entity that is to be woken."""
     sourceUrl: SourceUrl  # noqa: N815
+    """What it is to be woken for: an entity, a shared state, or a cron expression's stream."""
     condition: conditions.Condition
+    """What has to happen there."""
     debounceMs: conditions.DebounceMs | UnsetType = UNSET  # noqa: N815
+    """Milliseconds to wait after the last change, and then wake once for all."""
     timeoutMs: conditions.TimeoutMs | UnsetType = UNSET  # noqa: N815
+    """Milliseconds after which it is woken if nothing happened; 0 is never."""
     includeResponse: bool | UnsetType = UNSET  # noqa: N815
+    """Whether a finished run's text comes with the wake; true unless said otherwise."""
     manifestKey: ManifestKey | UnsetType = UNSET  # noqa: N815
+    """A name of this registration: the next one of that name replaces it."""
 
 
 class OldRegistration(Body, frozen=True, kw_only=True):
     """The registrations of the subscriber at this source, or of this manifest key."""
 
     subscriberUrl: EntityUrl  # noqa: N815
+    """The entity that was to be woken."""
     sourceUrl: SourceUrl | UnsetType = UNSET  # noqa: N815
+    """For what; required without `manifestKey`."""
     manifestKey: ManifestKey | UnsetType = UNSET  # noqa: N815
+    """The registration's name; required without `sourceUrl`."""
 
 
 class SubscriberView(ApiView):

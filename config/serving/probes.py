@@ -19,6 +19,7 @@ class Ok(Body, frozen=True, kw_only=True):
     """All is well."""
 
     status: str
+    """Always `ok`."""
 
 
 class LiveView(ApiView):
