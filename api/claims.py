@@ -188,6 +188,8 @@ class ClaimView(RunnerResource):
         body=WakeEvent,
         answers={200: (ClaimBody, NothingToDo), 204: None},
         errors=[409],
+        headers=[NONCE_HEADER],
+        sends=[CURSOR_HEADER, TAIL_HEADER],
     )
     def post(self, request: HttpRequest, runner_id: str) -> HttpResponse:
         """Claim the entity that a wake event names, or the oldest wake."""
@@ -251,6 +253,7 @@ class CallbackView(ApiView):
         answers={200: CallbackAnswer},
         errors=[409],
         headers=["Electric-Claim-Token"],
+        operation="callBack",
     )
     def post(self, request: HttpRequest, consumer_id: str) -> HttpResponse:
         """Mint a write token, renew the lease, or end the claim."""

@@ -268,6 +268,7 @@ class EntitiesView(ApiView):
         "List the caller's entities",
         answers={200: list[EntityBody]},
         parameters=["type", "status", "parent", "created_by", "limit", "before"],
+        sends=["Link"],
     )
     def get(self, request: HttpRequest) -> HttpResponse:
         """The newest first, of the type, status, parent and creator that are asked for.

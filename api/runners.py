@@ -260,6 +260,7 @@ class RunnersView(ApiView):
         "List the caller's runners",
         answers={200: list[RunnerBody]},
         parameters=["owner_principal", "limit", "before"],
+        sends=["Link"],
     )
     def get(self, request: HttpRequest) -> HttpResponse:
         """The caller's runners, newest first; ``before`` an id, those older than that one."""
@@ -310,7 +311,13 @@ class HeartbeatView(RunnerResource):
     find = staticmethod(registry.find_seen)
     reports = True
 
-    @documented("Report that a runner lives", body=Heartbeat, answers={200: RunnerBody})
+    @documented(
+        "Report that a runner lives",
+        body=Heartbeat,
+        answers={200: RunnerBody},
+        sends=[OTHER_PROCESS_HEADER],
+        operation="heartbeat",
+    )
     def post(self, request: HttpRequest, runner_id: str) -> HttpResponse:
         """Renew the runner's liveness lease."""
         body = read(request, Heartbeat, empty=True, any_text=True)
@@ -370,12 +377,14 @@ class AdminStatusView(RunnerResource):
 class EnableView(AdminStatusView):
     """/_electric/runners/:id/enable"""
 
+    operation = "enableRunner"
     status = Runner.AdminStatus.ENABLED
 
 
 class DisableView(AdminStatusView):
     """/_electric/runners/:id/disable"""
 
+    operation = "disableRunner"
     status = Runner.AdminStatus.DISABLED
 
 

@@ -198,7 +198,10 @@ class EntityTypesView(ApiView):
         return answer(entity_type_body(types.register(self.caller, body.name, facts)), 201)
 
     @documented(
-        "List entity types", answers={200: list[EntityTypeBody]}, parameters=["limit", "after"]
+        "List entity types",
+        answers={200: list[EntityTypeBody]},
+        parameters=["limit", "after"],
+        sends=["Link"],
     )
     def get(self, request: HttpRequest) -> HttpResponse:
         """Those that the caller registered, may use, or has entities of, by name.

@@ -66,7 +66,12 @@ class SubscriberView(ApiView):
 class WakeView(SubscriberView):
     """/_electric/wake"""
 
-    @documented("Wake an entity for another", body=NewRegistration, answers={204: None})
+    @documented(
+        "Wake an entity for another",
+        body=NewRegistration,
+        answers={204: None},
+        operation="registerWake",
+    )
     def post(self, request: HttpRequest) -> HttpResponse:
         """Have an entity woken for what happens at another; the same again changes it."""
         body = read(request, NewRegistration)
@@ -85,7 +90,12 @@ class WakeView(SubscriberView):
 class UnregisterView(SubscriberView):
     """/_electric/wake/unregister"""
 
-    @documented("Wake an entity no more", body=OldRegistration, answers={204: None})
+    @documented(
+        "Wake an entity no more",
+        body=OldRegistration,
+        answers={204: None},
+        operation="unregisterWake",
+    )
     def post(self, request: HttpRequest) -> HttpResponse:
         """Remove a subscriber's registrations, if there are such."""
         body = read(request, OldRegistration)

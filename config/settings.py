@@ -393,12 +393,30 @@ SPECTACULAR_SETTINGS = {
     "DESCRIPTION": "The control plane for pull-wake agent runners.",
     "VERSION": VERSION,
     "OAS_VERSION": "3.1.0",
+    "LICENSE": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+    "CONTACT": {"name": "Whoever operates this server"},
+    "SERVERS": [
+        {"url": PULLWAKE_PUBLIC_URL or f"http://{HOST}:{PORT}", "description": "This server"}
+    ],
+    "TAGS": [
+        {"name": "runners", "description": "Register, report and look after runners."},
+        {"name": "claims", "description": "Claim a wake, and call back about it."},
+        {"name": "streams", "description": "Read wakes and events, and append to them."},
+        {"name": "entities", "description": "What messages are sent to."},
+        {"name": "schedules", "description": "Messages that are sent at a time."},
+        {"name": "wakes", "description": "Wake one entity for what happens elsewhere."},
+        {"name": "shared_state", "description": "Streams that several entities write to."},
+        {"name": "types", "description": "What entities of a type have in common."},
+        {"name": "webhook_sources", "description": "There are none."},
+        {"name": "probes", "description": "Whether a server lives and serves."},
+        {"name": "metrics", "description": "Figures for Prometheus."},
+    ],
     "SERVE_INCLUDE_SCHEMA": False,
     "SERVE_PERMISSIONS": [],
     "SERVE_AUTHENTICATION": [],
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
-    "POSTPROCESSING_HOOKS": ["api.openapi.add_components"],
+    "POSTPROCESSING_HOOKS": ["api.openapi.complete"],
 }
 
 _log_level = env.choice(

@@ -98,7 +98,11 @@ _registry.register(Figures())
 class MetricsView(ApiView):
     """/metrics"""
 
-    @documented("Give the system's figures to Prometheus", answers={(200, "text/plain"): str})
+    @documented(
+        "Give the system's figures to Prometheus",
+        answers={(200, "text/plain"): str},
+        operation="getMetrics",
+    )
     def get(self, request: HttpRequest) -> HttpResponse:
         """For any principal."""
         return HttpResponse(generate_latest(_registry), content_type=CONTENT_TYPE_LATEST)
