@@ -228,7 +228,7 @@ def _mend(schema: Any) -> None:
 
 def _camel(summary: str) -> str:
     words = [each for each in re.findall("[a-z]{2,}|a", summary.lower()) if each not in _DROPPED]
-    return words[0] + "".join(map(str.capitalize, words[1:]))
+    return str(words[0]) + "".join(map(str.capitalize, words[1:]))
 
 
 def _statuses(answers: Mapping[int | tuple[int, str], Any]) -> list[int]:
