@@ -141,9 +141,9 @@ class EntityTypesView(ApiView):
             raise InvalidRequest.field("/name", "reserved")
         facts: JsonObject = {"description": body.description}
         if body.creation_schema is not UNSET:
-            schemas.check_schema(body.creation_schema, "/creation_schema")
+            schemas.check_schema(body.creation_schema, "/creation_schema", whose=self.caller.url)
             facts["creation_schema"] = body.creation_schema
-        facts |= _by_type(body)
+        facts |= _by_type(body, self.caller)
         if body.default_dispatch_policy is not UNSET:
             facts["default_runner"] = _default_runner(body.default_dispatch_policy)
         for name in ("slash_commands", "serve_endpoint", "externally_writable_collections"):
@@ -167,13 +167,13 @@ class EntityTypesView(ApiView):
         return answer_page(request, seen, entity_type_body, lambda each: ("after", each.name))
 
 
-def _by_type(body: NewEntityType | NewSchemas) -> JsonObject:
+def _by_type(body: NewEntityType | NewSchemas, caller: Principal) -> JsonObject:
     """The inbox and state schemas that are given. Raises InvalidRequest for what is none."""
     given = {name: getattr(body, name) for name in ("inbox_schemas", "state_schemas")}
     given = {name: by_type for name, by_type in given.items() if by_type is not UNSET}
     for name, by_type in given.items():
         for key, schema in by_type.items():
-            schemas.check_schema(schema, pointer(name, key))
+            schemas.check_schema(schema, pointer(name, key), whose=caller.url)
     return given
 
 
@@ -227,5 +227,5 @@ class SchemasView(ApiView):
     )
     def patch(self, request: HttpRequest, name: str) -> HttpResponse:
         """Add schemas by new keys; one that is there is registered anew to change."""
-        added = _by_type(read(request, NewSchemas))
+        added = _by_type(read(request, NewSchemas), self.caller)
         return answer(entity_type_body(types.add_schemas(self.caller, name, added)))

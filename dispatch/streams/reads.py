@@ -1,10 +1,11 @@
 """Reading a durable stream page by page: a runner's wakes, an entity's events, a shared state."""
 
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
-from django.db.models import QuerySet
+from django.db.models import BigIntegerField, Func, QuerySet, RowRange, Sum, Window
+from django.db.models.functions import Coalesce
 
 from core.clock import epoch_ms
 from core.errors import NotFound
@@ -77,16 +78,50 @@ _MAIN_STREAM = Select(
 _SHARED_STATE = Select(lambda: SharedState.objects.filter(pk=Param("state")).only("tail"))
 
 
+class _Bytes(Func):
+    """The length of a text, which PostgreSQL tells without reading it."""
+
+    function = "OCTET_LENGTH"
+    output_field = BigIntegerField()
+
+    def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> tuple[str, Any]:
+        """Versions before 3.43 have no such function."""
+        return self.as_sql(
+            compiler, connection, template="LENGTH(CAST(%(expressions)s AS BLOB))", **context
+        )
+
+
 def _between(events: "QuerySet[Event]") -> "QuerySet[Event]":
+    """The events of a range, as far as a page goes: a thousand large ones are not held at once."""
+    before = Window(Sum(_Bytes("data")), order_by="offset", frame=RowRange(end=-1))
     return (
-        events.filter(offset__gt=Param("after"), offset__lte=Param("tail"))
+        events.filter(offset__gt=Param("after"), offset__lte=Param("last"))
+        .annotate(before=Coalesce(before, 0))
+        .filter(before__lte=PAGE_BYTES)
         .only("offset", "data")
-        .order_by("offset")[:PAGE_EVENTS]
+        .order_by("offset")
     )
 
 
 _EVENTS = Select(lambda: _between(StreamEvent.objects.filter(entity=Param("entity"))))
 _SHARED_EVENTS = Select(lambda: _between(SharedStateEvent.objects.filter(state=Param("state"))))
+
+
+def _read(events: "Select[Any]", whole: "QuerySet[Any]", after: int, end: End, **key: int) -> Page:
+    """A page of a stream: ``whole`` are all its events, ``key`` is what ``events`` names it by."""
+
+    def page(after: int) -> list[Any]:
+        return events.all(after=after, last=min(after + PAGE_EVENTS, end.tail), **key)
+
+    found = page(after)
+    if not found and after < end.tail:  # what lay there was pruned
+        kept = whole.filter(offset__gt=after).order_by("offset")
+        first = kept.values_list("offset", flat=True).first()
+        found = [] if first is None else page(first - 1)
+    texts = [event.data for event in found]
+    if found and found[-1].offset < end.tail:
+        return Page(texts, found[-1].offset, up_to_date=False)
+    return Page(texts, end.tail, up_to_date=True, closed=end.closed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +144,10 @@ class WakesOf:
         # The tail first: all below it is committed by now, so nothing can turn up there later.
         tail = self.end().tail
         wakes = _WAKES.all(runner=self.runner_id, after=after, tail=tail)
-        return _page([(wake.offset, self._event(wake)) for wake in wakes], End(tail))
+        events = [self._event(wake) for wake in wakes]
+        if len(wakes) == PAGE_EVENTS:
+            return Page(events, wakes[-1].offset, up_to_date=wakes[-1].offset == tail)
+        return Page(events, tail, up_to_date=True)
 
     def _event(self, wake: Wake) -> str:
         event = {
@@ -139,9 +177,8 @@ class EventsOf:
         return End(state.tail, closed=state.ended == DispatchState.End.KILLED)
 
     def read(self, after: int) -> Page:
-        end = self.end()
-        events = _EVENTS.all(entity=self.entity_id, after=after, tail=end.tail)
-        return _page([(event.offset, event.data) for event in events], end)
+        whole = StreamEvent.objects.filter(entity=self.entity_id)
+        return _read(_EVENTS, whole, after, self.end(), entity=self.entity_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,16 +198,5 @@ class SharedEventsOf:
         return End(state.tail)
 
     def read(self, after: int) -> Page:
-        end = self.end()
-        events = _SHARED_EVENTS.all(state=self.state_id, after=after, tail=end.tail)
-        return _page([(event.offset, event.data) for event in events], end)
-
-
-def _page(found: list[tuple[int, str]], end: End) -> Page:
-    size = 0
-    for count, (offset, event) in enumerate(found, start=1):
-        size += len(event)
-        if count == PAGE_EVENTS or (size > PAGE_BYTES and count < len(found)):
-            told, at_end = [text for _, text in found[:count]], offset == end.tail
-            return Page(told, offset, at_end, at_end and end.closed)
-    return Page([text for _, text in found], end.tail, up_to_date=True, closed=end.closed)
+        whole = SharedStateEvent.objects.filter(state=self.state_id)
+        return _read(_SHARED_EVENTS, whole, after, self.end(), state=self.state_id)

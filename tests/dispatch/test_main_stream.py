@@ -1,10 +1,13 @@
 """/:type/:id/main: what is read, and appends under a claim."""
 
+import tracemalloc
+
 import msgspec
 import pytest
 
 from api import streams
 from dispatch.models import DispatchState, StreamEvent
+from dispatch.streams import reads
 from tests.support import Api
 
 MAIN = "/agent/e1/main"
@@ -144,6 +147,51 @@ def test_other_events_are_given_as_they_came(held, event):
     assert appended(held.api) == [event]
 
 
+# --- Pages ------------------------------------------------------------------------------------
+
+
+def pages(api, path=MAIN):
+    """The events of each answer, one after the other, up to the tail."""
+    found, after = [], "-1"
+    while True:
+        answer = api.get(f"{path}?offset={after}")
+        found.append(answer.body)
+        after = answer.headers["Stream-Next-Offset"]
+        if answer.headers.get("Stream-Up-To-Date") == "true":
+            return found
+
+
+def test_a_long_stream_comes_in_pages(held):
+    for _ in range(3):
+        held.append(*[{"n": 1}] * 999, token=held.token)
+    assert list(map(len, pages(held.api))) == [1000, 1000, 999]
+
+
+def test_what_would_be_too_large_for_a_page_is_not_even_read(held):
+    held.api.share("s1")
+    path = "/_electric/shared-state/s1"
+    for _ in range(24):
+        large = {"text": "ß" * 500_000}
+        assert held.append(large, token=held.token).status == 204
+        assert held.api.post(path, [large]).status == 204
+    for each in (MAIN, path):
+        tracemalloc.start()
+        found = held.api.get(each).content
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert reads.PAGE_BYTES < len(found) < 1.5 * reads.PAGE_BYTES
+        assert peak < 5 * len(found)
+        assert sum(map(len, pages(held.api, each))) == (26 if each == MAIN else 24)
+
+
+def test_what_was_pruned_is_passed_over(held):
+    held.append(*[{"n": 1}] * 2_998, token=held.token)
+    StreamEvent.objects.filter(offset__lte=2_500).delete()
+    assert list(map(len, pages(held.api))) == [500]
+    StreamEvent.objects.all().delete()
+    assert pages(held.api) == [[]]
+
+
 # --- Appending --------------------------------------------------------------------------------
 
 
@@ -169,6 +217,19 @@ def test_it_refuses_what_is_no_event(held, body):
     answer = held.api.post(MAIN, body, Electric_Claim_Token=held.token)
     assert (answer.status, answer.error) == (400, "INVALID_REQUEST")
     assert appended(held.api) == []
+
+
+@pytest.mark.parametrize(
+    "events",
+    [[{}] * 10_001, [{"type": "manifest", "key": "k"}] * 1_001, [{"type": "inbox"}] * 1_001],
+    ids=["events", "manifest", "inbox"],
+)
+def test_an_append_of_too_many_is_refused(held, events):
+    for token, error in (("pww_unknown", "UNAUTHORIZED"), (held.token, "PAYLOAD_TOO_LARGE")):
+        assert held.api.post(MAIN, events, Electric_Claim_Token=token).error == error
+    assert appended(held.api) == []
+    held.api.share("s1")
+    assert held.api.post("/_electric/shared-state/s1", events).error == "PAYLOAD_TOO_LARGE"
 
 
 def test_it_refuses_another_content_type(held):
