@@ -28,7 +28,7 @@ from api.fields import (
 from api.lists import answer_page
 from api.openapi import documented
 from api.views import ApiView, EntityResource
-from claims import endings
+from claims import endings, standing
 from core.bodies import Body, JsonObject, answer, parameter, read
 from core.clock import epoch_ms
 from core.errors import DuplicateUrl, Forbidden, InvalidRequest, NotFound
@@ -90,6 +90,14 @@ class EntityChange(Body, frozen=True, kw_only=True):
     tags: Tags | UnsetType = UNSET
 
 
+class StandingBody(Body, frozen=True, kw_only=True):
+    """Why nobody is at work on what an entity has to do; ``since`` in epoch ms."""
+
+    reason: standing.Reason
+    message: str
+    since: int | UnsetType = UNSET
+
+
 class EntityBody(Body, frozen=True, kw_only=True):
     """An entity."""
 
@@ -107,6 +115,7 @@ class EntityBody(Body, frozen=True, kw_only=True):
     parent: str | UnsetType = UNSET
     txid: int | UnsetType = UNSET
     externally_writable_collections: JsonObject | UnsetType = UNSET
+    standing: StandingBody | UnsetType = UNSET
 
 
 Mode = Literal["immediate", "queued", "paused", "steer"]
@@ -168,12 +177,16 @@ class TagValue(Body, frozen=True, kw_only=True):
 
 
 def entity_body(
-    entity: Entity, txid: int | UnsetType = UNSET, *, writable: JsonObject | None = None
+    entity: Entity,
+    txid: int | UnsetType = UNSET,
+    *,
+    writable: JsonObject | None = None,
+    stands: standing.Standing | None = None,
 ) -> EntityBody:
     """An entity, with its dispatch state, as the API shows it.
 
-    ``txid``: of what changed it. ``writable``: the externally writable collections of its type,
-    where they are shown.
+    ``txid``: of what changed it. ``writable``: the externally writable collections of its type, and
+    ``stands`` why it stands, where these are shown.
     """
     state = entity.dispatch_state
     return EntityBody(
@@ -191,7 +204,13 @@ def entity_body(
         created_at=epoch_ms(entity.created_at),
         updated_at=epoch_ms(entity.updated_at),
         txid=txid,
+        standing=UNSET if stands is None else _standing_body(stands),
     )
+
+
+def _standing_body(stands: standing.Standing) -> StandingBody:
+    since = UNSET if stands.since is None else epoch_ms(stands.since)
+    return StandingBody(reason=stands.reason, message=stands.says, since=since)
 
 
 # --- Entities ---------------------------------------------------------------------------------
@@ -312,7 +331,8 @@ class EntityView(EntityResource):
         entity = self.entity(type_name, name)
         entity_type = types.of(entity)
         writable = entity_type.externally_writable_collections if entity_type else None
-        return answer(entity_body(entity, writable=writable))
+        stands = standing.find(entity.pk)
+        return answer(entity_body(entity, writable=writable, stands=stands))
 
     @documented("Change an entity", body=EntityChange, answers={200: EntityBody})
     def patch(self, request: HttpRequest, type_name: str, name: str) -> HttpResponse:

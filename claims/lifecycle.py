@@ -27,7 +27,8 @@ lease begins when the claim is made, after whatever it waited for.
 Failures in a row delay an entity's next wake, unless the last `fail` says itself how long. A
 `fail` counts, and so does an expiry while the runner lived and could be heard. The death of a
 runner, of all servers or of the database is not the entity's failure (`ClaimQuerySet.blameless`):
-it is woken at once, and the count stays. A `give_up` acks the work, keeps it as dead letters, and
+it is woken at once, and the count stays. Should the death show only later, it is counted no more
+(`pardon`). A `give_up` acks the work, keeps it as dead letters, and
 ends the row.
 
 A runner may name its request to claim by a nonce. Should the answer be lost, the same request
@@ -50,6 +51,7 @@ from django.db.models import BigIntegerField, DateTimeField, ExpressionWrapper, 
 from django.db.models.functions import Greatest, Now
 
 from claims import dead_letters
+from claims.metrics import CLAIM_REQUESTS, CLAIM_WAIT, CLAIM_WORK, RUNNER_CLAIM_ENDS
 from claims.models import ClaimQuerySet, ConsumerClaim
 from core.clock import ClockNow, with_now
 from core.errors import (
@@ -65,6 +67,7 @@ from core.errors import (
     Unauthenticated,
 )
 from core.identifiers import hash_secret, new_secret
+from core.metrics import runner_name, type_name
 from core.prepared import Insert, Param, Select, Update
 from dispatch import signals, wakes
 from dispatch.models import DispatchState, Entity, Wake
@@ -78,6 +81,9 @@ Lock = Callable[[], DispatchState | None]
 
 MAX_ERROR = 4096
 """Characters that are kept of a handler's error."""
+
+NOT_BLAMED = "Its runner died, or no server was there to renew it: no failure of the entity's."
+"""The error of an expired claim that is not counted as its entity's failure."""
 
 FAILED_DELAY = timedelta(seconds=10)
 """Before an entity whose claim failed is woken again; doubles with each failure in a row."""
@@ -108,7 +114,8 @@ class Acquisition:
     """A claim was made: its secret token, and where the entity's stream stood.
 
     ``just_past`` is the offset before the first work past the cursor, or the tail if there is none.
-    ``attempt`` is 1, and more after failures in a row.
+    ``attempt`` is 1, and more after failures in a row. ``waited`` is how long its wake was
+    unclaimed; None where a request is answered again.
     """
 
     claim: ConsumerClaim
@@ -117,6 +124,7 @@ class Acquisition:
     cursor: int
     just_past: int
     attempt: int
+    waited: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +170,25 @@ def acquire(
     spot. Raises NotRunning for a disabled runner, InvalidRequest for another runner's subscription,
     AlreadyClaimed, NoPendingWork and ClaimLimitReached, in this order.
     """
+    try:
+        verdict = _acquire_asked(runner, subscription_id, nonce)
+    except PullwakeError as refusal:
+        CLAIM_REQUESTS.labels(refusal.code.lower()).inc()
+        raise
+    match verdict:
+        case Acquisition():
+            outcome = "claimed" if verdict.waited is not None else "claimed_before"
+        case NotAwake():
+            outcome = "not_awake"
+        case None:
+            outcome = "nothing"
+    CLAIM_REQUESTS.labels(outcome).inc()
+    return verdict
+
+
+def _acquire_asked(
+    runner: Runner, subscription_id: str | None, nonce: str
+) -> Acquisition | NotAwake | None:
     if not runner.enabled:
         raise NotRunning("The runner is disabled.")
     key = _subscription_key(runner, subscription_id)
@@ -200,6 +227,9 @@ def _acquire(runner: Runner, lock: Lock, nonce_hash: str) -> Acquisition | NotAw
         raise verdict
     if isinstance(verdict, Acquisition):
         logger.info("claim acquired", extra=_facts(verdict.claim))
+        if verdict.waited is not None:
+            waited_s = max(verdict.waited.total_seconds(), 0.0)
+            CLAIM_WAIT.labels(type_name(verdict.entity.type)).observe(waited_s)
     return verdict
 
 
@@ -232,7 +262,7 @@ def _make_claimable(state: DispatchState) -> PullwakeError | None:
     """Bring about an outstanding wake, over a lapsed claim if need be; or say why there is none."""
     if state.claimed:
         holder = state.entity.claims.active().select_related("runner").get()
-        if not end(holder, state, Status.EXPIRED, lapsed=True, blamed=_is_blamed(holder)):
+        if not _expire_lapsed(holder, state):
             return AlreadyClaimed()
         # Somebody is here to do the work, so it need not wait out the delay.
         state.retry_at = None
@@ -269,13 +299,16 @@ def _create(
         nonce_hash=nonce_hash,
     )
     _ADD.add(claim)
-    return _told_of(claim, state, token)
+    waited = state.now - (state.last_wake_at or state.now)
+    return _told_of(claim, state, token, waited)
 
 
-def _told_of(claim: ConsumerClaim, state: DispatchState, token: str) -> Acquisition:
+def _told_of(
+    claim: ConsumerClaim, state: DispatchState, token: str, waited: timedelta | None = None
+) -> Acquisition:
     just_past = state.given_offset - 1 if state.given_offset else claim.delivered_offset
     attempt = state.failures + 1
-    return Acquisition(claim, state.entity, token, state.cursor, just_past, attempt)
+    return Acquisition(claim, state.entity, token, state.cursor, just_past, attempt, waited)
 
 
 def _made_before(runner: Runner, nonce_hash: str) -> ClaimQuerySet:
@@ -438,7 +471,9 @@ def give_up(credentials: Credentials, reason: str = "", acks: Sequence[Ack] | No
     with transaction.atomic():
         claim, state = _lock(credentials)
         told, before, attempts = _acks_kept(claim, acks), state.cursor, state.failures + 1
-        if not end(claim, state, Status.FAILED, acks=told, error=reason, blamed=False):
+        if not end(
+            claim, state, Status.FAILED, acks=told, error=reason, blamed=False, given_up=True
+        ):
             raise Fenced
         _acknowledge(state, claim, acks)
         dead_letters.keep(claim, state, after=before, attempts=attempts, reason=reason)
@@ -453,11 +488,37 @@ def expire(claim: ConsumerClaim) -> Expiry | None:
     with transaction.atomic():
         states = DispatchState.objects.filter(entity=claim.entity_id or 0)
         for state in wakes.lock(states, skip_locked=True):
-            if not end(claim, state, Status.EXPIRED, lapsed=True, blamed=_is_blamed(claim)):
+            if not _expire_lapsed(claim, state):
                 return None
             next_wake = wake_next(claim, state)
             return Expiry(next_wake)
     return None
+
+
+def _expire_lapsed(claim: ConsumerClaim, state: DispatchState) -> bool:
+    blamed = _is_blamed(claim)
+    error = "" if blamed else NOT_BLAMED
+    return end(claim, state, Status.EXPIRED, lapsed=True, blamed=blamed, error=error)
+
+
+def pardon(claim: ConsumerClaim) -> bool:
+    """Count the expiry of one of `pardonable` as a failure no more: whether this call did so.
+
+    What another transaction has in hand is left to the next round.
+    """
+    with transaction.atomic():
+        states = DispatchState.objects.filter(entity=claim.entity_id or 0)
+        for state in wakes.lock(states, skip_locked=True):
+            counted = ConsumerClaim.objects.pardonable().filter(pk=claim.pk)
+            if not counted.update(error=NOT_BLAMED):
+                return False
+            ended_at = claim.ended_at or state.now
+            if state.failures and (state.last_claimed_at or ended_at) <= ended_at:
+                state.failures -= 1
+                state.retry_at = None
+                wakes.settle(state)
+            return True
+    return False
 
 
 def _is_blamed(claim: ConsumerClaim) -> bool:
@@ -491,6 +552,7 @@ def end(
     lapsed: bool = False,
     stalled: bool = False,
     blamed: bool = True,
+    given_up: bool = False,
     acks: Sequence[dict[str, Any]] = (),
     error: str = "",
 ) -> bool:
@@ -506,7 +568,8 @@ def end(
         return False
     claim.status = status
     state.active_epoch = None
-    transaction.on_commit(partial(logger.info, "claim ended: %s", status, extra=_facts(claim)))
+    outcome = "given_up" if given_up else "stalled" if stalled else str(status)
+    transaction.on_commit(partial(_note_end, claim, state, outcome))
     if state.signals_open and status != Status.FENCED:  # a fence is the entity's end
         signals.complete(state, claim.delivered_offset)
     if status == Status.RELEASED:
@@ -571,6 +634,16 @@ def reemit_refused(runner: Runner) -> None:
 
 
 # --- Refusals ---------------------------------------------------------------------------------
+
+
+def remember(ended: Sequence[ConsumerClaim]) -> None:
+    """Keep claims that ended on another server: history, which holds and opens nothing.
+
+    Raises ValueError for one that is active.
+    """
+    if any(each.status == ConsumerClaim.Status.ACTIVE for each in ended):
+        raise ValueError("Only claims that ended can be history.")
+    ConsumerClaim.objects.bulk_create(ended, ignore_conflicts=True)
 
 
 def _find(credentials: Credentials) -> ConsumerClaim:
@@ -646,6 +719,14 @@ def _is_stalled(state: DispatchState, acks: Sequence[Ack]) -> bool:
     left = state.last_work_offset > cursor or state.queue_waiting
     given = state.given_offset
     return left and given is not None and (given == 0 or cursor < given)
+
+
+def _note_end(claim: ConsumerClaim, state: DispatchState, outcome: str) -> None:
+    """Log and count a claim's end, once it is committed."""
+    logger.info("claim ended: %s", claim.status, extra=_facts(claim))
+    held_s = (state.now - claim.claimed_at).total_seconds()
+    CLAIM_WORK.labels(type_name(state.entity.type), outcome).observe(max(held_s, 0.0))
+    RUNNER_CLAIM_ENDS.labels(runner_name(claim.runner_name), outcome).inc()
 
 
 def _facts(claim: ConsumerClaim) -> dict[str, Any]:

@@ -29,10 +29,12 @@ from core.errors import (
     PullwakeError,
 )
 from core.identifiers import new_id, new_txid, require_id
+from core.metrics import type_name as named
 from core.prepared import Param, Select
 from core.principals import Principal
 from dispatch import schemas, timers, types, wakes
 from dispatch.messages import Message
+from dispatch.metrics import SENDS
 from dispatch.models import (
     DispatchState,
     Entity,
@@ -207,7 +209,7 @@ def create(
         quotas.take("entities", settings.PULLWAKE_MAX_ENTITIES, caller.url, others.count)
         state = wakes.begin(entity, runner)
         txid = new_txid()
-        log.append(state, _created_events(entity, entity_type, state.now, txid))
+        log.append(state, created_events(entity, entity_type, state.now, txid))
         state.cursor = state.tail
         if message is not None:
             deliver(state, message, str(uuid.uuid4()))
@@ -302,10 +304,15 @@ def move(entity: Entity, runner_id: str) -> bool:
         if state.ended:
             raise NotRunning(f"The entity is {state.ended}.")
         moved = state.runner_id != runner.pk
-        wakes.redirect(state, runner)
+        redirect(state, runner)
         wakes.settle(state)
-        Entity.objects.filter(pk=entity.pk).update(updated_at=Now())
     return moved
+
+
+def redirect(state: DispatchState, runner: Runner) -> None:
+    """Dispatch the entity of a locked state to this locked runner; the caller settles it."""
+    Entity.objects.filter(pk=state.entity_id).update(updated_at=Now())
+    wakes.redirect(state, runner)
 
 
 def wake_now(entity: Entity) -> Wake:
@@ -410,6 +417,7 @@ def send(entity: Entity, message: Message, after: timedelta = timedelta()) -> st
         state = lock(entity)
         known = None if message.key is None else _txid_of(entity, message.key, delayed=bool(after))
         if known is not None:
+            SENDS.labels(named(entity.type), "repeated").inc()
             return known
         closed = why_not_sent(state)
         if closed is not None:
@@ -422,6 +430,7 @@ def send(entity: Entity, message: Message, after: timedelta = timedelta()) -> st
         else:
             deliver(state, message, txid)
             wakes.settle(state)
+    SENDS.labels(named(entity.type), "delayed" if after else "sent").inc()
     return txid
 
 
@@ -492,7 +501,7 @@ def end_of_queue(state: DispatchState) -> str:
     return f"{epoch_ms(state.now):016d}:a0"
 
 
-def _created_events(
+def created_events(
     entity: Entity, entity_type: EntityType | None, now: datetime, txid: int
 ) -> list[JsonObject]:
     """What an entity's stream begins with: that it was made, and the type's slash commands."""

@@ -33,10 +33,10 @@ _SILENCE_S = 10.0
 """After which a checker that neither answers nor ends is given up: a busy machine is slow."""
 
 
-def check_schema(schema: Any, path: str, *, whose: str) -> None:
+def check_schema(schema: Any, path: str, *, whose: str = "") -> None:
     """Raise InvalidRequest for what is not a JSON Schema; ``path`` names the field.
 
-    ``whose``: the principal's URL that gives it; see `check`.
+    ``whose``: the URL of the principal that gives it, as for `check`; "" where none calls.
     """
     encoded = msgspec.json.encode(schema)
     if len(encoded) > MAX_SCHEMA_BYTES:

@@ -1,25 +1,19 @@
 """Reading a durable stream page by page: a runner's wakes, an entity's events, a shared state."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import msgspec
-from django.db.models import BigIntegerField, Func, QuerySet, RowRange, Sum, Window
-from django.db.models.functions import Coalesce
+from django.db.models import QuerySet
 
 from core.clock import epoch_ms
 from core.errors import NotFound
-from core.prepared import Param, Select
+from core.prepared import Param, Select, Values
 from dispatch.models import DispatchState, SharedState, SharedStateEvent, StreamEvent, Wake
 from dispatch.streams import waiters
+from dispatch.streams.scan import PAGE_EVENTS, page
 from runners.models import WakeStream
-
-Event = TypeVar("Event", StreamEvent, SharedStateEvent)
-
-PAGE_EVENTS = 1000
-"""Events in one answer at the most."""
-PAGE_BYTES = 4 * 1024 * 1024
-"""Bytes after which an answer is cut; one event is always given whole."""
 
 _GONE = "The stream is gone."
 
@@ -78,50 +72,12 @@ _MAIN_STREAM = Select(
 _SHARED_STATE = Select(lambda: SharedState.objects.filter(pk=Param("state")).only("tail"))
 
 
-class _Bytes(Func):
-    """The length of a text, which PostgreSQL tells without reading it."""
-
-    function = "OCTET_LENGTH"
-    output_field = BigIntegerField()
-
-    def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> tuple[str, Any]:
-        """Versions before 3.43 have no such function."""
-        return self.as_sql(
-            compiler, connection, template="LENGTH(CAST(%(expressions)s AS BLOB))", **context
-        )
+def _between(events: "QuerySet[Any]") -> "QuerySet[Any, tuple[int, str | None]]":
+    return page(events.filter(offset__gt=Param("after"), offset__lte=Param("tail")))
 
 
-def _between(events: "QuerySet[Event]") -> "QuerySet[Event]":
-    """The events of a range, as far as a page goes: a thousand large ones are not held at once."""
-    before = Window(Sum(_Bytes("data")), order_by="offset", frame=RowRange(end=-1))
-    return (
-        events.filter(offset__gt=Param("after"), offset__lte=Param("last"))
-        .annotate(before=Coalesce(before, 0))
-        .filter(before__lte=PAGE_BYTES)
-        .only("offset", "data")
-        .order_by("offset")
-    )
-
-
-_EVENTS = Select(lambda: _between(StreamEvent.objects.filter(entity=Param("entity"))))
-_SHARED_EVENTS = Select(lambda: _between(SharedStateEvent.objects.filter(state=Param("state"))))
-
-
-def _read(events: "Select[Any]", whole: "QuerySet[Any]", after: int, end: End, **key: int) -> Page:
-    """A page of a stream: ``whole`` are all its events, ``key`` is what ``events`` names it by."""
-
-    def page(after: int) -> list[Any]:
-        return events.all(after=after, last=min(after + PAGE_EVENTS, end.tail), **key)
-
-    found = page(after)
-    if not found and after < end.tail:  # what lay there was pruned
-        kept = whole.filter(offset__gt=after).order_by("offset")
-        first = kept.values_list("offset", flat=True).first()
-        found = [] if first is None else page(first - 1)
-    texts = [event.data for event in found]
-    if found and found[-1].offset < end.tail:
-        return Page(texts, found[-1].offset, up_to_date=False)
-    return Page(texts, end.tail, up_to_date=True, closed=end.closed)
+_EVENTS = Values(lambda: _between(StreamEvent.objects.filter(entity=Param("entity"))))
+_SHARED_EVENTS = Values(lambda: _between(SharedStateEvent.objects.filter(state=Param("state"))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +100,7 @@ class WakesOf:
         # The tail first: all below it is committed by now, so nothing can turn up there later.
         tail = self.end().tail
         wakes = _WAKES.all(runner=self.runner_id, after=after, tail=tail)
-        events = [self._event(wake) for wake in wakes]
-        if len(wakes) == PAGE_EVENTS:
-            return Page(events, wakes[-1].offset, up_to_date=wakes[-1].offset == tail)
-        return Page(events, tail, up_to_date=True)
+        return _page([(wake.offset, self._event(wake)) for wake in wakes], End(tail))
 
     def _event(self, wake: Wake) -> str:
         event = {
@@ -177,8 +130,8 @@ class EventsOf:
         return End(state.tail, closed=state.ended == DispatchState.End.KILLED)
 
     def read(self, after: int) -> Page:
-        whole = StreamEvent.objects.filter(entity=self.entity_id)
-        return _read(_EVENTS, whole, after, self.end(), entity=self.entity_id)
+        end = self.end()
+        return _page(_EVENTS.all(entity=self.entity_id, after=after, tail=end.tail), end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,5 +151,14 @@ class SharedEventsOf:
         return End(state.tail)
 
     def read(self, after: int) -> Page:
-        whole = SharedStateEvent.objects.filter(state=self.state_id)
-        return _read(_SHARED_EVENTS, whole, after, self.end(), state=self.state_id)
+        end = self.end()
+        return _page(_SHARED_EVENTS.all(state=self.state_id, after=after, tail=end.tail), end)
+
+
+def _page(found: "Sequence[tuple[int, str | None]]", end: End) -> Page:
+    """The events that were found past an offset, up to the first whose text was left out."""
+    told = [(offset, text) for offset, text in found if text is not None]
+    cut = len(told) < len(found) or len(found) == PAGE_EVENTS
+    last = told[-1][0] if cut else end.tail
+    at_end = last == end.tail
+    return Page([text for _, text in told], last, at_end, at_end and end.closed)

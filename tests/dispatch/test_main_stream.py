@@ -1,13 +1,10 @@
 """/:type/:id/main: what is read, and appends under a claim."""
 
-import tracemalloc
-
 import msgspec
 import pytest
 
 from api import streams
 from dispatch.models import DispatchState, StreamEvent
-from dispatch.streams import reads
 from tests.support import Api
 
 MAIN = "/agent/e1/main"
@@ -145,51 +142,6 @@ def test_an_offset_that_the_writer_made_up_is_not_kept(held):
 def test_other_events_are_given_as_they_came(held, event):
     assert held.append(event, token=held.token).status == 204
     assert appended(held.api) == [event]
-
-
-# --- Pages ------------------------------------------------------------------------------------
-
-
-def pages(api, path=MAIN):
-    """The events of each answer, one after the other, up to the tail."""
-    found, after = [], "-1"
-    while True:
-        answer = api.get(f"{path}?offset={after}")
-        found.append(answer.body)
-        after = answer.headers["Stream-Next-Offset"]
-        if answer.headers.get("Stream-Up-To-Date") == "true":
-            return found
-
-
-def test_a_long_stream_comes_in_pages(held):
-    for _ in range(3):
-        held.append(*[{"n": 1}] * 999, token=held.token)
-    assert list(map(len, pages(held.api))) == [1000, 1000, 999]
-
-
-def test_what_would_be_too_large_for_a_page_is_not_even_read(held):
-    held.api.share("s1")
-    path = "/_electric/shared-state/s1"
-    for _ in range(24):
-        large = {"text": "ß" * 500_000}
-        assert held.append(large, token=held.token).status == 204
-        assert held.api.post(path, [large]).status == 204
-    for each in (MAIN, path):
-        tracemalloc.start()
-        found = held.api.get(each).content
-        _, peak = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        assert reads.PAGE_BYTES < len(found) < 1.5 * reads.PAGE_BYTES
-        assert peak < 5 * len(found)
-        assert sum(map(len, pages(held.api, each))) == (26 if each == MAIN else 24)
-
-
-def test_what_was_pruned_is_passed_over(held):
-    held.append(*[{"n": 1}] * 2_998, token=held.token)
-    StreamEvent.objects.filter(offset__lte=2_500).delete()
-    assert list(map(len, pages(held.api))) == [500]
-    StreamEvent.objects.all().delete()
-    assert pages(held.api) == [[]]
 
 
 # --- Appending --------------------------------------------------------------------------------
