@@ -10,6 +10,7 @@ from api.http_errors import error_response, translate
 from claims.reaper import Housekeeper
 from config.serving import life, probes
 from config.serving.cooperative import Watchdog
+from config.serving.sampler import Sampler
 from dispatch.due import Timekeeper
 from dispatch.streams.waiters import announcer, hub
 from runners.tokens import Watch
@@ -22,6 +23,7 @@ class Process:
         self._housekeeper = Housekeeper()
         self._timekeeper = Timekeeper()
         self._watch = Watch()
+        self._sampler = Sampler()
         self._watchdog = Watchdog(settings.PULLWAKE_STATEMENT_TIMEOUT_MS / 1000)
 
     def start(self) -> None:
@@ -35,6 +37,7 @@ class Process:
             # When the last connection closes, SQLite syncs the disk four times (a heartbeat: 2.0 ms
             # rather than 0.95 ms, seconds on a busy disk): one stays open.
             connection.ensure_connection()
+        self._sampler.start()
         life.needed += [self._housekeeper, self._timekeeper, self._watch]
         if not settings.SQLITE:
             life.needed.append(life.self_check)
@@ -66,6 +69,7 @@ class Process:
         self._housekeeper.stop()
         self._timekeeper.stop()
         self._watch.stop()
+        self._sampler.stop()
         self._watchdog.stop()
         hub.close()
         announcer.close()
