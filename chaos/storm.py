@@ -10,7 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import httpx2
@@ -55,7 +55,7 @@ class Front(Proxy):
     def upstream(self, _: int) -> None: ...
 
 
-def said(happening: Callable[[], Awaitable[None]]) -> str:
+def said(happening: Callable[..., Awaitable[None]]) -> str:
     """What happens, in words."""
     return happening.__name__.strip("_").replace("_", " ")
 
@@ -74,7 +74,7 @@ class Storm:
         self._open = AsyncExitStack()
         self._runners: list[subprocess.Popen[bytes]] = []
 
-    async def __aenter__(self) -> "Storm":
+    async def __aenter__(self) -> Self:
         url = urlsplit(self.database.url)
         assert url.port is not None
         self.links = [await self._open.enter_async_context(Proxy(url.port)) for _ in range(SERVERS)]
