@@ -31,7 +31,7 @@ from django.db.models import DateTimeField, ExpressionWrapper, F, Q, Subquery
 from django.db.models.functions import Greatest, Now
 
 from core.clock import Milliseconds, epoch_ms, with_now
-from core.database import is_lock_refused
+from core.database import is_lock_refused, lock_name
 from core.identifiers import new_id
 from core.metrics import type_name
 from core.prepared import Insert, Param, Select, Update, Values, save_all
@@ -133,11 +133,17 @@ def _can_skip_locked() -> bool:
     return connection.features.has_select_for_update_skip_locked
 
 
+_BEGIN = Insert(DispatchState, watched=registrations.watched_from_birth(Param("url")))
+
+
 def begin(entity: Entity, runner: Runner | None) -> DispatchState:
-    """The dispatch state, locked, of an entity that has just been made."""
-    watched = registrations.watched_from_birth(entity.url)
-    DispatchState.objects.create(entity=entity, runner=runner, watched=watched)
-    (state,) = lock(DispatchState.objects.filter(entity=entity))
+    """The dispatch state, locked, of an entity that has just been made; with the entity as it is
+    in the database.
+    """
+    lock_name(entity.url)
+    _BEGIN.add(DispatchState(entity=entity, runner=runner), url=entity.url)
+    state = lock_of(entity.pk)
+    assert state is not None  # noqa: S101  it was made just now
     _show(entity, runner)
     return state
 

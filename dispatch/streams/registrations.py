@@ -27,6 +27,7 @@ from core.bodies import JsonObject
 from core.clock import with_now
 from core.database import lock_name
 from core.errors import InvalidRequest, NotFound, NotRunning
+from core.prepared import Param
 from dispatch.cron import Cron
 from dispatch.models import Delivery, DispatchState, Entity, Registration, StreamEvent
 from dispatch.streams import conditions, sources
@@ -114,12 +115,12 @@ def unregister(subscriber: Entity, *, source_url: str = "", manifest_key: str = 
         _delete(_lock(which))
 
 
-def watched_from_birth(url: str) -> Case:
+def watched_from_birth(url: Param) -> Case:
     """Whether an entity that is just made at this URL is watched, for it may have been waited for.
 
-    Whoever asks to wait for it now waits until the transaction ends.
+    Whoever makes it holds the URL's name (`core.database.lock_name`), so that one who asks to wait
+    for it now waits until the transaction ends.
     """
-    lock_name(url)
     waited_for = Exists(Registration.objects.filter(source_url=url))
     Watched = DispatchState.Watched  # noqa: N806
     return Case(When(waited_for, then=Value(Watched.FOR_CHANGES)), default=Value(Watched.NOT))
