@@ -117,7 +117,7 @@ chaos: $(VENV)/.dev ## Let a storm rage over servers, runners and a database (CH
 
 .PHONY: lock
 lock: $(VENV)/.dev ## Lock requirements/*.in again (ARGS=--upgrade for newer versions)
-	for name in base dev sdk; do \
+	for name in base observability dev sdk; do \
 		$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --system-certs \
 			--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' $(ARGS) \
 			--output-file requirements/$$name.txt requirements/$$name.in || exit; \
