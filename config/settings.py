@@ -7,6 +7,7 @@ import socket
 import tempfile
 from contextlib import suppress
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -175,6 +176,19 @@ PULLWAKE_TOKEN_DAYS = _number("PULLWAKE_TOKEN_DAYS", 0 if DEVELOPMENT else 90, 0
 PULLWAKE_AUDIT_REPORTS = env.bool("PULLWAKE_AUDIT_REPORTS", not DEVELOPMENT)
 # How many entity types, and how many runners, metrics name; the others are one.
 PULLWAKE_METRICS_NAMES = _number("PULLWAKE_METRICS_NAMES", 100, 0, 10_000)
+# Whether each request is a line of the log.
+PULLWAKE_ACCESS_LOG = env.bool("PULLWAKE_ACCESS_LOG", not DEVELOPMENT)
+PULLWAKE_TRACES = env.bool("PULLWAKE_TRACES", False)
+SENTRY_DSN = env.str("SENTRY_DSN", "")
+for _name, _wanted, _package in (
+    ("PULLWAKE_TRACES", PULLWAKE_TRACES, "opentelemetry"),
+    ("SENTRY_DSN", SENTRY_DSN, "sentry_sdk"),
+):
+    if _wanted and find_spec(_package) is None:
+        raise ImproperlyConfigured(
+            f"{_name} is set, and {_package} is not installed. Leave {_name} out, or run "
+            "pip install --require-hashes -r requirements/observability.txt."
+        )
 PULLWAKE_RETENTION_DAYS = _number("PULLWAKE_RETENTION_DAYS", 30, 1, 36_500)
 # What one principal may: 0 is without a limit. The first two are of each worker process.
 PULLWAKE_RATE_PER_S = _number("PULLWAKE_RATE_PER_S", 2_000, 0, 1_000_000)
@@ -318,6 +332,7 @@ CORS_ALLOW_HEADERS = [
     *default_headers,
     *("electric-principal", "electric-claim-token", "electric-owner-entity"),
     *("producer-id", "producer-epoch", "producer-seq", "if-none-match"),
+    *("traceparent", "tracestate", "x-request-id"),
 ]
 CORS_EXPOSE_HEADERS = ["*"]
 ROOT_URLCONF = "config.urls"
@@ -440,6 +455,8 @@ LOGGING = {
                 else structlog.processors.JSONRenderer(),
             ],
             "foreign_pre_chain": [
+                # Of the request that is being answered.
+                structlog.contextvars.merge_contextvars,
                 structlog.stdlib.add_log_level,
                 structlog.stdlib.add_logger_name,
                 structlog.processors.TimeStamper(fmt="iso"),

@@ -89,6 +89,16 @@ def lock_of(entity_id: int) -> DispatchState | None:
     return remember(_STATE_OF.first(entity=entity_id))
 
 
+_STATE_CLAIMED = Select(
+    lambda: _locking(DispatchState.objects.with_first_work().filter(entity=Param("entity")))
+)
+
+
+def lock_claimed(entity_id: int) -> DispatchState | None:
+    """`lock_of` for a state that may be taken; it has ``first_work``, as `take` needs it."""
+    return remember(_STATE_CLAIMED.first(entity=entity_id))
+
+
 _STATE_SUBSCRIBED = Select(
     lambda: _locking(
         DispatchState.objects.with_first_work().filter(
@@ -342,24 +352,32 @@ def _first_work(state: DispatchState) -> int | None:
     if state.first_work is not None and state.first_work > state.cursor:
         return state.first_work
     # It was looked for before the lock was waited for, and the state has changed since.
-    return oldest_work(state, state.cursor)
+    found = _oldest_work(state, state.cursor)
+    if found is not None:
+        state.first_trace = found[1]
+    return found and found[0]
 
 
 _OLDEST_WORK = Values(
     lambda: (
         StreamEvent.objects.filter(entity=Param("entity"), offset__gt=Param("after"), work=True)
         .order_by("offset")
-        .values_list("offset")[:1]
+        .values_list("offset", "trace")[:1]
     )
 )
 
 
-def oldest_work(state: DispatchState, after: int) -> int | None:
-    """The offset of the oldest work past this offset, or None."""
+def _oldest_work(state: DispatchState, after: int) -> tuple[int, str | None] | None:
     if state.last_work_offset <= after:
         return None
     row = _OLDEST_WORK.first(entity=state.entity_id, after=after)
-    return None if row is None else int(row[0])
+    return None if row is None else (int(row[0]), row[1])
+
+
+def oldest_work(state: DispatchState, after: int) -> int | None:
+    """The offset of the oldest work past this offset, or None."""
+    found = _oldest_work(state, after)
+    return found and found[0]
 
 
 def reemit(wakes: WakeQuerySet) -> int:

@@ -41,6 +41,10 @@ OURS = (
     "PULLWAKE_TOKEN_DAYS",
     "PULLWAKE_AUDIT_REPORTS",
     "PULLWAKE_PEER_TIMEOUT_S",
+    "PULLWAKE_ACCESS_LOG",
+    "PULLWAKE_METRICS_NAMES",
+    "PULLWAKE_TRACES",
+    "SENTRY_DSN",
     "PULLWAKE_CORS_ORIGINS",
     "PULLWAKE_DEVELOPMENT_ON_NETWORK",
 )
@@ -70,6 +74,15 @@ def test_every_variable_of_the_contract_is_read():
     assert set(CONTRACT) <= named
 
 
+@pytest.mark.parametrize("name", ["PULLWAKE_TRACES", "SENTRY_DSN"])
+def test_what_is_not_installed_is_said_in_a_sentence(read, monkeypatch, name):
+    on = {name: "http://key@sentry.example/1" if name == "SENTRY_DSN" else "yes"}
+    read(PULLWAKE_MODE="development", **on)
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
+    with pytest.raises(ImproperlyConfigured, match=f"{name} is set, and .+ is not installed"):
+        read(PULLWAKE_MODE="development", **on)
+
+
 def test_the_defaults(read):
     found = read(PULLWAKE_MODE="development")
     defaults = {
@@ -91,6 +104,10 @@ def test_the_defaults(read):
         "PULLWAKE_TOKEN_DAYS": 0,
         "PULLWAKE_API_DOCS": True,
         "PULLWAKE_AUDIT_REPORTS": False,
+        "PULLWAKE_ACCESS_LOG": False,
+        "PULLWAKE_METRICS_NAMES": 100,
+        "PULLWAKE_TRACES": False,
+        "SENTRY_DSN": "",
         "PULLWAKE_MAX_BODY_BYTES": 1024 * 1024,
         "TIME_ZONE": "UTC",
         "DEBUG": False,
