@@ -16,20 +16,27 @@ import tests.environment  # noqa: F401  for the servers that it starts, too
 os.environ |= {"DJANGO_SETTINGS_MODULE": "config.settings", "PULLWAKE_LOG_LEVEL": "WARNING"}
 django.setup()
 
-from chaos.judge import judge  # noqa: E402  Django is set up first
+from chaos.families import FORGET, Families  # noqa: E402  Django is set up first
+from chaos.judge import Facts, Streams, judge, judge_families  # noqa: E402
+from chaos.runner import CHILDREN  # noqa: E402
 from chaos.storm import NO_FENCE, Storm  # noqa: E402
-from tests.support import Database, migrated_template  # noqa: E402
+from tests.support import migrated_template  # noqa: E402
 
 
-async def run(database: Database, folder: Path, seconds: float, seed: int) -> list[str]:
-    """What was broken; says what happens, and how much was seen."""
-    async with Storm(database, folder, seed, lambda what: print(f"  {what}", flush=True)) as storm:
+async def rage(storm: Storm, seconds: float) -> tuple[Facts, Streams, dict[str, str]]:
+    """What was seen, and what is there in the end."""
+    async with storm:
         await storm.rage(seconds)
         streams, statuses = await storm.settle()
     facts = storm.evidence.read()
     counts = Counter(fact["fact"] for fact in facts)
-    print(", ".join(f"{counts[fact]} {fact}" for fact in ("sent", "held", "appended")))
-    return judge(facts, streams, statuses)
+    print(", ".join(f"{count} {fact}" for fact, count in sorted(counts.items())))
+    return facts, streams, statuses
+
+
+def say(what: str) -> None:
+    """Say what happens."""
+    print(f"  {what}", flush=True)
 
 
 def main() -> int:
@@ -38,7 +45,19 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6))
     parser.add_argument(
+        "--families",
+        type=int,
+        metavar="N",
+        help=f"N parents that spawn {CHILDREN} children each, until each has heard of each, or"
+        " --minutes have passed",
+    )
+    parser.add_argument(
         "--broken-fence", action="store_true", help="give epochs again, for the judge to see"
+    )
+    parser.add_argument(
+        "--broken-memory",
+        action="store_true",
+        help="tell parents of work that is done over again, for the judge to see",
     )
     asked = parser.parse_args()
     if not os.environ.get("DATABASE_URL"):
@@ -48,7 +67,15 @@ def main() -> int:
     with migrated_template(folder) as database:
         if asked.broken_fence:
             database.execute(NO_FENCE)
-        broken = asyncio.run(run(database, folder, asked.minutes * 60, asked.seed))
+        if asked.broken_memory:
+            database.execute(FORGET)
+        if asked.families:
+            families = Families(database, folder, asked.seed, say, asked.families)
+            found = asyncio.run(rage(families, asked.minutes * 60))
+            broken = judge_families(*found, CHILDREN)
+        else:
+            storm = Storm(database, folder, asked.seed, say)
+            broken = judge(*asyncio.run(rage(storm, asked.minutes * 60)))
     for sentence in broken:
         print(sentence)
     verdict = f"{len(broken)} promises broken" if broken else "every promise kept"
