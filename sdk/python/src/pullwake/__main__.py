@@ -32,8 +32,8 @@ EPILOG = """\
 The command gets {"wake": ..., "messages": [...], "events": [...]} on its standard input, and
 PULLWAKE_URL, PULLWAKE_RUNNER_ID, PULLWAKE_ENTITY_URL, PULLWAKE_ENTITY_TYPE, PULLWAKE_EPOCH,
 PULLWAKE_CONSUMER_ID, PULLWAKE_TRIGGER_EVENT, PULLWAKE_STREAM_URL, PULLWAKE_SEND_URL and
-PULLWAKE_WRITE_TOKEN in its environment. Each line it prints is appended to the entity's main
-stream. Exit status 0 is done, anything else is failed.
+PULLWAKE_WRITE_TOKEN in its environment, and TRACEPARENT where what woke it has a trace. Each line
+it prints is appended to the entity's main stream. Exit status 0 is done, anything else is failed.
 
 SIGTERM or Ctrl-C: claim no more, and let running commands finish. Once more: end them.
 
