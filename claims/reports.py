@@ -68,10 +68,13 @@ def with_held(runners: RunnerQuerySet) -> RunnerQuerySet:
 
 
 def with_health(runners: RunnerQuerySet) -> RunnerQuerySet:
-    """With ``liveness_status`` and ``health_status``, and what `with_held` gives."""
+    """With its ``presence``, its ``health_status`` ("stopped" where its presence is that), and what
+    `with_held` gives.
+    """
     disabled = ~Q(admin_status=Runner.AdminStatus.ENABLED)
     never = Q(liveness__lease_expires_at=None)
     expired = Q(liveness__lease_expires_at__lte=Now())
+    stopped = expired & Q(liveness__diagnostics__status="stopped", held=0)
     degraded = (
         Q(liveness__last_seen_at=None)
         | Q(liveness__diagnostics__isnull=True)
@@ -82,8 +85,16 @@ def with_health(runners: RunnerQuerySet) -> RunnerQuerySet:
         | Q(max_concurrent_claims__isnull=False, held__gte=F("max_concurrent_claims"))
     )
     return with_held(runners).annotate(
-        liveness_status=_case("online", (disabled | never, "offline"), (expired, "expired")),
-        health_status=_case("healthy", (disabled | expired, "unhealthy"), (degraded, "degraded")),
+        presence=_case(
+            "online", (disabled | never, "offline"), (stopped, "stopped"), (expired, "expired")
+        ),
+        health_status=_case(
+            "healthy",
+            (disabled, "unhealthy"),
+            (stopped, "stopped"),
+            (expired, "unhealthy"),
+            (degraded, "degraded"),
+        ),
     )
 
 

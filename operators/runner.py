@@ -35,7 +35,7 @@ from operators.kit.markup import (
 from operators.kit.verbs import OperatorAdmin, Order, Verb
 from runners import registry
 from runners.diagnostics import FIELDS
-from runners.health import MANY_RECONNECTS, Liveness, Status, health, liveness
+from runners.health import MANY_RECONNECTS, Presence, Status, health, liveness, presence
 from runners.models import Runner
 
 MOST_MOVED = 1_000
@@ -213,7 +213,7 @@ class RunnerAdmin(OperatorAdmin):
     )
     list_filter = (
         words("health", "health", values("health_status", get_args(Status))),
-        words("liveness", "liveness", values("liveness_status", get_args(Liveness))),
+        words("liveness", "liveness", values("presence", get_args(Presence))),
         words("kind", "kind", values("kind", Runner.Kind.values)),
         words("admin status", "admin_status", values("admin_status", Runner.AdminStatus.values)),
         exact("owner (kind:id)", "owner", _owned_by),
@@ -246,9 +246,10 @@ class RunnerAdmin(OperatorAdmin):
 
     def story(self, request: HttpRequest, row: Any) -> dict[str, Any]:
         waiting = row.wakes.outstanding().annotate(entity_url=F("entity__url"))
+        report = examine(row)
         return {
-            "report": examine(row),
-            "liveness": liveness(row, row.now),
+            "report": report,
+            "presence": presence(row, claims=len(report.claims), now=row.now),
             "owner": principal(row.owner_principal),
             "diagnostics": list(_diagnostics(row.liveness.diagnostics or {}, row.now)),
             "active": list(row.claims.active().order_by("pk")[:50]),
@@ -266,17 +267,19 @@ class RunnerAdmin(OperatorAdmin):
 
     @admin.display(description="health")
     def state(self, runner: Any) -> str:
+        if presence(runner, claims=runner.held, now=runner.now) == "stopped":
+            return NOTHING
         found = health(runner, claims=runner.held, lapsed=runner.lapsed, now=runner.now)
         return lines(badge(found.status), sentences(found.issues) if found.issues else None)
 
     @admin.display(description="liveness")
     def alive(self, runner: Any) -> str:
         ends = runner.liveness.lease_expires_at
+        word = badge(presence(runner, claims=runner.held, now=runner.now))
         if ends is None:
-            return badge(liveness(runner, runner.now))
+            return word
         said = "ends" if ends > runner.now else "ended"
-        left = format_html("lease {} {}", said, moment(ends, runner.now))
-        return lines(badge(liveness(runner, runner.now)), left)
+        return lines(word, format_html("lease {} {}", said, moment(ends, runner.now)))
 
     @admin.display(description="claims")
     def held(self, runner: Any) -> str:
