@@ -206,9 +206,9 @@ def serve(request: HttpRequest, source: Source) -> HttpResponseBase:
         offset = offsets.START
     after = source.end().tail if offset == offsets.NOW else offsets.decode(offset)
     if live == "sse":
-        return _sse(source, after, cursor, Hold(caller_key(request)), access_token(request))
+        return _sse(source, after, cursor, Hold(caller_key(request), live), access_token(request))
     if live == "long-poll":
-        with held(caller_key(request)):
+        with held(caller_key(request), live):
             return _long_poll(source, after, cursor, access_token(request))
     return _catch_up(request, source.read(after))
 

@@ -15,6 +15,7 @@ from django.conf import settings
 from django.http import HttpRequest
 from rest_framework.throttling import BaseThrottle
 
+from api.metrics import HELD_READS, HELD_READS_ENDED
 from core.errors import RateLimited
 
 BURST_S = 10
@@ -73,28 +74,35 @@ _held: Counter[str] = Counter()
 
 
 class Hold:
-    """A place among the streams that a caller holds; raises RateLimited when none is free."""
+    """A place among the streams that a caller holds; raises RateLimited when none is free.
 
-    def __init__(self, key: str) -> None:
+    ``mode``: long-poll or sse.
+    """
+
+    def __init__(self, key: str, mode: str) -> None:
         most = settings.PULLWAKE_MAX_STREAMS
         if most and _held[key] >= most:
             raise RateLimited(f"The caller holds {most} streams already.", retry_after_s=10)
         self._key: str | None = key
+        self._mode = mode
         _held[key] += 1
+        HELD_READS.labels(mode).inc()
 
     def release(self) -> None:
         """Give it back; a second time does nothing."""
         key, self._key = self._key, None
         if key is not None:
             _held[key] -= 1
+            HELD_READS.labels(self._mode).dec()
+            HELD_READS_ENDED.labels(self._mode).inc()
             if not _held[key]:
                 del _held[key]
 
 
 @contextmanager
-def held(key: str) -> Iterator[None]:
+def held(key: str, mode: str) -> Iterator[None]:
     """Hold a stream for as long as the block takes. Raises RateLimited."""
-    place = Hold(key)
+    place = Hold(key, mode)
     try:
         yield
     finally:

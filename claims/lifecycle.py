@@ -50,6 +50,7 @@ from django.db.models import BigIntegerField, DateTimeField, ExpressionWrapper, 
 from django.db.models.functions import Greatest, Now
 
 from claims import dead_letters
+from claims.metrics import CLAIM_REQUESTS, CLAIM_WAIT, CLAIM_WORK, RUNNER_CLAIM_ENDS
 from claims.models import ClaimQuerySet, ConsumerClaim
 from core.clock import ClockNow, with_now
 from core.errors import (
@@ -65,6 +66,7 @@ from core.errors import (
     Unauthenticated,
 )
 from core.identifiers import hash_secret, new_secret
+from core.metrics import runner_name, type_name
 from core.prepared import Insert, Param, Select, Update
 from dispatch import signals, wakes
 from dispatch.models import DispatchState, Entity, Wake
@@ -108,7 +110,8 @@ class Acquisition:
     """A claim was made: its secret token, and where the entity's stream stood.
 
     ``just_past`` is the offset before the first work past the cursor, or the tail if there is none.
-    ``attempt`` is 1, and more after failures in a row.
+    ``attempt`` is 1, and more after failures in a row. ``waited`` is how long its wake was
+    unclaimed; None where a request is answered again.
     """
 
     claim: ConsumerClaim
@@ -117,6 +120,7 @@ class Acquisition:
     cursor: int
     just_past: int
     attempt: int
+    waited: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +166,25 @@ def acquire(
     spot. Raises NotRunning for a disabled runner, InvalidRequest for another runner's subscription,
     AlreadyClaimed, NoPendingWork and ClaimLimitReached, in this order.
     """
+    try:
+        verdict = _acquire_asked(runner, subscription_id, nonce)
+    except PullwakeError as refusal:
+        CLAIM_REQUESTS.labels(refusal.code.lower()).inc()
+        raise
+    match verdict:
+        case Acquisition():
+            outcome = "claimed" if verdict.waited is not None else "claimed_before"
+        case NotAwake():
+            outcome = "not_awake"
+        case None:
+            outcome = "nothing"
+    CLAIM_REQUESTS.labels(outcome).inc()
+    return verdict
+
+
+def _acquire_asked(
+    runner: Runner, subscription_id: str | None, nonce: str
+) -> Acquisition | NotAwake | None:
     if not runner.enabled:
         raise NotRunning("The runner is disabled.")
     key = _subscription_key(runner, subscription_id)
@@ -200,6 +223,9 @@ def _acquire(runner: Runner, lock: Lock, nonce_hash: str) -> Acquisition | NotAw
         raise verdict
     if isinstance(verdict, Acquisition):
         logger.info("claim acquired", extra=_facts(verdict.claim))
+        if verdict.waited is not None:
+            waited_s = max(verdict.waited.total_seconds(), 0.0)
+            CLAIM_WAIT.labels(type_name(verdict.entity.type)).observe(waited_s)
     return verdict
 
 
@@ -269,13 +295,16 @@ def _create(
         nonce_hash=nonce_hash,
     )
     _ADD.add(claim)
-    return _told_of(claim, state, token)
+    waited = state.now - (state.last_wake_at or state.now)
+    return _told_of(claim, state, token, waited)
 
 
-def _told_of(claim: ConsumerClaim, state: DispatchState, token: str) -> Acquisition:
+def _told_of(
+    claim: ConsumerClaim, state: DispatchState, token: str, waited: timedelta | None = None
+) -> Acquisition:
     just_past = state.given_offset - 1 if state.given_offset else claim.delivered_offset
     attempt = state.failures + 1
-    return Acquisition(claim, state.entity, token, state.cursor, just_past, attempt)
+    return Acquisition(claim, state.entity, token, state.cursor, just_past, attempt, waited)
 
 
 def _made_before(runner: Runner, nonce_hash: str) -> ClaimQuerySet:
@@ -438,7 +467,9 @@ def give_up(credentials: Credentials, reason: str = "", acks: Sequence[Ack] | No
     with transaction.atomic():
         claim, state = _lock(credentials)
         told, before, attempts = _acks_kept(claim, acks), state.cursor, state.failures + 1
-        if not end(claim, state, Status.FAILED, acks=told, error=reason, blamed=False):
+        if not end(
+            claim, state, Status.FAILED, acks=told, error=reason, blamed=False, given_up=True
+        ):
             raise Fenced
         _acknowledge(state, claim, acks)
         dead_letters.keep(claim, state, after=before, attempts=attempts, reason=reason)
@@ -491,6 +522,7 @@ def end(
     lapsed: bool = False,
     stalled: bool = False,
     blamed: bool = True,
+    given_up: bool = False,
     acks: Sequence[dict[str, Any]] = (),
     error: str = "",
 ) -> bool:
@@ -506,7 +538,8 @@ def end(
         return False
     claim.status = status
     state.active_epoch = None
-    transaction.on_commit(partial(logger.info, "claim ended: %s", status, extra=_facts(claim)))
+    outcome = "given_up" if given_up else "stalled" if stalled else str(status)
+    transaction.on_commit(partial(_note_end, claim, state, outcome))
     if state.signals_open and status != Status.FENCED:  # a fence is the entity's end
         signals.complete(state, claim.delivered_offset)
     if status == Status.RELEASED:
@@ -646,6 +679,14 @@ def _is_stalled(state: DispatchState, acks: Sequence[Ack]) -> bool:
     left = state.last_work_offset > cursor or state.queue_waiting
     given = state.given_offset
     return left and given is not None and (given == 0 or cursor < given)
+
+
+def _note_end(claim: ConsumerClaim, state: DispatchState, outcome: str) -> None:
+    """Log and count a claim's end, once it is committed."""
+    logger.info("claim ended: %s", claim.status, extra=_facts(claim))
+    held_s = (state.now - claim.claimed_at).total_seconds()
+    CLAIM_WORK.labels(type_name(state.entity.type), outcome).observe(max(held_s, 0.0))
+    RUNNER_CLAIM_ENDS.labels(runner_name(claim.runner_name), outcome).inc()
 
 
 def _facts(claim: ConsumerClaim) -> dict[str, Any]:

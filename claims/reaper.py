@@ -21,6 +21,7 @@ from django.db.models import Case, F, When
 from django.db.models.functions import Now
 
 from claims import lifecycle, retention, tallies
+from claims.metrics import ENTITIES_RETRIED, REAPER_ROUND, REAPER_ROUNDS, WAKES_LATE
 from claims.models import ClaimQuerySet, ConsumerClaim, ServerPulse
 from core.clock import with_now
 from core.database import is_lock_refused
@@ -87,6 +88,8 @@ def reap(*, limit: int = BATCH) -> Round:
     ServerPulse.objects.filter(pk=1).update(
         reaped_at=Now(), expired=done.expired, reemitted=done.reemitted, retried=done.retried
     )
+    WAKES_LATE.inc(done.reemitted)
+    ENTITIES_RETRIED.inc(done.retried)
     if done != Round():
         logger.info(
             "reaped %d claims, emitted %d wakes again, retried %d entities",
@@ -128,13 +131,16 @@ class Housekeeper(threading.Thread):
         prune_at = time.monotonic() + PRUNE_EVERY_S * random.random()  # noqa: S311
         while not self._stopped.is_set():
             try:
-                pulse()
-                reap()
-                tallies.catch_up()
+                with REAPER_ROUND.time():
+                    pulse()
+                    reap()
+                    tallies.catch_up()
                 if time.monotonic() > prune_at:
                     prune_at = time.monotonic() + PRUNE_EVERY_S
                     retention.prune()
+                REAPER_ROUNDS.labels("done").inc()
             except Exception:
+                REAPER_ROUNDS.labels("failed").inc()
                 logger.exception("housekeeping failed, and is tried again in %.1f s", interval)
             connection.close()
             # Servers that started together need not reap together.

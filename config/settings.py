@@ -17,6 +17,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from config.serving import cooperative
 from core.principals import Principal
+from core.version import VERSION
 from operators import theme
 
 env = environ.Env()
@@ -162,6 +163,8 @@ PULLWAKE_DRAIN_S = _number("PULLWAKE_DRAIN_S", 0, 0, 3_600)
 PULLWAKE_TOKEN_DAYS = _number("PULLWAKE_TOKEN_DAYS", 0 if DEVELOPMENT else 90, 0, 36_500)
 # Whether what only reports, as heartbeats do, is a line of the audit log, too.
 PULLWAKE_AUDIT_REPORTS = env.bool("PULLWAKE_AUDIT_REPORTS", not DEVELOPMENT)
+# How many entity types, and how many runners, metrics name; the others are one.
+PULLWAKE_METRICS_NAMES = _number("PULLWAKE_METRICS_NAMES", 100, 0, 10_000)
 PULLWAKE_RETENTION_DAYS = _number("PULLWAKE_RETENTION_DAYS", 30, 1, 36_500)
 # What one principal may: 0 is without a limit. The first two are of each worker process.
 PULLWAKE_RATE_PER_S = _number("PULLWAKE_RATE_PER_S", 2_000, 0, 1_000_000)
@@ -378,7 +381,7 @@ REST_FRAMEWORK = {
 SPECTACULAR_SETTINGS = {
     "TITLE": "Pullwake",
     "DESCRIPTION": "The control plane for pull-wake agent runners.",
-    "VERSION": "0.1.0",
+    "VERSION": VERSION,
     "OAS_VERSION": "3.1.0",
     "SERVE_INCLUDE_SCHEMA": False,
     "SERVE_PERMISSIONS": [],

@@ -16,15 +16,11 @@ from core.clock import epoch_ms, iso
 from core.database import is_lock_refused, is_passing
 from core.principals import Principal
 from dispatch import entities, shared_states, wakes
-from dispatch.models import Delivery, DispatchState, Entity, Registration
+from dispatch.models import DispatchState, Entity, Registration
 from dispatch.streams import log, offsets, registrations, sources
+from dispatch.streams.scan import PAGE_EVENTS, page
 
 logger = logging.getLogger(__name__)
-
-MOST_CHANGES = 1000
-"""Changes in one wake; the others are in the next."""
-MOST_BYTES = 1024 * 1024
-"""Of the changes in one wake, unless it is a single one."""
 
 
 def deliver_due(*, limit: int) -> int:
@@ -73,37 +69,37 @@ def _wakes_of(row: Registration, state: DispatchState) -> list[JsonObject]:
     if row.tick_at is not None and row.tick_at <= state.now:
         registrations.tick(row, state.now)
     found: list[JsonObject] = []
-    delivered: list[Delivery] = []
+    up_to = None
     more = False
     if row.deliver_at is not None and row.deliver_at <= state.now:
-        left = list(row.deliveries.order_by("offset")[: MOST_CHANGES + 1])
-        delivered, more = left[:MOST_CHANGES], len(left) > MOST_CHANGES
+        # A wake holds a page of changes at the most; the others are in the next.
+        left = list(page(row.deliveries.all()))
+        told = [(offset, text) for offset, text in left if text is not None]
+        more = len(told) < len(left) or len(left) == PAGE_EVENTS
+        up_to = told[-1][0] if told else None
         if _may_read(row, state.entity):
-            found += [_wake(row, state, each) for each in _grouped(row, delivered)]
+            found += [_wake(row, state, each) for each in _grouped(row, told)]
     else:
         more = row.deliver_at is not None
     if row.timeout_at is not None and row.timeout_at <= state.now:
         found.append(_timeout(row, state))
         row.timeout_at = None
-    registrations.told(row, delivered, more=more)
+    registrations.told(row, up_to, more=more)
     return found
 
 
-def _grouped(row: Registration, delivered: Sequence[Delivery]) -> Iterator[list[JsonObject]]:
+def _grouped(row: Registration, told: Sequence[tuple[int, str]]) -> Iterator[list[JsonObject]]:
     """The deliveries that go into one wake each: what they say, and at which offset.
 
     A child's result has a wake of its own, unless what comes shortly after is waited for.
     """
     group: list[JsonObject] = []
-    size = 0
-    for each in delivered:
-        said: JsonObject = msgspec.json.decode(each.data)
-        alone = "child" in said and not row.debounce_ms
-        if group and (alone or size + len(each.data) > MOST_BYTES):
+    for offset, data in told:
+        said: JsonObject = msgspec.json.decode(data)
+        if group and "child" in said and not row.debounce_ms:
             yield group
-            group, size = [], 0
-        group.append({**said, "offset": each.offset})
-        size += len(each.data)
+            group = []
+        group.append({**said, "offset": offset})
     if group:
         yield group
 

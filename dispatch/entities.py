@@ -29,10 +29,12 @@ from core.errors import (
     PullwakeError,
 )
 from core.identifiers import new_id, new_txid, require_id
+from core.metrics import type_name as named
 from core.prepared import Param, Select
 from core.principals import Principal
 from dispatch import schemas, timers, types, wakes
 from dispatch.messages import Message
+from dispatch.metrics import SENDS
 from dispatch.models import (
     DispatchState,
     Entity,
@@ -409,6 +411,7 @@ def send(entity: Entity, message: Message, after: timedelta = timedelta()) -> st
         state = lock(entity)
         known = None if message.key is None else _txid_of(entity, message.key, delayed=bool(after))
         if known is not None:
+            SENDS.labels(named(entity.type), "repeated").inc()
             return known
         closed = why_not_sent(state)
         if closed is not None:
@@ -421,6 +424,7 @@ def send(entity: Entity, message: Message, after: timedelta = timedelta()) -> st
         else:
             deliver(state, message, txid)
             wakes.settle(state)
+    SENDS.labels(named(entity.type), "delayed" if after else "sent").inc()
     return txid
 
 

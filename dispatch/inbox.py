@@ -18,6 +18,7 @@ from core.errors import InvalidRequest, NotFound, NotRunning
 from dispatch import entities, types, wakes
 from dispatch.models import DispatchState, Entity, QueuedMessage, StreamEvent
 from dispatch.streams import log, work
+from dispatch.streams.scan import scan
 
 
 def edit(entity: Entity, key: str, change: JsonObject) -> str:
@@ -151,14 +152,11 @@ def _read(entity: Entity, key: str) -> _Message:
 def _events(entity: Entity, key: str, after: int, *, up_to: int | None = None) -> list[JsonObject]:
     """The inbox events of this key past an offset."""
     quoted = msgspec.json.encode(key).decode()
-    found = StreamEvent.objects.filter(
-        entity=entity, offset__gt=after, data__contains=quoted
-    ).order_by("offset")
+    found = StreamEvent.objects.filter(entity=entity, offset__gt=after, data__contains=quoted)
     if up_to is not None:
         found = found.filter(offset__lte=up_to)
-    events = map(msgspec.json.decode, found.values_list("data", flat=True))
     return [
         event
-        for event in events
+        for event in (msgspec.json.decode(data) for _, data in scan(found))
         if isinstance(event, dict) and (event.get("type"), event.get("key")) == ("inbox", key)
     ]

@@ -21,6 +21,7 @@ from core.identifiers import new_id, new_txid
 from dispatch import entities, wakes
 from dispatch.models import DispatchState, Entity, StreamEvent
 from dispatch.streams import log
+from dispatch.streams.scan import scan
 
 HANDLERS = ("SIGINT", "SIGHUP", "SIGUSR")
 """Signals that change nothing here."""
@@ -141,7 +142,7 @@ def complete(state: DispatchState, since: int) -> None:
     written = StreamEvent.objects.filter(
         entity_id=state.entity_id, offset__gt=since, data__contains='"signal"'
     )
-    for data in written.order_by("offset").values_list("data", flat=True):
+    for _, data in scan(written):
         match msgspec.json.decode(data):
             case {
                 "type": "signal",

@@ -32,8 +32,10 @@ from django.db.models.functions import Greatest, Now
 from core.clock import Milliseconds, epoch_ms, with_now
 from core.database import is_lock_refused
 from core.identifiers import new_id
+from core.metrics import type_name
 from core.prepared import Insert, Param, Select, Update, Values, save_all
 from dispatch import timers
+from dispatch.metrics import WAKES_EMITTED, WAKES_EMITTED_AGAIN
 from dispatch.models import (
     DispatchState,
     DispatchStateQuerySet,
@@ -330,6 +332,7 @@ def _emit_again(locking: WakeQuerySet) -> int:
     for first in range(0, len(wakes), _MANY):
         some = [pk for _, pk, _ in wakes[first : first + _MANY]]
         _move(some, offset + first)
+    transaction.on_commit(partial(WAKES_EMITTED_AGAIN.inc, len(wakes)))
     return len(wakes)
 
 
@@ -475,6 +478,7 @@ def _note(state: DispatchState, wake: Wake) -> None:
     state.outstanding_wake = wake
     state.retry_at = None
     state.last_wake_at = state.now
+    transaction.on_commit(WAKES_EMITTED.labels(type_name(state.entity.type)).inc)
 
 
 _ADVANCE = Update(

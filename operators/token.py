@@ -52,6 +52,13 @@ class TokenForm(forms.Form):
         help_text="The id of the one runner that it is for: it then opens nothing else. "
         "The runner need not exist yet.",
     )
+    scope = forms.ChoiceField(
+        label="Opens",
+        required=False,
+        choices=AccessToken.Scope.choices,
+        widget=UnfoldAdminSelectWidget(),
+        help_text="Metrics is for Prometheus: the token reads /metrics, and opens nothing else.",
+    )
     days = forms.TypedChoiceField(
         label="Valid for", coerce=int, choices=_validities, widget=UnfoldAdminSelectWidget()
     )
@@ -66,6 +73,12 @@ class TokenForm(forms.Form):
         except ValueError as exc:
             raise forms.ValidationError(f"This is not a principal: {exc}.") from None
 
+    def clean(self) -> dict[str, Any]:
+        asked: dict[str, Any] = super().clean() or {}
+        if asked.get("runner") and asked.get("scope"):
+            self.add_error("scope", "A token is for one runner, or for metrics.")
+        return asked
+
     def clean_runner(self) -> str | None:
         runner_id: str = self.cleaned_data["runner"].strip()
         if runner_id and not is_id(runner_id):
@@ -77,6 +90,13 @@ def _validity(token: Any) -> str:
     if token.revoked_at is not None:
         return "revoked"
     return "valid" if token.expires_at is None or token.expires_at > token.now else "expired"
+
+
+def _purpose(token: Any) -> str:
+    """What it is for: one runner, /metrics, or all that its principal may."""
+    if token.scope:
+        return "metrics"
+    return RUNNER(token) if token.runner_id else "any"
 
 
 def _revoke_effect(token: Any) -> str:
@@ -95,6 +115,8 @@ def _revoke(token: Any, order: Order) -> str:
 def _holders(token: Any) -> "QuerySet[Runner]":
     """The runners that the token's bearer may be: the one that it is for, or all of its owner."""
     runners = Runner.objects.filter(owner_principal=token.principal)
+    if token.scope:
+        return runners.none()
     return runners if token.runner_id is None else runners.filter(pk=token.runner_id)
 
 
@@ -103,6 +125,8 @@ def _claims_of(token: Any) -> "ClaimQuerySet":
 
 
 def _fence_effect(token: Any) -> str:
+    if token.scope:
+        return f"{_revoke_effect(token)} It could hold nothing."
     whose = f"runner {token.runner_id}"
     if token.runner_id is None:
         owner = Principal.parse(token.principal).key
@@ -158,7 +182,7 @@ class AccessTokenAdmin(OperatorAdmin):
             lambda row: ident(principal(row.principal), page_of("runners_accesstoken", row.pk)),
         ),
         "label",
-        column("runner", lambda row: RUNNER(row) if row.runner_id else "any"),
+        column("for", _purpose),
         "validity",
         moment_column("created_at", "issued"),
         moment_column("last_used_at", "last used"),
@@ -217,6 +241,7 @@ class AccessTokenAdmin(OperatorAdmin):
                     label=asked["label"],
                     expires_at=expires_at,
                     runner_id=asked["runner"],
+                    scope=AccessToken.Scope(asked["scope"]),
                 )
                 log(request.user, token, f"Issued for {owner}.", flag=ADDITION)
             context |= {"secret": secret, "token": token, "owner": owner}

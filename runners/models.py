@@ -188,13 +188,25 @@ class AccessTokenQuerySet(models.QuerySet["AccessToken"]):
 
 
 class AccessToken(models.Model):
-    """A bearer credential bound to one principal, or to one runner of it; only its hash is kept."""
+    """A bearer credential bound to one principal, or to one runner of it; only its hash is kept.
+
+    One whose scope is metrics reads /metrics, and does nothing in its principal's name.
+    """
+
+    class Scope(models.TextChoices):
+        """What it opens."""
+
+        ALL = "", "all that its principal may"
+        METRICS = "metrics", "metrics"
 
     principal = PrincipalField()
     token_hash = models.CharField(max_length=64, unique=True)
     label = models.CharField(max_length=256, blank=True)
     # Not a foreign key: the runner that it is for may have to register with it first.
     runner_id = models.CharField("runner", max_length=128, null=True, blank=True)
+    scope = models.CharField(
+        max_length=16, choices=Scope.choices, default=Scope.ALL, db_default=Scope.ALL, blank=True
+    )
     created_at = models.DateTimeField(db_default=Now())
     expires_at = models.DateTimeField(null=True, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True)
@@ -219,6 +231,9 @@ class AccessToken(models.Model):
             models.CheckConstraint(
                 condition=Q(expires_at=None) | Q(expires_at__gt=F("created_at")),
                 name="token_expires_later",
+            ),
+            models.CheckConstraint(
+                condition=Q(scope="") | Q(runner_id=None), name="token_runner_or_scope"
             ),
         ]
 

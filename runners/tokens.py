@@ -22,6 +22,7 @@ from runners.models import AccessToken
 logger = logging.getLogger(__name__)
 
 PREFIX = "pwa"
+METRICS_PREFIX = "pwm"
 
 REMEMBERED = timedelta(seconds=5)
 """How long a verified token is believed without asking; a revoked one is refused after that."""
@@ -34,7 +35,7 @@ _VALID = Select(
     lambda: (
         AccessToken.objects.valid()
         .filter(token_hash=Param("token_hash"))
-        .only("principal", "runner_id", "expires_at")
+        .only("principal", "runner_id", "scope", "expires_at")
     )
 )
 _lock = threading.Lock()
@@ -50,10 +51,11 @@ _HELD_S = 900.0
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """A valid access token: whose it is, the one runner that it is for, and when it expires."""
+    """A valid access token: whose it is, what it is for, and when it expires."""
 
     principal: Principal
     runner_id: str | None
+    scope: str
     token_hash: str
     expires_at: datetime | None
 
@@ -72,19 +74,21 @@ def issue(
     label: str = "",
     expires_at: datetime | None = None,
     runner_id: str | None = None,
+    scope: AccessToken.Scope = AccessToken.Scope.ALL,
 ) -> tuple[AccessToken, str]:
     """A new token and its secret, which is never to be had again.
 
     ``runner_id``: it may act as that runner of the principal's, and nothing else; the runner need
-    not exist yet.
+    not exist yet. ``scope``: metrics is for /metrics alone, and of no runner.
     """
-    secret = new_secret(PREFIX)
+    secret = new_secret(METRICS_PREFIX if scope == AccessToken.Scope.METRICS else PREFIX)
     token = AccessToken.objects.create(
         principal=principal.url,
         token_hash=hash_secret(secret),
         label=label,
         expires_at=expires_at,
         runner_id=runner_id,
+        scope=scope,
     )
     return token, secret
 
@@ -115,13 +119,19 @@ def verify(secret: str, address: str = "") -> Credential | None:
         _remembered.pop(key, None)
         return None
     principal = Principal.parse(token.principal)
-    credential = Credential(principal, token.runner_id, key, token.expires_at)
+    credential = Credential(principal, token.runner_id, token.scope, key, token.expires_at)
     with _lock:
         if len(_remembered) >= _CACHE_SIZE:
             _remembered.clear()
         _remembered[key] = (time.monotonic() + REMEMBERED.total_seconds(), credential)
         _uses[key] = address
     return credential
+
+
+def last_known(secret: str) -> Credential | None:
+    """The token as this process verified it last, however long ago, or None."""
+    known = _remembered.get(hash_secret(secret))
+    return known[1] if known is not None and known[1].seconds_left() > 0 else None
 
 
 def forget() -> None:

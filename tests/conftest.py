@@ -30,6 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         # Where CI comes without them, they fail.
         "proxy": not (os.environ.get("CI") or all(map(found, PROGRAMS)))
         and f"needs {', '.join(PROGRAMS)}",
+        "promtool": not (os.environ.get("CI") or shutil.which("promtool")) and "needs promtool",
         "interop": not (shutil.which("node") and shutil.which("npm")) and "needs Node.js and npm",
     }
     for item in items:

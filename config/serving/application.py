@@ -10,8 +10,10 @@ from typing import Any
 
 from django.conf import settings
 from django.core.handlers.exception import convert_exception_to_response
-from django.core.handlers.wsgi import WSGIHandler
+from django.http import HttpRequest
 from django.utils.module_loading import import_string
+
+from config.serving.requests import ObservedHandler
 
 API_MIDDLEWARE = ("django.middleware.security.SecurityMiddleware",)
 """What calls of the API go through, the outermost first; none of it looks at views."""
@@ -20,7 +22,7 @@ API_MIDDLEWARE = ("django.middleware.security.SecurityMiddleware",)
 _PAGE = re.compile(r"/(admin|static)/(?![^/]+/main$)")
 
 
-class ApiHandler(WSGIHandler):
+class ApiHandler(ObservedHandler):
     """Django's handler with a chain of its own.
 
     It uses parts of `django.core.handlers.base.BaseHandler` that no documentation promises: what
@@ -39,11 +41,19 @@ class ApiHandler(WSGIHandler):
         self._middleware_chain = chain
 
 
+class PageHandler(ObservedHandler):
+    """Django's handler with all of MIDDLEWARE."""
+
+    def route(self, request: HttpRequest) -> str:
+        """The admin has hundreds of addresses, and is one."""
+        return "/static/" if request.path.startswith("/static/") else "/admin/"
+
+
 class Application:
     """Gives each request to the handler that it is for."""
 
     def __init__(self) -> None:
-        self._pages = WSGIHandler()
+        self._pages = PageHandler()
         self._api = ApiHandler()
 
     def __call__(

@@ -1,6 +1,11 @@
 """How gunicorn serves Pullwake; `manage.py serve` starts it with this."""
 
+import os
 import resource
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import environ
@@ -26,6 +31,27 @@ loglevel = "warning"
 # A connection is a file: take as many as the system grants.
 _soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (_hard, _hard))
+
+# Where the workers keep what they count, so that any of them can tell Prometheus of all. Made here,
+# for prometheus-client looks for it when it is imported.
+_counted = Path(tempfile.mkdtemp(prefix="pullwake-metrics-"))
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_counted)
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """Forget what a worker that has ended says of its present; what it counted stays.
+
+    As prometheus-client's mark_process_dead, which is not imported here: gevent has patched nothing
+    in the master, from which the next worker is forked.
+    """
+    for path in _counted.glob(f"gauge_live*_{worker.pid}.db"):
+        with suppress(FileNotFoundError):
+            path.unlink()
+
+
+def on_exit(server: Any) -> None:
+    """Leave nothing behind."""
+    shutil.rmtree(_counted, ignore_errors=True)
 
 
 def post_worker_init(worker: Any) -> None:

@@ -10,6 +10,7 @@ from api.http_errors import error_response, translate
 from claims.reaper import Housekeeper
 from config.serving import probes
 from config.serving.cooperative import Watchdog
+from config.serving.sampler import Sampler
 from dispatch.due import Timekeeper
 from dispatch.streams.waiters import announcer, hub
 from runners.tokens import Watch
@@ -22,6 +23,7 @@ class Process:
         self._housekeeper = Housekeeper()
         self._timekeeper = Timekeeper()
         self._watch = Watch()
+        self._sampler = Sampler()
         self._watchdog = Watchdog(settings.PULLWAKE_STATEMENT_TIMEOUT_MS / 1000)
 
     def start(self) -> None:
@@ -38,6 +40,7 @@ class Process:
         self._housekeeper.start()
         self._timekeeper.start()
         self._watch.start()
+        self._sampler.start()
         if not settings.SQLITE and settings.PULLWAKE_STATEMENT_TIMEOUT_MS:
             self._watchdog.start()
 
@@ -62,6 +65,7 @@ class Process:
         self._housekeeper.stop()
         self._timekeeper.stop()
         self._watch.stop()
+        self._sampler.stop()
         self._watchdog.stop()
         hub.close()
         announcer.close()

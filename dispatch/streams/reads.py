@@ -1,24 +1,19 @@
 """Reading a durable stream page by page: a runner's wakes, an entity's events, a shared state."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol
 
 import msgspec
 from django.db.models import QuerySet
 
 from core.clock import epoch_ms
 from core.errors import NotFound
-from core.prepared import Param, Select
+from core.prepared import Param, Select, Values
 from dispatch.models import DispatchState, SharedState, SharedStateEvent, StreamEvent, Wake
 from dispatch.streams import waiters
+from dispatch.streams.scan import PAGE_EVENTS, page
 from runners.models import WakeStream
-
-Event = TypeVar("Event", StreamEvent, SharedStateEvent)
-
-PAGE_EVENTS = 1000
-"""Events in one answer at the most."""
-PAGE_BYTES = 4 * 1024 * 1024
-"""Bytes after which an answer is cut; one event is always given whole."""
 
 _GONE = "The stream is gone."
 
@@ -77,16 +72,12 @@ _MAIN_STREAM = Select(
 _SHARED_STATE = Select(lambda: SharedState.objects.filter(pk=Param("state")).only("tail"))
 
 
-def _between(events: "QuerySet[Event]") -> "QuerySet[Event]":
-    return (
-        events.filter(offset__gt=Param("after"), offset__lte=Param("tail"))
-        .only("offset", "data")
-        .order_by("offset")[:PAGE_EVENTS]
-    )
+def _between(events: "QuerySet[Any]") -> "QuerySet[Any, tuple[int, str | None]]":
+    return page(events.filter(offset__gt=Param("after"), offset__lte=Param("tail")))
 
 
-_EVENTS = Select(lambda: _between(StreamEvent.objects.filter(entity=Param("entity"))))
-_SHARED_EVENTS = Select(lambda: _between(SharedStateEvent.objects.filter(state=Param("state"))))
+_EVENTS = Values(lambda: _between(StreamEvent.objects.filter(entity=Param("entity"))))
+_SHARED_EVENTS = Values(lambda: _between(SharedStateEvent.objects.filter(state=Param("state"))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +131,7 @@ class EventsOf:
 
     def read(self, after: int) -> Page:
         end = self.end()
-        events = _EVENTS.all(entity=self.entity_id, after=after, tail=end.tail)
-        return _page([(event.offset, event.data) for event in events], end)
+        return _page(_EVENTS.all(entity=self.entity_id, after=after, tail=end.tail), end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,15 +152,13 @@ class SharedEventsOf:
 
     def read(self, after: int) -> Page:
         end = self.end()
-        events = _SHARED_EVENTS.all(state=self.state_id, after=after, tail=end.tail)
-        return _page([(event.offset, event.data) for event in events], end)
+        return _page(_SHARED_EVENTS.all(state=self.state_id, after=after, tail=end.tail), end)
 
 
-def _page(found: list[tuple[int, str]], end: End) -> Page:
-    size = 0
-    for count, (offset, event) in enumerate(found, start=1):
-        size += len(event)
-        if count == PAGE_EVENTS or (size > PAGE_BYTES and count < len(found)):
-            told, at_end = [text for _, text in found[:count]], offset == end.tail
-            return Page(told, offset, at_end, at_end and end.closed)
-    return Page([text for _, text in found], end.tail, up_to_date=True, closed=end.closed)
+def _page(found: "Sequence[tuple[int, str | None]]", end: End) -> Page:
+    """The events that were found past an offset, up to the first whose text was left out."""
+    told = [(offset, text) for offset, text in found if text is not None]
+    cut = len(told) < len(found) or len(found) == PAGE_EVENTS
+    last = told[-1][0] if cut else end.tail
+    at_end = last == end.tail
+    return Page([text for _, text in told], last, at_end, at_end and end.closed)

@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 from django.db import transaction
-from django.db.models import Case, Exists, Q, Value, When
+from django.db.models import Case, Exists, Q, QuerySet, Value, When
 from django.db.models.functions import Now
 
 from core.bodies import JsonObject
@@ -31,6 +31,7 @@ from dispatch.cron import Cron
 from dispatch.models import Delivery, DispatchState, Entity, Registration, StreamEvent
 from dispatch.streams import conditions, sources
 from dispatch.streams.conditions import Wish
+from dispatch.streams.scan import scan
 
 MOST_DEBOUNCES = 10
 """A busy source puts a debounced wake off for this many times its ``debounce_ms``, not for ever."""
@@ -280,7 +281,7 @@ def _fire(
                 _note(row, state, status)
                 if _is_parent(row, state.entity):
                     if run not in said:
-                        said[run] = _said_in(state.entity, run)
+                        said[run] = _said_in(state, run)
                     data["child"] = _child(row, state.entity, status, said[run])
             deliveries.append(_delivery(row, offset, data))
             matched[row.pk] = row
@@ -345,19 +346,59 @@ def _child(row: Registration, child: Entity, status: str, said: JsonObject) -> J
     return {"url": child.url, "type": child.type, "run_status": status, **told}
 
 
-def _said_in(source: Entity, run: str) -> JsonObject:
-    """What a run answered and which errors it met: ``response`` and ``error``, where there are."""
+def _said_in(source: DispatchState, run: str) -> JsonObject:
+    """What a run answered and which errors it met: ``response`` and ``error``, where there are.
+
+    Most runs began in the claim that ends them; the whole of a long stream is looked through for
+    one that did not.
+    """
     quoted = msgspec.json.encode(run).decode()
-    events = StreamEvent.objects.filter(entity=source, data__contains=quoted).order_by("offset")
-    texts, errors = [], []
-    for data in events.values_list("data", flat=True):
-        match msgspec.json.decode(data):
+    events = StreamEvent.objects.filter(entity=source.entity_id, data__contains=quoted)
+    claimed = source.claimed_tail or 0
+    began, found = _said_by(run, events.filter(offset__gt=claimed))
+    if claimed and not began:
+        _, found = _said_by(run, events)
+    return found
+
+
+def _said_by(run: str, events: "QuerySet[StreamEvent]") -> tuple[bool, JsonObject]:
+    """What these events say of a run, and whether it began in them."""
+    began = False
+    answered, failed = _Text(), _Text("\n")
+    for _, data in scan(events):
+        event = msgspec.json.decode(data)
+        match event:
             case {"type": "text_delta", "value": {"run_id": of, "delta": str(text)}} if of == run:
-                texts.append(text)
+                answered.add(text)
             case {"type": "error", "value": {"run_id": of, "message": str(text)}} if of == run:
-                errors.append(text)
-    found = {"response": "".join(texts), "error": "\n".join(errors)}
-    return {name: text[:MAX_RESPONSE] for name, text in found.items() if text}
+                failed.add(text)
+            case {"type": "run", "key": key} if key == run and conditions.is_begun_run(event):
+                began = True
+    found = {"response": answered.whole, "error": failed.whole}
+    return began, {name: text for name, text in found.items() if text}
+
+
+class _Text:
+    """The beginning of a long text that comes in parts: `MAX_RESPONSE` characters of it."""
+
+    def __init__(self, between: str = "") -> None:
+        self._between = between
+        self._parts: list[str] = []
+        self._left = MAX_RESPONSE
+
+    def add(self, part: str) -> None:
+        """Add a part."""
+        if self._left > 0:
+            self._parts.append(part)
+            self._left -= len(part)
+
+    def __bool__(self) -> bool:
+        return bool(self._parts)
+
+    @property
+    def whole(self) -> str:
+        """What there is of it."""
+        return self._between.join(self._parts)[:MAX_RESPONSE]
 
 
 def tick(row: Registration, now: datetime) -> None:
@@ -384,18 +425,18 @@ def released(state: DispatchState, since: int) -> None:
     """
     if state.watched == DispatchState.Watched.NOT:
         return
-    errors = []
+    errors = _Text("\n")
     events = StreamEvent.objects.filter(entity=state.entity_id, offset__gt=since)
     told = Q(data__contains='"error"') | Q(data__contains='"run"')
-    for data in events.filter(told).order_by("offset").values_list("data", flat=True):
+    for _, data in scan(events.filter(told)):
         event = msgspec.json.decode(data)
         if conditions.is_finished_run(event):
             return
         match event:
             case {"type": "error", "value": {"message": str(text)}}:
-                errors.append(text)
+                errors.add(text)
             case {"type": "error"}:
-                errors.append("")
+                errors.add("")
     if errors:
         rows = _lock(Q(source_url=state.entity.url))
         waiting = [
@@ -403,7 +444,7 @@ def released(state: DispatchState, since: int) -> None:
             for each in rows
             if not each.closed and each.condition == _RUN_FINISHED and not _is_told(each, state)
         ]
-        _tell_of_failure(waiting, waiting, state, "\n".join(errors))
+        _tell_of_failure(waiting, waiting, state, errors.whole)
 
 
 def close(state: DispatchState, how: str) -> None:
@@ -458,8 +499,8 @@ def _is_unanswered(row: Registration, state: DispatchState) -> bool:
     if _is_told(row, state):
         return False
     later = StreamEvent.objects.filter(entity=state.entity_id, offset__gt=row.last_offset)
-    events = later.filter(data__contains='"run"').values_list("data", flat=True)
-    return any(map(conditions.is_begun_run, map(msgspec.json.decode, events)))
+    events = scan(later.filter(data__contains='"run"'))
+    return any(conditions.is_begun_run(msgspec.json.decode(data)) for _, data in events)
 
 
 def _tell_of_failure(
@@ -494,13 +535,13 @@ def due_of(subscriber_id: int) -> list[Registration]:
     return _lock(Q(subscriber=subscriber_id, due_at__lte=Now()))
 
 
-def told(row: Registration, delivered: Sequence[Delivery], *, more: bool) -> None:
-    """These deliveries of a locked registration were made; whether there are ``more``.
+def told(row: Registration, up_to: int | None, *, more: bool) -> None:
+    """A locked registration's deliveries ``up_to`` an offset were made; whether there are ``more``.
 
     Its other times are as the caller has changed them.
     """
-    if delivered:
-        Delivery.objects.filter(pk__in=[each.pk for each in delivered]).delete()
+    if up_to is not None:
+        row.deliveries.filter(offset__lte=up_to).delete()
     if not more:
         row.first_at = row.deliver_at = None
         if row.closed:

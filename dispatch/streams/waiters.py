@@ -21,6 +21,7 @@ from django.conf import settings
 from django.db import connection, transaction
 
 from core.database import cut
+from dispatch.metrics import LISTENER_LOSSES, LISTENER_UP
 from dispatch.streams.announcer import CHANNEL, Announcer, Connection, connect
 
 logger = logging.getLogger(__name__)
@@ -80,8 +81,6 @@ class Hub:
         self._listener: threading.Thread | None = None
         self._sweeper: threading.Thread | None = None
         self.closing = False
-        self.deaf = False
-        """Whether the listener is without a connection; sweeps go on."""
 
     @contextmanager
     def waiter(self, key: str) -> Iterator[Waiter]:
@@ -160,7 +159,8 @@ class _PostgresListener:
             try:
                 self._listen()
             except Exception as exc:  # noqa: BLE001  whatever it is, waiters need a listener
-                self.hub.deaf = True
+                LISTENER_UP.set(0)
+                LISTENER_LOSSES.inc()
                 logger.warning("listener lost its connection, reconnecting: %s", exc)
                 threading.Event().wait(_RECONNECT_S)
 
@@ -176,7 +176,7 @@ class _PostgresListener:
             self._heard_at = time.monotonic()
             self._listening = listening
             listening.execute(f"LISTEN {CHANNEL}")
-            self.hub.deaf = False
+            LISTENER_UP.set(1)
             # What was announced while nobody listened is in the database by now.
             self.hub.wake_all()
             while not self.hub.closing:

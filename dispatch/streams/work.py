@@ -13,6 +13,7 @@ import msgspec
 
 from core.bodies import JsonObject
 from dispatch.models import DispatchState, QueuedMessage, StreamEvent
+from dispatch.streams.scan import scan
 
 QUEUED_MODES = ("queued", "paused")
 """Of messages that wait in the queue until a handler takes them."""
@@ -110,12 +111,12 @@ def _retract(state: DispatchState, kind: str, key: str) -> None:
     quoted = msgspec.json.encode(key).decode()
     unacked = work.filter(offset__gt=state.cursor, data__contains=quoted)
     retracted = []
-    for event in unacked.only("data"):
-        said = msgspec.json.decode(event.data)
+    for offset, data in scan(unacked):
+        said = msgspec.json.decode(data)
         if (said["type"], said["key"]) == (kind, key):
-            retracted.append(event.pk)
+            retracted.append(offset)
     if retracted:
-        work.filter(pk__in=retracted).update(work=False)
+        work.filter(offset__in=retracted).update(work=False)
         newest = work.order_by("-offset").values_list("offset", flat=True).first()
         state.last_work_offset = newest or 0
 

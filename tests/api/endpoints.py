@@ -56,7 +56,7 @@ WAKES = "runners/<id:runner_id>/wake"
 
 ENDPOINTS = [
     Endpoint("GET", "livez", "anyone"),
-    Endpoint("GET", "metrics", "caller"),
+    Endpoint("GET", "metrics", "scraper"),
     Endpoint("GET", "readyz", "anyone"),
     Endpoint("GET", "_electric/health", "anyone"),
     Endpoint("GET", "_electric/openapi.json", "anyone"),

@@ -134,7 +134,7 @@ def test_streams_held(alice, settings, live):
     alice.register()
     path = f"/runners/r1/wake?offset=-1&live={live}"
     key = "/principal/user%3Aalice"
-    with throttles.held(key):
+    with throttles.held(key, live):
         assert refused(alice.get(path))
         assert alice.get("/runners/r1/wake").status == 200  # which is held by nobody
     if live == "long-poll":
@@ -144,7 +144,7 @@ def test_streams_held(alice, settings, live):
 
 def test_a_stream_that_nobody_read_is_held_no_longer():
     never_begun = (text for text in ("a", "b"))
-    said = throttles.Released(never_begun, throttles.Hold("someone"))
+    said = throttles.Released(never_begun, throttles.Hold("someone", "sse"))
     assert throttles._held == {"someone": 1}
     said.close()
     said.close()

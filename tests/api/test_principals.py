@@ -119,17 +119,20 @@ def test_it_refuses_what_is_no_principal(text):
 OK = "ok"
 LETS_IN: dict[str, dict[str, object]] = {
     "anyone": {},
-    "caller": {"owner": OK, "stranger": OK},
-    "owner": {"owner": OK, "stranger": 403},
+    "scraper": {"metrics": OK, "owner": 403, "stranger": 403},
+    "caller": {"owner": OK, "stranger": OK, "metrics": 403},
+    "owner": {"owner": OK, "stranger": 403, "metrics": 403},
     "actor": {
         "owner": OK,
         "stranger": 403,
+        "metrics": 403,
         **{f"own write token in {header}": OK for header in ("Bearer", "Claim-Token")},
         **{f"another's write token in {header}": 403 for header in ("Bearer", "Claim-Token")},
     },
     "reader": {
         "owner": OK,
         "stranger": 403,
+        "metrics": 403,
         **{f"own write token in {header}": OK for header in ("Bearer", "Claim-Token")},
         **{f"own claim token in {header}": OK for header in ("Bearer", "Claim-Token")},
     },
@@ -169,6 +172,7 @@ def credentials(scene):
         "nobody": Api(),
         "stranger": bearer("user:carol"),
         "owner": scene.alice,
+        "metrics": bearer("user:alice", scope=AccessToken.Scope.METRICS),
         "revoked": revoked("user:alice"),
         "expired": expired("user:alice"),
         "never issued": Api(Authorization="Bearer pwa_nonsense"),

@@ -139,3 +139,10 @@ def test_a_token_opens_nothing_past_its_expiry(create):
 def test_a_label_that_is_too_long_is_an_error_in_a_sentence(create):
     with pytest.raises(CommandError, match="256"):
         create("user:alice", "--label", "x" * 257)
+
+
+def test_it_issues_one_for_metrics(create):
+    assert create("system:prometheus", "--metrics").startswith("pwm_")
+    assert AccessToken.objects.get().scope == AccessToken.Scope.METRICS
+    with pytest.raises(CommandError, match="or for metrics"):
+        create("user:alice", "--metrics", "--runner", "r1")

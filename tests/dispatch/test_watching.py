@@ -1,12 +1,14 @@
 """Wakes between entities: what is waited for, and what the subscriber is told."""
 
+import tracemalloc
+
 import pytest
 from django.db import transaction
 from django.db.models import Q
 
 from dispatch import deliveries, due, wakes
 from dispatch.models import Delivery, DispatchState, Entity, Registration
-from dispatch.streams import log, offsets
+from dispatch.streams import log, offsets, registrations, scan
 from tests.support import PAST, Api, end_delay
 
 PARENT, CHILD, OTHER = "/agent/parent", "/agent/child", "/agent/other"
@@ -127,6 +129,41 @@ def test_a_failed_run_says_its_errors(api):
     assert children(api) == [
         {"url": CHILD, "type": "agent", "run_status": "failed", "error": "a\nb"}
     ]
+
+
+def test_what_a_run_said_under_an_earlier_claim_is_told_too(api):
+    watch(api)
+    handled(api, CHILD, event("run", "run-1"), event("text_delta", "a", run_id="run-1", delta="A"))
+    handled(api, CHILD, event("text_delta", "b", run_id="run-1", delta="B"), finished())
+    assert children(api)[0]["response"] == "AB"
+
+
+def test_what_the_claim_that_ends_it_wrote_is_all_that_is_looked_at(api):
+    """A run of an entity that has lived for long took as long as reading its whole stream."""
+    watch(api)
+    handled(api, CHILD, event("text_delta", "a", run_id="run-1", delta="of another time"))
+    handled(
+        api,
+        CHILD,
+        event("run", "run-1"),
+        event("text_delta", "b", run_id="run-1", delta="B"),
+        finished(),
+    )
+    assert children(api)[0]["response"] == "B"
+
+
+def test_a_long_response_is_cut_and_never_held_whole(api):
+    watch(api)
+    part = "x" * (registrations.MAX_RESPONSE // 4)
+    say(CHILD, event("run", "run-1"))
+    for n in range(60):
+        say(CHILD, event("text_delta", f"d{n}", run_id="run-1", delta=part))
+    tracemalloc.start()
+    say(CHILD, finished())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert children(api)[0]["response"] == 4 * part
+    assert peak < 10 * registrations.MAX_RESPONSE
 
 
 def test_it_may_do_without_the_response(api):
@@ -254,13 +291,13 @@ def test_changes_that_wait_together_are_told_together(api):
 
 def test_a_wake_holds_so_many_changes_and_no_more(api, monkeypatch):
     watch(api, on_change("text"), debounceMs=1000)
-    say(CHILD, *(event("text", f"t{n}") for n in range(2 * deliveries.MOST_CHANGES + 1)))
+    say(CHILD, *(event("text", f"t{n}") for n in range(2 * scan.PAGE_EVENTS + 1)))
     let_due()
     assert [len(each["changes"]) for each in told(api)] == [1000, 1000, 1]
-    monkeypatch.setattr(deliveries, "MOST_BYTES", 500)
-    say(CHILD, *(event("text", f"u{n}", value="x" * 200) for n in range(3)))
+    monkeypatch.setattr(scan, "PAGE_BYTES", 500)
+    say(CHILD, *(event("text", f"u{n}", value="x" * 200) for n in range(5)))
     let_due()
-    assert [len(each["changes"]) for each in told(api)[3:]] == [1, 1, 1]
+    assert [len(each["changes"]) for each in told(api)[3:]] == [2, 2, 1]
 
 
 def test_two_that_watch_each_other_come_to_rest(api):

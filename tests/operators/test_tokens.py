@@ -30,7 +30,7 @@ def issue(browser, **form):
 
 
 def secret_in(response):
-    return next(word for word in text(response).split() if word.startswith("pwa_"))
+    return next(word for word in text(response).split() if word.startswith(("pwa_", "pwm_")))
 
 
 def test_it_issues_a_token_that_opens_the_api(superuser, settings):
@@ -129,3 +129,13 @@ def test_it_revokes_and_takes_back_what_the_token_may_hold(
     assert list(held) == left
     assert [each["stream"] for each in alice.wakes("r1")] == ["agent/r1/main"]
     assert LogEntry.objects.get().user.username == "superuser"
+
+
+def test_it_is_for_metrics(superuser):
+    secret = secret_in(issue(superuser, scope="metrics"))
+    token = AccessToken.objects.get()
+    assert secret.startswith("pwm_")
+    assert "/metrics alone" in text(superuser.get(f"{TOKENS}{token.pk}/change/"))
+    assert "metrics" in text(superuser.get(TOKENS))
+    assert "for one runner, or for metrics" in text(issue(superuser, scope="metrics", runner="r1"))
+    assert "1 done (revoked, and 0 claims" in do(superuser, TOKENS, "revoke-and-fence", token.pk)

@@ -15,6 +15,7 @@ from core.clock import iso
 from core.identifiers import is_id
 from core.principals import Principal
 from runners import tokens
+from runners.models import AccessToken
 
 MAX_LABEL = 256
 NEVER = "never"
@@ -33,6 +34,11 @@ class Command(BaseCommand):
             "--runner", help="id of the one runner that it is for, which need not exist yet"
         )
         parser.add_argument(
+            "--metrics",
+            action="store_true",
+            help="it is for /metrics alone, and the principal for the log: system:prometheus",
+        )
+        parser.add_argument(
             "--expires",
             help="days (30), a duration (P30D, 12:00:00), a time (2027-01-31T00:00Z), or never; "
             "default: PULLWAKE_TOKEN_DAYS",
@@ -49,11 +55,18 @@ class Command(BaseCommand):
         runner_id = options["runner"]
         if runner_id is not None and not is_id(runner_id):
             raise CommandError(f"{runner_id!r} is not the id of a runner.")
+        if runner_id is not None and options["metrics"]:
+            raise CommandError("A token is for a runner (--runner) or for metrics (--metrics).")
+        scope = AccessToken.Scope.METRICS if options["metrics"] else AccessToken.Scope.ALL
         expires = options["expires"] or str(settings.PULLWAKE_TOKEN_DAYS or NEVER)
         expires_at = None if expires == NEVER else _expiry(expires)
         with transaction.atomic():
             token, secret = tokens.issue(
-                principal, label=options["label"], expires_at=expires_at, runner_id=runner_id
+                principal,
+                label=options["label"],
+                expires_at=expires_at,
+                runner_id=runner_id,
+                scope=scope,
             )
             said = f"Issued for {principal.key} by manage.py create_token."
             audit.record(token, said, flag=ADDITION)

@@ -1,0 +1,46 @@
+"""Going through the events of a stream without fetching more than a page of them at a time.
+
+A stream may hold thousands of events of 1 MiB each; whoever needs their texts takes them from here.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from django.db.models import Case, F, Func, IntegerField, QuerySet, RowRange, Sum, When, Window
+from django.db.models.functions import Coalesce
+from django.db.models.lookups import LessThanOrEqual
+
+PAGE_EVENTS = 1000
+"""Events in one page at the most."""
+PAGE_BYTES = 1024 * 1024
+"""Bytes after which a page is cut; one event is always given whole."""
+
+
+class _Bytes(Func):
+    """How long a text is, which PostgreSQL tells without fetching it."""
+
+    output_field = IntegerField()
+    function = "OCTET_LENGTH"
+
+    def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        """Older versions count characters alone."""
+        return self.as_sql(compiler, connection, function="LENGTH", **context)
+
+
+def page(events: "QuerySet[Any]") -> "QuerySet[Any, tuple[int, str | None]]":
+    """The first events by offset: it, and the text, or None past the page's bytes."""
+    before = Window(Sum(_Bytes("data")), order_by="offset", frame=RowRange(start=None, end=-1))
+    told = Case(When(LessThanOrEqual(Coalesce(before, 0), PAGE_BYTES), then=F("data")))
+    return events.order_by("offset").values_list("offset", told)[:PAGE_EVENTS]
+
+
+def scan(events: "QuerySet[Any]") -> Iterator[tuple[int, str]]:
+    """The offset and the text of each of these events, oldest first."""
+    after = -1
+    while True:
+        rows = list(page(events.filter(offset__gt=after)))
+        told = [(offset, text) for offset, text in rows if text is not None]
+        yield from told
+        if len(told) == len(rows) < PAGE_EVENTS:
+            return
+        after = told[-1][0]
