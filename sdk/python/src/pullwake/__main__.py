@@ -65,11 +65,12 @@ def add_run(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
     )
     add = parser.add_argument
     add_options(add)
-    add(
+    own = add(
         "--id",
         default=os.environ.get("PULLWAKE_RUNNER_ID", socket.gethostname()),
         help="the runner's id ($PULLWAKE_RUNNER_ID, else the host's name)",
     )
+    completion.names(own, completion.RUNNERS)
     add(
         "--exec",
         required=True,

@@ -476,7 +476,7 @@ class Claims:
 
     async def _work(self, held: _Held) -> None:
         grant = held.grant
-        told = {"entity": grant.entity_url, "epoch": grant.epoch}
+        told: dict[str, str | int] = {"entity": grant.entity_url, "epoch": grant.epoch}
         told["runner"] = self._api.registration.runner_id
         context.set(told)
         attributes = {f"pullwake.{name}": value for name, value in told.items()}
