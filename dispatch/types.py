@@ -10,7 +10,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
-from django.db.models import Exists, F, OuterRef, QuerySet
+from django.db.models import Exists, F, OuterRef, Q, QuerySet
 from django.db.models.functions import Now
 
 from core import quotas
@@ -21,7 +21,8 @@ from core.prepared import Param, Select
 from core.principals import Principal
 from dispatch import schemas
 from dispatch.models import Entity, EntityType
-from runners import registry
+from dispatch.streams import waiters
+from runners import changes, registry
 
 SPAWN, MANAGE = "spawn", "manage"
 
@@ -122,7 +123,9 @@ def delete(name: str, caller: Principal | None = None) -> None:
     Raises NotFound, and Forbidden for a type that is not the caller's to change.
     """
     with transaction.atomic():
-        _require_manager(name, _lock(name), caller).delete()
+        entity_type = _require_manager(name, _lock(name), caller)
+        _have_looked_anew(_managers(entity_type))
+        entity_type.delete()
 
 
 def transfer(name: str, registrar: Principal) -> bool:
@@ -136,6 +139,14 @@ def transfer(name: str, registrar: Principal) -> bool:
             return False
         _change(entity_type, {"registered_by": registrar.url})
         return True
+
+
+def managed_by(principal: Principal) -> list[EntityType]:
+    """Those whose entities the principal may do with what their creators may."""
+    granted_to = EntityType.objects.exclude(registration="").filter(
+        Q(registered_by=principal.url) | ~Q(permission_grants=[])
+    )
+    return [each for each in granted_to if granted(each, principal, MANAGE)]
 
 
 def seen_by(principal: Principal, after: str = "") -> list[EntityType]:
@@ -174,7 +185,26 @@ def _change(entity_type: EntityType, facts: JsonObject) -> EntityType:
     EntityType.objects.filter(pk=entity_type.pk).update(
         revision=F("revision") + 1, updated_at=Now(), **facts
     )
-    return EntityType.objects.get(pk=entity_type.pk)
+    changed = EntityType.objects.get(pk=entity_type.pk)
+    _have_looked_anew(_managers(entity_type) ^ _managers(changed))
+    return changed
+
+
+def _managers(entity_type: EntityType) -> set[str]:
+    """Who may do what the creators of its entities may: URLs of principals, and kinds of them."""
+    return {entity_type.registered_by} | {
+        grant["subject_value"]
+        for grant in entity_type.permission_grants
+        if grant["permission"] == MANAGE
+    }
+
+
+def _have_looked_anew(subjects: set[str]) -> None:
+    """Have these, who may see more entities now, or fewer, read the feed of them from the start."""
+    for subject in sorted(subjects):
+        changes.depart(changes.Kind.ENTITY, subject)
+    if subjects:
+        waiters.announce(waiters.ENTITY_FEED)
 
 
 def _require_manager(

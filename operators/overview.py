@@ -15,17 +15,22 @@ from django.db.models.functions import Now
 from django.http import HttpRequest
 from django.utils import timezone
 
-from claims import tallies
+from claims import outliers, standing, tallies
 from claims.models import ClaimTally, ConsumerClaim, DeadLetter, OrphanReason, ServerPulse
-from claims.reports import with_health
-from core.clock import with_now
-from dispatch.models import FAILING, LATE, DispatchState, Registration, Timer, Wake
-from operators.kit.markup import counted, list_of, milliseconds, span_of, tone
+from claims.reports import with_presence
+from core.clock import span_of, with_now
+from dispatch.models import FAILING, LATE, DispatchState, Entity, Registration, Timer, Wake
+from operators.kit.markup import counted, list_of, milliseconds, tone
+from operators.remedies import Button, buttons
 from runners.health import Presence
 from runners.models import Runner
 
 SAMPLE = 1000
 """Newest claims that the times are taken from."""
+SHOWN = 5
+"""Rows of a table."""
+SOON = timedelta(seconds=30)
+"""Work that came since may be on its way."""
 OLD_WAKE = timedelta(minutes=2)
 """An unclaimed wake that is older is worth a look."""
 
@@ -61,6 +66,17 @@ class Trouble:
 
 
 @dataclass(frozen=True, slots=True)
+class Stands:
+    """An entity that stands, why, how many wait for the same runner, and what helps."""
+
+    entity: Entity
+    says: str
+    number: int
+    url: str
+    remedies: Sequence[Button]
+
+
+@dataclass(frozen=True, slots=True)
 class Bar:
     """A stretch of time in the chart; heights are percent of the chart's."""
 
@@ -86,20 +102,21 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
     context["may_look"] = all(user.has_perm(name) for name in PERMISSIONS)
     if context["may_look"]:
         span = request.GET.get("span", "")
-        context |= figures(span if span in SPANS else "day")
+        context |= figures(span if span in SPANS else "day", user)
         context["here"] = request.get_full_path()
         context["server"] = settings.PULLWAKE_PUBLIC_URL or request.build_absolute_uri("/")[:-1]
         context["development"] = settings.DEVELOPMENT
     return context
 
 
-def figures(span: str) -> dict[str, Any]:
-    """All figures; ``span``, of `SPANS`, is the chart's."""
+def figures(span: str, user: Any) -> dict[str, Any]:
+    """All figures; ``span``, of `SPANS`, is the chart's; ``user`` is who may press buttons."""
     pulse = with_now(ServerPulse.objects.all()).first()
     now = timezone.now() if pulse is None else pulse.now
     runners = _runners()
     claims, orphans = _claims()
-    work = _work()
+    waiting = list(DispatchState.objects.longest_waiting())
+    work = _work(waiting)
     wakes = _wakes()
     letters = _dead_letters()
     timers = _timers()
@@ -116,6 +133,10 @@ def figures(span: str) -> dict[str, Any]:
         "troubles": _troubles(runners, orphans, work, wakes, letters, timers, reaper, now),
         "orphans": _oldest_orphans() if any(each.number for each in orphans) else [],
         "failing": _worst_failing(),
+        "standing": _standing(waiting, now, user),
+        "failures": outliers.failures(now, SHOWN),
+        "talkers": outliers.talkers(now, SHOWN),
+        "quiet": list(ConsumerClaim.objects.quiet().order_by("pk")[:SHOWN]),
         "reaper": reaper,
         "totals": [(name, total.of(length)) for name, (length, _, _) in SPANS.items()],
         "outcomes": OUTCOMES,
@@ -135,9 +156,9 @@ def figures(span: str) -> dict[str, Any]:
 
 def _runners() -> dict[str, Figure]:
     """How many runners, by each word for their health and for their presence."""
-    rows: Any = with_health(Runner.objects.all()).order_by()
+    rows: Any = with_presence(Runner.objects.all()).order_by()
     found = list(
-        rows.values_list("health_status", "presence").annotate(
+        rows.values_list("condition", "presence").annotate(
             Count("pk"), Min("liveness__lease_expires_at")
         )
     )
@@ -190,29 +211,26 @@ def _oldest_orphans() -> list[Any]:
     return shown
 
 
-def _work() -> list[Figure]:
-    """Entities with work that nobody holds, those without a runner, and those that keep failing."""
-    waiting = DispatchState.objects.waiting().with_pending_since()
-    found = waiting.aggregate(
-        n=Count("pk"),
-        oldest=Min("pending_since"),
-        stranded=Count("pk", filter=Q(runner=None)),
-        stranded_since=Min("pending_since", filter=Q(runner=None)),
-    )
+def _work(waiting: Sequence[Any]) -> list[Figure]:
+    """Entities with work that nobody holds, those without a runner, and those that keep failing.
+
+    ``waiting`` are those of `longest_waiting`.
+    """
+    stranded = next((each for each in waiting if each.runner_id is None), None)
     failing = DispatchState.objects.failing().count()
     return [
         Figure(
             "entities with pending work",
-            found["n"],
+            sum(each.n for each in waiting),
             list_of("dispatch_entity", work="waiting"),
-            oldest=found["oldest"],
+            oldest=waiting[0].pending_since if waiting else None,
         ),
         Figure(
             "of them without a runner",
-            found["stranded"],
+            stranded.n if stranded else 0,
             list_of("dispatch_entity", work="stranded"),
-            tone("no runner") if found["stranded"] else "",
-            found["stranded_since"],
+            tone("no runner") if stranded else "",
+            stranded.pending_since if stranded else None,
         ),
         Figure(
             "entities that keep failing",
@@ -220,6 +238,30 @@ def _work() -> list[Figure]:
             list_of("dispatch_entity", work="failing"),
             tone("keeps failing") if failing else "",
         ),
+    ]
+
+
+def _standing(waiting: Sequence[Any], now: datetime, user: Any) -> list[Stands]:
+    """Of the runners whose entities wait longest, one of these each: why it stands, what helps."""
+    oldest = {
+        each.pk: each
+        for each in waiting
+        if each.pending_since is not None and now - each.pending_since > SOON
+    }
+    shown = dict(list(oldest.items())[:SHOWN])
+    found = standing.of_all(shown) if shown else {}
+    return [
+        Stands(
+            found[pk].state.entity,
+            found[pk].sentence(now),
+            each.n,
+            list_of("dispatch_entity", work="stranded")
+            if each.runner_id is None
+            else list_of("dispatch_entity", work="waiting", runner=each.runner_id),
+            list(buttons(found[pk], user)),
+        )
+        for pk, each in shown.items()
+        if pk in found
     ]
 
 
