@@ -13,8 +13,8 @@ import sys
 import time
 
 from bench.__main__ import RESULTS
-from bench.client import BenchError
-from bench.machine import HOST, Server, caller, conditions, migrated_database, pss
+from bench.client import HOST, BenchError
+from bench.machine import Server, caller, conditions, migrated_database, pss
 from pullwake import PullWakeRunner, State, Wake
 
 TOGETHER = 50
