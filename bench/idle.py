@@ -17,7 +17,7 @@ from bench.client import HOST, BenchError
 from bench.machine import Server, caller, conditions, migrated_database, pss
 from pullwake import PullWakeRunner, State, Wake
 
-TOGETHER = 50
+TOGETHER = 10
 """Runners that connect at a time."""
 REST_S = 45.0
 """After which all have sent a heartbeat, and been answered a long-poll."""
