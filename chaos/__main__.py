@@ -7,6 +7,8 @@ import secrets
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import django
@@ -16,22 +18,32 @@ import tests.environment  # noqa: F401  for the servers that it starts, too
 os.environ |= {"DJANGO_SETTINGS_MODULE": "config.settings", "PULLWAKE_LOG_LEVEL": "WARNING"}
 django.setup()
 
-from chaos.families import FORGET, Families  # noqa: E402  Django is set up first
+from chaos.evidence import Evidence  # noqa: E402  Django is set up first
+from chaos.families import FORGET, Families  # noqa: E402
 from chaos.judge import Facts, Streams, judge, judge_families  # noqa: E402
 from chaos.runner import CHILDREN  # noqa: E402
 from chaos.storm import NO_FENCE, Storm  # noqa: E402
 from tests.support import migrated_template  # noqa: E402
 
+Judge = Callable[[Facts, Streams, Mapping[str, str]], list[str]]
 
-async def rage(storm: Storm, seconds: float) -> tuple[Facts, Streams, dict[str, str]]:
-    """What was seen, and what is there in the end."""
+
+async def run(storm: Storm, seconds: float, judges: Judge = judge) -> list[str]:
+    """What was broken; says how much was seen."""
     async with storm:
         await storm.rage(seconds)
         streams, statuses = await storm.settle()
-    facts = storm.evidence.read()
+    return verdict(storm.evidence, streams, statuses, judges)
+
+
+def verdict(
+    evidence: Evidence, streams: Streams, statuses: Mapping[str, str], judges: Judge = judge
+) -> list[str]:
+    """What was broken; says how much was seen."""
+    facts = evidence.read()
     counts = Counter(fact["fact"] for fact in facts)
     print(", ".join(f"{count} {fact}" for fact, count in sorted(counts.items())))
-    return facts, streams, statuses
+    return judges(facts, streams, statuses)
 
 
 def say(what: str) -> None:
@@ -69,17 +81,16 @@ def main() -> int:
             database.execute(NO_FENCE)
         if asked.broken_memory:
             database.execute(FORGET)
+        storm = Storm(database, folder, asked.seed, say)
+        judges: Judge = judge
         if asked.families:
-            families = Families(database, folder, asked.seed, say, asked.families)
-            found = asyncio.run(rage(families, asked.minutes * 60))
-            broken = judge_families(*found, CHILDREN)
-        else:
-            storm = Storm(database, folder, asked.seed, say)
-            broken = judge(*asyncio.run(rage(storm, asked.minutes * 60)))
+            storm = Families(database, folder, asked.seed, say, asked.families)
+            judges = partial(judge_families, children=CHILDREN)
+        broken = asyncio.run(run(storm, asked.minutes * 60, judges))
     for sentence in broken:
         print(sentence)
-    verdict = f"{len(broken)} promises broken" if broken else "every promise kept"
-    print(f"chaos: {verdict}; logs and evidence: {folder}")
+    kept = f"{len(broken)} promises broken" if broken else "every promise kept"
+    print(f"chaos: {kept}; logs and evidence: {folder}")
     return bool(broken)
 
 
