@@ -20,6 +20,7 @@ from config.serving import cooperative
 from core.principals import Principal
 from core.version import VERSION
 from operators import theme
+from operators.roles import ROLES
 
 env = Environment()
 _number = env.number
@@ -199,6 +200,70 @@ PULLWAKE_MAX_TYPES = _number("PULLWAKE_MAX_TYPES", 1_000, 0, 10**9)
 PULLWAKE_MAX_SHARED_STATES = _number("PULLWAKE_MAX_SHARED_STATES", 100_000, 0, 10**9)
 PULLWAKE_MAX_PRODUCERS = _number("PULLWAKE_MAX_PRODUCERS", 10_000, 0, 10**9)
 
+# --- Operators' login --------------------------------------------------------------------------
+
+
+def _roles(name: str) -> dict[str, str]:
+    """Roles of operators by the name of a group elsewhere."""
+    found = {}
+    for each in env.list(name, default=[]):
+        group, _, role = each.rpartition("=")
+        if not group.strip() or role.strip() not in ROLES:
+            raise ImproperlyConfigured(
+                f"{name} has {each!r}; it must look like their-group=operators, with one of "
+                f"{' and '.join(sorted(ROLES))}."
+            )
+        found[group.strip()] = role.strip()
+    return found
+
+
+PULLWAKE_OPERATOR_GROUPS = _roles("PULLWAKE_OPERATOR_GROUPS")
+PULLWAKE_OIDC_ISSUER = env.str("PULLWAKE_OIDC_ISSUER", "").rstrip("/")
+PULLWAKE_OIDC_CLIENT_ID = env.str("PULLWAKE_OIDC_CLIENT_ID", "")
+PULLWAKE_OIDC_CLIENT_SECRET = env.str("PULLWAKE_OIDC_CLIENT_SECRET", "")
+PULLWAKE_OIDC_NAME = env.str("PULLWAKE_OIDC_NAME", "single sign-on")
+PULLWAKE_OIDC_SCOPES = env.str("PULLWAKE_OIDC_SCOPES", "openid profile email")
+PULLWAKE_OIDC_USERNAME_CLAIM = env.str("PULLWAKE_OIDC_USERNAME_CLAIM", "sub")
+PULLWAKE_OIDC_GROUPS_CLAIM = env.str("PULLWAKE_OIDC_GROUPS_CLAIM", "groups")
+_issuer = urlsplit(PULLWAKE_OIDC_ISSUER)
+if PULLWAKE_OIDC_ISSUER:
+    if _issuer.scheme not in ("http", "https") or not _issuer.hostname or _issuer.query:
+        raise ImproperlyConfigured(
+            f"PULLWAKE_OIDC_ISSUER is {PULLWAKE_OIDC_ISSUER!r}; it must look like "
+            "https://login.example.com/realms/ours, as the provider names itself."
+        )
+    if not PULLWAKE_OIDC_CLIENT_ID:
+        raise ImproperlyConfigured(
+            "PULLWAKE_OIDC_ISSUER is set, and PULLWAKE_OIDC_CLIENT_ID is not: register Pullwake at "
+            "the provider, which gives it an id."
+        )
+    if "openid" not in PULLWAKE_OIDC_SCOPES.split():
+        raise ImproperlyConfigured("PULLWAKE_OIDC_SCOPES must have openid among them.")
+    if not all(map(find_spec, ("authlib", "requests"))):
+        raise ImproperlyConfigured(
+            "PULLWAKE_OIDC_ISSUER needs Authlib, which is not installed: "
+            "pip install --require-hashes -r requirements/sso.txt."
+        )
+PULLWAKE_REMOTE_USER_HEADER = env.str("PULLWAKE_REMOTE_USER_HEADER", "")
+PULLWAKE_REMOTE_GROUPS_HEADER = env.str("PULLWAKE_REMOTE_GROUPS_HEADER", "X-Forwarded-Groups")
+PULLWAKE_REMOTE_USER_PROXIES = _networks("PULLWAKE_REMOTE_USER_PROXIES")
+if PULLWAKE_REMOTE_USER_HEADER and not PULLWAKE_REMOTE_USER_PROXIES:
+    raise ImproperlyConfigured(
+        "PULLWAKE_REMOTE_USER_HEADER is set, and PULLWAKE_REMOTE_USER_PROXIES is not: name the "
+        "addresses of the proxy that sends it, and that lets nobody else send it."
+    )
+
+PULLWAKE_TOTP = env.str("PULLWAKE_TOTP", "off")
+if PULLWAKE_TOTP not in ("off", "optional", "required"):
+    raise ImproperlyConfigured(
+        f"PULLWAKE_TOTP is {PULLWAKE_TOTP!r}; it must be 'off', 'optional' or 'required'."
+    )
+if PULLWAKE_TOTP != "off" and not all(map(find_spec, ("django_otp", "segno"))):
+    raise ImproperlyConfigured(
+        "PULLWAKE_TOTP needs django-otp, which is not installed: "
+        "pip install --require-hashes -r requirements/sso.txt."
+    )
+
 # --- Database ---------------------------------------------------------------------------------
 
 _pool = _number("PULLWAKE_DB_POOL", 16, 1, 10_000)
@@ -322,6 +387,22 @@ MIDDLEWARE = [
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "axes.middleware.AxesMiddleware",
 ]
+_logins = []
+if PULLWAKE_REMOTE_USER_HEADER:
+    _logins += ["operators.remote_user.with_remote_user"]
+if PULLWAKE_TOTP != "off":
+    INSTALLED_APPS += [
+        "django_otp",
+        "django_otp.plugins.otp_totp",
+        "django_otp.plugins.otp_static",
+    ]
+    _logins += [
+        "django_otp.middleware.OTPMiddleware",
+        "operators.second_factor.with_second_factor",
+    ]
+_place = MIDDLEWARE.index("django.contrib.messages.middleware.MessageMiddleware")
+MIDDLEWARE[_place:_place] = _logins
+OTP_TOTP_ISSUER = "Pullwake"
 if PULLWAKE_CORS_ORIGINS:
     INSTALLED_APPS += ["corsheaders"]
 CORS_ALLOW_ALL_ORIGINS = "*" in PULLWAKE_CORS_ORIGINS
@@ -401,6 +482,8 @@ SILENCED_SYSTEM_CHECKS = [
 ]
 
 UNFOLD = theme.UNFOLD
+if PULLWAKE_TOTP != "off":
+    UNFOLD = {**UNFOLD, **theme.WITH_SECOND_FACTOR}
 REST_FRAMEWORK = {
     "EXCEPTION_HANDLER": "api.http_errors.exception_handler",
     "DEFAULT_AUTHENTICATION_CLASSES": ["api.authentication.PrincipalAuthentication"],

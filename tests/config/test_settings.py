@@ -47,6 +47,12 @@ OURS = (
     "SENTRY_DSN",
     "PULLWAKE_CORS_ORIGINS",
     "PULLWAKE_DEVELOPMENT_ON_NETWORK",
+    "PULLWAKE_OPERATOR_GROUPS",
+    "PULLWAKE_OIDC_ISSUER",
+    "PULLWAKE_OIDC_CLIENT_ID",
+    "PULLWAKE_OIDC_SCOPES",
+    "PULLWAKE_REMOTE_USER_HEADER",
+    "PULLWAKE_REMOTE_USER_PROXIES",
 )
 PRODUCTION = {"PULLWAKE_MODE": "production", "SECRET_KEY": "0123456789abcdef" * 4}
 
@@ -350,3 +356,66 @@ def test_development_mode_has_a_key_of_this_checkouts_own(read):
     kept = ROOT / "var" / "secret_key"
     assert kept.read_text() == key
     assert kept.stat().st_mode & 0o777 == 0o600
+
+
+# --- Operators' login -----------------------------------------------------------------------------
+
+OIDC = {"PULLWAKE_OIDC_ISSUER": "https://login.example/ours/", "PULLWAKE_OIDC_CLIENT_ID": "us"}
+
+
+def test_operators_log_in_elsewhere_only_if_that_is_asked_for(read):
+    found = read(**PRODUCTION)
+    assert found["PULLWAKE_OIDC_ISSUER"] == found["PULLWAKE_REMOTE_USER_HEADER"] == ""
+    assert "operators.remote_user.with_remote_user" not in found["MIDDLEWARE"]
+
+
+def test_groups_elsewhere_are_roles_here(read):
+    found = read(**PRODUCTION, PULLWAKE_OPERATOR_GROUPS="platform=operators,cn=a=viewers")
+    assert found["PULLWAKE_OPERATOR_GROUPS"] == {"platform": "operators", "cn=a": "viewers"}
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({"PULLWAKE_OPERATOR_GROUPS": "platform=root"}, "operators and viewers"),
+        ({"PULLWAKE_OIDC_ISSUER": "login.example"}, "must look like"),
+        ({"PULLWAKE_OIDC_ISSUER": "https://login.example"}, "PULLWAKE_OIDC_CLIENT_ID is not"),
+        ({**OIDC, "PULLWAKE_OIDC_SCOPES": "email"}, "openid"),
+        ({"PULLWAKE_REMOTE_USER_HEADER": "X-User"}, "PULLWAKE_REMOTE_USER_PROXIES is not"),
+        (
+            {"PULLWAKE_REMOTE_USER_HEADER": "X-User", "PULLWAKE_REMOTE_USER_PROXIES": "proxy"},
+            "addresses or networks",
+        ),
+    ],
+)
+def test_a_login_that_cannot_work_is_one_sentence(read, env, said):
+    with pytest.raises(ImproperlyConfigured, match=said):
+        read(**PRODUCTION, **env)
+
+
+def test_without_authlib_the_sentence_says_how_to_get_it(read, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImproperlyConfigured, match=r"requirements/sso\.txt"):
+        read(**PRODUCTION, **OIDC)
+
+
+@pytest.mark.parametrize(
+    ("facts", "ids"),
+    [
+        ({"PULLWAKE_OIDC_ISSUER": "http://login.example"}, ["W003", "W004", "W005"]),
+        (
+            {
+                "PULLWAKE_REMOTE_USER_HEADER": "X-User",
+                "PULLWAKE_REMOTE_USER_PROXIES": [ipaddress.ip_network("0.0.0.0/0")],
+                "PULLWAKE_OPERATOR_GROUPS": {"platform": "operators"},
+            },
+            ["E002"],
+        ),
+        ({}, []),
+    ],
+)
+def test_a_login_that_lets_in_nobody_or_everybody_is_said(settings, facts, ids):
+    settings.DEVELOPMENT = False
+    for name, value in facts.items():
+        setattr(settings, name, value)
+    assert [each.id for each in checks.check_logins()] == [f"pullwake.{each}" for each in ids]
