@@ -7,6 +7,7 @@ ARG PYTHON=python:3.13-slim@sha256:6771159cd4fa5d9bba1258caf0b82e6b73458c694d178
 
 FROM ${PYTHON} AS packages
 RUN python -m venv /venv
+WORKDIR /build
 COPY requirements/base.txt .
 RUN /venv/bin/pip install --no-cache-dir --require-hashes -r base.txt
 
