@@ -20,6 +20,7 @@ class Ok(Body, frozen=True, kw_only=True):
     """All is well."""
 
     status: str
+    """Always `ok`."""
 
 
 class LiveView(ApiView):
@@ -28,7 +29,7 @@ class LiveView(ApiView):
     authentication_classes = ()
     permission_classes = ()
 
-    @documented("Tell that the process can go on", answers={200: Ok})
+    @documented("Tell that the process can go on", answers={200: Ok}, operation="getLiveness")
     def get(self, request: HttpRequest) -> HttpResponse:
         """At once, whether the database is there or not."""
         trouble = life.trouble()
@@ -40,6 +41,8 @@ class LiveView(ApiView):
 class ElectricHealthView(LiveView):
     """/_electric/health, where existing runners look."""
 
+    operation = "getHealth"
+
 
 class ReadyView(ApiView):
     """/readyz"""
@@ -47,7 +50,7 @@ class ReadyView(ApiView):
     authentication_classes = ()
     permission_classes = ()
 
-    @documented("Tell that requests can be served", answers={200: Ok})
+    @documented("Tell that requests can be served", answers={200: Ok}, operation="getReadiness")
     def get(self, request: HttpRequest) -> HttpResponse:
         """It is not stopping; the database takes writes, and no migration is missing."""
         if draining.is_set():

@@ -5,7 +5,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from http.client import HTTPResponse
 
 import pytest
@@ -125,6 +125,26 @@ def test_it_stops_in_time_though_peers_take_for_ever(start_server):
         assert server.process.wait(30) == 0
         assert time.monotonic() - began < 2
     assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.parametrize(
+    "path", ["/agent/e1/main", "/_electric/shared-state/s1", "/_electric/entities/agent/e1/send"]
+)
+def test_bodies_that_drip_hold_no_connection_to_the_database(servers, path):
+    server = servers.lend(PULLWAKE_DB_POOL=2)
+    api = server.client()
+    make_idle(api)
+    api.share("s1")
+    who = "Electric-Claim-Token: pww_unknown" if "shared" not in path else ""
+    head = HEAD.replace("/_electric/runners/r1/heartbeat", path) + who
+    with ExitStack() as peers:
+        for _ in range(6):
+            peer = peers.enter_context(connected(server))
+            peer.sendall(f"{head.rstrip()}\r\nContent-Length: 1000\r\n\r\n{{".encode())
+        for _ in range(6):
+            assert server.client().get("/livez").status == 200  # the server has read that much
+        assert api.post("/_electric/runners/r1/heartbeat", {}).status == 200
+        assert api.get("/readyz").status == 200
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to look at packets")
