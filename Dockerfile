@@ -6,12 +6,13 @@
 ARG PYTHON=python:3.13-slim@sha256:6771159cd4fa5d9bba1258caf0b82e6b73458c694d178ad97c5e925c2d0e1a91
 
 FROM ${PYTHON} AS packages
+WORKDIR /build
 # Besides base, what is optional: --build-arg EXTRAS="observability sso" is with OpenTelemetry and Sentry, and with
 # operators' login at a provider and the second factor.
 ARG EXTRAS=
-COPY requirements/*.txt requirements/
+COPY requirements/*.txt ./
 RUN python -m venv /venv && for name in base ${EXTRAS}; do \
-        /venv/bin/pip install --no-cache-dir --require-hashes -r "requirements/$name.txt" || exit; \
+        /venv/bin/pip install --no-cache-dir --require-hashes -r "$name.txt" || exit; \
     done
 
 FROM ${PYTHON}
