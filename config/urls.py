@@ -22,5 +22,6 @@ urlpatterns = [
     path("", include("api.urls")),
     path("admin/login-once/<str:token>/", login.login_once, name="login-once"),
     path("admin/", admin.site.urls),
+    path("admin", RedirectView.as_view(pattern_name="admin:index")),
     path("", RedirectView.as_view(pattern_name="admin:index")),
 ]
