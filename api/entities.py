@@ -539,6 +539,15 @@ class InboxView(ActorView):
         return entity
 
 
+RECORDED = {
+    "SIGSTOP": "Paused",
+    "SIGCONT": "Resumed",
+    "SIGTERM": "Stopped",
+    "SIGKILL": "Killed",
+}
+"""Signals that change where an entity stands, as operators read of them in their audit log."""
+
+
 class SignalView(ActorView):
     """/_electric/entities/:type/:id/signal"""
 
@@ -555,11 +564,12 @@ class SignalView(ActorView):
             None if body.reason is UNSET else body.reason,
             body.payload,
         )
-        if signal.name == "SIGKILL":
-            with self.recorded(entity, "Killed", flag=CHANGE):
-                done = endings.kill(entity, signal)
+        send = endings.kill if signal.name == "SIGKILL" else signals.send
+        if signal.name in RECORDED:
+            with self.recorded(entity, RECORDED[signal.name], flag=CHANGE):
+                done = send(entity, signal)
         else:
-            done = signals.send(entity, signal)
+            done = send(entity, signal)
         return answer(
             SignalBody(
                 url=entity.url,

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 import msgspec
+from django.contrib.admin.models import CHANGE
 from django.db.models import Q, Subquery
 from django.http import HttpRequest, HttpResponse
 from msgspec import UNSET, Meta, UnsetType
@@ -376,7 +377,9 @@ class AdminStatusView(RunnerResource):
     def post(self, request: HttpRequest, runner_id: str) -> HttpResponse:
         """Let the runner claim, or no longer."""
         runner = self.runner(runner_id)
-        return answer(runner_body(arrivals.set_admin_status(runner.pk, self.status)))
+        with self.recorded(runner, str(self.status).capitalize(), flag=CHANGE):
+            runner = arrivals.set_admin_status(runner.pk, self.status)
+        return answer(runner_body(runner))
 
 
 class EnableView(AdminStatusView):

@@ -8,15 +8,22 @@ from api.http_errors import error_response
 from core.errors import Forbidden, InvalidRequest, NotFound, PullwakeError, RateLimited
 
 
-def _answer(request: HttpRequest, error: PullwakeError) -> HttpResponse:
-    """The error, as a page for whoever looks at the admin in a browser."""
+def _answer(request: HttpRequest, error: PullwakeError, *, again: bool = False) -> HttpResponse:
+    """The error, as a page for whoever looks at the admin in a browser.
+
+    ``again``: what was tried can be, from the page of this address.
+    """
     browser = "text/html" in request.headers.get("Accept", "")
     if browser and request.path_info.startswith("/admin/"):
         response = error_response(error)
         page = render(
             request,
             "operators/error.html",
-            {"error": error, "status": response.status_code},
+            {
+                "error": error,
+                "status": response.status_code,
+                "again": request.get_full_path() if again else "",
+            },
             status=response.status_code,
         )
         if "Retry-After" in response.headers:
@@ -38,6 +45,11 @@ def bad_request(request: HttpRequest, exception: Exception | None = None) -> Htt
 def permission_denied(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
     """Django's handler403."""
     return _answer(request, Forbidden())
+
+
+def stale_form(request: HttpRequest, reason: str = "") -> HttpResponse:
+    """CSRF_FAILURE_VIEW: mostly a form that was open while its reader logged in anew."""
+    return _answer(request, Forbidden("This form is out of date. Nothing was done."), again=True)
 
 
 def server_error(request: HttpRequest) -> HttpResponse:

@@ -379,6 +379,7 @@ MIDDLEWARE = [
     "config.serving.pages.with_policy",
     "config.serving.passwords.LoginTurns",
     "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.middleware.gzip.GZipMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -416,6 +417,7 @@ CORS_ALLOW_HEADERS = [
     *("traceparent", "tracestate", "x-request-id"),
 ]
 CORS_EXPOSE_HEADERS = ["*"]
+CSRF_FAILURE_VIEW = "config.error_pages.stale_form"
 ROOT_URLCONF = "config.urls"
 WSGI_APPLICATION = "config.wsgi.application"
 APPEND_SLASH = True

@@ -38,5 +38,6 @@ urlpatterns = [
     path("", include("api.urls")),
     *_logins,
     path("admin/", admin.site.urls),
+    path("admin", RedirectView.as_view(pattern_name="admin:index")),
     path("", RedirectView.as_view(pattern_name="admin:index")),
 ]

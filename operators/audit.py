@@ -1,12 +1,17 @@
 """The audit log: who did what to which, and why."""
 
+from datetime import timedelta
 from typing import Any
 
 from django.contrib import admin
 from django.contrib.admin.models import LogEntry
+from django.contrib.contenttypes.models import ContentType
+from django.db.models import Model, Q
+from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponseRedirect
 from django.urls import reverse
 
+from dispatch.models import Entity
 from operators.kit.lists import column, exact, moment_column, where, words
 from operators.kit.markup import ident, quiet
 from operators.kit.verbs import OperatorAdmin
@@ -58,3 +63,31 @@ class LogEntryAdmin(OperatorAdmin):
     def change_view(self, request: HttpRequest, object_id: str, *args: Any, **kwargs: Any) -> Any:
         """An entry has no page: its line says it all."""
         return HttpResponseRedirect(reverse("admin:admin_logentry_changelist"))
+
+
+_NEWEST = 5_000
+"""Entries that a page looks through for who did something; they are in no index by their row."""
+
+
+def last(row: Model, *done: str) -> LogEntry | None:
+    """The newest entry on a row that begins with one of these: who did it, through the API, too.
+
+    One statement. None where it is older than the newest `_NEWEST` entries.
+    """
+    newest = LogEntry.objects.order_by("-pk").values("pk")[:_NEWEST]
+    said = Q()
+    for word in done:
+        said |= Q(change_message__startswith=word)
+    kind = ContentType.objects.get_for_model(row)
+    entries = LogEntry.objects.filter(said, pk__in=newest, content_type=kind, object_id=row.pk)
+    return entries.select_related("user").order_by("-pk").first()
+
+
+def of_entities(beginning: str) -> list[tuple[str, str]]:
+    """The keys of entities whose newest entries begin so, and what these say, of the last month."""
+    entries = LogEntry.objects.filter(
+        content_type=ContentType.objects.get_for_model(Entity),
+        action_time__gt=Now() - timedelta(days=30),
+        change_message__startswith=beginning,
+    )
+    return [(each.object_id or "0", each.change_message) for each in entries.order_by("-pk")]

@@ -24,6 +24,7 @@ from operators.kit.lists import (
     column,
     exact,
     moment_column,
+    newest_of,
     row_column,
     values,
     where,
@@ -151,6 +152,12 @@ ORPHANED = {
         for reason in OrphanReason
     },
 }
+
+
+def _with_error(rows: Any, text: str) -> Any:
+    return newest_of(rows.filter(error__icontains=text))
+
+
 ENDED = [status for status in Status if status != Status.ACTIVE]
 SPANS = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(days=7)}
 CLAIMED_WITHIN = {
@@ -192,6 +199,7 @@ class ConsumerClaimAdmin(OperatorAdmin):
         words("orphaned", "orphaned", ORPHANED),
         exact("runner id", "runner", "runner_id"),
         exact("entity URL", "entity", "entity__url"),
+        exact("text of the error", "error", _with_error),
         words("claimed", "age", {**CLAIMED_WITHIN, **CLAIMED_BEFORE}),
         words("ended", "ended", ENDED_WITHIN),
         words("work", "work", {"quiet": ("writes nothing for ten minutes", ClaimQuerySet.quiet)}),

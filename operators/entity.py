@@ -5,7 +5,9 @@ from typing import Any
 
 from django import forms
 from django.contrib import admin
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import Exists, OuterRef, QuerySet, Value
+from django.db.models.fields.json import KeyTextTransform
+from django.db.models.lookups import Exact
 from django.http import HttpRequest
 from django.utils.html import format_html
 from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
@@ -15,9 +17,11 @@ from claims.reports import held_by
 from claims.standing import Trouble, outlook, trouble_of
 from core.bodies import decode
 from core.errors import InvalidRequest, InvalidSignal, NotRunning
+from core.principals import Principal
 from dispatch import entities, signals
 from dispatch.messages import Message
 from dispatch.models import STATUSES, DispatchState, Entity, EntityType, Registration
+from operators import audit
 from operators import state as states
 from operators.kit.forms import NeededReasonForm, ReasonForm, TargetForm, propose_heir
 from operators.kit.lists import (
@@ -25,6 +29,7 @@ from operators.kit.lists import (
     column,
     exact,
     moment_column,
+    newest_of,
     row_column,
     words,
 )
@@ -197,16 +202,33 @@ def _is_open(entity: Any) -> bool:
     return not entity.dispatch_state.closed
 
 
-VERBS = (
-    Verb(
-        "wake",
-        "Wake now",
-        "dispatch.wake_entity",
-        "Wake these entities now?",
-        _wake_effect,
-        _wake,
-        fits=_may_be_woken,
+WAKE = Verb(
+    "wake",
+    "Wake now",
+    "dispatch.wake_entity",
+    "Wake these entities now?",
+    _wake_effect,
+    _wake,
+    fits=_may_be_woken,
+)
+
+MOVE = Verb(
+    "move",
+    "Move",
+    "dispatch.move_entity",
+    "Dispatch these entities to another runner?",
+    _move_effect,
+    _move,
+    form=TargetForm,
+    proposes=lambda entities: propose_heir(
+        (each.dispatch_state.runner for each in entities),
+        (each.created_by for each in entities),
     ),
+    fits=_lives,
+)
+
+VERBS = (
+    WAKE,
     Verb(
         "send",
         "Send a message",
@@ -217,20 +239,7 @@ VERBS = (
         form=MessageForm,
         fits=_is_open,
     ),
-    Verb(
-        "move",
-        "Move",
-        "dispatch.move_entity",
-        "Dispatch these entities to another runner?",
-        _move_effect,
-        _move,
-        form=TargetForm,
-        proposes=lambda entities: propose_heir(
-            (each.dispatch_state.runner for each in entities),
-            (each.created_by for each in entities),
-        ),
-        fits=_lives,
-    ),
+    MOVE,
     Verb(
         "pause",
         "Pause",
@@ -289,6 +298,20 @@ def _whose_state(narrow: Narrow) -> Narrow:
     return lambda entities: entities.of(narrow(DispatchState.objects.all()))
 
 
+def _with_tag(rows: Any, said: str) -> Any:
+    """Those of the newest that have the tag, ``key=value``."""
+    key, _, value = said.partition("=")
+    # Not ``tags__…``: a key may hold what a lookup is made of.
+    return newest_of(rows.filter(Exact(KeyTextTransform(key, "tags"), Value(value))))
+
+
+def _created_by(rows: Any, key: str) -> Any:
+    try:
+        return rows.filter(created_by=Principal.parse(key).url)
+    except ValueError:
+        return rows.none()
+
+
 WORK = {word: (label, _whose_state(narrow)) for word, (label, narrow) in states.WORK.items()}
 
 
@@ -326,10 +349,12 @@ class EntityAdmin(OperatorAdmin):
         words("work", "work", WORK),
         words("waits for others", "waits", WAITS),
         exact("type", "type", "type"),
+        exact("creator (kind:id)", "creator", _created_by),
+        exact("tag (key=value)", "tag", _with_tag),
         exact("runner id", "runner", "dispatch_state__runner_id"),
     )
     search_fields = ("url__startswith",)
-    search_help_text = "URL or how it begins, such as /agent/hello"
+    search_help_text = "Part of the URL, or a tag such as team=search"
 
     def get_queryset(self, request: HttpRequest) -> "QuerySet[Any]":
         rows: Any = super().get_queryset(request)
@@ -345,20 +370,29 @@ class EntityAdmin(OperatorAdmin):
     def get_search_results(
         self, request: HttpRequest, queryset: "QuerySet[Any]", search_term: str
     ) -> tuple["QuerySet[Any]", bool]:
-        """The first slash may be left out, as it is in the names of wake streams."""
+        """By how the URL begins, the subscription key, a tag, or a part of the URL.
+
+        The first slash may be left out, as it is in the names of wake streams. No index finds parts
+        or tags: those of the newest `SEARCHED` are looked at.
+        """
         term = search_term.strip()
         if not term:
             return queryset, False
-        found = Q(url__startswith=term if term.startswith("/") else f"/{term}")
-        if len(term) == 16 and not term.startswith("/"):
-            found |= Q(subscription_key=term)
-        return queryset.filter(found), False
+        begins = Entity.objects.filter(url__startswith=term if term[0] == "/" else f"/{term}")
+        part = newest_of(Entity.objects.filter(url__icontains=term))
+        if "=" in term:
+            part = _with_tag(Entity.objects.all(), term)
+        found = begins.values("pk").union(part.values("pk"))
+        if len(term) == 16:
+            found = found.union(Entity.objects.filter(subscription_key=term).values("pk"))
+        return queryset.filter(pk__in=found), False
 
     def story(self, request: HttpRequest, row: Any) -> dict[str, Any]:
         state = row.dispatch_state
         events = row.events.order_by("-offset")[:20]
         return {
             "state": state,
+            "done": audit.last(row, "Pause") if state.paused else None,
             **stands(row.pk, row.now, request.user),
             "status": state.status,
             "creator": principal(row.created_by),

@@ -9,7 +9,13 @@ from django.contrib.auth.signals import user_logged_in, user_login_failed
 from django.contrib.sessions.models import Session
 from django.db.models.functions import Now
 from django.dispatch import receiver
-from django.http import Http404, HttpRequest, HttpResponseRedirect
+from django.http import (
+    Http404,
+    HttpRequest,
+    HttpResponse,
+    HttpResponseNotAllowed,
+    HttpResponseRedirect,
+)
 from django.urls import reverse
 from django.utils import timezone
 
@@ -41,10 +47,12 @@ def one_time_path() -> str:
     return reverse("login-once", kwargs={"token": secret})
 
 
-def login_once(request: HttpRequest, token: str) -> HttpResponseRedirect:
+def login_once(request: HttpRequest, token: str) -> HttpResponse:
     """Log the developer in, with a secret that is gone with it."""
     if not settings.DEVELOPMENT:
         raise Http404
+    if request.method != "GET":  # whoever only looks whether the address is there
+        return HttpResponseNotAllowed(["GET"])
     kept = Session.objects.filter(session_key=_session_key(token), expire_date__gt=Now())
     if not kept.delete()[0]:
         raise Http404

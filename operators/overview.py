@@ -81,6 +81,7 @@ class Bar:
     """A stretch of time in the chart; heights are percent of the chart's."""
 
     label: str
+    start: datetime
     counts: Sequence[tuple[str, int, float]]
     acquired: float
     title: str
@@ -93,6 +94,8 @@ class Chart:
     bars: Sequence[Bar]
     highest: int
     step: str
+    form: str
+    """In which page.js writes the bars' times, in the reader's zone."""
 
 
 def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
@@ -117,7 +120,7 @@ def figures(span: str, user: Any) -> dict[str, Any]:
     claims, orphans = _claims()
     waiting = list(DispatchState.objects.longest_waiting())
     work = _work(waiting)
-    wakes = _wakes()
+    wakes, old_wakes = _wakes()
     letters = _dead_letters()
     timers = _timers()
     reaper = _reaper(pulse, now)
@@ -130,7 +133,7 @@ def figures(span: str, user: Any) -> dict[str, Any]:
             ("Claims", [claims, *orphans]),
             ("Work", [*work, wakes, letters, _waits(), *timers]),
         ],
-        "troubles": _troubles(runners, orphans, work, wakes, letters, timers, reaper, now),
+        "troubles": _troubles(runners, orphans, work, old_wakes, letters, timers, reaper, now),
         "orphans": _oldest_orphans() if any(each.number for each in orphans) else [],
         "failing": _worst_failing(),
         "standing": _standing(waiting, now, user),
@@ -276,10 +279,18 @@ def _worst_failing() -> list[DispatchState]:
     return list(told.order_by("-failures", "pk")[:5])
 
 
-def _wakes() -> Figure:
-    found = Wake.objects.outstanding().aggregate(n=Count("pk"), oldest=Min("created_at"))
+def _wakes() -> tuple[Figure, Figure]:
+    """All that are unclaimed, and those that are for minutes."""
+    old = Q(created_at__lte=Now() - OLD_WAKE)
+    found = Wake.objects.outstanding().aggregate(
+        n=Count("pk"), oldest=Min("created_at"), old=Count("pk", filter=old)
+    )
     url = list_of("dispatch_wake", status="outstanding")
-    return Figure("unclaimed wakes", found["n"], url, oldest=found["oldest"])
+    oldest = list_of("dispatch_wake", status="outstanding", age="old", order="oldest")
+    return (
+        Figure("unclaimed wakes", found["n"], url, oldest=found["oldest"]),
+        Figure("unclaimed for minutes", found["old"], oldest, oldest=found["oldest"]),
+    )
 
 
 def _dead_letters() -> Figure:
@@ -359,8 +370,8 @@ def _troubles(
     if silent.number:
         says = f"{counted(silent.number, 'runner')} fell silent: the heartbeat lease expired"
         found.append(Trouble(says, silent.url, silent.oldest))
-    if wakes.oldest is not None and now - wakes.oldest > OLD_WAKE:
-        says = f"{counted(wakes.number, 'unclaimed wake')}, the oldest for minutes"
+    if wakes.number:
+        says = f"{counted(wakes.number, 'wake')} unclaimed for minutes"
         found.append(Trouble(says, wakes.url, wakes.oldest, "warn"))
     if letters.number:
         says = f"{counted(letters.number, 'dead letter')}: given up by a handler, to be redriven"
@@ -413,19 +424,20 @@ class _Totals:
             for name in OUTCOMES if bar is not None else ():
                 bar[name] += counts[name]  # type: ignore[index]
         highest = max(max(_ended(bar), bar["acquired"]) for bar in steps.values())
-        bars = [_bar(start.strftime(form), bar, highest or 1) for start, bar in steps.items()]
-        return Chart(bars, highest, span_of(step))
+        bars = [_bar(start, form, bar, highest or 1) for start, bar in steps.items()]
+        return Chart(bars, highest, span_of(step), "weekday" if "%a" in form else "hour")
 
 
 def _ended(counts: dict[str, int]) -> int:
     return sum(counts[name] for name in tallies.OUTCOMES)
 
 
-def _bar(label: str, counts: dict[str, int], highest: int) -> Bar:
+def _bar(start: datetime, form: str, counts: dict[str, int], highest: int) -> Bar:
+    label = start.strftime(form)
     heights = {name: 100 * number / highest for name, number in counts.items()}
     shown = [(name, counts[name], heights[name]) for name in tallies.OUTCOMES]
     said = ", ".join(f"{counts[name]} {name}" for name in OUTCOMES)
-    return Bar(label, shown, heights["acquired"], f"from {label} UTC: {said}")
+    return Bar(label, start, shown, heights["acquired"], f"from {label} UTC: {said}")
 
 
 def _wake_to_claim() -> list[float]:

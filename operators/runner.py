@@ -17,6 +17,8 @@ from claims.standing import trouble_of
 from core.errors import InvalidRequest, NotRunning
 from core.principals import Principal
 from dispatch import arrivals, entities
+from dispatch.models import DispatchState
+from operators import audit
 from operators.kit.forms import NeededReasonForm, TargetForm, propose_heir
 from operators.kit.lists import column, exact, values, words
 from operators.kit.markup import (
@@ -120,20 +122,86 @@ def _move_effect(runner: Any) -> str:
     )
 
 
-def _move(runner: Any, order: Order) -> str:
+def _move(runner: Any, order: Order, why: str = "Move") -> str:
     target = order.data["target"]
     if target == runner.pk:
         raise InvalidRequest("It is the same runner.")
     states = runner.dispatch_states.filter(ended="")
+    moved = _move_all(states, target, order, f"{why}: from {runner} to {target}")
+    more = ", and more are left: move again" if states.exists() else ""
+    return f"{counted(moved, 'entity', 'entities')} moved to {target}{more}"
+
+
+def _move_all(states: "QuerySet[DispatchState]", target: str, order: Order, said: str) -> int:
+    """Move at most `MOST_MOVED` of these: how many. Each has its audit entry."""
     moved = 0
     for state in states.select_related("entity").order_by("pk")[:MOST_MOVED]:
         # An entity that ends meanwhile stays, and does not keep the others from moving.
         with suppress(NotRunning), transaction.atomic():
             if entities.move(state.entity, target):
                 moved += 1
-                order.log(state.entity, f"Move: from {runner} to {target}")
-    more = ", and more are left: move again" if states.exists() else ""
-    return f"{counted(moved, 'entity', 'entities')} moved to {target}{more}"
+                order.log(state.entity, said)
+    return moved
+
+
+# A drained runner is a disabled one whose entities were moved: what it holds, it works off. Which
+# entities come back when that is undone, the audit log knows.
+
+
+def _drain_effect(runner: Any) -> str:
+    if not runner.enabled:
+        raise InvalidRequest("It is already disabled: move its entities.")
+    held = f"works its {_held(runner)} off" if runner.held else "holds no claim"
+    count = runner.dispatched
+    some = f"the first {MOST_MOVED} of its " if count > MOST_MOVED else "its "
+    moved = f"{some}{counted(count, 'entity', 'entities')}"
+    return (
+        f"May not claim any more, and {held}. Dispatches {moved} to the runner named below,"
+        " whose owner can then read them. Undo drain brings them back."
+    )
+
+
+def _drain(runner: Any, order: Order) -> str:
+    if order.data["target"] == runner.pk:
+        raise InvalidRequest("It is the same runner.")
+    with transaction.atomic():
+        _set_status(runner, Runner.AdminStatus.DISABLED)
+    return _move(runner, order, "Drain")
+
+
+def _drained(runner: Any) -> list[tuple[str, "QuerySet[DispatchState]"]]:
+    """To which runners it was drained, and the entities that are still there."""
+    prefix = f"Drain: from {runner} to "
+    entries = audit.of_entities(prefix)
+    away: dict[str, set[int]] = {}
+    for entity, said in entries:
+        target = said.removeprefix(prefix).partition(". Reason:")[0].removesuffix(".")
+        away.setdefault(target, set()).add(int(entity))
+    return [
+        (target, DispatchState.objects.filter(runner=target, ended="", pk__in=pks))
+        for target, pks in away.items()
+    ]
+
+
+def _undrain_effect(runner: Any) -> str:
+    if runner.enabled:
+        raise InvalidRequest("It is not drained.")
+    count = sum(states.count() for _, states in _drained(runner))
+    back = "None of its entities is where it was drained to."
+    if count:
+        back = f"Gets back {counted(count, 'entity', 'entities')} that it was drained of."
+    return f"{_enable_effect(runner)} {back}"
+
+
+def _undrain(runner: Any, order: Order) -> str:
+    drained = _drained(runner)
+    with transaction.atomic():
+        _set_status(runner, Runner.AdminStatus.ENABLED)
+    moved = sum(
+        _move_all(states, runner.pk, order, f"Undo drain: from {target} to {runner}")
+        for target, states in drained
+    )
+    return f"enabled, and {counted(moved, 'entity', 'entities')} moved back"
 
 
 def _delete_effect(runner: Any) -> str:
@@ -171,6 +239,30 @@ VERBS = (
         _disable_effect,
         lambda runner, order: _set_status(runner, Runner.AdminStatus.DISABLED),
         fits=lambda runner: runner.enabled,
+    ),
+    Verb(
+        "drain",
+        "Drain",
+        "runners.disable_runner",
+        "Drain these runners: no new claims, and their entities to another runner?",
+        _drain_effect,
+        _drain,
+        form=TargetForm,
+        proposes=lambda runners: propose_heir(runners, ()),
+        also="dispatch.move_entity",
+        one_transaction=False,
+        fits=lambda runner: runner.enabled,
+    ),
+    Verb(
+        "undrain",
+        "Undo drain",
+        "runners.enable_runner",
+        "Let these runners claim again, and give them back what they were drained of?",
+        _undrain_effect,
+        _undrain,
+        also="dispatch.move_entity",
+        one_transaction=False,
+        fits=lambda runner: not runner.enabled and bool(_drained(runner)),
     ),
     Verb(
         "expire-claims",
@@ -271,6 +363,7 @@ class RunnerAdmin(OperatorAdmin):
         report = examine(row)
         return {
             "report": report,
+            "done": None if row.enabled else audit.last(row, "Disable", "Drain"),
             "presence": presence(row, claims=len(report.claims), now=row.now),
             "owner": principal(row.owner_principal),
             "diagnostics": list(_diagnostics(row.liveness.diagnostics or {}, row.now)),

@@ -32,7 +32,11 @@ UNFOLD = {
     "SHOW_HISTORY": True,
     "DASHBOARD_CALLBACK": "operators.overview.dashboard",
     "STYLES": [lambda request: static("pullwake/admin.css")],
-    "SCRIPTS": [lambda request: static("pullwake/admin.js")],
+    "SCRIPTS": [
+        lambda request: static("pullwake/admin.js"),
+        lambda request: static("pullwake/page.js"),
+    ],
+    "COMMAND": {"search_callback": "operators.find.anything"},
     "SIDEBAR": {
         "navigation": [
             {

@@ -10,7 +10,7 @@ from django.contrib.admin.models import ADDITION
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
 from django.db.models import Q, QuerySet
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, path
 from django.utils import timezone
 from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
@@ -18,7 +18,7 @@ from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
 from claims import endings
 from claims.models import ClaimQuerySet, ConsumerClaim
 from core.errors import NotRunning
-from core.identifiers import is_id
+from core.identifiers import is_id, new_id
 from core.principals import Principal
 from operators.kit.lists import RUNNER, column, moment_column, row_column, where, words
 from operators.kit.markup import badge, counted, ident, lines, moment, page_of, principal
@@ -27,13 +27,25 @@ from runners import tokens
 from runners.models import AccessToken, AccessTokenQuerySet, Runner
 
 
+def new_id_of_form() -> str:
+    """What tells a form that is sent twice from two forms."""
+    return new_id("form")
+
+
 def _validities() -> list[tuple[int, str]]:
     """How long a token may be valid; PULLWAKE_TOKEN_DAYS is one of them."""
     days = sorted({30, 90, 365, settings.PULLWAKE_TOKEN_DAYS} - {0})
     return [*((each, f"{each} days") for each in days), (0, "until it is revoked")]
 
 
+SENT = "token-forms-sent"
+"""The session's key for the ids of forms that it has sent."""
+
+
 class TokenForm(forms.Form):
+    once = forms.CharField(
+        max_length=64, required=False, widget=forms.HiddenInput(), initial=new_id_of_form
+    )
     principal = forms.CharField(
         max_length=400,
         widget=UnfoldAdminTextInputWidget(attrs={"placeholder": "user:alice"}),
@@ -223,7 +235,7 @@ class AccessTokenAdmin(OperatorAdmin):
     ) -> HttpResponse:
         may_issue = request.user.has_perm("runners.issue_accesstoken")
         extra = {**(extra_context or {}), "may_issue": may_issue}
-        return super().changelist_view(request, extra)  # type: ignore[no-any-return]
+        return super().changelist_view(request, extra)
 
     def issue_view(self, request: HttpRequest) -> HttpResponse:
         """Issue a token, and show its secret this once."""
@@ -233,6 +245,11 @@ class AccessTokenAdmin(OperatorAdmin):
         context = {"title": "Issue an access token", "form": form}
         if request.method == "POST" and form.is_valid():
             asked = form.cleaned_data
+            sent = request.session.get(SENT, [])
+            if asked["once"] in sent:  # the page was loaded again, which sends its form again
+                messages.warning(request, "This token was issued before: it is not shown again.")
+                return HttpResponseRedirect(self._url("changelist"))
+            request.session[SENT] = [*sent[-9:], asked["once"]]
             expires_at = timezone.now() + timedelta(days=asked["days"]) if asked["days"] else None
             owner = asked["principal"].key
             with transaction.atomic():

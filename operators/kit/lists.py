@@ -4,12 +4,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from django.contrib import admin
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.core.exceptions import ValidationError
 from django.core.paginator import Paginator
 from django.db.models import QuerySet
+from django.forms import CheckboxInput
 from django.http import HttpRequest
-from unfold.admin import ModelAdmin
+from django.utils.safestring import SafeString
+from unfold.admin import ModelAdmin, checkbox
 from unfold.contrib.filters.admin import TextFilter
 from unfold.views import ChangeList
 
@@ -33,15 +36,22 @@ class KeysetChangeList(ChangeList):  # type: ignore[misc]
         query = request.GET.copy()
         self.after = query.pop("after", [""])[-1]
         self.before = query.pop("before", [""])[-1]
+        self.turned = query.pop("order", [""])[-1] == "oldest"
         request.GET = query  # type: ignore[assignment]  # a place is not a filter
         super().__init__(request, *args, **kwargs)
 
     def get_ordering(self, request: HttpRequest, queryset: "QuerySet[Any]") -> list[str]:
-        return [self.model_admin.row_order]
+        return [self.row_order]
+
+    @property
+    def row_order(self) -> str:
+        """The list's, or from the other end: the oldest first."""
+        order: str = self.model_admin.row_order
+        return order.removeprefix("-") if self.turned else order
 
     def get_results(self, request: HttpRequest) -> None:
         """Read one page, and one row more to know whether there is another."""
-        order = self.model_admin.row_order
+        order = self.row_order
         descending = order.startswith("-")
         onward, backward = ("pk__lt", "pk__gt") if descending else ("pk__gt", "pk__lt")
         rows = self.queryset.defer(*self.model_admin.unseen)
@@ -90,7 +100,17 @@ class KeysetChangeList(ChangeList):  # type: ignore[misc]
         return self._link()
 
     def _link(self, **place: Any) -> str:
-        return str(self.get_query_string(place))
+        return str(self.get_query_string(place | ({"order": "oldest"} if self.turned else {})))
+
+    @property
+    def turn_link(self) -> str:
+        """The same list from its other end, where that is another: by age."""
+        return str(self.get_query_string({} if self.turned else {"order": "oldest"}))
+
+    @property
+    def turns(self) -> bool:
+        """Whether it is in the order of age."""
+        return bool(self.model_admin.row_order.startswith("-"))
 
 
 class ReadOnlyAdmin(ModelAdmin):  # type: ignore[misc]
@@ -111,6 +131,12 @@ class ReadOnlyAdmin(ModelAdmin):  # type: ignore[misc]
     show_facets = admin.ShowFacets.NEVER
     show_full_result_count = False
     sortable_by = ()
+
+    @admin.display(description="")
+    def action_checkbox(self, obj: Any) -> SafeString:
+        """Named after its row: fifty that are named the same say nothing to who hears them."""
+        box = CheckboxInput({**checkbox.attrs, "aria-label": f"Select {obj}"}, lambda value: False)
+        return box.render(ACTION_CHECKBOX_NAME, str(obj.pk))
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -176,6 +202,15 @@ def exact(title: str, parameter: str, by: str | Callable[[Any, str], Any]) -> ty
 
     members = {"title": title, "parameter_name": parameter, "narrow": staticmethod(narrow)}
     return type("Exact", (ExactFilter,), members)
+
+
+SEARCHED = 10_000
+"""Rows, the newest, in which is looked for what no index finds."""
+
+
+def newest_of(rows: Any) -> Any:
+    """Those of the rows that are among the newest: no table is read as a whole."""
+    return rows.filter(pk__in=rows.model._default_manager.order_by("-pk").values("pk")[:SEARCHED])
 
 
 class WordFilter(admin.SimpleListFilter):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
+from urllib.parse import urlencode
 
 from django import forms
 from django.contrib import messages
@@ -31,6 +32,7 @@ from django.urls import URLPattern, path, reverse
 
 from core.errors import PullwakeError
 from core.principals import Principal
+from operators.kit import bulk
 from operators.kit.forms import ReasonForm
 from operators.kit.lists import ReadOnlyAdmin
 from operators.kit.markup import list_of
@@ -203,7 +205,35 @@ class OperatorAdmin(ReadOnlyAdmin):
             path(f"do/{verb.name}/", view, {"name": verb.name}, name=self._url_name(verb.name))
             for verb in self.verbs
         ]
+        view = self.admin_site.admin_view(self.verb_for_all)
+        verbs += [
+            path(f"all/{verb.name}/", view, {"name": verb.name}, name=self._url_name_all(verb))
+            for verb in self.verbs
+        ]
         return [*verbs, *super().get_urls()]
+
+    def _url_name_all(self, verb: Verb) -> str:
+        return self._url_name(f"all-{verb.name}")
+
+    def url_for_all(self, verb: Verb) -> str:
+        """Where the verb is confirmed for all rows that fit the filters of the query."""
+        return self._url(f"all-{verb.name}")
+
+    def url_of_list(self, filters: str) -> str:
+        """The list with these filters."""
+        return f"{self._url('changelist')}?{filters}"
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """The list; once it is filtered, with the verbs for all that fit."""
+        query = request.GET.copy()
+        for place in ("after", "before", "order"):
+            query.pop(place, None)
+        offered = self.permitted(request) if query else ()
+        for_all = [(verb, f"{self.url_for_all(verb)}?{query.urlencode()}") for verb in offered]
+        extra = {"for_all": for_all, **(extra_context or {})}
+        return super().changelist_view(request, extra)  # type: ignore[no-any-return]
 
     def verb_url(self, verb: Verb, row: Any) -> str:
         """Where the verb is confirmed for one row."""
@@ -218,11 +248,19 @@ class OperatorAdmin(ReadOnlyAdmin):
     def _url_of(self, row: Any) -> str:
         return self._url("change", quote(str(row.pk)))
 
-    def verb_view(self, request: HttpRequest, name: str) -> HttpResponse:
-        """Ask for a confirmation; once it is there, act."""
+    def _permitted_verb(self, request: HttpRequest, name: str) -> Verb:
         verb = next(each for each in self.verbs if each.name == name)
         if not (self.has_view_permission(request) and verb.is_permitted(request.user)):
             raise PermissionDenied
+        return verb
+
+    def verb_for_all(self, request: HttpRequest, name: str) -> HttpResponse:
+        """The same for all rows that fit the list's filters."""
+        return bulk.run(self, request, self._permitted_verb(request, name))
+
+    def verb_view(self, request: HttpRequest, name: str) -> HttpResponse:
+        """Ask for a confirmation; once it is there, act."""
+        verb = self._permitted_verb(request, name)
         pks = request.POST.getlist("pk") or [unquote(each) for each in request.GET.getlist("pk")]
         if not pks:
             raise Http404
@@ -231,8 +269,7 @@ class OperatorAdmin(ReadOnlyAdmin):
         form = verb.form(request.POST)
         if not form.is_valid():
             return self.confirm(request, verb, pks, form)
-        order = Order(request.user, form.cleaned_data.pop("reason", ""), form.cleaned_data)  # type: ignore[arg-type]
-        return self._carry_out(request, verb, pks[:MOST_AT_ONCE], order)
+        return self._carry_out(request, verb, pks[:MOST_AT_ONCE], form)
 
     def confirm(
         self,
@@ -245,7 +282,7 @@ class OperatorAdmin(ReadOnlyAdmin):
         rows = self._rows(request, pks[:MOST_AT_ONCE])
         if form is None:
             form = verb.form(initial=verb.proposes(rows))
-        prospects = [self._prospect(verb, row) for row in rows]
+        prospects = [self.prospect(verb, row) for row in rows]
         context = {
             "title": f"{verb.label}?",
             "verb": verb,
@@ -254,21 +291,36 @@ class OperatorAdmin(ReadOnlyAdmin):
             "pointless": all(each.refused for each in prospects),
             "missing": min(len(pks), MOST_AT_ONCE) - len(rows),
             "left_out": max(len(pks) - MOST_AT_ONCE, 0),
-            "verb_url": self._url(verb.name),
+            # With the rows, so that whoever has to log in first comes back to them.
+            "verb_url": f"{self._url(verb.name)}?{urlencode([('pk', quote(pk)) for pk in pks])}",
             "back": self._url_back(rows),
         }
         return self.render(request, "operators/confirm.html", context)
 
-    def _prospect(self, verb: Verb, row: Any) -> Prospect:
+    def prospect(self, verb: Verb, row: Any) -> Prospect:
+        """What the verb will do to the row, or why it is refused."""
         try:
             return Prospect(row, verb.effect(row), refused=False, url=self._url_of(row))
         except PullwakeError as exc:
             return Prospect(row, exc.message, refused=True, url=self._url_of(row))
 
     def _carry_out(
-        self, request: HttpRequest, verb: Verb, pks: Sequence[str], order: Order
+        self, request: HttpRequest, verb: Verb, pks: Sequence[str], form: forms.Form
     ) -> HttpResponse:
         rows = self._rows(request, pks)
+        done, refused = self.act_on(request, verb, rows, form)
+        missing = len(pks) - len(rows)
+        if missing:
+            refused.append(f"{missing} no longer there")
+        _tell(request, verb, done, refused)
+        return HttpResponseRedirect(self._url_back([] if verb.deletes and done else rows))
+
+    def act_on(
+        self, request: HttpRequest, verb: Verb, rows: Sequence[Any], form: forms.Form
+    ) -> tuple["Counter[str]", list[str]]:
+        """Do it to each of the rows: how often what was done, and which were refused, and why."""
+        asked = dict(form.cleaned_data)
+        order = Order(request.user, asked.pop("reason", ""), asked)  # type: ignore[arg-type]
         done: Counter[str] = Counter()
         refused: list[str] = []
         for row in rows:
@@ -281,11 +333,7 @@ class OperatorAdmin(ReadOnlyAdmin):
                 refused.append(f"{row}: {exc.message}")
             else:
                 done[said] += 1
-        missing = len(pks) - len(rows)
-        if missing:
-            refused.append(f"{missing} no longer there")
-        _tell(request, verb, done, refused)
-        return HttpResponseRedirect(self._url_back([] if verb.deletes and done else rows))
+        return done, refused
 
     def _rows(self, request: HttpRequest, pks: Iterable[str]) -> list[Any]:
         try:

@@ -158,6 +158,7 @@ def test_deletions_and_kills_are_in_the_operators_audit_log(alice):
         (entry.object_repr, entry.change_message, entry.action_flag)
         for entry in LogEntry.objects.order_by("pk").select_related("user")
     ] == [
+        ("/agent/e1", "Paused by user:alice, through the API.", CHANGE),
         ("/agent/e1", "Killed by user:alice, through the API.", CHANGE),
         ("/agent/e2", "Deleted by user:alice, through the API.", DELETION),
         ("doc", "Deleted by user:alice, through the API.", DELETION),
@@ -172,4 +173,5 @@ def test_what_is_refused_is_not_in_it(alice, bob):
     assert alice.post("/_electric/entities/agent/e1/signal", {"signal": "SIGKILL"}).status == 409
     assert alice("DELETE", "/_electric/entity-types/doc").status == 404
     assert bob("DELETE", "/_electric/runners/r1").status == 403
-    assert not LogEntry.objects.exists()
+    said = [entry.change_message for entry in LogEntry.objects.all()]
+    assert said == ["Stopped by user:alice, through the API."]

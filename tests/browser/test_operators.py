@@ -1,7 +1,10 @@
 """An operator at work, in a real browser, on a real server."""
 
 import re
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
@@ -217,11 +220,11 @@ def test_the_login_works_once(page: Page, quiet_server: Server):
 
 @pytest.mark.parametrize("context", [{"viewport": PHONE}], indirect=True, ids=["phone"])
 def test_a_phone_is_not_asked_to_select_where_there_is_no_box(page: Page, killed):
-    for path in ("/admin/dispatch/wake/", "/admin/claims/consumerclaim/"):
+    for path in ("/admin/dispatch/dispatchstate/", "/admin/claims/consumerclaim/"):
         page.goto(path)
         first = page.locator("#result_list td").first
         label = first.evaluate("cell => getComputedStyle(cell, '::before').content")
-        assert ("Select" in label) == first.get_by_role("checkbox").is_visible(), path
+        assert "Select" not in label, path
 
 
 PAGES = (
@@ -284,6 +287,164 @@ def test_every_page_fits_and_reads(page: Page, quiet_server: Server, alice, kill
         )
         assert too_wide <= 0, path
         assert page.evaluate(FAINT) == [], path
+
+
+AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text()
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        {"color_scheme": "light"},
+        {"color_scheme": "dark"},
+        {"color_scheme": "light", "viewport": PHONE},
+        {"color_scheme": "dark", "viewport": PHONE},
+    ],
+    indirect=True,
+    ids=["light", "dark", "phone", "dark phone"],
+)
+def test_axe_finds_nothing_serious_or_moderate(page: Page, quiet_server: Server, alice, killed):
+    alice.make_entity("/agent/e2", "doomed")
+    alice.send("/agent/e2")
+    assert alice.claim("doomed").fail("no such tool").status == 200
+    alice.post("/_electric/runners/doomed/disable")
+    for path in (each.format(**some_rows(quiet_server.database)) for each in PAGES):
+        page.goto(path)
+        page.wait_for_load_state("load")
+        page.evaluate(AXE)
+        found = page.evaluate("axe.run().then((run) => run.violations)")
+        told = [
+            (each["id"], [node["html"][:200] for node in each["nodes"]])
+            for each in found
+            if each["impact"] in ("critical", "serious", "moderate")
+        ]
+        assert told == [], path
+
+
+def press(page: Page, text: str) -> None:
+    """Go by the keyboard to a link or button of this text, and press Enter."""
+    focused = "document.activeElement.matches('a, button') ? document.activeElement.innerText : ''"
+    for _ in range(200):
+        page.keyboard.press("Tab")
+        if page.evaluate(focused).strip().startswith(text):
+            page.keyboard.press("Enter")
+            return
+    raise AssertionError(text)
+
+
+def test_an_orphaned_claim_is_reached_by_keyboard_alone(page: Page, alice, killed):
+    wait_until(lambda: "expired" in str(alice.get("/_electric/runners/doomed/health").body))
+    page.goto("/admin/")
+    press(page, "1 orphaned claim")
+    expect(page).to_have_url(re.compile("orphaned=any"))
+    press(page, killed.body["consumerId"])
+    expect(page).to_have_url(re.compile("/change/"))
+    press(page, "Take back")  # and move, which comes first
+    expect(page).to_have_url(re.compile("do/expire-and-move/"))
+    expect(page.get_by_role("button", name="Take back and move")).to_be_visible()
+
+
+@pytest.mark.parametrize("context", [{"timezone_id": "Asia/Kolkata"}], indirect=True, ids=["IST"])
+def test_times_are_in_the_readers_zone(page: Page, alice):
+    alice.register("r1")
+    page.goto("/admin/runners/runner/r1/change/")
+    time = page.locator("dt", has_text="Registered").locator("+ dd time")
+    written = page.evaluate(
+        "(iso) => new Date(iso).toLocaleTimeString('sv')", time.get_attribute("datetime")
+    )
+    expect(time).to_have_attribute("title", re.compile(rf"{written}\.\d{{3}} GMT\+5:30"))
+    page.goto("/admin/?span=hour")
+    expect(page.get_by_text("Times are GMT+5:30.")).to_be_visible()
+    assert "from" in (page.locator(".pw-bar").first.get_attribute("title") or "")
+    assert "GMT+5:30" in (page.locator(".pw-bar").first.get_attribute("title") or "")
+
+
+@pytest.mark.parametrize("context", [{"reduced_motion": "reduce"}], indirect=True, ids=["calm"])
+def test_nothing_moves_for_who_wants_it_calm(page: Page, alice):
+    alice.register("r1")
+    page.goto("/admin/runners/runner/")
+    moving = page.evaluate(
+        "[...document.querySelectorAll('*')].filter((each) => {"
+        " const style = getComputedStyle(each);"
+        " return parseFloat(style.transitionDuration) > 0.01"
+        " || parseFloat(style.animationDuration) > 0.01 }).length"
+    )
+    assert moving == 0
+
+
+def test_what_was_typed_outlives_a_session_that_ran_out(page: Page, quiet_server: Server, killed):
+    cookies: Any = page.context.cookies()
+    (rows,) = [some_rows(quiet_server.database)]
+    page.goto(f"/admin/claims/consumerclaim/do/expire/?pk={rows['claim']}")
+    page.get_by_label("Reason").fill("the machine is gone")
+    page.context.clear_cookies(name="sessionid")
+    page.get_by_role("button", name="Take back", exact=True).click()
+    expect(page.get_by_label("Password")).to_be_visible()
+    address = page.url
+    page.context.add_cookies(cookies)  # as who logs in again gets them
+    page.goto(unquote(parse_qs(urlsplit(address).query)["next"][0]))
+    expect(page.get_by_label("Reason")).to_have_value("the machine is gone")
+    page.get_by_role("button", name="Take back", exact=True).click()
+    expect(page.get_by_text("Take back: 1 done")).to_be_visible()
+
+
+def test_a_thousand_entities_move_with_progress(page: Page, alice):
+    """Paused in between, and gone on with from the address."""
+    for runner_id in ("from-here", "to-there"):
+        alice.register(runner_id)
+        alice.post(f"/_electric/runners/{runner_id}/heartbeat", {"lease_ms": 3_600_000})
+    for number in range(1000):
+        alice.make_entity(f"/agent/of-many-{number}", "from-here")
+    page.goto("/admin/dispatch/entity/?runner=from-here")
+    page.get_by_text("Do to all that fit").click()
+    page.get_by_role("link", name="Move", exact=True).click()
+    expect(page.get_by_text("1000 entities fit the filters")).to_be_visible()
+    page.get_by_label("Runner", exact=True).fill("to-there")
+    page.get_by_role("button", name="Move 1000").click()
+    progress = page.get_by_role("progressbar", name="Move")
+    expect(progress).to_have_attribute("max", "1000")
+    page.get_by_role("link", name="Pause").click(timeout=20_000)
+    expect(page.get_by_text("it goes on from there")).to_be_visible()
+    page.get_by_label("Runner", exact=True).fill("to-there")
+    page.get_by_role("button", name=re.compile("^Move")).click()
+    expect(page.get_by_text(re.compile(r"Move: \d+ done"))).to_be_visible(timeout=120_000)
+    expect(page.get_by_text("Nothing here that fits.")).to_be_visible()
+
+
+def test_ctrl_k_finds_rows_by_parts_of_their_ids(page: Page, alice):
+    alice.register("gpu-berlin-7")
+    page.goto("/admin/")
+    page.keyboard.press("Control+k")
+    page.keyboard.type("berlin")
+    expect(page.get_by_role("link", name=re.compile("gpu-berlin-7"))).to_be_visible()
+
+
+@pytest.mark.parametrize("context", [{"viewport": PHONE}], indirect=True, ids=["phone"])
+def test_a_row_takes_little_of_a_phone_and_has_its_own_name(page: Page, killed):
+    page.goto("/admin/claims/consumerclaim/")
+    row = page.locator("#result_list tr.data-row").first
+    box = row.bounding_box()
+    assert box is not None
+    assert box["height"] < 240  # it was 400
+    expect(row.get_by_role("checkbox")).to_have_accessible_name(
+        f"Select {killed.body['consumerId']}"
+    )
+
+
+def test_the_runner_list_is_not_cut_off(page: Page, alice):
+    long = "a-runner-with-a-rather-long-name-0123456789"
+    alice.register(long, label="A label that says in many words what this runner is there for")
+    diagnostics = {"last_error": "connection reset by peer while reading the wake stream " * 3}
+    alice.post(f"/_electric/runners/{long}/heartbeat", {"diagnostics": diagnostics})
+    page.goto("/admin/runners/runner/")
+    table = page.locator("#result_list")
+    right = table.evaluate(
+        "(table) => Math.max(...[...table.querySelectorAll('td')].map((cell) =>"
+        " cell.getBoundingClientRect().right))"
+    )
+    assert right <= 1440
+    name = table.locator("code", has_text=long).bounding_box()
+    assert name is not None
 
 
 def test_the_apis_page_is_read_under_its_policy(page: Page):

@@ -1,11 +1,13 @@
 """The one-time login of development mode: once, for a day, and nobody makes it up."""
 
 from datetime import timedelta
+from urllib.parse import urlsplit
 
 import pytest
 from django.contrib.auth.models import User
 from django.contrib.auth.tokens import default_token_generator
 from django.contrib.sessions.models import Session
+from django.core.management import CommandError, call_command
 from django.db.models.functions import Now
 from django.test import Client
 
@@ -62,3 +64,21 @@ def test_a_developer_who_was_retired_is_back(path):
     browser = Client()
     browser.get(one_time_path())
     assert browser.get("/admin/").status_code == 200
+
+
+def test_who_only_looks_does_not_spend_it(path):
+    assert Client().head(path).status_code == 405
+    assert Client().get(path).status_code == 302
+
+
+def test_a_command_gives_another(path, capsys):
+    call_command("login_once")
+    printed = capsys.readouterr().out.strip()
+    assert printed.startswith("http://127.0.0.1:8000/admin/login-once/")
+    assert Client().get(urlsplit(printed).path).status_code == 302
+
+
+def test_the_command_is_for_development_alone(db, settings):
+    settings.DEVELOPMENT = False
+    with pytest.raises(CommandError):
+        call_command("login_once")

@@ -90,7 +90,7 @@ def test_it_names_what_is_wrong(troubled, people):
         "1 entity has work, but no runner",
         "1 entity keeps failing",
         "1 runner fell silent: the heartbeat lease expired oldest",
-        "2 unclaimed wakes, the oldest for minutes oldest",
+        "2 wakes unclaimed for minutes oldest",
         "1 dead letter: given up by a handler, to be redriven oldest",
         "3 in a row failed: no such tool",
         "1 timer is late: is a server up? oldest",
@@ -216,6 +216,11 @@ def test_it_takes_any_span(world, people):
         ("work=woken", []),
         ("type=agent&runner=r1", ["/agent/e4", "/agent/e3", "/agent/e2", "/agent/e1"]),
         ("runner=r2", []),
+        ("creator=user:alice&status=paused", ["/agent/e4"]),
+        ("creator=user:bob", []),
+        ("creator=nobody", []),
+        ("tag=a__b.c%3Dx%3Dy", ["/agent/e1"]),
+        ("tag=a__b.c%3Dx", []),
         ("q=/agent/e1", ["/agent/e1"]),
         ("q=agent/e2", ["/agent/e2"]),
         ("q=nothing", []),
@@ -223,6 +228,7 @@ def test_it_takes_any_span(world, people):
 )
 def test_entities_are_filtered(world, people, query, urls):
     world.api.signal("/agent/e4", "SIGSTOP")
+    Entity.objects.filter(url="/agent/e1").update(tags={"a__b.c": "x=y"})
     page = people["viewer"].get(f"/admin/dispatch/entity/?{query}").content.decode()
     assert re.findall(r"<code>(/agent/[^<]+)</code>", page) == urls
 
@@ -265,6 +271,8 @@ def test_runners_are_filtered(world, bob, people, query, names):
         ("age=older-hour", []),
         ("ended=hour", ["failed", "released"]),
         ("orphaned=any", ["orphaned"]),
+        ("error=SUCH+tool", ["failed"]),
+        ("error=SUCH+tool&status=released", []),
         ("q=w_", []),
     ],
 )
@@ -359,7 +367,7 @@ def test_it_tells_failures_by_runner_and_error(world, people):
     page = people["operator"].get("/admin/")
     said, part = section(page, "Failures in the last hour")
     assert "bad-deploy" in said
-    assert "4 of 4 KeyError: KEY 4 Disable Move its entities" in said
+    assert "4 of 4 KeyError: KEY 4 Drain Disable Move its entities" in said
     (listed,) = re.findall(r'<a href="(/admin/claims/[^"]+)">4 of 4', part)
     rows = people["viewer"].get(html.unescape(listed)).content.decode().count('class="data-row')
     assert rows == 4

@@ -116,6 +116,9 @@ CONFIRMATIONS = {
     "dispatch/entity/do/move": 5,  # the runners that are offered, and the one that is proposed
     **{f"runners/runner/do/{verb}": 3 for verb in ("enable", "disable", "expire-claims", "delete")},
     "runners/runner/do/move-entities": 5,
+    "runners/runner/do/drain": 5,
+    "dispatch/wake/do/wake": 3,
+    "dispatch/wake/do/move": 5,
     "runners/accesstoken/do/revoke": 3,
 }
 

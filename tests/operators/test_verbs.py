@@ -10,6 +10,7 @@ from claims.models import ConsumerClaim
 from dispatch import entities
 from dispatch.models import Entity, EntityType, StreamEvent
 from runners.models import Runner
+from tests.factories import RunnerFactory
 from tests.operators.conftest import World
 from tests.support import Api
 
@@ -289,6 +290,37 @@ def test_it_disables_and_enables(world, operator):
     assert "It is already disabled." in do(operator, RUNNERS, "disable", "r1")
     assert "1 done (enabled)" in do(operator, RUNNERS, "enable", "r1")
     assert Runner.objects.get(pk="r1").enabled
+
+
+def test_it_drains_a_runner_and_undoes_it(world, operator):
+    world.api.post("/_electric/runners/r1/heartbeat", {"lease_ms": 60_000})
+    RunnerFactory.create(id="heir", online=True)
+    ended = pk_of("/agent/e1")
+    asked = text(operator.get(f"{RUNNERS}do/drain/?pk=r1"))
+    assert "May not claim any more, and works its 1 active claim off." in asked
+    assert "Dispatches its 4 entities" in asked
+    said = do(operator, RUNNERS, "drain", "r1", target="heir", reason="new image")
+    assert "1 done (4 entities moved to heir)" in said
+    assert not Runner.objects.get(pk="r1").enabled
+    assert not Runner.objects.get(pk="r1").dispatch_states.exists()
+    assert world.orphaned.heartbeat().status == 200
+    assert world.orphaned.done().status == 200  # what runs finishes
+
+    page = text(operator.get(f"{RUNNERS}r1/change/"))
+    assert "Undo drain" in page
+    assert "Drain: 4 entities moved to heir. Reason: new image" in page
+    do(operator, ENTITIES, "move", ended, target="r2", anyway="on")  # somebody moved it on since
+    assert "Gets back 3 entities" in text(operator.get(f"{RUNNERS}do/undrain/?pk=r1"))
+    said = do(operator, RUNNERS, "undrain", "r1")
+    assert "1 done (enabled, and 3 entities moved back)" in said
+    assert Runner.objects.get(pk="r1").dispatch_states.count() == 3
+    assert Entity.objects.get(pk=ended).dispatch_state.runner_id == "r2"
+
+
+def test_it_undrains_nothing_that_was_not_drained(world, operator):
+    assert "It is not drained." in text(operator.get(f"{RUNNERS}do/undrain/?pk=r1"))
+    do(operator, RUNNERS, "disable", "r1")
+    assert "Undo drain" not in text(operator.get(f"{RUNNERS}r1/change/"))
 
 
 def test_it_takes_back_every_claim_of_a_runner(world, operator):

@@ -45,7 +45,8 @@ STEPS = {
     "liveness": """
         INSERT INTO runners_runnerliveness (runner_id, last_seen_at, lease_expires_at,
             wake_stream_offset, diagnostics)
-        SELECT id, seen, seen + interval '90 seconds', '-1', CASE WHEN seen IS NOT NULL THEN
+        SELECT id, seen, seen + CASE WHEN i %% 61 = 0 THEN interval '90 seconds'
+                ELSE interval '1 day' END, '-1', CASE WHEN seen IS NOT NULL THEN
             jsonb_build_object('status', 'streaming', 'stream_connected', i %% 83 > 0,
                 'last_heartbeat_ok', i %% 97 > 0, 'last_claim_result', 'claimed',
                 'started_at', '2026-11-01T08:00:00.000Z', 'last_heartbeat_at', seen,

@@ -64,12 +64,13 @@ class Command(BaseCommand):
             direct.require(self.stderr)
         url = settings.PULLWAKE_PUBLIC_URL or f"http://{settings.HOST}:{settings.PORT}"
         if settings.DEVELOPMENT:
+            again = "manage.py login_once gives another"
             self.stdout.write(
                 NEXT.format(
                     url=url,
                     mode=settings.PULLWAKE_MODE,
                     database=startup.database(),
-                    admin=f"{url}{login.one_time_path()}   (logs you in, once)",
+                    admin=f"{url}{login.one_time_path()}   (logs you in, once; {again})",
                     pullwake=_pullwake(),
                 )
             )

@@ -1,0 +1,43 @@
+"""Ctrl+K: whatever has this in its id, its URL or its tags, by the same searches as the lists."""
+
+from typing import Any
+
+from django.contrib import admin
+from django.http import HttpRequest
+from unfold.dataclasses import SearchResult
+
+from claims.models import ConsumerClaim
+from dispatch.models import Entity, EntityType, Wake
+from operators.kit.markup import page_of
+from runners.models import Runner
+
+SHOWN = 8
+"""Rows of a kind."""
+
+_KINDS = (
+    (Runner, "dns", "runner"),
+    (Entity, "token", "entity"),
+    (ConsumerClaim, "lock_clock", "claim"),
+    (Wake, "notifications_active", "wake"),
+    (EntityType, "category", "entity type"),
+)
+
+
+def anything(request: HttpRequest, term: str) -> list[SearchResult]:
+    """The first rows of each kind that this reader may see: one statement a kind."""
+    found = []
+    for model, icon, kind in _KINDS:
+        listed: Any = admin.site.get_model_admin(model)
+        if not listed.has_view_permission(request):
+            continue
+        rows, _ = listed.get_search_results(request, model._default_manager.all(), term)
+        found += [
+            SearchResult(
+                title=str(row),
+                description=kind,
+                link=page_of(model._meta.label_lower.replace(".", "_"), row.pk),
+                icon=icon,
+            )
+            for row in rows.order_by(listed.row_order)[:SHOWN]
+        ]
+    return found

@@ -1,0 +1,78 @@
+// Times are in the reader's zone, and what was typed outlives a session that ran out on a confirmation.
+(() => {
+  "use strict";
+
+  const two = (number) => String(number).padStart(2, "0");
+  const clock = (when) => `${two(when.getHours())}:${two(when.getMinutes())}`;
+  const day = (when) => `${when.getFullYear()}-${two(when.getMonth() + 1)}-${two(when.getDate())}`;
+  const zone = (when) =>
+    new Intl.DateTimeFormat("en", { timeZoneName: "short" })
+      .formatToParts(when)
+      .find((part) => part.type === "timeZoneName").value;
+  const seconds = (when) => `${clock(when)}:${two(when.getSeconds())}`;
+  const milliseconds = (when) => String(when.getMilliseconds()).padStart(3, "0");
+  const weekday = (when) => new Intl.DateTimeFormat("en", { weekday: "short" }).format(when);
+
+  const forms = {
+    exact: (when) => `${day(when)} ${seconds(when)}.${milliseconds(when)} ${zone(when)}`,
+    seconds: (when) => `${seconds(when)} ${zone(when)}`,
+    hour: clock,
+    weekday: (when) => `${weekday(when)} ${clock(when)}`,
+    zone,
+  };
+
+  const localize = (root) => {
+    root.querySelectorAll("time.pw-time").forEach((time) => {
+      time.title = forms.exact(new Date(time.dateTime));
+    });
+    root.querySelectorAll("time[data-form]").forEach((time) => {
+      time.textContent = forms[time.dataset.form](new Date(time.dateTime));
+    });
+    root.querySelectorAll(".pw-bar").forEach((bar) => {
+      const start = bar.querySelector("time");
+      if (start) bar.title = bar.title.replace(/^from .*? UTC/, `from ${start.textContent} ${zone(new Date(start.dateTime))}`);
+    });
+  };
+
+  const KEPT = "pw-kept ";
+  const fields = (form) => [...form.querySelectorAll("textarea, input:not([type=hidden])")];
+  const keyOf = (form) => KEPT + form.getAttribute("action");
+
+  document.addEventListener("submit", (event) => {
+    if (!event.target.matches("form[data-keep]")) return;
+    const typed = fields(event.target).map((field) => [field.name, field.type === "checkbox" ? field.checked : field.value]);
+    sessionStorage.setItem(keyOf(event.target), JSON.stringify(typed));
+  });
+
+  const restore = () => {
+    const form = document.querySelector("form[data-keep]");
+    const kept = form && sessionStorage.getItem(keyOf(form));
+    if (kept) {
+      const typed = new Map(JSON.parse(kept));
+      for (const field of fields(form)) {
+        const value = typed.get(field.name);
+        if (typeof value === "boolean") field.checked = value;
+        else if (value) field.value = value;
+      }
+    }
+    // Whatever was confirmed is done; only the login comes in between.
+    if (location.pathname.includes("/login/")) return;
+    Object.keys(sessionStorage).filter((key) => key.startsWith(KEPT)).forEach((key) => sessionStorage.removeItem(key));
+  };
+
+  document.addEventListener("DOMContentLoaded", () => {
+    const next = document.querySelector("form[data-next]");
+    if (next) {
+      // A moment in which one can pause it.
+      const timer = setTimeout(() => next.requestSubmit(), 250);
+      next.querySelector("a").addEventListener("click", () => clearTimeout(timer));
+    }
+    localize(document);
+    restore();
+  });
+  // Two regions of one name are told apart by nobody who hears them.
+  addEventListener("load", () => {
+    document.querySelector("#nav-sidebar-apps [role=region]")?.setAttribute("aria-label", "Menu");
+  });
+  document.addEventListener("htmx:afterSettle", () => localize(document));
+})();
