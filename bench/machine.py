@@ -21,6 +21,7 @@ from tests.postgres import private_postgres
 
 ROOT = Path(__file__).resolve().parent.parent
 PRINCIPAL = "user:bench"
+SECRET_KEY = secrets.token_urlsafe(50)
 CONFIGURATION = "config/serving/gunicorn.conf.py"
 PRODUCT = "config.wsgi:application"
 _TICK = os.sysconf("SC_CLK_TCK")
@@ -144,7 +145,7 @@ def environment(database_url: str) -> dict[str, str]:
         # It measures what there is, with few principals.
         **{f"PULLWAKE_{name}": "0" for name in ("RATE_PER_S", "MAX_STREAMS", "MAX_RUNNERS")},
         "PULLWAKE_MAX_ENTITIES": "0",
-        "SECRET_KEY": "only-for-benchmarks-" + "0123456789" * 5,
+        "SECRET_KEY": SECRET_KEY,
         "DATABASE_URL": database_url,
         "ALLOWED_HOSTS": f"{HOST},localhost",
         "DJANGO_SETTINGS_MODULE": "config.settings",

@@ -13,8 +13,8 @@ from core.errors import InvalidSignal
 from core.principals import Principal
 from dispatch import entities, shared_states, signals, timers, wakes
 from dispatch.models import DispatchState, Entity
-from dispatch.streams import registrations
-from runners import registry
+from dispatch.streams import registrations, waiters
+from runners import changes, registry
 from runners.models import Runner
 
 Status = ConsumerClaim.Status
@@ -74,6 +74,8 @@ def delete_entity(entity: Entity) -> None:
             gone,
         )
         entity.delete()
+        changes.remove(changes.Kind.ENTITY, entity.url)
+        waiters.announce(waiters.ENTITY_FEED)
         _reemit_refused(holder)
 
 
@@ -97,6 +99,8 @@ def delete_runner(runner_id: str) -> None:
         for state in sorted(states.values(), key=lambda each: each.runner_id or ""):
             wakes.settle(state)
         runner.delete()
+        changes.remove(changes.Kind.RUNNER, runner_id)
+        waiters.announce(waiters.RUNNER_FEED)
 
 
 def _lock_concerned(runner: Runner) -> dict[int | None, DispatchState]:

@@ -21,13 +21,15 @@ from django.db.models import (
     Value,
     When,
 )
-from django.db.models.functions import Coalesce, Now
+from django.db.models.functions import Coalesce, Concat, Now
 
 from claims.models import ClaimQuerySet, ConsumerClaim
 from core.prepared import Param, Select, Values
 from dispatch.models import DispatchState
+from dispatch.streams import waiters
+from runners import changes, registry
 from runners.health import MANY_FAILURES, MANY_RECONNECTS, Health, health
-from runners.models import Runner, RunnerQuerySet
+from runners.models import Change, Runner, RunnerQuerySet
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,28 @@ def with_health(runners: RunnerQuerySet) -> RunnerQuerySet:
         liveness_status=_case("online", (disabled | never, "offline"), (expired, "expired")),
         health_status=_case("healthy", (disabled | expired, "unhealthy"), (degraded, "degraded")),
     )
+
+
+def tell_health(*, limit: int) -> int:
+    """Tell the feed of runners whose liveness or health is another now: of how many.
+
+    Time alone, and what becomes of claims, change these, so it is looked for in each round.
+    """
+    told = Change.objects.filter(kind=Change.Kind.RUNNER, key=OuterRef("pk"), departed=False)
+    rows: Any = with_health(Runner.objects.annotate(said=Subquery(told.values("told"))))
+    now = Concat("liveness_status", Value(" "), "health_status")
+    changed = rows.annotate(now_so=now).exclude(said=F("now_so")).order_by("pk")[:limit]
+    count = 0
+    for runner_id, owner, alive, status in changed.values_list(
+        "pk", "owner_principal", "liveness_status", "health_status"
+    ):
+        changes.write(
+            changes.Kind.RUNNER, runner_id, owner=owner, told=registry.told(alive, status)
+        )
+        count += 1
+    if count:
+        waiters.announce(waiters.RUNNER_FEED)
+    return count
 
 
 def _case(default: str, *cases: tuple[Q, str]) -> Case:

@@ -44,10 +44,10 @@ from dispatch.models import (
     Wake,
     subscription_key,
 )
-from dispatch.streams import log, registrations, work
+from dispatch.streams import log, registrations, waiters, work
 from dispatch.streams.conditions import Wish
 from dispatch.streams.registrations import Order
-from runners import registry
+from runners import changes, registry
 from runners.models import Runner
 
 MAX_TAGS_BYTES = 64 * 1024
@@ -284,6 +284,7 @@ def update(
         state = lock(entity)
         if tags is None:
             Entity.objects.filter(pk=entity.pk).update(updated_at=Now())
+            state.before = None  # the feed shows it
         else:
             known = Entity.objects.values_list("tags", flat=True).get(pk=entity.pk)
             _replace_tags(state, known, dict(tags), new_txid())
@@ -312,6 +313,7 @@ def move(entity: Entity, runner_id: str) -> bool:
 def redirect(state: DispatchState, runner: Runner) -> None:
     """Dispatch the entity of a locked state to this locked runner; the caller settles it."""
     Entity.objects.filter(pk=state.entity_id).update(updated_at=Now())
+    state.before = None  # the feed shows it
     wakes.redirect(state, runner)
 
 
@@ -383,6 +385,8 @@ def _replace_tags(
 ) -> None:
     """Give an entity these tags, and tell its stream of each that changed, and of the ``named``."""
     Entity.objects.filter(pk=state.entity_id).update(tags=tags, updated_at=Now())
+    changes.retag(state.entity.url)
+    waiters.announce(waiters.ENTITY_FEED)
     if state.ended == DispatchState.End.KILLED:
         return  # its stream is closed
     events = []

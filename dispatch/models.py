@@ -307,6 +307,8 @@ class DispatchState(models.Model):
 
     now: datetime  # of `core.clock.with_now`
     first_work: int | None  # of `with_first_work`
+    before: "tuple[object, ...] | None" = None
+    """What was `seen` of it when it was locked; None of one that is new."""
 
     class Meta:
         default_permissions = ("view",)
@@ -354,6 +356,11 @@ class DispatchState(models.Model):
     def pending(self) -> bool:
         """Whether work lies past the cursor, or a queued message is to be taken."""
         return self.last_work_offset > self.cursor or self.queue_waiting
+
+    @property
+    def seen(self) -> tuple[object, ...]:
+        """What the feed of entities shows of it."""
+        return (self.runner_id, self.status, self.pending, self.active_epoch, self.failures)
 
     @property
     def failing(self) -> bool:

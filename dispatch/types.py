@@ -22,7 +22,8 @@ from core.prepared import Param, Select
 from core.principals import Principal
 from dispatch import schemas
 from dispatch.models import Entity, EntityType
-from runners import registry
+from dispatch.streams import waiters
+from runners import changes, registry
 
 SPAWN, MANAGE = "spawn", "manage"
 
@@ -130,7 +131,9 @@ def delete(name: str, caller: Principal | None = None) -> None:
     Raises NotFound, and Forbidden for a type that is not the caller's to change.
     """
     with transaction.atomic():
-        _require_manager(name, _lock(name), caller).delete()
+        entity_type = _require_manager(name, _lock(name), caller)
+        _have_looked_anew(_managers(entity_type))
+        entity_type.delete()
 
 
 def transfer(name: str, registrar: Principal) -> bool:
@@ -146,24 +149,38 @@ def transfer(name: str, registrar: Principal) -> bool:
         return True
 
 
+def managed_by(principal: Principal) -> list[EntityType]:
+    """Those whose entities the principal may do with what their creators may; schemas deferred."""
+    rows = _naming(principal, EntityType.objects.exclude(registration="")).only(
+        "name", "registration", "registered_by", "permission_grants"
+    )
+    return [each for each in rows if granted(each, principal, MANAGE)]
+
+
 def seen_by(principal: Principal, after: str = "") -> Iterator[EntityType]:
     """Those that the principal registered, may use, or has entities of; by name, past ``after``.
 
     Others' are passed over by the database, and of the rest a few are held at a time: each may be
     large, and a registrar may have many.
     """
-    granted_to = Cast("permission_grants", TextField())
-    rows = _for(principal).annotate(granted_to=granted_to).filter(name__gt=after)
-    rows = rows.filter(
-        Q(has_own=True)
-        | Q(registered_by=principal.url)
-        | Q(granted_to__contains=f'"{principal.url}"')
-        | Q(granted_to__contains=f'"{principal.kind}"')
-    )
+    rows = _naming(principal, _for(principal).filter(name__gt=after), Q(has_own=True))
     names = list(rows.order_by("name").values_list("name", flat=True))
     for start in range(0, len(names), _AT_A_TIME):
         some = _for(principal).filter(name__in=names[start : start + _AT_A_TIME])
         yield from (each for each in some.order_by("name") if _sees(principal, each))
+
+
+def _naming(
+    principal: Principal, rows: "QuerySet[EntityType]", which: Q | None = None
+) -> "QuerySet[EntityType]":
+    """Those that the principal registered, or that name it or its kind in a grant, or ``which``."""
+    named = (
+        Q(registered_by=principal.url)
+        | Q(granted_to__contains=f'"{principal.url}"')
+        | Q(granted_to__contains=f'"{principal.kind}"')
+    )
+    with_grants = rows.annotate(granted_to=Cast("permission_grants", TextField()))
+    return with_grants.filter(named if which is None else named | which)
 
 
 def find_seen(principal: Principal, name: str) -> EntityType:
@@ -196,7 +213,26 @@ def _change(entity_type: EntityType, facts: JsonObject) -> EntityType:
     EntityType.objects.filter(pk=entity_type.pk).update(
         revision=F("revision") + 1, updated_at=Now(), **facts
     )
-    return EntityType.objects.get(pk=entity_type.pk)
+    changed = EntityType.objects.get(pk=entity_type.pk)
+    _have_looked_anew(_managers(entity_type) ^ _managers(changed))
+    return changed
+
+
+def _managers(entity_type: EntityType) -> set[str]:
+    """Who may do what the creators of its entities may: URLs of principals, and kinds of them."""
+    return {entity_type.registered_by} | {
+        grant["subject_value"]
+        for grant in entity_type.permission_grants
+        if grant["permission"] == MANAGE
+    }
+
+
+def _have_looked_anew(subjects: set[str]) -> None:
+    """Have these, who may see more entities now, or fewer, read the feed of them from the start."""
+    for subject in sorted(subjects):
+        changes.depart(changes.Kind.ENTITY, subject)
+    if subjects:
+        waiters.announce(waiters.ENTITY_FEED)
 
 
 def _require_manager(

@@ -8,6 +8,7 @@ from django.http import HttpRequest, HttpResponse
 
 from api.openapi import documented
 from api.views import ApiView
+from config.serving import life
 from core.bodies import Body, answer
 from core.errors import ServiceUnavailable
 
@@ -19,6 +20,7 @@ class Ok(Body, frozen=True, kw_only=True):
     """All is well."""
 
     status: str
+    """Always `ok`."""
 
 
 class LiveView(ApiView):
@@ -27,14 +29,19 @@ class LiveView(ApiView):
     authentication_classes = ()
     permission_classes = ()
 
-    @documented("Tell that the process answers", answers={200: Ok})
+    @documented("Tell that the process can go on", answers={200: Ok}, operation="getLiveness")
     def get(self, request: HttpRequest) -> HttpResponse:
-        """No database is asked."""
+        """At once, whether the database is there or not."""
+        trouble = life.trouble()
+        if trouble is not None:
+            raise ServiceUnavailable(trouble)
         return answer(Ok(status="ok"))
 
 
 class ElectricHealthView(LiveView):
     """/_electric/health, where existing runners look."""
+
+    operation = "getHealth"
 
 
 class ReadyView(ApiView):
@@ -43,7 +50,7 @@ class ReadyView(ApiView):
     authentication_classes = ()
     permission_classes = ()
 
-    @documented("Tell that requests can be served", answers={200: Ok})
+    @documented("Tell that requests can be served", answers={200: Ok}, operation="getReadiness")
     def get(self, request: HttpRequest) -> HttpResponse:
         """It is not stopping; the database takes writes, and no migration is missing."""
         if draining.is_set():

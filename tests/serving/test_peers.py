@@ -2,6 +2,7 @@
 
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -9,6 +10,7 @@ from http.client import HTTPResponse
 
 import pytest
 
+from config.serving.peers import turn_away
 from tests.serving.conftest import long_poll, make_idle, tail
 from tests.support import Server, wait_until
 
@@ -143,3 +145,23 @@ def test_bodies_that_drip_hold_no_connection_to_the_database(servers, path):
             assert server.client().get("/livez").status == 200  # the server has read that much
         assert api.post("/_electric/runners/r1/heartbeat", {}).status == 200
         assert api.get("/readyz").status == 200
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to look at packets")
+def test_a_listener_that_is_to_close_takes_who_has_connected_and_nobody_more():
+    """Else there is always one more, whom closing it resets with a request under way."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        address = listener.getsockname()
+        with closing(socket.create_connection(address)) as before:
+            turn_away(listener)
+            with closing(socket.socket()) as late:
+                late.settimeout(0.2)
+                with pytest.raises(TimeoutError):
+                    late.connect(address)
+            before.sendall(b"hello")
+            accepted, _ = listener.accept()
+            with closing(accepted):
+                assert accepted.recv(5) == b"hello"
+        listener.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
