@@ -18,9 +18,12 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
+from django.conf import settings
 from django.db import connection
+from django.db.models import Q
 from django.db.models.functions import Now
 
+from core import quotas
 from dispatch.messages import Message
 from dispatch.models import Entity, Timer, TimerQuerySet
 
@@ -54,9 +57,20 @@ def txid_of(target: Entity, key: str) -> str | None:
 
 
 def add(timer: Timer) -> None:
-    """Add a timer; a schedule's replaces the former one of that name. Its owner is locked."""
+    """Add a timer; a schedule's replaces the former one of that name. Its owner is locked.
+
+    Raises RateLimited past PULLWAKE_MAX_TIMERS of its entity's creator.
+    """
+    replaced = 0
     if timer.owner_id is not None:
-        Timer.objects.filter(owner=timer.owner_id, schedule=timer.schedule).delete()
+        former = Timer.objects.filter(owner=timer.owner_id, schedule=timer.schedule)
+        replaced, _ = former.delete()
+    entity = timer.owner or timer.target
+    if entity is not None and not replaced:
+        creator = entity.created_by
+        own = Q(owner__created_by=creator) | Q(owner=None, target__created_by=creator)
+        limit = settings.PULLWAKE_MAX_TIMERS
+        quotas.take("timers", limit, creator, Timer.objects.pending().filter(own).count)
     timer.save(force_insert=True)
 
 

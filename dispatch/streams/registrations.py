@@ -19,10 +19,12 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
+from django.conf import settings
 from django.db import transaction
 from django.db.models import Case, Exists, Q, QuerySet, Value, When
 from django.db.models.functions import Now
 
+from core import quotas
 from core.bodies import JsonObject
 from core.clock import with_now
 from core.database import lock_name
@@ -92,7 +94,7 @@ def register(subscriber: Entity, order: Order) -> None:
     """Register, in a transaction that has locked the source and made it look for registrations.
 
     A second call changes the first's, and keeps what that is yet to deliver. Raises NotFound for a
-    subscriber that was deleted, NotRunning for one at its end.
+    subscriber that was deleted, NotRunning for one at its end, RateLimited for one too many.
     """
     # Held so that it is not deleted meanwhile; its dispatch state would be a second one's lock.
     held = Entity.objects.select_for_update(no_key=True).filter(pk=subscriber.pk)
@@ -101,7 +103,7 @@ def register(subscriber: Entity, order: Order) -> None:
         raise NotFound("The subscriber was deleted.")
     if state.ended:
         raise NotRunning(f"The subscriber is {state.ended}.")
-    _put(subscriber.pk, order, _lock(_identified(subscriber.pk, [order])), state.now)
+    _put(subscriber, order, _lock(_identified(subscriber.pk, [order])), state.now)
 
 
 def unregister(subscriber: Entity, *, source_url: str = "", manifest_key: str = "") -> None:
@@ -141,9 +143,12 @@ def _delete(rows: Iterable[Registration]) -> None:
         Registration.objects.filter(pk__in=keys).delete()
 
 
-def _put(subscriber_id: int, order: Order, known: Iterable[Registration], now: datetime) -> None:
-    """Do as ordered; ``known`` are locked registrations, the one that is ordered among them."""
-    named = subscriber_id, order.identity
+def _put(subscriber: Entity, order: Order, known: Iterable[Registration], now: datetime) -> None:
+    """Do as ordered; ``known`` are locked registrations, the one that is ordered among them.
+
+    Raises RateLimited past PULLWAKE_MAX_REGISTRATIONS of the subscriber's creator.
+    """
+    named = subscriber.pk, order.identity
     rows = [each for each in known if (each.subscriber_id, each.identity) == named]
     place = _place(order.source_url)
     if order.wish is None or any(_place(each.source_url) != place for each in rows):
@@ -163,8 +168,11 @@ def _put(subscriber_id: int, order: Order, known: Iterable[Registration], now: d
     if rows:
         _change(rows[0], facts, now)
         return
+    creator = subscriber.created_by
+    own = Registration.objects.filter(subscriber__created_by=creator)
+    quotas.take("registrations", settings.PULLWAKE_MAX_REGISTRATIONS, creator, own.count)
     row = Registration(
-        subscriber_id=subscriber_id,
+        subscriber_id=subscriber.pk,
         source_url=order.source_url,
         manifest_key=order.manifest_key,
         identity=order.identity,
@@ -228,7 +236,7 @@ def follow(
     if is_heard:
         _fire(known, state.entity.url, events, after, state.now, state)
     for order in orders:
-        _put(state.entity_id, order, known, state.now)
+        _put(state.entity, order, known, state.now)
 
 
 def fire(source_urls: Collection[str], events: Sequence[Any], after: int, now: datetime) -> None:

@@ -6,13 +6,14 @@ from urllib.parse import urlsplit
 import pytest
 
 from api import lists, throttles
-from dispatch.models import Entity, EntityType, Producer, SharedState
+from dispatch.models import Entity, EntityType, Producer, Registration, SharedState, Timer
 from runners.models import Runner
 from tests.support import Api
 
 RUNNERS = "/_electric/runners"
 ENTITIES = "/_electric/entities"
 TYPES = "/_electric/entity-types"
+WAKE = "/_electric/wake"
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +109,53 @@ def test_shared_states(alice, bob, settings):
     assert refused(alice("PUT", "/_electric/shared-state/s2", **owner))
     assert SharedState.objects.count() == 1
     bob.share("s2", "/agent/e2")
+
+
+def test_timers(alice, bob, settings):
+    settings.PULLWAKE_MAX_TIMERS = 2
+    alice.register()
+    alice.make_entity(initialMessage="hi")
+    bob.make_entity("/agent/e2", None)
+    schedule = f"{ENTITIES}/agent/e1/schedules"
+    later = {"scheduleType": "future_send", "payload": 1, "fireAt": "2100-01-01T00:00:00Z"}
+    assert alice("PUT", f"{schedule}/s1", later).status == 200
+    alice.send(afterMs=1_000_000)
+    assert refused(alice("PUT", f"{schedule}/s2", later))
+    assert refused(alice.post(f"{ENTITIES}/agent/e1/send", {"payload": 1, "afterMs": 1_000_000}))
+    claim = alice.claim()
+    headers = {"operation": "insert"}
+    entry = {"type": "manifest", "key": "schedule:s3", "value": later, "headers": headers}
+    assert refused(claim.append(entry, token=claim.mint()))
+    assert Timer.objects.count() == 2
+    assert alice("PUT", f"{schedule}/s1", later).status == 200  # in its own place
+    alice.send()
+    bob.send("/agent/e2", afterMs=1_000_000)
+    assert alice("DELETE", f"{schedule}/s1").status == 200
+    assert alice("PUT", f"{schedule}/s2", later).status == 200
+
+
+def test_registrations(alice, bob, settings):
+    settings.PULLWAKE_MAX_REGISTRATIONS = 2
+    alice.register()
+    alice.make_entity(initialMessage="hi")
+    alice.make_entity("/agent/e2")
+    bob.make_entity("/agent/e3", None)
+    wish = {"sourceUrl": "/agent/e2", "condition": "runFinished"}
+    cron = {"scheduleType": "cron", "payload": 1, "expression": "0 0 * * *"}
+    schedule = f"{ENTITIES}/agent/e1/schedules"
+    for _ in range(2):
+        assert alice.post(WAKE, {"subscriberUrl": "/agent/e1", **wish}).status == 204
+        assert alice("PUT", f"{schedule}/s1", cron).status == 200
+    assert refused(alice("PUT", f"{schedule}/s2", cron))
+    other = {**wish, "condition": {"on": "change"}}
+    assert refused(alice.post(WAKE, {"subscriberUrl": "/agent/e1", **other}))
+    watched = {"wake": {"subscriberUrl": "/agent/e1", "condition": "runFinished"}}
+    assert refused(alice("PUT", f"{ENTITIES}/agent/e4", watched))
+    assert not Entity.objects.filter(url="/agent/e4").exists()
+    assert Registration.objects.count() == 2
+    assert bob.post(WAKE, {"subscriberUrl": "/agent/e3", **wish}).status == 204
+    assert alice("DELETE", f"{schedule}/s1").status == 200
+    assert alice.post(WAKE, {"subscriberUrl": "/agent/e1", **other}).status == 204
 
 
 def test_producers(alice, settings):

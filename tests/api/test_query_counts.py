@@ -168,6 +168,8 @@ def test_who_is_watched_for_its_runs_pays_for_a_finished_run_alone(runner):
     ]
     condition = {"on": "runFinished"}
     body = {"subscriberUrl": "/agent/e1", "sourceUrl": "/agent/e1", "condition": condition}
+    # The first of a principal counts its registrations.
+    runner.post("/_electric/wake", {**body, "sourceUrl": "/agent/e3"})
     assert cost(lambda: runner.post("/_electric/wake", body), status=204) == 5
     watched = [
         cost(lambda event=event: claim.append(event, token=token), status=204)

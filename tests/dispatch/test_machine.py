@@ -11,8 +11,8 @@ from django.db.models import Count, F, Max
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from claims import reaper
-from claims.models import ConsumerClaim
+from claims import dead_letters, endings, reaper
+from claims.models import ConsumerClaim, DeadLetter
 from dispatch.models import DispatchState, Wake, subscription_key
 from tests.agents.runtime import merged
 from tests.support import PAST, Api
@@ -26,6 +26,12 @@ urls = st.sampled_from(URLS)
 runners = st.sampled_from(sorted(RUNNERS))
 # Which of the claims made so far, counted from the newest; late callbacks are of older ones.
 nth = st.sampled_from([0, 0, 0, 1, 2, 3])
+# How each claim of a row of turns ends: see `Pullwake.row_of_turns`.
+ENDS = (
+    *("done", "done", "done in part", "failed", "failed till later", "given up", "redriven"),
+    *("lapsed", "lapsed and renewed", "taken back", "moved", "paused", "limited", "left"),
+)
+ends = st.lists(st.sampled_from(ENDS), min_size=30, max_size=60)
 
 
 class Facts:
@@ -46,6 +52,9 @@ class Facts:
 class Pullwake(RuleBasedStateMachine):
     """The API and the reaper, called at random."""
 
+    claims_made = 0
+    """In all examples of a run."""
+
     def __init__(self):
         super().__init__()
         self.undone = ExitStack()
@@ -59,6 +68,7 @@ class Pullwake(RuleBasedStateMachine):
             self.spawn(url, runner_id)
 
     def teardown(self):
+        Pullwake.claims_made += ConsumerClaim.objects.count()
         transaction.set_rollback(True)
         self.undone.close()
 
@@ -128,6 +138,127 @@ class Pullwake(RuleBasedStateMachine):
             reaper.reap()
 
         self.turn(url, late, end)
+
+    @rule(rows=st.lists(ends, min_size=1, max_size=2))
+    def row_of_turns(self, rows):
+        """Claim after claim, as in the life of a busy entity, each with all that a runner does."""
+        for url, row in zip(URLS, rows, strict=False):
+            for end in row:
+                self.one_turn(url, end)
+                the_database_holds()
+                self.only_ever_rises()
+
+    def one_turn(self, url, end):
+        state = DispatchState.objects.get(entity__url=url)
+        if state.runner_id is None or state.ended or state.stop_requested:
+            return
+        if state.paused:
+            self.signal(url, "SIGCONT")
+        DispatchState.objects.filter(pk=state.pk, retry_at__isnull=False).update(retry_at=PAST)
+        reaper.reap()
+        self.send(url, None)
+        held, made = state.claimed, len(self.claims)
+        self.claim(url, state.runner_id)
+        if len(self.claims) == made:
+            # Another turn's claim is still held, or the runner has as many as it may.
+            assert held or RUNNERS[state.runner_id]
+            if end != "left":
+                self.end_what_is_held()
+            return
+        assert not held
+        claim = self.claims[0]
+        token = self.minted(claim)
+        self.append(claim, token, 204)
+        self.send(url, None)
+        self.end(url, claim, end)
+        active = ConsumerClaim.objects.active().filter(consumer_id=claim["consumerId"]).exists()
+        assert active == (end == "left")
+        self.append(claim, token, 204 if active else 401)
+
+    def end(self, url, claim, how):
+        self.heartbeat(0, acked=False)
+        match how:
+            case "done" | "limited":
+                if how == "limited":  # whatever else waits for a runner that may hold but one
+                    self.claim(None, "r2")
+                    self.end_what_is_held(but=claim)
+                self.call_back_of(claim, {"done": True, "acks": acks(claim)})
+            case "done in part":
+                self.call_back_of(claim, {"acks": acks(claim)})
+                self.call_back_of(claim, {"done": True, "acks": self.all_of(claim)})
+            case "failed":
+                self.call_back_of(claim, {"failed": True, "error": "boom"})
+            case "failed till later":
+                self.call_back_of(claim, {"failed": True, "retry_after_ms": 60_000})
+            case "given up" | "redriven":
+                self.call_back_of(claim, {"failed": True, "give_up": True})
+                if how == "redriven":
+                    letter = DeadLetter.objects.filter(entity__url=url, redriven_at=None).last()
+                    assert letter is not None
+                    dead_letters.redrive(letter)
+            case _:
+                self.end_otherwise(url, claim, how)
+
+    def end_otherwise(self, url, claim, how):
+        """By what befalls a claim; one that is left goes on."""
+        match how:
+            case "lapsed":
+                self.lapse_of(claim)
+                reaper.reap()
+            case "lapsed and renewed":
+                self.lapse_of(claim)
+                self.call_back_of(claim, {})
+                reaper.reap()
+                self.call_back_of(claim, {"done": True})
+            case "taken back":
+                endings.take_back(ConsumerClaim.objects.get(consumer_id=claim["consumerId"]))
+            case "moved":
+                self.move(url, "r1")
+                self.call_back_of(claim, {"done": True})
+            case "paused":
+                self.signal(url, "SIGSTOP")
+                self.call_back_of(claim, {"done": True})
+
+    def end_what_is_held(self, but=None):
+        """Let go of claims that earlier steps left."""
+        kept = None if but is None else but["consumerId"]
+        for claim in ConsumerClaim.objects.active().exclude(consumer_id=kept or ""):
+            endings.take_back(claim)
+
+    def lapse_of(self, claim):
+        held = ConsumerClaim.objects.filter(consumer_id=claim["consumerId"])
+        assert held.update(lease_expires_at=PAST)
+
+    def minted(self, claim):
+        answer = self.call_back_of(claim, {"wakeId": claim["wakeId"]})
+        return answer.body["writeToken"]
+
+    def append(self, claim, token, status):
+        event = {"type": "text", "key": "t", "headers": {"operation": "upsert"}}
+        headers = {"Electric_Claim_Token": token}
+        assert self.api.post(claim["streamPath"], event, **headers).status == status
+
+    def call_back_of(self, claim, body):
+        answer = self.api.post(
+            f"/_electric/wake-callbacks/{claim['consumerId']}",
+            {"epoch": claim["epoch"], **body},
+            Electric_Claim_Token=claim["claimToken"],
+        )
+        assert answer.status == 200, answer
+        return answer
+
+    def only_ever_rises(self):
+        """The cursor and the generation of each entity; and each epoch is of one claim."""
+        for state in DispatchState.objects.select_related("entity"):
+            facts = self.facts[state.entity.url]
+            assert state.generation >= facts.generation
+            assert state.cursor >= facts.cursor
+            facts.generation, facts.cursor = state.generation, state.cursor
+        claims = ConsumerClaim.objects.exclude(entity=None)
+        epochs = claims.values("entity").annotate(
+            last=Max("epoch"), count=Count("pk"), different=Count("epoch", distinct=True)
+        )
+        assert all(each["count"] == each["different"] <= each["last"] for each in epochs)
 
     def call_back(self, which, body):
         if not self.claims:
@@ -348,6 +479,7 @@ def acks(claim):
 
 @pytest.mark.slow
 def test_it_holds_whatever_happens(db):
+    Pullwake.claims_made = 0
     run_state_machine_as_test(
         Pullwake,
         settings=settings(
@@ -359,3 +491,4 @@ def test_it_holds_whatever_happens(db):
             suppress_health_check=list(HealthCheck),
         ),
     )
+    assert Pullwake.claims_made > 2_000
