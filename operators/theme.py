@@ -32,7 +32,12 @@ UNFOLD = {
     "SHOW_HISTORY": True,
     "DASHBOARD_CALLBACK": "operators.overview.dashboard",
     "STYLES": [lambda request: static("pullwake/admin.css")],
-    "SCRIPTS": [lambda request: static("pullwake/admin.js")],
+    "SCRIPTS": [
+        lambda request: static("pullwake/admin.js"),
+        lambda request: static("pullwake/idiomorph.min.js"),
+        lambda request: static("pullwake/live.js"),
+        lambda request: static("pullwake/conversation.js"),
+    ],
     "SIDEBAR": {
         "navigation": [
             {
