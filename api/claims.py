@@ -37,91 +37,147 @@ class WakeEvent(Body, frozen=True, kw_only=True):
     """The wake event that a runner claims; only its subscription_id selects."""
 
     subscription_id: str | UnsetType = UNSET
+    """The `subscription_id` of a wake event, which names the entity to claim; without it, or
+    without its part for the entity, the oldest wake that waits is claimed.
+    """
 
 
 class StreamPlace(Body, frozen=True, kw_only=True):
     """A stream, and the place just before the first of its work that is not acked."""
 
     path: str
+    """The stream's path, as in `streamPath`."""
     offset: str
+    """Where to read on from: everything after it is to be handled."""
 
 
 class ClaimedEntity(Body, frozen=True, kw_only=True):
     """The entity that was claimed, as it was before."""
 
     type: str
+    """The name of its type."""
     status: str
+    """What it was before the claim: `idle`."""
     url: str
+    """Its path: `/<type>/<id>`."""
     streams: dict[str, str]
+    """The path of its `main` stream."""
     tags: dict[str, str]
+    """Its tags."""
     spawnArgs: JsonObject  # noqa: N815
+    """The `args` that it was made with."""
     sandbox: JsonObject | None
+    """Where it is to work; null for nowhere in particular."""
     createdBy: str  # noqa: N815
+    """The canonical URL of its creator."""
 
 
 class PrincipalBody(Body, frozen=True, kw_only=True):
     """A principal."""
 
     url: str
+    """The canonical URL, `/principal/user%3Aalice`."""
     key: str
+    """The key, `user:alice`."""
     kind: str
+    """The part before the first colon."""
     id: str
+    """The part after it."""
 
 
 class ClaimBody(Body, frozen=True, kw_only=True):
     """A claim that was made."""
 
     consumerId: str  # noqa: N815
+    """The claim's id, part of its `callback`."""
     epoch: int
+    """The fencing token: one more with each wake of the entity. Every callback names it."""
     wakeId: str  # noqa: N815
+    """The wake's id, with which a write token is minted."""
     streamPath: str  # noqa: N815
+    """The entity's main stream, to read and append to."""
     streams: list[StreamPlace]
+    """The streams to read, and from where."""
     callback: str
+    """The absolute URL to call back at."""
     claimToken: str  # noqa: N815
+    """The secret that callbacks are made with. It is told once."""
     triggerEvent: Literal["message_received"]  # noqa: N815
+    """Why the entity was woken."""
     attempt: int
+    """The how-many-eth claim it is since one was released: 1, unless others before it failed or
+    lapsed.
+    """
     entity: ClaimedEntity
+    """The entity that was claimed."""
     principal: PrincipalBody
+    """The entity's creator."""
 
 
 class NothingToDo(Body, frozen=True, kw_only=True):
     """The entity is paused, stopping, or at its end."""
 
     done: Literal[True]
+    """Always true."""
 
 
 class Acked(Body, frozen=True, kw_only=True):
     """An offset up to which a stream has been worked off."""
 
     offset: str
+    """Everything up to here is worked off."""
     path: str | UnsetType = UNSET
+    """The stream's path."""
     stream: str | UnsetType = UNSET
+    """The same; `path` is taken where both are given."""
 
 
 class Callback(Body, frozen=True, kw_only=True):
     """What a handler calls back with: done, failed, a claim of a write token, or a heartbeat."""
 
     epoch: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
+    """The claim's epoch; required, unless `generation` gives it."""
     generation: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
+    """The same as `epoch`."""
     wakeId: str | UnsetType = UNSET  # noqa: N815
+    """The wake's id; with it and without `acks`, a write token is minted, and the one before it
+    is void.
+    """
     wake_id: str | UnsetType = UNSET
+    """The same as `wakeId`."""
     acks: Annotated[list[Acked], Meta(max_length=1000)] | UnsetType = UNSET
+    """How far streams have been worked off. A done without any acks all that was there when the
+    claim was made.
+    """
     done: bool | UnsetType = UNSET
+    """The work is done: the claim is released."""
     failed: bool | UnsetType = UNSET
+    """The work failed: the claim ends, and its entity is woken again after a delay."""
     error: Any = UNSET
+    """Why it failed, for the operator; anything is taken."""
     retry_after_ms: Annotated[int, Meta(ge=1_000, le=MAX_RETRY_AFTER_MS)] | UnsetType = UNSET
+    """Milliseconds until a failed claim's entity is woken again, instead of 10 s that double
+    each time.
+    """
     give_up: bool | UnsetType = UNSET
+    """With `failed`: do not try again. The work is acked, and kept as a dead letter."""
 
 
 class CallbackAnswer(Body, frozen=True, kw_only=True):
     """What became of a callback."""
 
     ok: Literal[True]
+    """Always true."""
     writeToken: str | UnsetType = UNSET  # noqa: N815
+    """The secret to append to the entity's stream with. Of a mint."""
     next_wake: bool | UnsetType = UNSET
+    """Whether more work waits, and a wake for it has been emitted."""
     lease_expires_at: str | UnsetType = UNSET
+    """When the claim lapses, unless it is renewed before. Of a heartbeat."""
     entity_cleared: bool | UnsetType = UNSET
+    """Whether this call ended the claim; false where it had been released before."""
     retry_at: str | UnsetType = UNSET
+    """When the entity is woken again. Of a failure."""
 
 
 class ClaimView(RunnerResource):
@@ -132,6 +188,8 @@ class ClaimView(RunnerResource):
         body=WakeEvent,
         answers={200: (ClaimBody, NothingToDo), 204: None},
         errors=[409],
+        headers=[NONCE_HEADER],
+        sends=[CURSOR_HEADER, TAIL_HEADER],
     )
     def post(self, request: HttpRequest, runner_id: str) -> HttpResponse:
         """Claim the entity that a wake event names, or the oldest wake."""
@@ -195,6 +253,7 @@ class CallbackView(ApiView):
         answers={200: CallbackAnswer},
         errors=[409],
         headers=["Electric-Claim-Token"],
+        operation="callBack",
     )
     def post(self, request: HttpRequest, consumer_id: str) -> HttpResponse:
         """Mint a write token, renew the lease, or end the claim."""

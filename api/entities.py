@@ -28,7 +28,7 @@ from api.fields import (
 from api.lists import answer_page
 from api.openapi import documented
 from api.views import ApiView, EntityResource
-from claims import endings
+from claims import endings, standing
 from core.bodies import Body, JsonObject, answer, parameter, read
 from core.clock import epoch_ms
 from core.errors import DuplicateUrl, Forbidden, InvalidRequest
@@ -52,61 +52,110 @@ class Sandbox(Body, frozen=True, kw_only=True):
     """Where an entity works: a profile that its runner advertises, or what its parent has."""
 
     profile: Key | UnsetType = UNSET
+    """The name of a profile that the runner advertises."""
     key: Key | UnsetType = UNSET
+    """Which of the sandboxes of that profile: the same key is the same sandbox."""
     scope: Literal["entity", "wake"] | UnsetType = UNSET
+    """Whether it lasts for the entity or for one wake."""
     persistent: bool | UnsetType = UNSET
+    """Whether it is kept between wakes."""
     owner: bool | UnsetType = UNSET
+    """Whether this entity disposes of it."""
     inherit: bool | UnsetType = UNSET
+    """Take the parent's profile and key."""
 
 
 class NewWatch(Body, frozen=True, kw_only=True):
     """Wake the subscriber when this happens at the entity that is made."""
 
     subscriberUrl: EntityUrl  # noqa: N815
+    """The entity that is to be woken."""
     condition: conditions.Condition
+    """What it is woken for."""
     debounceMs: conditions.DebounceMs | UnsetType = UNSET  # noqa: N815
+    """Milliseconds to wait after the last change, and then wake once for all."""
     timeoutMs: conditions.TimeoutMs | UnsetType = UNSET  # noqa: N815
+    """Milliseconds after which it is woken if nothing happened; 0 is never."""
     includeResponse: bool | UnsetType = UNSET  # noqa: N815
+    """Whether a finished run's text comes with the wake; true unless said otherwise."""
     manifestKey: ManifestKey | UnsetType = UNSET  # noqa: N815
+    """A name of this registration: the next one of that name replaces it."""
 
 
 class NewEntity(Body, frozen=True, kw_only=True):
     """An entity to be made."""
 
     args: JsonObject | UnsetType = UNSET
+    """What its handler is given; checked by the type's `creation_schema`."""
     tags: Tags | UnsetType = UNSET
+    """Its tags."""
     dispatch_policy: DispatchPolicy | UnsetType = UNSET
+    """The runner that it is dispatched to. Without it: the parent's, or else the type's."""
     initialMessage: Any = UNSET  # noqa: N815
+    """The payload of a first message, sent as it is made."""
     initialMessageType: Key | UnsetType = UNSET  # noqa: N815
+    """The type of that message."""
     parent: EntityUrl | UnsetType = UNSET
+    """The URL of an entity that the caller may act on, whose child it becomes."""
     sandbox: Sandbox | UnsetType = UNSET
+    """Where it is to work."""
     wake: NewWatch | UnsetType = UNSET
+    """Who is to be woken for what happens at the new entity."""
 
 
 class EntityChange(Body, frozen=True, kw_only=True):
     """What is to be replaced of an entity."""
 
     dispatch_policy: DispatchPolicy | UnsetType = UNSET
+    """The runner that is to have its next wake; a running claim stays where it is."""
     tags: Tags | UnsetType = UNSET
+    """All its tags from now on."""
+
+
+class StandingBody(Body, frozen=True, kw_only=True):
+    """Why nobody is at work on what an entity has to do."""
+
+    reason: standing.Reason
+    """Which of the reasons it is."""
+    message: str
+    """The same in a sentence, with what helps."""
+    since: int | UnsetType = UNSET
+    """Since when, in milliseconds since 1970."""
 
 
 class EntityBody(Body, frozen=True, kw_only=True):
     """An entity."""
 
     url: str
+    """Its path: `/<type>/<id>`."""
     type: str
+    """The name of its type."""
     status: Literal["idle", "running", "paused", "stopping", "stopped", "killed"]
+    """What it does: `running` exactly while a claim on it is active."""
     streams: dict[str, str]
+    """The path of its `main` stream."""
     tags: dict[str, str]
+    """Its tags."""
     spawn_args: JsonObject
+    """The `args` that it was made with."""
     created_by: str
+    """The canonical URL of its creator."""
     created_at: int
+    """When it was made, in milliseconds since 1970."""
     updated_at: int
+    """When it changed last, in milliseconds since 1970."""
     dispatch_policy: DispatchPolicy | UnsetType = UNSET
+    """The runner that it is dispatched to; left out where it has none."""
     sandbox: JsonObject | UnsetType = UNSET
+    """Where it works."""
     parent: str | UnsetType = UNSET
+    """The URL of the entity whose child it is."""
     txid: int | UnsetType = UNSET
+    """The number of the change, where the call made one."""
     externally_writable_collections: JsonObject | UnsetType = UNSET
+    """The type's, of which others than handlers may write."""
+    standing: StandingBody | UnsetType = UNSET
+    """Why nobody is at work on what it has to do, where that is so."""
 
 
 Mode = Literal["immediate", "queued", "paused", "steer"]
@@ -119,61 +168,93 @@ class NewMessage(Body, frozen=True, kw_only=True):
     """
 
     payload: Any
+    """What is sent: any JSON; checked by the type's `inbox_schemas`."""
     key: Key | UnsetType = UNSET
+    """Makes the call idempotent: a second message of the same key is the first one."""
     type: Key | UnsetType = UNSET
+    """The type of the message, which its handler tells messages apart by."""
     mode: Mode | UnsetType = UNSET
+    """How it is taken: at once, in turn, or not before it is released. `immediate` unless said
+    otherwise.
+    """
     position: Key | UnsetType = UNSET
+    """Its place in the queue: such texts are ordered as texts are."""
     from_agent: EntityUrl | UnsetType = UNSET
+    """The URL of the entity that sends it; believed with that entity's write token, or of an
+    `agent:` principal.
+    """
     afterMs: Annotated[float, Meta(le=MAX_DELAY_MS)] | UnsetType = UNSET  # noqa: N815
+    """Milliseconds to send it after; 0 or less is now."""
 
 
 class MessageChange(Body, frozen=True, kw_only=True):
     """What is to be changed of a message."""
 
     payload: Any = UNSET
+    """Its new payload."""
     mode: Mode | UnsetType = UNSET
+    """Its new mode."""
     position: Key | UnsetType = UNSET
+    """Its new place in the queue."""
     status: Literal["pending", "processed", "cancelled"] | UnsetType = UNSET
+    """What becomes of it: to be done, done, or never to be done."""
 
 
 class Sent(Body, frozen=True, kw_only=True):
     """The transaction that a message, or a manifest's entry, was or will be appended in."""
 
     txid: str
+    """The id of the change, which the event on the stream has in `headers.txid`."""
 
 
 class NewSignal(Body, frozen=True, kw_only=True):
     """A signal."""
 
     signal: Literal["SIGSTOP", "SIGCONT", "SIGTERM", "SIGKILL", "SIGINT", "SIGHUP", "SIGUSR"]
+    """SIGSTOP pauses, SIGCONT resumes, SIGTERM stops, SIGKILL kills and fences the claim; the
+    others are the handler's.
+    """
     reason: Annotated[str, Meta(max_length=4096)] | UnsetType = UNSET
+    """Why, for whoever reads the stream."""
     payload: Any = UNSET
+    """Anything, for the handler."""
 
 
 class SignalBody(Body, frozen=True, kw_only=True):
     """What a signal did."""
 
     url: str
+    """The entity's path."""
     signal: str
+    """The signal."""
     previous_state: str
+    """The entity's status before."""
     new_state: str
+    """Its status since."""
     created_at: int
+    """When it was signalled, in milliseconds since 1970."""
     txid: int
+    """The number of the change."""
 
 
 class TagValue(Body, frozen=True, kw_only=True):
     """The value of a tag."""
 
     value: Annotated[str, Meta(max_length=4096)]
+    """The tag's value."""
 
 
 def entity_body(
-    entity: Entity, txid: int | UnsetType = UNSET, *, writable: JsonObject | None = None
+    entity: Entity,
+    txid: int | UnsetType = UNSET,
+    *,
+    writable: JsonObject | None = None,
+    stands: standing.Standing | None = None,
 ) -> EntityBody:
     """An entity, with its dispatch state, as the API shows it.
 
-    ``txid``: of what changed it. ``writable``: the externally writable collections of its type,
-    where they are shown.
+    ``txid``: of what changed it. ``writable``: the externally writable collections of its type, and
+    ``stands`` why it stands, where these are shown.
     """
     state = entity.dispatch_state
     return EntityBody(
@@ -191,7 +272,13 @@ def entity_body(
         created_at=epoch_ms(entity.created_at),
         updated_at=epoch_ms(entity.updated_at),
         txid=txid,
+        standing=UNSET if stands is None else _standing_body(stands),
     )
+
+
+def _standing_body(stands: standing.Standing) -> StandingBody:
+    since = UNSET if stands.since is None else epoch_ms(stands.since)
+    return StandingBody(reason=stands.reason, message=stands.says, since=since)
 
 
 # --- Entities ---------------------------------------------------------------------------------
@@ -204,6 +291,7 @@ class EntitiesView(ApiView):
         "List the caller's entities",
         answers={200: list[EntityBody]},
         parameters=["type", "status", "parent", "created_by", "limit", "before"],
+        sends=["Link"],
     )
     def get(self, request: HttpRequest) -> HttpResponse:
         """The newest first, of the type, status, parent and creator that are asked for.
@@ -312,7 +400,8 @@ class EntityView(EntityResource):
         entity = self.entity(type_name, name)
         entity_type = types.of(entity)
         writable = entity_type.externally_writable_collections if entity_type else None
-        return answer(entity_body(entity, writable=writable))
+        stands = standing.find(entity.pk)
+        return answer(entity_body(entity, writable=writable, stands=stands))
 
     @documented("Change an entity", body=EntityChange, answers={200: EntityBody})
     def patch(self, request: HttpRequest, type_name: str, name: str) -> HttpResponse:

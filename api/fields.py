@@ -25,13 +25,16 @@ class Target(Body, frozen=True, kw_only=True):
         Literal["runner"],
         Meta(description="wakes go to runners; webhook targets are not served"),
     ]
+    """Always `runner`."""
     runnerId: str  # noqa: N815  as runners write it
+    """The runner's id."""
 
 
 class DispatchPolicy(Body, frozen=True, kw_only=True):
     """To which runner an entity is dispatched."""
 
     targets: Annotated[list[Target], Meta(min_length=1, max_length=1)]
+    """Exactly one target."""
 
     @property
     def runner_id(self) -> str:

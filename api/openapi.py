@@ -1,6 +1,15 @@
-"""The OpenAPI schema, made of the same Structs that validate the bodies."""
+"""The OpenAPI schema, made of the same Structs that validate the bodies.
 
-from collections.abc import Callable, Iterable, Mapping
+A property's description is the docstring below its field; what parameters and headers are, and an
+example of each body, is in `api.described`.
+"""
+
+import ast
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -8,44 +17,60 @@ import msgspec
 from drf_spectacular.openapi import AutoSchema
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
 
+from api.described import CODES, EXAMPLES, HEADERS, PARAMETERS
 from core.bodies import Body, JsonObject
 
 View = TypeVar("View", bound=Callable[..., Any])
 
 _components: JsonObject = {}
 
+ALIASES = {("Heartbeat", "wakeStreamOffset"), ("Callback", "wake_id"), ("Callback", "generation")}
+"""Second names that existing runners write: taken, and not documented, as clients would have both.
+
+A generated client makes one name of ``wakeId`` and ``wake_id``.
+"""
+
+_DROPPED = {"a", "an", "the", "caller"}
+
 
 class ErrorDetail(Body, frozen=True, kw_only=True):
     """One bad field, by JSON pointer."""
 
     path: str
+    """The field, as a JSON pointer into the body: `/lease_ms`."""
     message: str
+    """What is wrong with it."""
 
 
 class ErrorFacts(Body, frozen=True, kw_only=True):
     """What went wrong."""
 
     code: str
+    """What went wrong, for programs."""
     message: str
+    """The same in a sentence, for people; it may change."""
     details: list[ErrorDetail] | JsonObject | msgspec.UnsetType = msgspec.UNSET
+    """Of INVALID_REQUEST every bad field; of DUPLICATE_URL the entity that is there."""
 
 
 class ErrorBody(Body, frozen=True, kw_only=True):
     """Every error of every endpoint."""
 
     error: ErrorFacts
+    """What went wrong."""
 
 
 class Schema(AutoSchema):
-    """drf-spectacular's, with an operation named after its view and method."""
+    """drf-spectacular's, with an operation named for what it does."""
 
     def get_operation_id(self) -> str:
-        """For instance ``Heartbeat_post``."""
-        return f"{type(self.view).__name__.removesuffix('View')}_{self.method.lower()}"
+        """For instance ``registerRunner``."""
+        method = getattr(self.view, self.method.lower())
+        return str(getattr(self.view, "operation", None) or method.operation)
 
     def get_tags(self) -> list[str]:
-        """The app."""
-        return [type(self.view).__module__.partition(".")[0]]
+        """The resource."""
+        return [type(self.view).__module__.rpartition(".")[2]]
 
     def map_renderers(self, attribute: str) -> list[str]:
         """Every answer is JSON, but where `documented` says otherwise."""
@@ -67,12 +92,15 @@ def documented(
     errors: Iterable[int] = (),
     parameters: Iterable[str] = (),
     headers: Iterable[str] = (),
+    sends: Iterable[str] = (),
+    operation: str = "",
 ) -> Callable[[View], View]:
     """Say what an endpoint takes and answers; None as an answer means that it has no body.
 
     A tuple of kinds is one of several; a status with a media type is an answer in that one instead
     of JSON, or besides. ``errors`` are statuses besides `COMMON_ERRORS`; ``parameters`` and
-    ``headers`` are named strings that may be sent.
+    ``headers`` are named strings that may be sent, ``sends`` the headers of what is answered.
+    ``operation`` is its name in generated clients, unless ``summary`` makes a good one.
     """
     responses: dict[Any, Any] = {
         status: OpenApiResponse(_error_schema(), HTTPStatus(status).phrase)
@@ -88,30 +116,132 @@ def documented(
         parameters=[
             *(OpenApiParameter(name, str, OpenApiParameter.QUERY) for name in parameters),
             *(OpenApiParameter(name, str, OpenApiParameter.HEADER) for name in headers),
+            *map(partial(_sent, statuses=_statuses(answers)), sends),
+            _sent("WWW-Authenticate", [401]),
+            _sent("Retry-After", [429, 503]),
         ],
     )
 
     def name(view: View) -> View:
         view.verb = summary  # type: ignore[attr-defined]  # what a line of the log calls it
+        view.operation = operation or _camel(summary)  # type: ignore[attr-defined]
         return described(view)
 
     return name
 
 
-def add_components(result: JsonObject, **kwargs: Any) -> JsonObject:
-    """drf-spectacular's postprocessing hook: the Structs that the endpoints refer to."""
+def complete(result: JsonObject, **kwargs: Any) -> JsonObject:
+    """drf-spectacular's postprocessing hook: the Structs that are referred to, and what all is."""
     components = result.setdefault("components", {})
     components.setdefault("schemas", {}).update(_components)
     components["securitySchemes"] = {
-        "accessToken": {"type": "http", "scheme": "bearer"},
-        "claimToken": {"type": "apiKey", "in": "header", "name": "Electric-Claim-Token"},
+        "accessToken": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "An access token that this server issued.",
+        },
+        "claimToken": {
+            "type": "apiKey",
+            "in": "header",
+            "name": "Electric-Claim-Token",
+            "description": "A claim's token, or its write token; either may come as a bearer, too.",
+        },
     }
+    for name, kind in _bodies():
+        if name in components["schemas"]:
+            _describe(name, kind, components["schemas"][name])
+    components["schemas"]["ErrorFacts"]["properties"]["code"]["enum"] = sorted(CODES)
+    for path, operations in result["paths"].items():
+        for operation in operations.values():
+            _describe_operation(path, operation)
+    _mend(result)
     return result
+
+
+def _describe(name: str, kind: type[Body], schema: JsonObject) -> None:
+    """Add to a component what its class says of its fields, and an example."""
+    properties = schema.get("properties", {})
+    for field, text in attribute_docstrings(kind).items():
+        if (name, field) in ALIASES:
+            properties.pop(field, None)
+        elif field in properties:
+            properties[field]["description"] = text
+    tag = kind.__struct_config__.tag_field
+    if tag in properties:
+        properties[tag]["description"] = "Which kind this is."
+    if name in EXAMPLES:
+        schema["examples"] = [EXAMPLES[name]]
+
+
+def attribute_docstrings(kind: type[Body]) -> dict[str, str]:
+    """What stands below each field of a Struct, by its name on the wire."""
+    names = {each.name: each.encode_name for each in msgspec.structs.fields(kind)}
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(body, ast.ClassDef)  # noqa: S101  it is the source of a class
+    found = {}
+    for statement, below in zip(body.body, body.body[1:], strict=False):
+        match statement, below:
+            case (
+                ast.AnnAssign(target=ast.Name(id=name)),
+                ast.Expr(value=ast.Constant(value=str(text))),
+            ) if name in names:
+                found[names[name]] = " ".join(text.split())
+    return found
+
+
+def _bodies(kind: type[Body] = Body) -> Iterator[tuple[str, type[Body]]]:
+    for each in kind.__subclasses__():
+        yield each.__name__, each
+        yield from _bodies(each)
+
+
+def _describe_operation(path: str, operation: JsonObject) -> None:
+    for parameter in operation.get("parameters", ()):
+        name = parameter["name"]
+        if name == "name" and path.startswith("/_electric/entity-types/"):
+            name = "type_name"
+        if name in PARAMETERS:
+            parameter["description"], parameter["example"] = PARAMETERS[name]
+        # The pattern of an address is Django's, and no other engine's.
+        parameter["schema"].pop("pattern", None)
+    for answer in operation["responses"].values():
+        for name, header in answer.get("headers", {}).items():
+            header["description"] = HEADERS.get(name, "")
+
+
+def _mend(schema: Any) -> None:
+    """Say it so that every generator understands it."""
+    if isinstance(schema, list):
+        for each in schema:
+            _mend(each)
+    elif isinstance(schema, dict):
+        for each in schema.values():
+            _mend(each)
+        if schema.get("enum") == [True]:
+            schema |= {"type": "boolean", "const": schema.pop("enum")[0]}
+        if schema.get("type") == "array":
+            schema.setdefault("items", {})
+        if isinstance(schema.get("pattern"), str):
+            # For Python alone, whose `$` matches before a last newline.
+            schema["pattern"] = schema["pattern"].replace(r"(?!\n)", "")
+
+
+def _camel(summary: str) -> str:
+    words = [each for each in re.findall("[a-z]{2,}|a", summary.lower()) if each not in _DROPPED]
+    return str(words[0]) + "".join(map(str.capitalize, words[1:]))
+
+
+def _statuses(answers: Mapping[int | tuple[int, str], Any]) -> list[int]:
+    return [each if isinstance(each, int) else each[0] for each in answers]
+
+
+def _sent(name: str, statuses: list[int]) -> OpenApiParameter:
+    return OpenApiParameter(name, str, OpenApiParameter.HEADER, response=statuses)
 
 
 def _schema(kind: Any) -> JsonObject:
     if isinstance(kind, tuple):
-        return {"oneOf": [_schema(each) for each in kind]}
+        return {"anyOf": [_schema(each) for each in kind]}
     (schema,), components = msgspec.json.schema_components(
         [kind], ref_template="#/components/schemas/{name}"
     )

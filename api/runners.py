@@ -37,111 +37,172 @@ class SandboxProfile(Body, frozen=True, kw_only=True):
     """A sandbox that the runner offers."""
 
     name: Text
+    """What entities name it by."""
     label: Text
+    """What people read."""
     description: Annotated[str, Meta(max_length=4096)] | UnsetType = UNSET
+    """More of that."""
     remote: bool | UnsetType = UNSET
+    """Whether it is on another machine."""
 
 
 class Registration(Body, frozen=True, kw_only=True):
     """A runner as it registers itself; what is left out keeps its value."""
 
     id: Id
+    """The runner's id, of the caller's choice."""
     label: Text
+    """What people read."""
     owner_principal: str | UnsetType = UNSET
+    """Whose it is: the caller, as a key or URL; anybody else is refused."""
     kind: Kind | UnsetType = UNSET
+    """Where it runs; `local` unless said otherwise."""
     admin_status: AdminStatus | UnsetType = UNSET
+    """Whether it may claim; `enabled` unless said otherwise."""
     wake_stream: str | UnsetType = UNSET
+    """Its wake stream, `/runners/<id>/wake`; nothing else is taken."""
     sandbox_profiles: Annotated[list[SandboxProfile], Meta(max_length=256)] | UnsetType = UNSET
+    """The sandboxes that it offers."""
     max_concurrent_claims: Annotated[int, Meta(ge=1, le=10_000)] | UnsetType | None = UNSET
+    """How many claims it may hold at once; null for any number."""
     claim_lease_ms: Annotated[int, Meta(ge=1_000, le=600_000)] | UnsetType = UNSET
+    """Milliseconds that its claims last unless they are renewed."""
 
 
 class RunnerBody(Body, frozen=True, kw_only=True):
     """A runner."""
 
     id: str
+    """Its id."""
     owner_principal: str
+    """The canonical URL of its owner."""
     label: str
+    """What people read."""
     kind: Kind
+    """Where it runs."""
     admin_status: AdminStatus
+    """Whether it may claim."""
     wake_stream: str
+    """The path of its wake stream."""
     sandbox_profiles: list[JsonObject]
+    """The sandboxes that it offers."""
     claim_lease_ms: int
+    """Milliseconds that its claims last unless they are renewed."""
     created_at: str
+    """When it was registered first."""
     updated_at: str
+    """When its registration changed last."""
     max_concurrent_claims: int | UnsetType = UNSET
+    """How many claims it may hold at once."""
     last_seen_at: str | UnsetType = UNSET
+    """When it sent its last heartbeat."""
     liveness_lease_expires_at: str | UnsetType = UNSET
+    """Until when that heartbeat counts."""
     wake_stream_offset: str | UnsetType = UNSET
+    """Where it has read to in its wake stream: a restarted runner reads on from there."""
     diagnostics: JsonObject | UnsetType = UNSET
+    """What it last reported of itself."""
 
 
 class Heartbeat(Body, frozen=True, kw_only=True):
     """A runner's sign of life; what is left out keeps its value."""
 
     lease_ms: Annotated[float, Meta(ge=1_000, le=3_600_000)] | UnsetType = UNSET
+    """Milliseconds that it counts as online for; 30 000 unless said otherwise."""
     wake_stream_offset: Offset | UnsetType = UNSET
+    """Where it has read to in its wake stream."""
     wakeStreamOffset: Offset | UnsetType = UNSET  # noqa: N815  runners may write either
+    """The same as `wake_stream_offset`."""
     liveness_lease_expires_at: Annotated[datetime, Meta(tz=True)] | UnsetType = UNSET
+    """The end of that time, instead of `lease_ms`: 1 s to 1 h from now."""
     diagnostics: JsonObject | UnsetType = UNSET
+    """What it reports of itself: sixteen fields are known, and each is kept if it is valid."""
 
 
 class RunnerHealth(Body, frozen=True, kw_only=True):
     """The runner as the server sees it."""
 
     id: str
+    """Its id."""
     admin_status: AdminStatus
+    """Whether it may claim."""
     liveness_status: Literal["online", "offline", "expired"]
+    """`offline` if it is disabled or was never seen, else whether its heartbeat still counts."""
     lease_expires_at: str | None
+    """Until when its last heartbeat counts."""
     lease_remaining_ms: int | None
+    """Milliseconds until then."""
     wake_stream: str
+    """The path of its wake stream."""
     wake_stream_offset: str | None
+    """Where it has read to."""
     last_seen_at: str | None
+    """When it sent its last heartbeat."""
     created_at: str
+    """When it was registered first."""
 
 
 class ActiveClaim(Body, frozen=True, kw_only=True):
     """A claim that the runner holds."""
 
     consumer_id: str
+    """The claim's id."""
     epoch: int
+    """Its epoch."""
     entity_url: str
+    """The entity that it holds."""
     stream_path: str
+    """That one's main stream."""
     claimed_at: str
+    """When it was made."""
     last_heartbeat_at: str | None
+    """When it was renewed last."""
     lease_expires_at: str
+    """When it lapses."""
 
 
 class ActiveClaims(Body, frozen=True, kw_only=True):
     """The claims that the runner holds, oldest first."""
 
     active_count: int
+    """How many there are."""
     active: list[ActiveClaim]
+    """Each of them."""
 
 
 class DispatchCounts(Body, frozen=True, kw_only=True):
     """Of the entities dispatched to the runner."""
 
     entities_with_active_claim: int
+    """How many are held by a claim."""
     entities_with_outstanding_wake: int
+    """How many have a wake that nobody has claimed yet."""
     entities_with_pending_work: int
+    """How many have work, and no claim."""
 
 
 class HealthVerdict(Body, frozen=True, kw_only=True):
     """The worst of the issues, and each in a sentence."""
 
     status: Literal["healthy", "degraded", "unhealthy"]
+    """The worst of the issues."""
     issues: list[str]
+    """A sentence for each."""
 
 
 class HealthReport(Body, frozen=True, kw_only=True):
     """Everything that is known of a runner; what has no value is null."""
 
     runner: RunnerHealth
+    """What the server knows of it."""
     client: JsonObject | None
+    """What it last reported of itself."""
     claims: ActiveClaims
+    """The claims that it holds."""
     dispatch: DispatchCounts
+    """The entities that are dispatched to it."""
     health: HealthVerdict
+    """What to make of all that."""
 
 
 def runner_body(runner: Runner) -> RunnerBody:
@@ -170,6 +231,17 @@ def runner_body(runner: Runner) -> RunnerBody:
     )
 
 
+def facts_of(body: Registration) -> JsonObject:
+    """The fields of `Runner` that are given."""
+    facts = msgspec.structs.asdict(body)
+    for not_a_fact in ("id", "owner_principal", "wake_stream"):
+        del facts[not_a_fact]
+    facts = {name: value for name, value in facts.items() if value is not UNSET}
+    if "sandbox_profiles" in facts:
+        facts["sandbox_profiles"] = msgspec.to_builtins(facts["sandbox_profiles"])
+    return facts
+
+
 class RunnersView(ApiView):
     """/_electric/runners"""
 
@@ -187,18 +259,13 @@ class RunnersView(ApiView):
                 raise Forbidden("A runner is registered by its owner.")
         if body.wake_stream not in (UNSET, f"/runners/{body.id}/wake"):
             raise InvalidRequest.field("/wake_stream", f"it is /runners/{body.id}/wake")
-        facts = msgspec.structs.asdict(body)
-        for not_a_fact in ("id", "owner_principal", "wake_stream"):
-            del facts[not_a_fact]
-        facts = {name: value for name, value in facts.items() if value is not UNSET}
-        if "sandbox_profiles" in facts:
-            facts["sandbox_profiles"] = msgspec.to_builtins(facts["sandbox_profiles"])
-        return answer(runner_body(arrivals.register(self.caller, body.id, facts)), 201)
+        return answer(runner_body(arrivals.register(self.caller, body.id, facts_of(body))), 201)
 
     @documented(
         "List the caller's runners",
         answers={200: list[RunnerBody]},
         parameters=["owner_principal", "limit", "before"],
+        sends=["Link"],
     )
     def get(self, request: HttpRequest) -> HttpResponse:
         """The caller's runners, newest first; ``before`` an id, those older than that one."""
@@ -249,7 +316,13 @@ class HeartbeatView(RunnerResource):
     find = staticmethod(registry.find_seen)
     reports = True
 
-    @documented("Report that a runner lives", body=Heartbeat, answers={200: RunnerBody})
+    @documented(
+        "Report that a runner lives",
+        body=Heartbeat,
+        answers={200: RunnerBody},
+        sends=[OTHER_PROCESS_HEADER],
+        operation="heartbeat",
+    )
     def post(self, request: HttpRequest, runner_id: str) -> HttpResponse:
         """Renew the runner's liveness lease."""
         body = read(request, Heartbeat, empty=True, any_text=True)
@@ -309,12 +382,14 @@ class AdminStatusView(RunnerResource):
 class EnableView(AdminStatusView):
     """/_electric/runners/:id/enable"""
 
+    operation = "enableRunner"
     status = Runner.AdminStatus.ENABLED
 
 
 class DisableView(AdminStatusView):
     """/_electric/runners/:id/disable"""
 
+    operation = "disableRunner"
     status = Runner.AdminStatus.DISABLED
 
 

@@ -27,28 +27,41 @@ class NewSchedule(Body, frozen=True, kw_only=True):
     """A schedule: ``future_send`` needs fireAt, ``cron`` an expression."""
 
     scheduleType: Literal["future_send", "cron"]  # noqa: N815
+    """Once, at `fireAt`; or again and again, as `expression` says."""
     payload: Any
+    """What is sent: any JSON."""
     fireAt: Text | UnsetType = UNSET  # noqa: N815
+    """When, in ISO-8601; the past is now. Required of a `future_send`."""
     targetUrl: EntityUrl | UnsetType = UNSET  # noqa: N815
+    """The entity that it is sent to; this one unless said otherwise."""
     messageType: Key | UnsetType = UNSET  # noqa: N815
+    """The type of the message."""
     sender: Annotated[str, Meta(max_length=512)] | UnsetType = field(name="from", default=UNSET)
+    """Whom it is from: the caller or the entity."""
     expression: Text | UnsetType = UNSET
+    """Five fields, or six with seconds first; also `@daily` and the like. Required of a `cron`."""
     timezone: Text | UnsetType = UNSET
+    """The time zone, by its IANA name; UTC unless said otherwise."""
     debounceMs: DebounceMs | UnsetType = UNSET  # noqa: N815
+    """Milliseconds to wait after a tick."""
     timeoutMs: TimeoutMs | UnsetType = UNSET  # noqa: N815
+    """Milliseconds after which the entity is woken if there was no tick; 0 is never."""
 
 
 class CronStream(Body, frozen=True, kw_only=True):
     """A cron expression."""
 
     expression: Text
+    """Five fields, or six with seconds first; also `@daily` and the like."""
     timezone: Text | UnsetType = UNSET
+    """The time zone, by its IANA name; UTC unless said otherwise."""
 
 
 class CronStreamBody(Body, frozen=True, kw_only=True):
     """Where its stream is."""
 
     streamUrl: str  # noqa: N815
+    """The path to register a wake for."""
 
 
 class ScheduleView(ActorView):

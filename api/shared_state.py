@@ -8,7 +8,15 @@ from django.http.response import HttpResponseBase
 from api.acting import ActingAuthentication, Actor
 from api.fields import is_utf8
 from api.openapi import documented
-from api.streams import LIVE, READ_PARAMETERS, answer_append, read_events, serve
+from api.streams import (
+    APPEND_SENDS,
+    LIVE,
+    READ_PARAMETERS,
+    READ_SENDS,
+    answer_append,
+    read_events,
+    serve,
+)
 from api.views import ApiView
 from core.bodies import raw_body
 from core.errors import InvalidRequest, NotFound
@@ -46,6 +54,7 @@ class SharedStateView(ApiView):
         "Make a shared state",
         answers={201: None, 200: None},
         headers=[OWNER],
+        sends=["Stream-Next-Offset"],
     )
     def put(self, request: HttpRequest, shared_id: str) -> HttpResponse:
         """Make it unless there is one, and let the owner, an entity of the caller's, have it."""
@@ -70,6 +79,8 @@ class SharedStateView(ApiView):
         "Read a shared state",
         answers={200: list[Any], **LIVE, 204: None, 304: None},
         parameters=READ_PARAMETERS,
+        headers=["If-None-Match"],
+        sends=READ_SENDS,
     )
     def get(self, request: HttpRequest, shared_id: str) -> HttpResponseBase:
         """For whoever may act on an entity that has it, and the owner of that one's runner."""
@@ -86,6 +97,7 @@ class SharedStateView(ApiView):
         answers={200: None, 204: None},
         errors=[409],
         headers=producers.HEADERS,
+        sends=APPEND_SENDS,
     )
     def post(self, request: HttpRequest, shared_id: str) -> HttpResponse:
         """Append an event, or an array of events."""

@@ -51,6 +51,8 @@ R = TypeVar("R", HttpResponse, StreamingHttpResponse)
 
 READ_PARAMETERS = ("offset", "live", "cursor")
 LIVE: dict[int | tuple[int, str], Any] = {(200, "text/event-stream"): str}
+READ_SENDS = ("Stream-Next-Offset", "Stream-Up-To-Date", "Stream-Cursor", "Stream-Closed", "ETag")
+APPEND_SENDS = ("Stream-Next-Offset", "Producer-Epoch", "Producer-Seq")
 
 
 class WakeStreamView(RunnerResource):
@@ -60,6 +62,8 @@ class WakeStreamView(RunnerResource):
         "Read a runner's wakes",
         answers={200: list[JsonObject], **LIVE, 204: None, 304: None},
         parameters=READ_PARAMETERS,
+        headers=["If-None-Match"],
+        sends=READ_SENDS,
     )
     def get(self, request: HttpRequest, runner_id: str) -> HttpResponseBase:
         """The wakes that wait for one's own runner."""
@@ -87,7 +91,8 @@ class MainStreamView(ApiView):
         "Read an entity's stream",
         answers={200: list[Any], **LIVE, 204: None, 304: None},
         parameters=READ_PARAMETERS,
-        headers=["Electric-Claim-Token"],
+        headers=["Electric-Claim-Token", "If-None-Match"],
+        sends=READ_SENDS,
     )
     def get(self, request: HttpRequest, type_name: str, name: str) -> HttpResponseBase:
         """For whoever may read the entity, and the holder of its active claim."""
@@ -105,6 +110,7 @@ class MainStreamView(ApiView):
         answers={200: None, 204: None},
         errors=[409],
         headers=["Electric-Claim-Token", *producers.HEADERS],
+        sends=APPEND_SENDS,
     )
     def post(self, request: HttpRequest, type_name: str, name: str) -> HttpResponse:
         """Append an event, or an array of events, with the active claim's write token."""

@@ -29,85 +29,127 @@ class Grant(Body, frozen=True, kw_only=True):
     """
 
     subject_kind: Literal["principal", "principal_kind"]
+    """Whether it is granted to one principal or to a kind of them."""
     subject_value: str
+    """The principal, as a key or URL; or the kind."""
     permission: Annotated[
         Literal["spawn", "manage"], Meta(description="the only permissions of types")
     ]
+    """What it lets them do: make entities of the type, or all that its registrar may."""
     propagation: (
         Annotated[Literal["self"], Meta(description="grants are not inherited")] | UnsetType
     ) = UNSET
+    """Always `self`."""
     copy_to_children: bool | UnsetType = UNSET
+    """Taken, and without effect."""
     expires_at: (
         Annotated[None, Meta(description="a grant holds until it is taken back")] | UnsetType
     ) = UNSET
+    """Always null."""
 
 
 class SlashArgument(Body, frozen=True, kw_only=True):
     """An argument of a slash command."""
 
     name: Key
+    """Its name."""
     type: Literal["string", "number", "boolean"]
+    """What it takes."""
     required: bool | UnsetType = UNSET
+    """Whether it has to be given."""
     description: Text | UnsetType = UNSET
+    """What people read."""
 
 
 class SlashCommand(Body, frozen=True, kw_only=True):
     """A command that a type's entities offer; each gets it as an event of its stream."""
 
     name: Key
+    """The command, without its slash."""
     description: Text | UnsetType = UNSET
+    """What people read."""
     arguments: Annotated[list[SlashArgument], Meta(max_length=256)] | UnsetType = UNSET
+    """What it takes."""
 
 
 class WritableCollection(Body, frozen=True, kw_only=True):
     """A collection of a type's entities that others than their handler may write to."""
 
     type: Key
+    """The type of the collection's events."""
     contract: Any = UNSET
+    """What its values are like: kept, not enforced."""
     operations: (
         Annotated[list[Literal["insert", "update", "delete"]], Meta(max_length=3)] | UnsetType
     ) = UNSET
+    """What may be done; `insert` unless said otherwise."""
 
 
 class NewEntityType(Body, frozen=True, kw_only=True):
     """An entity type as it is registered; what is left out keeps its value."""
 
     name: Id
+    """Its name, the first part of its entities' URLs."""
     description: Annotated[str, Meta(max_length=65_536)]
+    """What people read."""
     creation_schema: JsonObject | UnsetType = UNSET
+    """The JSON Schema that the `args` of its entities must satisfy."""
     inbox_schemas: Schemas | UnsetType = UNSET
+    """JSON Schemas of payloads, by the type of the message."""
     state_schemas: Schemas | UnsetType = UNSET
+    """JSON Schemas of what handlers write, by the type of the event: kept, not enforced."""
     default_dispatch_policy: DispatchPolicy | UnsetType | None = UNSET
+    """The runner of entities that are made without one; it need not be registered yet."""
     permission_grants: Annotated[list[Grant], Meta(max_length=1000)] | UnsetType = UNSET
+    """Who else may make its entities, or manage it."""
     slash_commands: Annotated[list[SlashCommand], Meta(max_length=256)] | UnsetType = UNSET
+    """The commands that its handler understands."""
     serve_endpoint: Annotated[str, Meta(max_length=2048)] | UnsetType | None = UNSET
+    """Where an app serves it: kept, not called."""
     externally_writable_collections: dict[str, WritableCollection] | UnsetType = UNSET
+    """The collections that others than handlers may write to, by name."""
 
 
 class NewSchemas(Body, frozen=True, kw_only=True):
     """Schemas to be added to a type's."""
 
     inbox_schemas: Schemas | UnsetType = UNSET
+    """Schemas to add, by the type of the message."""
     state_schemas: Schemas | UnsetType = UNSET
+    """Schemas to add, by the type of the event."""
 
 
 class EntityTypeBody(Body, frozen=True, kw_only=True):
     """An entity type."""
 
     name: str
+    """Its name."""
     description: str
+    """What people read."""
     permission_grants: list[JsonObject]
+    """Who else may make its entities, or manage it."""
     registered_by: str
+    """The canonical URL of its registrar."""
     revision: int
+    """One more with each change."""
     created_at: str
+    """When it was registered first."""
     updated_at: str
+    """When it changed last."""
     creation_schema: JsonObject | UnsetType = UNSET
+    """The JSON Schema of its entities' `args`."""
     inbox_schemas: JsonObject | UnsetType = UNSET
+    """JSON Schemas of payloads, by the type of the message."""
     state_schemas: JsonObject | UnsetType = UNSET
+    """JSON Schemas of what handlers write, by the type of the event."""
     default_dispatch_policy: DispatchPolicy | UnsetType = UNSET
+    """The runner of entities that are made without one."""
     slash_commands: list[JsonObject] | UnsetType = UNSET
+    """The commands that its handler understands."""
     serve_endpoint: str | UnsetType = UNSET
+    """Where an app serves it."""
     externally_writable_collections: JsonObject | UnsetType = UNSET
+    """The collections that others than handlers may write to, by name."""
 
 
 def entity_type_body(entity_type: EntityType) -> EntityTypeBody:
@@ -139,24 +181,14 @@ class EntityTypesView(ApiView):
         body = read(request, NewEntityType)
         if body.name in RESERVED_TYPES:
             raise InvalidRequest.field("/name", "reserved")
-        facts: JsonObject = {"description": body.description}
-        if body.creation_schema is not UNSET:
-            schemas.check_schema(body.creation_schema, "/creation_schema")
-            facts["creation_schema"] = body.creation_schema
-        facts |= _by_type(body)
-        if body.default_dispatch_policy is not UNSET:
-            facts["default_runner"] = _default_runner(body.default_dispatch_policy)
-        for name in ("slash_commands", "serve_endpoint", "externally_writable_collections"):
-            if getattr(body, name) is not UNSET:
-                facts[name] = msgspec.to_builtins(getattr(body, name))
-        if body.permission_grants is not UNSET:
-            facts["permission_grants"] = [
-                _canonical_grant(grant, index) for index, grant in enumerate(body.permission_grants)
-            ]
-        return answer(entity_type_body(types.register(self.caller, body.name, facts)), 201)
+        registered = types.register(self.caller, body.name, facts_of(body))
+        return answer(entity_type_body(registered), 201)
 
     @documented(
-        "List entity types", answers={200: list[EntityTypeBody]}, parameters=["limit", "after"]
+        "List entity types",
+        answers={200: list[EntityTypeBody]},
+        parameters=["limit", "after"],
+        sends=["Link"],
     )
     def get(self, request: HttpRequest) -> HttpResponse:
         """Those that the caller registered, may use, or has entities of, by name.
@@ -165,6 +197,25 @@ class EntityTypesView(ApiView):
         """
         seen = types.seen_by(self.caller, after=parameter(request, "after") or "")
         return answer_page(request, seen, entity_type_body, lambda each: ("after", each.name))
+
+
+def facts_of(body: NewEntityType) -> JsonObject:
+    """The fields of `EntityType` that are given. Raises InvalidRequest for schemas and grants."""
+    facts: JsonObject = {"description": body.description}
+    if body.creation_schema is not UNSET:
+        schemas.check_schema(body.creation_schema, "/creation_schema")
+        facts["creation_schema"] = body.creation_schema
+    facts |= _by_type(body)
+    if body.default_dispatch_policy is not UNSET:
+        facts["default_runner"] = _default_runner(body.default_dispatch_policy)
+    for name in ("slash_commands", "serve_endpoint", "externally_writable_collections"):
+        if getattr(body, name) is not UNSET:
+            facts[name] = msgspec.to_builtins(getattr(body, name))
+    if body.permission_grants is not UNSET:
+        facts["permission_grants"] = [
+            _canonical_grant(grant, index) for index, grant in enumerate(body.permission_grants)
+        ]
+    return facts
 
 
 def _by_type(body: NewEntityType | NewSchemas) -> JsonObject:

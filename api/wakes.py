@@ -22,20 +22,30 @@ class NewRegistration(Body, frozen=True, kw_only=True):
     """Wake the subscriber when this happens at the source."""
 
     subscriberUrl: EntityUrl  # noqa: N815  as runtimes write it
+    """The entity that is to be woken."""
     sourceUrl: SourceUrl  # noqa: N815
+    """What it is to be woken for: an entity, a shared state, or a cron expression's stream."""
     condition: conditions.Condition
+    """What has to happen there."""
     debounceMs: conditions.DebounceMs | UnsetType = UNSET  # noqa: N815
+    """Milliseconds to wait after the last change, and then wake once for all."""
     timeoutMs: conditions.TimeoutMs | UnsetType = UNSET  # noqa: N815
+    """Milliseconds after which it is woken if nothing happened; 0 is never."""
     includeResponse: bool | UnsetType = UNSET  # noqa: N815
+    """Whether a finished run's text comes with the wake; true unless said otherwise."""
     manifestKey: ManifestKey | UnsetType = UNSET  # noqa: N815
+    """A name of this registration: the next one of that name replaces it."""
 
 
 class OldRegistration(Body, frozen=True, kw_only=True):
     """The registrations of the subscriber at this source, or of this manifest key."""
 
     subscriberUrl: EntityUrl  # noqa: N815
+    """The entity that was to be woken."""
     sourceUrl: SourceUrl | UnsetType = UNSET  # noqa: N815
+    """For what; required without `manifestKey`."""
     manifestKey: ManifestKey | UnsetType = UNSET  # noqa: N815
+    """The registration's name; required without `sourceUrl`."""
 
 
 class SubscriberView(ApiView):
@@ -56,7 +66,12 @@ class SubscriberView(ApiView):
 class WakeView(SubscriberView):
     """/_electric/wake"""
 
-    @documented("Wake an entity for another", body=NewRegistration, answers={204: None})
+    @documented(
+        "Wake an entity for another",
+        body=NewRegistration,
+        answers={204: None},
+        operation="registerWake",
+    )
     def post(self, request: HttpRequest) -> HttpResponse:
         """Have an entity woken for what happens at another; the same again changes it."""
         body = read(request, NewRegistration)
@@ -75,7 +90,12 @@ class WakeView(SubscriberView):
 class UnregisterView(SubscriberView):
     """/_electric/wake/unregister"""
 
-    @documented("Wake an entity no more", body=OldRegistration, answers={204: None})
+    @documented(
+        "Wake an entity no more",
+        body=OldRegistration,
+        answers={204: None},
+        operation="unregisterWake",
+    )
     def post(self, request: HttpRequest) -> HttpResponse:
         """Remove a subscriber's registrations, if there are such."""
         body = read(request, OldRegistration)

@@ -11,6 +11,7 @@ class WebhookSources(Body, frozen=True, kw_only=True):
     """The webhook sources, in the name that the protocol gives them."""
 
     webhookSources: list[JsonObject]  # noqa: N815
+    """Always empty: none are served."""
 
 
 class WebhookSourcesView(ApiView):

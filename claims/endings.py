@@ -20,15 +20,22 @@ from runners.models import Runner
 Status = ConsumerClaim.Status
 
 
-def take_back(claim: ConsumerClaim) -> Expiry | None:
+TAKEN_BACK = "It was taken back by an operator."
+
+
+def take_back(claim: ConsumerClaim, to: str | None = None) -> Expiry | None:
     """An operator takes a claim back: its holder, should it be at work after all, is fenced.
 
+    ``to`` is the id of the runner that the entity is dispatched to from then on; raises NotFound.
     None if the claim ended meanwhile. The entity is woken again at once: it is not blamed.
     """
     with transaction.atomic():
+        runner = None if to is None else registry.lock(to)
         state = wakes.lock_of(claim.entity_id or 0)
-        if state is None or not lifecycle.end(claim, state, Status.EXPIRED):
+        if state is None or not lifecycle.end(claim, state, Status.EXPIRED, error=TAKEN_BACK):
             return None
+        if runner is not None:
+            entities.redirect(state, runner)
         next_wake = lifecycle.wake_next(claim, state)
     return Expiry(next_wake)
 

@@ -42,6 +42,7 @@ class Round:
     expired: int = 0
     reemitted: int = 0
     retried: int = 0
+    pardoned: int = 0
 
 
 def absence() -> timedelta:
@@ -84,6 +85,7 @@ def reap(*, limit: int = BATCH) -> Round:
         expired=sum(map(_expire, expirable()[:limit])),
         reemitted=wakes.reemit_stale(limit=limit),
         retried=wakes.retry_due(limit=limit),
+        pardoned=sum(map(lifecycle.pardon, ConsumerClaim.objects.pardonable()[:limit])),
     )
     reports.tell_health(limit=limit)
     ServerPulse.objects.filter(pk=1).update(

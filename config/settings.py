@@ -10,27 +10,34 @@ from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import environ
 import structlog
 from corsheaders.defaults import default_headers, default_methods
 from django.core.exceptions import ImproperlyConfigured
 
+from config.environment import Environment
 from config.serving import cooperative
 from core.principals import Principal
 from core.version import VERSION
 from operators import theme
 
-env = environ.Env()
+env = Environment()
+_number = env.number
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 VAR_DIR = BASE_DIR / "var"
 
 
-def _number(name: str, default: int, low: int, high: int) -> int:
-    text = env.str(name, str(default))
-    if not text.isdecimal() or not low <= int(text) <= high:
-        raise ImproperlyConfigured(f"{name} is {text!r}; it must be a number, {low} to {high}.")
-    return int(text)
+def _make_var() -> None:
+    """Make var/, where it is needed: for development mode's key, and for SQLite."""
+    try:
+        VAR_DIR.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=VAR_DIR):
+            pass
+    except OSError as exc:
+        raise ImproperlyConfigured(
+            f"{VAR_DIR} cannot be written to ({exc.strerror}); let this user write there, or set "
+            "DATABASE_URL, and outside of development mode SECRET_KEY, so that it is not needed."
+        ) from None
 
 
 def _is_loopback(host: str) -> bool:
@@ -42,7 +49,7 @@ def _is_loopback(host: str) -> bool:
 
 def _own_secret_key() -> str:
     """This checkout's key for development mode, in var/: random, and nobody else's to read."""
-    VAR_DIR.mkdir(exist_ok=True)
+    _make_var()
     path = VAR_DIR / "secret_key"
     if not path.exists():
         with tempfile.NamedTemporaryFile("w", dir=VAR_DIR) as file:  # of mode 600
@@ -56,11 +63,7 @@ def _own_secret_key() -> str:
 
 # --- Mode and secrets -------------------------------------------------------------------------
 
-PULLWAKE_MODE = env.str("PULLWAKE_MODE", "production")
-if PULLWAKE_MODE not in ("production", "development"):
-    raise ImproperlyConfigured(
-        f"PULLWAKE_MODE is {PULLWAKE_MODE!r}; it must be 'production' or 'development'."
-    )
+PULLWAKE_MODE = env.choice("PULLWAKE_MODE", "production", ("production", "development"))
 DEVELOPMENT = PULLWAKE_MODE == "development"
 
 # Never on: a technical error page would break the one error shape that runners are promised.
@@ -76,9 +79,13 @@ if not SECRET_KEY:
             "For a trial on your own machine set PULLWAKE_MODE=development instead."
         )
     SECRET_KEY = _own_secret_key()
-if not DEVELOPMENT and (len(SECRET_KEY) < 50 or len(set(SECRET_KEY)) < 10):
+_too_simple = len(SECRET_KEY) < 50 or len(set(SECRET_KEY)) < 10
+# Django's `startproject` writes the first, and this repository has others.
+_is_published = SECRET_KEY.startswith(("django-insecure-", "only-for-"))
+if not DEVELOPMENT and (_too_simple or _is_published):
+    _fault = "is one that others know" if _is_published else "is too short or too simple"
     raise ImproperlyConfigured(
-        "SECRET_KEY is too short or too simple for production mode; take 50 characters from: "
+        f"SECRET_KEY {_fault}, and production mode takes none such; take 50 characters from: "
         "python3 -c 'import secrets; print(secrets.token_urlsafe(50))'."
     )
 
@@ -96,8 +103,9 @@ HOSTS_ARE_NAMED = bool(ALLOWED_HOSTS or PULLWAKE_PUBLIC_URL)
 if DEVELOPMENT or not ALLOWED_HOSTS:
     ALLOWED_HOSTS += LOOPBACK
     ALLOWED_HOSTS += [_public.hostname] if _public.hostname else []
+_on_network = env.bool("PULLWAKE_DEVELOPMENT_ON_NETWORK", False)
 if DEVELOPMENT and not _is_loopback(HOST):
-    if not env.bool("PULLWAKE_DEVELOPMENT_ON_NETWORK", False):
+    if not _on_network:
         raise ImproperlyConfigured(
             f"Development mode lets everybody in who can reach it, and HOST={HOST!r} is not only "
             "this machine. Leave HOST out, or set PULLWAKE_MODE=production; if everybody on that "
@@ -177,13 +185,17 @@ PULLWAKE_MAX_PRODUCERS = _number("PULLWAKE_MAX_PRODUCERS", 10_000, 0, 10**9)
 
 # --- Database ---------------------------------------------------------------------------------
 
+_pool = _number("PULLWAKE_DB_POOL", 16, 1, 10_000)
 if not env.str("DATABASE_URL", ""):
-    VAR_DIR.mkdir(exist_ok=True)
+    _make_var()
     DATABASES = {"default": env.db_url_config(f"sqlite:///{VAR_DIR / 'pullwake.sqlite3'}")}
 else:
-    DATABASES = {"default": env.db_url("DATABASE_URL")}
+    DATABASES = {"default": env.database("DATABASE_URL", sqlite="sqlite:////path/to/file")}
 _database = DATABASES["default"]
 SQLITE = _database["ENGINE"].endswith("sqlite3")
+# As config/serving/gunicorn.conf.py has it, which reads the environment by itself.
+_workers = _number("WEB_CONCURRENCY", 2, 1, 512)
+WORKERS = 1 if SQLITE else _workers
 if SQLITE:
     _database["OPTIONS"] = {
         # IMMEDIATE takes the write lock at BEGIN: no transaction fails half way for want of it.
@@ -229,7 +241,7 @@ else:
         "pool": {
             "connection_class": cooperative.Connection,
             "min_size": 1,
-            "max_size": env.int("PULLWAKE_DB_POOL", 16),
+            "max_size": _pool,
             # A pool that is dry for this long is answered with 503 and Retry-After.
             "timeout": 5,
             # Left alone its pauses grow to minutes, which a database that is back would wait for.
@@ -240,7 +252,7 @@ else:
     _database["DISABLE_SERVER_SIDE_CURSORS"] = bool(PULLWAKE_LISTEN_URL)
     # What differs at the database's own address (config/serving/direct.py). Migrations take as long
     # as they need, but requests queue up behind one that waits for a lock, so it waits for less.
-    _own = env.db_url_config(PULLWAKE_LISTEN_URL) if PULLWAKE_LISTEN_URL else {"OPTIONS": _given}
+    _own = env.database("PULLWAKE_LISTEN_URL") if PULLWAKE_LISTEN_URL else {"OPTIONS": _given}
     _said = _own.get("OPTIONS", {})
     _migrating = {
         "lock_timeout": min(PULLWAKE_LOCK_TIMEOUT_MS or 2_000, 2_000),
@@ -277,6 +289,7 @@ INSTALLED_APPS = [
     "dispatch",
     "claims",
     "operators",
+    "moving",
     "config.serving",
 ]
 MIDDLEWARE = [
@@ -383,14 +396,35 @@ SPECTACULAR_SETTINGS = {
     "DESCRIPTION": "The control plane for pull-wake agent runners.",
     "VERSION": VERSION,
     "OAS_VERSION": "3.1.0",
+    "LICENSE": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+    "CONTACT": {"name": "Whoever operates this server"},
+    "SERVERS": [
+        {"url": PULLWAKE_PUBLIC_URL or f"http://{HOST}:{PORT}", "description": "This server"}
+    ],
+    "TAGS": [
+        {"name": "runners", "description": "Register, report and look after runners."},
+        {"name": "claims", "description": "Claim a wake, and call back about it."},
+        {"name": "streams", "description": "Read wakes and events, and append to them."},
+        {"name": "entities", "description": "What messages are sent to."},
+        {"name": "schedules", "description": "Messages that are sent at a time."},
+        {"name": "wakes", "description": "Wake one entity for what happens elsewhere."},
+        {"name": "shared_state", "description": "Streams that several entities write to."},
+        {"name": "types", "description": "What entities of a type have in common."},
+        {"name": "webhook_sources", "description": "There are none."},
+        {"name": "probes", "description": "Whether a server lives and serves."},
+        {"name": "metrics", "description": "Figures for Prometheus."},
+    ],
     "SERVE_INCLUDE_SCHEMA": False,
     "SERVE_PERMISSIONS": [],
     "SERVE_AUTHENTICATION": [],
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
-    "POSTPROCESSING_HOOKS": ["api.openapi.add_components"],
+    "POSTPROCESSING_HOOKS": ["api.openapi.complete"],
 }
 
+_log_level = env.choice(
+    "PULLWAKE_LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+)
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
@@ -419,5 +453,7 @@ LOGGING = {
         # `pullwake.audit` has a line for each login, with who and whence.
         "axes": {"level": "ERROR"},
     },
-    "root": {"handlers": ["stderr"], "level": env.str("PULLWAKE_LOG_LEVEL", "INFO")},
+    "root": {"handlers": ["stderr"], "level": _log_level},
 }
+
+env.refuse_unknown()

@@ -35,14 +35,18 @@ def is_lock_refused(exc: BaseException) -> bool:
     return isinstance(_cause(exc), LockNotAvailable)
 
 
-def lock_name(name: str) -> None:
-    """Keep others that lock this name waiting until the transaction ends.
+def lock_name(*names: str) -> None:
+    """Keep others that lock one of these names waiting until the transaction ends.
 
     For rows that are yet to come, which nobody can lock. On SQLite writers wait for each other.
     """
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [name])
+            cursor.execute(
+                "SELECT pg_advisory_xact_lock(hashtextextended(name, 0))"
+                " FROM unnest(%s::text[]) AS name",
+                [sorted(names)],
+            )
 
 
 def take_as_long_as_needed() -> None:

@@ -1,3 +1,8 @@
-"""The server's version: pyproject.toml, the OpenAPI document and /metrics name the same."""
+"""The server's version, of pyproject.toml; the OpenAPI document and /metrics name the same."""
 
-VERSION = "0.1.0"
+import tomllib
+from pathlib import Path
+
+_PROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
+
+VERSION: str = tomllib.loads(_PROJECT.read_text(encoding="utf-8"))["project"]["version"]

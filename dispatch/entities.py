@@ -208,7 +208,7 @@ def create(
         quotas.take("entities", settings.PULLWAKE_MAX_ENTITIES, caller.url, others.count)
         state = wakes.begin(entity, runner)
         txid = new_txid()
-        log.append(state, _created_events(entity, entity_type, state.now, txid))
+        log.append(state, created_events(entity, entity_type, state.now, txid))
         state.cursor = state.tail
         if message is not None:
             deliver(state, message, str(uuid.uuid4()))
@@ -304,11 +304,16 @@ def move(entity: Entity, runner_id: str) -> bool:
         if state.ended:
             raise NotRunning(f"The entity is {state.ended}.")
         moved = state.runner_id != runner.pk
-        wakes.redirect(state, runner)
-        Entity.objects.filter(pk=entity.pk).update(updated_at=Now())
-        state.before = None  # the feed shows it
+        redirect(state, runner)
         wakes.settle(state)
     return moved
+
+
+def redirect(state: DispatchState, runner: Runner) -> None:
+    """Dispatch the entity of a locked state to this locked runner; the caller settles it."""
+    Entity.objects.filter(pk=state.entity_id).update(updated_at=Now())
+    state.before = None  # the feed shows it
+    wakes.redirect(state, runner)
 
 
 def wake_now(entity: Entity) -> Wake:
@@ -499,7 +504,7 @@ def end_of_queue(state: DispatchState) -> str:
     return f"{epoch_ms(state.now):016d}:a0"
 
 
-def _created_events(
+def created_events(
     entity: Entity, entity_type: EntityType | None, now: datetime, txid: int
 ) -> list[JsonObject]:
     """What an entity's stream begins with: that it was made, and the type's slash commands."""

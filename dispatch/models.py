@@ -11,8 +11,8 @@ from typing import Any
 from urllib.parse import quote
 
 from django.db import models
-from django.db.models import Count, F, OuterRef, Q, Subquery
-from django.db.models.functions import Coalesce, Now
+from django.db.models import Count, F, OuterRef, Q, Subquery, Window
+from django.db.models.functions import Coalesce, Now, RowNumber
 from django.db.models.lookups import Exact
 
 from core.identifiers import SHARED_STATE_PREFIX
@@ -199,6 +199,17 @@ class DispatchStateQuerySet(models.QuerySet["DispatchState"]):
     def with_pending_since(self) -> "DispatchStateQuerySet":
         """With ``pending_since``: when the oldest unacked work came, or None."""
         return self.annotate(pending_since=_pending_since())
+
+    def longest_waiting(self) -> "DispatchStateQuerySet":
+        """For each runner, and for none, the one that waits longest, oldest first.
+
+        With ``pending_since``, and ``n``: how many of that runner's wait.
+        """
+        of_runner = Window(Count("pk"), partition_by="runner")
+        since = F("pending_since").asc(nulls_last=True)
+        place = Window(RowNumber(), partition_by="runner", order_by=[since, F("pk").asc()])
+        waiting = self.waiting().with_pending_since().annotate(n=of_runner, place=place)
+        return waiting.filter(place=1).order_by(since, "pk")
 
     def with_first_work(self) -> "DispatchStateQuerySet":
         """With ``first_work``: the offset of the oldest work past the cursor, or None."""

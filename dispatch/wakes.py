@@ -142,18 +142,33 @@ def begin(entity: Entity, runner: Runner | None) -> DispatchState:
     return state
 
 
+def begin_all(states: Sequence[DispatchState]) -> int:
+    """Begin with these states, of entities that have just been made, and wake those that are due:
+    how many. Inside a transaction.
+    """
+    DispatchState.objects.bulk_create(states)
+    changes.write_all(changes.Kind.ENTITY, [_shown(each.entity, each.runner) for each in states])
+    waiters.announce(waiters.ENTITY_FEED)
+    ready = [state.pk for state in states if due(state)]
+    settle_all(lock(DispatchState.objects.filter(pk__in=ready)) if ready else ())
+    return len(ready)
+
+
 def _show(entity: Entity, runner: Runner | None) -> None:
     """Have the feed show an entity to its creator, and to the owner of its runner."""
-    owner = "" if runner is None else runner.owner_principal
-    changes.write(
-        changes.Kind.ENTITY,
-        entity.url,
-        owner=entity.created_by,
-        other_owner="" if owner == entity.created_by else owner,
-        type=entity.type,
-        registration=entity.registration,
-    )
+    changes.write(changes.Kind.ENTITY, **_shown(entity, runner))
     waiters.announce(waiters.ENTITY_FEED)
+
+
+def _shown(entity: Entity, runner: Runner | None) -> dict[str, str]:
+    owner = "" if runner is None else runner.owner_principal
+    return {
+        "key": entity.url,
+        "owner": entity.created_by,
+        "other_owner": "" if owner == entity.created_by else owner,
+        "type": entity.type,
+        "registration": entity.registration,
+    }
 
 
 _SAVE = save_all(DispatchState)

@@ -10,6 +10,7 @@ A reader also remembers the transaction below which its first look was (``since`
 sight before that it never had.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -79,6 +80,19 @@ def write(kind: str, key: str, **facts: Any) -> None:
         ):
             depart(kind, owner, key, type=before.type, registration=before.registration)
     Change.objects.filter(pk=before.pk).update(gone=False, **here, **facts)
+
+
+def write_all(kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """`write` for each of these rows, in few statements where they are new; ``key`` is a fact."""
+    keys = [facts["key"] for facts in rows]
+    before = Change.objects.filter(kind=kind, key__in=keys, departed=False)
+    known = set(before.values_list("key", flat=True))
+    here: dict[str, Any] = {"kind": kind, "transaction": Transaction(kind), "changed_at": Now()}
+    new = [Change(**here, **facts) for facts in rows if facts["key"] not in known]
+    Change.objects.bulk_create(new)
+    for facts in rows:
+        if facts["key"] in known:
+            write(kind, **facts)
 
 
 def remove(kind: str, key: str) -> None:

@@ -118,7 +118,7 @@ def set_admin_status(runner_id: str, status: Runner.AdminStatus) -> Runner:
 def _tell(runner: Runner) -> Runner:
     """The runner, with its feed told how it is; of its claims the reaper knows, and tells that."""
     alive = liveness(runner, runner.now)
-    verdict = health(runner, claims=0, lapsed=0, now=runner.now)
+    verdict = health(runner, claims=0, lapsed=0, failed=0, ended=0, now=runner.now)
     changes.write(
         Change.Kind.RUNNER,
         runner.pk,

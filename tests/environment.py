@@ -6,9 +6,10 @@ means SQLite, and `python -m tests.postgres` sets it.
 """
 
 import os
+import secrets
 
 for name in list(os.environ):
-    if name.startswith("PULLWAKE_") and not name.startswith("PULLWAKE_TEST_"):
+    if name.startswith("PULLWAKE_"):
         del os.environ[name]
 for name in (
     "HOST",
@@ -21,7 +22,7 @@ for name in (
 ):
     os.environ.pop(name, None)
 os.environ["PULLWAKE_MODE"] = "development"
-os.environ["SECRET_KEY"] = "only-for-tests-" + "0123456789" * 5
+os.environ["SECRET_KEY"] = secrets.token_urlsafe(50)
 # Tests hold locks until the order is theirs, on machines as slow as may be.
 for name in ("LOCK", "STATEMENT", "IDLE_TRANSACTION"):
     os.environ[f"PULLWAKE_{name}_TIMEOUT_MS"] = "60000"

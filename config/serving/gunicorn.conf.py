@@ -12,7 +12,8 @@ import environ
 
 env = environ.Env()
 
-bind = f"{env.str('HOST', '127.0.0.1')}:{env.int('PORT', 8000)}"
+_host = env.str("HOST", "127.0.0.1").strip("[]")
+bind = f"{f'[{_host}]' if ':' in _host else _host}:{env.int('PORT', 8000)}"
 # SQLite has one writer, and its waiters hear of each other only within a process.
 workers = env.int("WEB_CONCURRENCY", 2) if env.str("DATABASE_URL", "").startswith("postgres") else 1
 worker_class = "config.serving.worker.Worker"

@@ -178,7 +178,11 @@ class MetricsView(ApiView):
     authentication_classes = (MetricsAuthentication,)
     permission_classes = (IsAuthenticated,)
 
-    @documented("Give the system's figures to Prometheus", answers={(200, "text/plain"): str})
+    @documented(
+        "Give the system's figures to Prometheus",
+        answers={(200, "text/plain"): str},
+        operation="getMetrics",
+    )
     def get(self, request: HttpRequest) -> HttpResponse:
         """For a metrics token; in development mode for anybody."""
         return HttpResponse(generate_latest(_registry), content_type=CONTENT_TYPE_LATEST)

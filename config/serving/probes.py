@@ -19,6 +19,7 @@ class Ok(Body, frozen=True, kw_only=True):
     """All is well."""
 
     status: str
+    """Always `ok`."""
 
 
 class LiveView(ApiView):
@@ -27,7 +28,7 @@ class LiveView(ApiView):
     authentication_classes = ()
     permission_classes = ()
 
-    @documented("Tell that the process answers", answers={200: Ok})
+    @documented("Tell that the process answers", answers={200: Ok}, operation="getLiveness")
     def get(self, request: HttpRequest) -> HttpResponse:
         """No database is asked."""
         return answer(Ok(status="ok"))
@@ -36,6 +37,8 @@ class LiveView(ApiView):
 class ElectricHealthView(LiveView):
     """/_electric/health, where existing runners look."""
 
+    operation = "getHealth"
+
 
 class ReadyView(ApiView):
     """/readyz"""
@@ -43,7 +46,7 @@ class ReadyView(ApiView):
     authentication_classes = ()
     permission_classes = ()
 
-    @documented("Tell that requests can be served", answers={200: Ok})
+    @documented("Tell that requests can be served", answers={200: Ok}, operation="getReadiness")
     def get(self, request: HttpRequest) -> HttpResponse:
         """It is not stopping; the database takes writes, and no migration is missing."""
         if draining.is_set():

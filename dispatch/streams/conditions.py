@@ -19,18 +19,28 @@ class RunFinished(Body, frozen=True, kw_only=True, tag_field="on", tag="runFinis
     """A run of the source comes to its end."""
 
     includeResponse: bool | UnsetType = UNSET  # noqa: N815
+    """Whether the run's text comes with the wake; true unless said otherwise."""
     debounceMs: DebounceMs | UnsetType = UNSET  # noqa: N815
+    """Milliseconds to wait after the last run, and then wake once for all."""
     timeoutMs: TimeoutMs | UnsetType = UNSET  # noqa: N815
+    """Milliseconds after which it is woken if no run finished; 0 is never."""
 
 
 class Change(Body, frozen=True, kw_only=True, tag_field="on", tag="change"):
     """An event comes: of any collection and operation, or of these."""
 
     collections: Annotated[list[Name], Meta(max_length=64)] | UnsetType = UNSET
+    """The collections that count, by their name or the type of their events; all unless said
+    otherwise.
+    """
     ops: list[Literal["insert", "update", "delete"]] | UnsetType = UNSET
+    """The operations that count; all unless said otherwise."""
     includeResponse: bool | UnsetType = UNSET  # noqa: N815
+    """Whether a finished run's text comes with the wake; true unless said otherwise."""
     debounceMs: DebounceMs | UnsetType = UNSET  # noqa: N815
+    """Milliseconds to wait after the last change, and then wake once for all."""
     timeoutMs: TimeoutMs | UnsetType = UNSET  # noqa: N815
+    """Milliseconds after which it is woken if nothing changed; 0 is never."""
 
 
 Condition = Literal["runFinished"] | RunFinished | Change

@@ -70,10 +70,10 @@ def test_a_runners_heartbeat_costs_two(runner, body):
     assert cost(lambda: runner.post("/_electric/runners/r1/heartbeat", body)) == 2
 
 
-def test_a_runners_health_costs_three(runner):
+def test_a_runners_health_costs_four(runner):
     runner.claim()
     runner.make_entity("/agent/e2", initialMessage="hi")
-    assert cost(lambda: runner.get("/_electric/runners/r1/health")) == 3
+    assert cost(lambda: runner.get("/_electric/runners/r1/health")) == 4
 
 
 def test_a_claim_of_a_wake_event_costs_six_and_two_for_a_limit(runner):
@@ -242,6 +242,11 @@ def test_a_shared_state_costs(runner):
     numbered = cost(lambda: runner.post(path, {"n": 1}, **producer, Producer_Seq="1"))
     assert (again, read) == (3, 4)
     assert (one, many, numbered) == (6, 6, 8)
+
+
+def test_an_entity_costs_two(runner):
+    """One of them for why it stands."""
+    assert cost(lambda: runner.get("/_electric/entities/agent/e1")) == 2
 
 
 def test_a_list_of_entities_costs_one_however_many_there_are(runner):

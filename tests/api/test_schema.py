@@ -1,7 +1,9 @@
 """The OpenAPI schema tells the truth: no answer comes that it does not document."""
 
 import re
+import tomllib
 
+import msgspec
 import pytest
 import schemathesis
 from django.core.signals import request_finished, request_started
@@ -10,10 +12,11 @@ from hypothesis import HealthCheck, Phase, settings
 from schemathesis import checks
 from schemathesis.specs.openapi import checks as openapi_checks
 
-from api import streams
+from api import described, openapi, streams
+from api.http_errors import STATUSES
 from config.wsgi import application
 from tests.api.endpoints import Scene, routes, undone
-from tests.support import Database
+from tests.support import ROOT, Database
 
 SCHEMA = "/_electric/openapi.json"
 PAGES = {"", "_electric/docs", "_electric/openapi.json", "admin/login-once/<str:token>/"}
@@ -88,9 +91,9 @@ def test_it_documents_the_conflicts_that_chance_does_not_find():
         for operation in operations.values()
         if "409" in operation["responses"]
     }
-    calls = ("Claim_post", "Callback_post", "Entity_put", "Send_post", "Signal_post")
-    streams = ("MainStream_post", "SharedState_post", "Inbox_patch", "Inbox_delete")
-    others = ("Schedule_put", "Schedule_delete", "Schemas_patch")
+    calls = ("claimWake", "callBack", "makeEntity", "sendMessage", "signalEntity")
+    streams = ("appendToEntityStream", "appendToSharedState", "editMessage", "deleteMessage")
+    others = ("setSchedule", "cancelSchedule", "addSchemasToEntityType")
     assert found == {*calls, *streams, *others}
 
 
@@ -101,8 +104,77 @@ def test_every_answer_with_a_body_has_its_schema():
                 kinds = answer.get("content", {})
                 named = f"{method} {path} {status}"
                 assert all(kind["schema"] for kind in kinds.values()), named
-                of_a_stream = re.search("Stream|SharedState", operation["operationId"])
+                of_a_stream = {"streams", "shared_state"}.intersection(operation["tags"])
                 assert kinds or status in ("204", "304") or of_a_stream, named
+
+
+def test_everything_is_described():
+    components = schema.raw_schema["components"]["schemas"]
+    silent = [
+        f"{name}.{field}"
+        for name, component in components.items()
+        for field, property_ in component["properties"].items()
+        if not property_.get("description")
+    ]
+    for path, operations in schema.raw_schema["paths"].items():
+        for method, operation in operations.items():
+            named = f"{method} {path}"
+            silent += [
+                f"{named}: {each['name']}"
+                for each in operation.get("parameters", ())
+                if not each.get("description") or "example" not in each
+            ]
+            for status, answer in operation["responses"].items():
+                headers = answer.get("headers", {}).items()
+                silent += [
+                    f"{named} {status}: {n}" for n, each in headers if not each["description"]
+                ]
+    assert silent == []
+
+
+def test_each_body_has_an_example_that_the_server_takes_and_gives():
+    """Named by their Structs, of which no two have one name."""
+    kinds = dict(openapi._bodies())
+    components = schema.raw_schema["components"]["schemas"]
+    assert set(described.EXAMPLES) == set(components)
+    for name, component in components.items():
+        (example,) = component["examples"]
+        assert msgspec.to_builtins(msgspec.convert(example, kinds[name])) == example
+        assert set(component.get("required", ())) <= set(example) <= set(component["properties"])
+
+
+def test_no_two_names_become_one_in_a_client():
+    """As Python and Go write names: wakeId and wake_id are one there."""
+    for name, component in schema.raw_schema["components"]["schemas"].items():
+        plain = [field.replace("_", "").lower() for field in component["properties"]]
+        assert len(plain) == len(set(plain)), name
+    operations = [
+        operation["operationId"]
+        for each in schema.raw_schema["paths"].values()
+        for operation in each.values()
+    ]
+    assert len(operations) == len({each.lower() for each in operations})
+
+
+def test_existing_runners_names_are_still_taken(scene):
+    for name, alias in openapi.ALIASES:
+        assert alias not in schema.raw_schema["components"]["schemas"][name]["properties"]
+    heartbeat = f"/_electric/runners/{scene.names['runner_id']}/heartbeat"
+    offset = "0000000000000000_0000000000000001"
+    answer = scene.alice.post(heartbeat, {"wakeStreamOffset": offset})
+    assert answer.body["wake_stream_offset"] == offset
+    minted = scene.claim.call({"wake_id": scene.claim.body["wakeId"]})
+    assert minted.body["writeToken"]
+
+
+def test_the_codes_of_errors_are_all_there_are():
+    facts = schema.raw_schema["components"]["schemas"]["ErrorFacts"]
+    assert facts["properties"]["code"]["enum"] == sorted({each.code for each in STATUSES})
+
+
+def test_the_version_is_the_projects():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert schema.raw_schema["info"]["version"] == project["version"]
 
 
 def test_spectacular_has_nothing_to_say(tmp_path):

@@ -52,13 +52,13 @@ def test_a_message_of_another_process_appears_in_the_open_conversation(
     message = talk.locator("article", has_text="Good morning")
     expect(message).to_contain_text("user:alice")
     claim = alice.claim()
-    rule = talk.locator(".pw-said-claim")
+    rule = talk.locator(".pw-told-claim")
     expect(rule).to_contain_text("epoch 1")
     expect(rule).to_contain_text("active")
     token = claim.mint()
     claim.append(event("run", "r", status="started"), token=token)
     claim.append(event("text_delta", "d1", run_id="r", delta="Hello"), token=token)
-    said = talk.locator(".pw-said-text .pw-text")
+    said = talk.locator(".pw-told-text .pw-text")
     expect(said).to_have_text("Hello")
     # What follows is the same text, and is not a second one.
     claim.append(event("text_delta", "d2", run_id="r", delta=", Alice"), token=token)
@@ -69,15 +69,15 @@ def test_a_message_of_another_process_appears_in_the_open_conversation(
         event("state:mood", "m", value="calm"),
         token=token,
     )
-    expect(talk.locator(".pw-said-tool")).to_contain_text("search started")
-    expect(talk.locator(".pw-said-error")).to_contain_text("no such kettle")
-    expect(talk.locator(".pw-said-state").last).to_contain_text("state:mood m insert")
+    expect(talk.locator(".pw-told-tool")).to_contain_text("search started")
+    expect(talk.locator(".pw-told-error")).to_contain_text("no such kettle")
+    expect(talk.locator(".pw-told-state").last).to_contain_text("state:mood m insert")
     claim.done()
     expect(rule).to_contain_text("released")
     expect(rule).to_contain_text("held for")
     # All is acked but what nobody has worked off yet.
     alice.send(payload="And tea?")
-    below = talk.locator(".pw-said-cursor ~ article")
+    below = talk.locator(".pw-told-cursor ~ article")
     expect(below).to_have_count(1)
     expect(below).to_contain_text("And tea?")
 
@@ -117,7 +117,7 @@ def test_it_is_read_backwards_to_the_first_event(page: Page, alice: Any):
         expect(talk.locator("article")).not_to_have_count(before)
     expect(talk.get_by_text("the very first")).to_have_count(1)
     expect(talk.locator("article")).to_have_count(252)
-    expect(talk.locator(".pw-said-claim")).to_have_count(1)
+    expect(talk.locator(".pw-told-claim")).to_have_count(1)
     expect(earlier).to_be_hidden()
 
 
@@ -160,10 +160,10 @@ def test_hostile_text_is_text(page: Page, alice: Any, live: bool):
     if not live:
         open_entity(page, "/agent/e1")
     talk = page.get_by_role("log")
-    expect(talk.locator(".pw-said-error")).to_have_count(len(HOSTILE))
+    expect(talk.locator(".pw-told-error")).to_have_count(len(HOSTILE))
     for text in HOSTILE:
-        expect(talk.locator(".pw-said-message").get_by_text(text, exact=True)).to_have_count(1)
-        expect(talk.locator(".pw-said-text").get_by_text(text, exact=True)).to_have_count(1)
+        expect(talk.locator(".pw-told-message").get_by_text(text, exact=True)).to_have_count(1)
+        expect(talk.locator(".pw-told-text").get_by_text(text, exact=True)).to_have_count(1)
     assert talk.locator("script, img, h1, [onerror], [x-data], [x-init]").count() == 0
     assert "owned" not in page.title()
 
@@ -190,7 +190,7 @@ def test_a_killed_runner_turns_up_as_orphaned_without_a_reload(page: Page, alice
     open_entity(page, "/agent/e1")
     page.evaluate("window.mark = 1")
     alice.claim("doomed")
-    rule = page.get_by_role("log").locator(".pw-said-claim")
+    rule = page.get_by_role("log").locator(".pw-told-claim")
     expect(rule).to_contain_text("active")
     expect(rule).to_contain_text("orphaned")
     expect(page.locator(".pw-head")).to_contain_text("running")

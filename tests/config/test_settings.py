@@ -136,7 +136,8 @@ def test_a_value_out_of_bounds_is_an_error_that_names_it(read, name, value):
 
 
 @pytest.mark.parametrize(
-    "name", [each for each in CONTRACT if each.endswith(("_MS", "_BYTES", "_DAYS", "PORT"))]
+    "name",
+    [each for each in CONTRACT if each.endswith(("_MS", "_BYTES", "_DAYS", "PORT", "CONCURRENCY"))],
 )
 def test_what_is_no_number_is_an_error_that_names_it(read, name):
     with pytest.raises(ImproperlyConfigured, match=name):
@@ -198,8 +199,7 @@ def test_sqlite_takes_its_write_lock_at_begin(read):
 
 def test_the_tests_run_in_no_other_environment():
     """`tests.environment` has taken away what a shell may have set."""
-    ours = [name for name in os.environ if name.startswith("PULLWAKE_")]
-    assert {name for name in ours if not name.startswith("PULLWAKE_TEST_")} == {
+    assert {name for name in os.environ if name.startswith("PULLWAKE_")} == {
         "PULLWAKE_MODE",
         "PULLWAKE_LOCK_TIMEOUT_MS",
         "PULLWAKE_STATEMENT_TIMEOUT_MS",
@@ -302,6 +302,28 @@ def test_a_production_server_that_has_no_name_says_so(settings, named, ids):
 def test_production_mode_refuses_a_key_that_can_be_guessed(read, key):
     with pytest.raises(ImproperlyConfigured, match="too short or too simple"):
         read(SECRET_KEY=key)
+
+
+@pytest.mark.parametrize("prefix", ["django-insecure-", "only-for-benchmarks-"])
+def test_production_mode_refuses_a_key_that_is_published(read, prefix):
+    key = prefix + "0123456789" * 5
+    with pytest.raises(ImproperlyConfigured, match="one that others know"):
+        read(SECRET_KEY=key)
+    assert read(PULLWAKE_MODE="development", SECRET_KEY=key)["SECRET_KEY"] == key
+
+
+@pytest.mark.parametrize("value", ["maybe", "2", "nope"])
+def test_what_says_neither_yes_nor_no_is_an_error_that_names_it(read, value):
+    with pytest.raises(ImproperlyConfigured, match=f"PULLWAKE_NOTIFY is '{value}'"):
+        read(**PRODUCTION, PULLWAKE_NOTIFY=value)
+
+
+def test_a_runners_own_variables_may_stand_in_the_same_shell(read, monkeypatch):
+    """As `pullwake` reads them, or sets them for its commands."""
+    source = "".join(path.read_text() for path in (ROOT / "sdk/python/src").rglob("*.py"))
+    named = set(re.findall(r"PULLWAKE_[A-Z_]*[A-Z]", source))
+    assert len(named) > 10
+    assert read(**PRODUCTION, **dict.fromkeys(named, "x"))["DEVELOPMENT"] is False
 
 
 def test_development_mode_has_a_key_of_this_checkouts_own(read):

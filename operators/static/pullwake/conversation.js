@@ -14,7 +14,7 @@
       const link = event.target.closest(".pw-raw");
       if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
       event.preventDefault();
-      const said = link.closest(".pw-said");
+      const said = link.closest(".pw-told");
       const shown = said.querySelector(".pw-json");
       link.setAttribute("aria-expanded", String(!shown));
       if (shown) {

@@ -1,5 +1,6 @@
 """``manage.py serve``: bring the database up to date, say what to do next, and serve."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -12,8 +13,11 @@ from django.core.management.base import BaseCommand, CommandParser
 from django.db import connection
 from django.urls import reverse
 
-from config.serving import direct
+from config.serving import direct, startup
+from core.version import VERSION
 from operators import login
+
+logger = logging.getLogger("pullwake.serve")
 
 NEXT = """
 Pullwake serves on {url} ({mode} mode, {database}).
@@ -52,25 +56,35 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Become gunicorn."""
+        """Become gunicorn; raises `startup.CannotStart` where it could not listen."""
+        startup.require_port()
         if not options["no_migrate"]:
             call_command("migrate", verbosity=0)
         elif not settings.SQLITE:
             direct.require(self.stderr)
         url = settings.PULLWAKE_PUBLIC_URL or f"http://{settings.HOST}:{settings.PORT}"
-        admin = f"{url}{reverse('admin:index')}"
-        if not settings.DEVELOPMENT:
-            _retire_developer()
         if settings.DEVELOPMENT:
-            admin = f"{url}{login.one_time_path()}   (logs you in, once)"
             self.stdout.write(
                 NEXT.format(
                     url=url,
                     mode=settings.PULLWAKE_MODE,
-                    database="SQLite in var/" if settings.SQLITE else "PostgreSQL",
-                    admin=admin,
+                    database=startup.database(),
+                    admin=f"{url}{login.one_time_path()}   (logs you in, once)",
                     pullwake=_pullwake(),
                 )
+            )
+        else:
+            _retire_developer()
+            logger.info(
+                "serving",
+                extra={
+                    "version": VERSION,
+                    "api": f"{url}/_electric",
+                    "admin": f"{url}{reverse('admin:index')}",
+                    "listening": f"{settings.HOST}:{settings.PORT}",
+                    "database": startup.database(),
+                    "workers": settings.WORKERS,
+                },
             )
         self.stdout.flush()
         connection.close()
