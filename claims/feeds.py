@@ -40,6 +40,9 @@ _UNSETTLED_S = 0.05
 
 _RETRY_S = 1.0
 
+_LOOK_S = 2.0
+"""A follower looks that often without having been told, so that no reader is past what it knows."""
+
 _IDLE_S = 30.0
 """A follower that nobody needed for so long ends."""
 
@@ -369,7 +372,7 @@ class Follower:
                     connection.close()
                 grown.after = self._end[0]
                 _pause.wait(pause)
-                grown.wait(_IDLE_S)
+                grown.wait(_LOOK_S)
                 if self._is_over():
                     return
 

@@ -77,9 +77,9 @@ class Conversation:
 # --- A page -----------------------------------------------------------------------------------
 
 
-def newest(entity: Entity) -> Conversation:
-    """The newest page."""
-    state = _state(entity)
+def newest(entity: Entity, state: Any = None) -> Conversation:
+    """The newest page; of an entity whose dispatch ``state``, with ``now``, is known or not."""
+    state = state or _state(entity)
     rows, older = _before(entity, state.tail + 1)
     first = rows[0].offset if rows else state.tail + 1
     return _page(entity, state, rows, older=older, first=first, last=state.tail)
@@ -97,7 +97,7 @@ def after(entity: Entity, offset: int) -> Conversation:
     """What came after an offset, a page of it at the most, and the newest claims as they are."""
     state = _state(entity)
     rows = list(_read(entity).filter(offset__gt=offset).order_by("offset")[:PAGE])
-    last = rows[-1].offset if len(rows) == PAGE else max(state.tail, offset)
+    last = rows[-1].offset if rows else offset
     return _page(entity, state, rows, older=False, first=offset + 1, last=last, claims_from=0)
 
 

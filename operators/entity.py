@@ -350,6 +350,7 @@ class EntityAdmin(TalkingAdmin):
 
     def story(self, request: HttpRequest, row: Any) -> dict[str, Any]:
         state = row.dispatch_state
+        state.now = row.now
         return {
             "state": state,
             **stands(row.pk, row.now, request.user),
@@ -364,7 +365,7 @@ class EntityAdmin(TalkingAdmin):
             **timers_of(row, row.now),
             **family_of(row),
             "shared_states": shared_states_of(row),
-            "conversation": conversation.newest(row),
+            "conversation": conversation.newest(row, state),
             "type_known": EntityType.objects.filter(pk=row.type).exists(),
         }
 

@@ -42,7 +42,7 @@ class TalkingAdmin(OperatorAdmin):
         since = _offset(request, "after")
         if since is not None:
             page = conversation.after(entity, since)
-            if page.seen == request.GET.get("seen"):
+            if page.last == since and page.seen == request.GET.get("seen"):
                 return HttpResponse(status=204)
         elif wanted is not None:
             page = conversation.before(entity, wanted)

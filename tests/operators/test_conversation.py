@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+from django.db.models.functions import Now
 from django.test import Client
 
 from dispatch.models import Entity, StreamEvent
@@ -161,7 +162,9 @@ def test_it_is_read_backwards_and_each_page_once(db: None, django_assert_num_que
     for offset in range(1, 251):
         StreamEventFactory.create(entity=made, offset=offset, type="note")
     for at in (0, 99, 150, 250):
-        ConsumerClaimFactory.create(entity=made, delivered_offset=at, status="released")
+        ConsumerClaimFactory.create(
+            entity=made, delivered_offset=at, status="released", ended_at=Now()
+        )
     seen: list[float] = []
     with django_assert_num_queries(3):
         page = conversation.newest(made)
@@ -185,9 +188,15 @@ def test_what_came_since_is_told_once(operator: Client, entity: Entity, alice: A
     answer = operator.get(url, {**same, "seen": seen}, headers=headers)
     assert "news" in answer.content.decode()
     assert "<html" not in answer.content.decode()
+    # What is more than a page comes a page at a time.
+    for number in range(conversation.PAGE + 5):
+        alice.send(payload=f"n{number}")
+    first = conversation.after(entity, newest.last)
+    rest = operator.get(url, {"after": first.last, "seen": first.seen}, headers=headers)
+    assert rest.content.decode().count("<article") == 6
     # An end of a claim is no event, and is told all the same.
     alice.claim()
-    page = conversation.after(entity, entity.dispatch_state.tail + 1)
+    page = conversation.after(entity, newest.last + conversation.PAGE + 6)
     assert "claim" in [each.kind for each in page.items]
     assert page.seen != seen
 

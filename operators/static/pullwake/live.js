@@ -26,7 +26,7 @@
     button.type = "button";
     button.className = "pw-button";
     status.append(says, button);
-    document.body.append(status);
+    (document.querySelector("main, [role=main]") || document.body).append(status);
 
     // Said once, and not again every few seconds to whoever listens.
     const say = (text, tone, label, act) => {
