@@ -119,7 +119,10 @@ ALICE = "/principal/user%3Aalice"
             {"type": {"a": 1}, "key": [2], "value": 3, "headers": 4},
             ("state", "", "{'a': 1} [2]", "3"),
         ),
-        (event("inbox", **{"from": 1}, payload="a\u202eb\x07"), ("message", "1", "", "a�b�")),
+        (
+            {"type": "inbox", "value": {"from": 1, "payload": "a\u202eb\x07"}},
+            ("message", "1", "", "a�b�"),
+        ),
         (event("wake", changes=7, source=None), ("state", "", "woken by None", "")),
     ],
 )
@@ -180,7 +183,7 @@ def test_it_is_read_backwards_and_each_page_once(db: None, django_assert_num_que
 def test_what_came_since_is_told_once(operator: Client, entity: Entity, alice: Api):
     url = f"/admin/dispatch/entity/{entity.pk}/conversation/"
     newest = conversation.newest(entity)
-    same = {"after": newest.last}
+    same: dict[str, Any] = {"after": newest.last}
     seen = conversation.after(entity, newest.last).seen
     headers = {"X-Requested-With": "fetch"}
     assert operator.get(url, {**same, "seen": seen}, headers=headers).status_code == 204
