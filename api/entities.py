@@ -31,7 +31,7 @@ from api.views import ApiView, EntityResource
 from claims import endings, standing
 from core.bodies import Body, JsonObject, answer, parameter, read
 from core.clock import epoch_ms
-from core.errors import DuplicateUrl, Forbidden, InvalidRequest
+from core.errors import DuplicateUrl, Forbidden, InvalidRequest, NotFound
 from core.identifiers import is_entity_url, is_id
 from core.principals import Principal
 from dispatch import entities, inbox, signals, types
@@ -503,12 +503,19 @@ class InboxView(ActorView):
         change = {each: value for each, value in given.items() if value is not UNSET}
         if not change:
             raise InvalidRequest("There is nothing to change: payload, mode, position or status.")
-        return answer(Sent(txid=inbox.edit(self.entity(type_name, name), key, change)))
+        return answer(Sent(txid=inbox.edit(self._with_message(type_name, name, key), key, change)))
 
     @documented("Delete a message", answers={200: Sent}, errors=[409])
     def delete(self, request: HttpRequest, type_name: str, name: str, key: str) -> HttpResponse:
         """It is not to be done any more, if nobody has taken it yet."""
-        return answer(Sent(txid=inbox.delete(self.entity(type_name, name), key)))
+        return answer(Sent(txid=inbox.delete(self._with_message(type_name, name, key), key)))
+
+    def _with_message(self, type_name: str, name: str, key: str) -> Entity:
+        """The entity, unless the key is none that a message could have. Raises NotFound."""
+        entity = self.entity(type_name, name)
+        if "\0" in key or not is_utf8(self.request):
+            raise NotFound("There is no such message.")
+        return entity
 
 
 class SignalView(ActorView):

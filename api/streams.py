@@ -19,14 +19,15 @@ from api.http_errors import error_response, status_of, translate
 from api.openapi import documented
 from api.permissions import MayReadOrAct
 from api.throttles import Hold, Released, caller_key, held
-from api.views import ApiView, RunnerResource, hand_back
+from api.views import ApiView, RunnerResource
 from claims import acting, writes
 from core.bodies import JsonObject, decode, parameter, raw_body
-from core.database import is_passing
+from core.database import hand_back, is_passing
 from core.errors import (
     Forbidden,
     InvalidRequest,
     NotFound,
+    PayloadTooLarge,
     PullwakeError,
     ServiceUnavailable,
     Unauthenticated,
@@ -168,12 +169,30 @@ def _find_for_holder(type_name: str, name: str) -> Entity:
 # --- Appending ---------------------------------------------------------------------------------
 
 
+MOST_EVENTS = 10_000
+"""In one append: more would keep the worker from its other calls for longer than a moment."""
+
+MOST_STEPS = 1_000
+"""Of its events those that cost statements of their own, under the lock and with a connection."""
+
+_STEPS = ("manifest", "inbox", "signal")
+
+
 def read_events(request: HttpRequest) -> list[Any]:
-    """The events that a body gives, one or an array. Raises InvalidRequest for none."""
+    """The events that a body gives, one or an array.
+
+    Raises InvalidRequest for none, PayloadTooLarge for too many.
+    """
     body = decode(raw_body(request), Any)
     events = body if isinstance(body, list) else [body]
     if not events:
         raise InvalidRequest("There is no event to append.")
+    if len(events) > MOST_EVENTS:
+        raise PayloadTooLarge(f"There are more than {MOST_EVENTS} events in one append.")
+    steps = sum(isinstance(each, dict) and each.get("type") in _STEPS for each in events)
+    if steps > MOST_STEPS:
+        named = ", ".join(_STEPS)
+        raise PayloadTooLarge(f"There are more than {MOST_STEPS} events of {named} in one append.")
     return events
 
 

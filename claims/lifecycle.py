@@ -329,6 +329,16 @@ def _answer_again(runner: Runner, state: DispatchState, nonce_hash: str) -> Acqu
     return _told_of(claim, state, token)
 
 
+def take_over(ended: Sequence[ConsumerClaim]) -> None:
+    """Keep claims that ended on another server: history, which holds and opens nothing.
+
+    Raises ValueError for one that is active.
+    """
+    if any(each.status == ConsumerClaim.Status.ACTIVE for each in ended):
+        raise ValueError("Only claims that ended can be history.")
+    ConsumerClaim.objects.bulk_create(ended, ignore_conflicts=True)
+
+
 # --- Holding it -------------------------------------------------------------------------------
 
 
@@ -634,16 +644,6 @@ def reemit_refused(runner: Runner) -> None:
 
 
 # --- Refusals ---------------------------------------------------------------------------------
-
-
-def remember(ended: Sequence[ConsumerClaim]) -> None:
-    """Keep claims that ended on another server: history, which holds and opens nothing.
-
-    Raises ValueError for one that is active.
-    """
-    if any(each.status == ConsumerClaim.Status.ACTIVE for each in ended):
-        raise ValueError("Only claims that ended can be history.")
-    ConsumerClaim.objects.bulk_create(ended, ignore_conflicts=True)
 
 
 def _find(credentials: Credentials) -> ConsumerClaim:

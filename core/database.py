@@ -23,6 +23,15 @@ long, of a process that was frozen meanwhile, has been ended.
 """
 
 
+def hand_back() -> None:
+    """Give the connection back to the pool; inside a transaction it is still needed.
+
+    Before whatever a caller can make last: those who wait for it would hold all that there are.
+    """
+    if not connection.in_atomic_block:
+        connection.close_if_unusable_or_obsolete()
+
+
 def is_passing(exc: BaseException) -> bool:
     """Whether the database could not serve now: it is away, busy, shutting down or a standby."""
     if isinstance(exc, PoolTimeout | OperationalError | InterfaceError):

@@ -181,7 +181,8 @@ def create(
     target = _target(caller, runner_id, above, entity_type)
     runner = None if target is None else target.check(registry.find(target.runner_id))
     if entity_type is not None and entity_type.creation_schema is not None:
-        schemas.check(args, entity_type.creation_schema, "/args")
+        author = entity_type.registered_by
+        schemas.check(args, entity_type.creation_schema, "/args", whose=author)
     if message is not None:
         types.check_message(entity_type, message.payload, message.type, "/initialMessage")
     _require_room(tags)

@@ -426,15 +426,20 @@ def reemit_refused(runner: Runner, free: int) -> None:
         _emit_again(_lock_unused(outstanding.order_by("emitted_at", "pk"))[:1])
 
 
+UNSEEN = timedelta(hours=1)
+"""How long wakes are emitted again to a runner that has sent no heartbeat ever."""
+
+
 def reemit_stale(*, limit: int) -> int:
     """Emit again what stayed unclaimed for one claim lease of its runner, or for
     PULLWAKE_WAKE_REEMIT_MS: a runner commits its offset on receipt, so it may have died with the
     wake in its hands. How many of at most ``limit``.
 
-    Not those of a runner whose liveness is over: it gets them once it is back.
+    Not those of a runner whose liveness is over: it gets them once it is back. Of one that never
+    was alive only those younger than `UNSEEN`: it may do without heartbeats, or never come.
     """
-    online = Q(runner__liveness__lease_expires_at=None) | Q(
-        runner__liveness__lease_expires_at__gt=Now()
+    online = Q(runner__liveness__lease_expires_at__gt=Now()) | Q(
+        runner__liveness__lease_expires_at=None, created_at__gt=Now() - UNSEEN
     )
     stale = Wake.objects.outstanding().filter(
         online, _unclaimed_for_long(), runner__admin_status=Runner.AdminStatus.ENABLED

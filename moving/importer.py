@@ -298,7 +298,7 @@ class Importer:
                         history.append(self._claim(row, there))
             kind.taken += len(history)
             if not self._dry_run:
-                lifecycle.remember(history)
+                lifecycle.take_over(history)
 
     def _claim(self, row: Row, there: dict[str, Entity]) -> ConsumerClaim:
         url = row.get("entity_url")

@@ -3,7 +3,7 @@
 An entity's main stream is locked by its dispatch state, a shared state's by its own row.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
@@ -33,6 +33,7 @@ def append(
     *,
     by_handler: bool = False,
     message_key: str | None = None,
+    objections: Mapping[int, str] | None = None,
 ) -> None:
     """Append events to the stream of an entity whose locked state this is; the caller saves it.
 
@@ -40,7 +41,8 @@ def append(
     after it. `work.is_work` decides which of them the entity is woken for: of those that its own
     handler wrote (``by_handler``), none. ``message_key`` is that of an inbox message that is not
     to come twice, which then is the only event. Others that wait for such events are left word, and
-    manifest events are done as they say. Raises InvalidRequest where one asks for what is not done.
+    manifest events are done as they say, but for the ``objections``, by index, to messages that
+    they schedule. Raises InvalidRequest where one asks for what is not done.
     """
     begin = state.tail
     rows = []
@@ -63,9 +65,9 @@ def append(
         _ADD.add(rows[0])
     else:
         StreamEvent.objects.bulk_create(rows)
-    for offset, event in enumerate(events, start=begin + 1):
-        work.follow(state, event, offset, by_handler=by_handler)
-        schedules.follow(state, event)
+    for index, event in enumerate(events):
+        work.follow(state, event, begin + index + 1, by_handler=by_handler)
+        schedules.follow(state, event, (objections or {}).get(index))
     registrations.follow(state, events, begin, manifests.orders(events))
     observing.follow(state, events)
     waiters.announce(waiters.entity_stream_key(state.entity_id))

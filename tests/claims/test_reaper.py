@@ -271,6 +271,14 @@ def test_it_emits_nothing_again_for_a_runner_that_is_away_until_it_is_back(waiti
     assert reaper.reap().reemitted == 2
 
 
+def test_it_does_not_go_on_for_ever_for_a_runner_that_never_was_there(waiting):
+    Wake.objects.update(created_at=Now() - timedelta(hours=2))
+    age_wakes()
+    assert reaper.reap() == NOTHING
+    beat(waiting, alive=True)
+    assert reaper.reap().reemitted == 2
+
+
 def test_it_emits_the_stalest_first_and_no_more_than_its_limit(waiting):
     age_wakes()
     Wake.objects.filter(entity__url="/agent/e2").update(emitted_at=Now() - timedelta(days=1))

@@ -20,7 +20,7 @@ from dispatch import moved_in
 from dispatch.models import Entity, EntityType, Registration, StreamEvent, Timer, Wake
 from dispatch.streams import offsets
 from moving.models import Taken
-from runners.models import Runner
+from runners.models import Change, Runner
 from tests.factories import EntityFactory, RunnerFactory
 from tests.postgres import private_postgres
 
@@ -95,6 +95,15 @@ def everything() -> dict[str, list[Any]]:
 
 
 # --- What is taken ----------------------------------------------------------------------------
+
+
+def test_all_of_it_is_in_the_feeds(source):
+    run(source)
+    shown = set(Change.objects.filter(departed=False, gone=False).values_list("key", flat=True))
+    runners = Runner.objects.values_list("pk", flat=True)
+    entities = Entity.objects.values_list("url", flat=True)
+    assert shown == {*runners, *entities}
+    assert len(entities) > 1
 
 
 def test_runners_keep_their_owners_status_and_profiles(source):
