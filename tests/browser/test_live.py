@@ -73,7 +73,7 @@ def test_a_message_of_another_process_appears_in_the_open_conversation(
     expect(talk.locator(".pw-told-tool")).to_contain_text("search started")
     expect(talk.locator(".pw-told-error")).to_contain_text("no such kettle")
     expect(talk.locator(".pw-told-state").last).to_contain_text("state:mood m insert")
-    claim.done()
+    claim.done(alice("HEAD", "/agent/e1/main").headers["Stream-Next-Offset"])
     expect(rule).to_contain_text("released")
     expect(rule).to_contain_text("held for")
     # All is acked but what nobody has worked off yet.
@@ -86,8 +86,9 @@ def test_a_message_of_another_process_appears_in_the_open_conversation(
 def test_it_stays_at_the_end_unless_somebody_reads_above(page: Page, talk: Locator, alice: Any):
     for number in range(40):
         alice.send(payload=f"line {number}")
-    talk.evaluate("element => element.scrollIntoView({block: 'end'})")
     last = talk.get_by_text("line 39", exact=True)
+    expect(last).to_have_count(1)
+    talk.evaluate("element => element.scrollIntoView({block: 'end'})")
     expect(last).to_be_in_viewport()
     talk.evaluate("element => element.scrollTop = 100")
     alice.send(payload="news")
