@@ -195,7 +195,8 @@ def test_what_came_since_is_told_once(operator: Client, entity: Entity, alice: A
     for number in range(conversation.PAGE + 5):
         alice.send(payload=f"n{number}")
     first = conversation.after(entity, newest.last)
-    rest = operator.get(url, {"after": first.last, "seen": first.seen}, headers=headers)
+    on: dict[str, Any] = {"after": first.last, "seen": first.seen}
+    rest = operator.get(url, on, headers=headers)
     assert rest.content.decode().count("<article") == 6
     # An end of a claim is no event, and is told all the same.
     alice.claim()
