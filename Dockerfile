@@ -6,9 +6,14 @@
 ARG PYTHON=python:3.13-slim@sha256:6771159cd4fa5d9bba1258caf0b82e6b73458c694d178ad97c5e925c2d0e1a91
 
 FROM ${PYTHON} AS packages
-RUN python -m venv /venv
-COPY requirements/base.txt .
-RUN /venv/bin/pip install --no-cache-dir --require-hashes -r base.txt
+WORKDIR /build
+# Besides base, what is optional: --build-arg EXTRAS="observability sso" is with OpenTelemetry and Sentry, and with
+# operators' login at a provider and the second factor.
+ARG EXTRAS=
+COPY requirements/*.txt ./
+RUN python -m venv /venv && for name in base ${EXTRAS}; do \
+        /venv/bin/pip install --no-cache-dir --require-hashes -r "$name.txt" || exit; \
+    done
 
 FROM ${PYTHON}
 RUN useradd --system --uid 10001 --home-dir /app --shell /usr/sbin/nologin pullwake \

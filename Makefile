@@ -130,7 +130,7 @@ $(HA_ENV)/.ha: requirements/ha.txt $(BIN)/python
 
 .PHONY: lock
 lock: $(VENV)/.dev ## Lock requirements/*.in again (ARGS=--upgrade for newer versions)
-	for name in base dev sdk ha; do \
+	for name in base observability sso dev sdk ha; do \
 		$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --system-certs \
 			--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' $(ARGS) \
 			--output-file requirements/$$name.txt requirements/$$name.in || exit; \

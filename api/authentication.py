@@ -135,6 +135,10 @@ def access_token(request: HttpRequest) -> tokens.Credential | None:
     return _behind(request, secret)
 
 
+HANDLER = "handler"
+"""Who calls, for the log, where a claim's own token says no more."""
+
+
 def caller_name(request: HttpRequest, who: Any, status: int) -> str:
     """Who calls, for the log: the principal's key, and for whom; "unknown" with a bad credential.
 
@@ -150,7 +154,7 @@ def caller_name(request: HttpRequest, who: Any, status: int) -> str:
         return "unknown"
     try:
         if claim_token(request) is not None:
-            return "handler"
+            return HANDLER
         return proven_and_named(request)[0].key
     except PullwakeError:
         return "unknown"

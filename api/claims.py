@@ -6,16 +6,19 @@ from typing import Annotated, Any, Literal
 import msgspec
 from django.http import HttpRequest, HttpResponse
 from msgspec import UNSET, Meta, UnsetType
+from structlog.contextvars import bind_contextvars
 
-from api.authentication import bearer
+from api.authentication import HANDLER, bearer
 from api.lists import base_url
 from api.openapi import documented
 from api.views import ApiView, RunnerResource
 from claims import lifecycle
+from core import tracing
 from core.bodies import Body, JsonObject, answer, clean_text, decode, raw_body, read
 from core.clock import iso
 from core.errors import InvalidRequest, Unauthenticated
 from core.principals import Principal
+from core.tracing import TraceContext
 from dispatch.streams import offsets
 
 CURSOR_HEADER = "Pullwake-Cursor"
@@ -112,6 +115,10 @@ class ClaimBody(Body, frozen=True, kw_only=True):
     """The entity that was claimed."""
     principal: PrincipalBody
     """The entity's creator."""
+    traceparent: str | UnsetType = UNSET
+    """Where in a trace its first work was sent: the parent of what is done for it. W3C's."""
+    tracestate: str | UnsetType = UNSET
+    """W3C's, which goes with it."""
 
 
 class NothingToDo(Body, frozen=True, kw_only=True):
@@ -209,10 +216,24 @@ class ClaimView(RunnerResource):
             CURSOR_HEADER: offsets.encode(verdict.cursor),
             TAIL_HEADER: offsets.encode(verdict.claim.delivered_offset),
         }
-        return answer(claim_body(verdict, base_url(request)), headers=places)
+        bind_contextvars(**_facts(verdict))
+        return answer(claim_body(verdict, base_url(request), _place(verdict)), headers=places)
 
 
-def claim_body(made: lifecycle.Acquisition, callbacks: str) -> ClaimBody:
+def _facts(made: lifecycle.Acquisition) -> dict[str, Any]:
+    return {"entity": made.entity.url, "epoch": made.claim.epoch}
+
+
+def _place(made: lifecycle.Acquisition) -> TraceContext | None:
+    """Where in the trace of its message a claim is: in a span of its own, if any are made."""
+    if tracing.tracer is None or made.sent is None:
+        return made.sent
+    return tracing.tracer.claimed(made.sent, made.waited or timedelta(), _facts(made))
+
+
+def claim_body(
+    made: lifecycle.Acquisition, callbacks: str, place: TraceContext | None
+) -> ClaimBody:
     """A claim as its runner is told of it; ``callbacks`` is this server's own URL."""
     claim, entity = made.claim, made.entity
     creator = Principal.parse(entity.created_by)
@@ -238,6 +259,8 @@ def claim_body(made: lifecycle.Acquisition, callbacks: str) -> ClaimBody:
             createdBy=entity.created_by,
         ),
         principal=PrincipalBody(url=creator.url, key=creator.key, kind=creator.kind, id=creator.id),
+        traceparent=UNSET if place is None else place.traceparent,
+        tracestate=UNSET if place is None else place.state or UNSET,
     )
 
 
@@ -260,15 +283,18 @@ class CallbackView(ApiView):
         token = request.META.get("HTTP_ELECTRIC_CLAIM_TOKEN") or bearer(request)
         if not token:
             raise Unauthenticated("A callback needs its claim token.")
+        bind_contextvars(consumer_id=consumer_id)
         try:
             body = decode(raw_body(request), Callback, reports=["error"])
             credentials = _credentials(body, consumer_id, token)
+            bind_contextvars(epoch=credentials.epoch)
             acks = _acks(body)
         except InvalidRequest:
             # A caller without the claim gets 401, not a hint about the body.
             lifecycle.authenticate(consumer_id, token)
             raise
         done = _carry_out(body, credentials, acks)
+        bind_contextvars(principal=HANDLER)
         self.verb, self.reports = _verb(body, done)
         return answer(done)
 

@@ -75,6 +75,11 @@ PARAMETERS: dict[str, tuple[str, Any]] = {
         ),
         "5f1c2a",
     ),
+    "traceparent": (
+        "Where in a trace the message is sent, as W3C has it: its claim tells the runner.",
+        "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    ),
+    "tracestate": ("W3C's, which goes with it.", "rojo=00f067aa0ba902b7"),
 }
 """What each is, and an example."""
 

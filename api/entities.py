@@ -34,6 +34,7 @@ from core.clock import epoch_ms
 from core.errors import DuplicateUrl, Forbidden, InvalidRequest, NotFound
 from core.identifiers import is_entity_url, is_id
 from core.principals import Principal
+from core.tracing import context_of
 from dispatch import entities, inbox, signals, types
 from dispatch.messages import Message
 from dispatch.models import STATUSES, Entity, EntityQuerySet
@@ -350,7 +351,13 @@ class EntityView(EntityResource):
         """Who calls; `put` alone takes one who calls in another's name. Raises Forbidden."""
         return self.actor.require_itself()
 
-    @documented("Make an entity", body=NewEntity, answers={201: EntityBody}, errors=[409])
+    @documented(
+        "Make an entity",
+        body=NewEntity,
+        answers={201: EntityBody},
+        errors=[409],
+        headers=["traceparent", "tracestate"],
+    )
     def put(self, request: HttpRequest, type_name: str, name: str) -> HttpResponse:
         """Make an entity, and wake it if it is made with a first message."""
         bad = [] if is_id(type_name) and type_name not in RESERVED_TYPES else ["/type"]
@@ -373,6 +380,7 @@ class EntityView(EntityResource):
                 caller.url,
                 type=body.initialMessageType or None,
                 principal=caller.url,
+                trace=_trace(request),
             )
         try:
             entity, txid = entities.create(
@@ -425,6 +433,12 @@ class EntityView(EntityResource):
         return HttpResponse(status=204)
 
 
+def _trace(request: HttpRequest) -> str | None:
+    """Where in a trace a message is sent, as that is kept."""
+    place = context_of(request)
+    return None if place is None else place.dump()
+
+
 def _watch(asked: NewWatch) -> entities.Watch:
     wish = conditions.wish(
         asked.condition,
@@ -465,7 +479,13 @@ class SendView(ActorView):
 
     authentication_classes = (HandlerAuthentication,)
 
-    @documented("Send a message", body=NewMessage, answers={200: Sent}, errors=[409])
+    @documented(
+        "Send a message",
+        body=NewMessage,
+        answers={200: Sent},
+        errors=[409],
+        headers=["traceparent", "tracestate"],
+    )
     def post(self, request: HttpRequest, type_name: str, name: str) -> HttpResponse:
         """Append a message to an entity's stream, and wake it."""
         body = read(request, NewMessage)
@@ -485,6 +505,7 @@ class SendView(ActorView):
             position=body.position or None,
             principal=self.caller.url,
             agent=agent,
+            trace=_trace(request),
         )
         after = timedelta(milliseconds=max(body.afterMs or 0, 0))
         return answer(Sent(txid=entities.send(entity, message, after)))

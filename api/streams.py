@@ -13,8 +13,9 @@ import msgspec
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
+from structlog.contextvars import bind_contextvars
 
-from api.authentication import access_token, claim_token, reader_of
+from api.authentication import HANDLER, access_token, claim_token, reader_of
 from api.http_errors import error_response, status_of, translate
 from api.openapi import documented
 from api.permissions import MayReadOrAct
@@ -33,6 +34,7 @@ from core.errors import (
     Unauthenticated,
 )
 from core.identifiers import hash_secret, require_id
+from core.principals import Principal
 from dispatch import entities
 from dispatch.models import Entity
 from dispatch.streams import offsets, producers, reads, waiters
@@ -97,7 +99,7 @@ class MainStreamView(ApiView):
     )
     def get(self, request: HttpRequest, type_name: str, name: str) -> HttpResponseBase:
         """For whoever may read the entity, and the holder of its active claim."""
-        entity = _find_to_read(request, type_name, name)
+        self.who, entity = _find_to_read(request, type_name, name)
         return serve(request, reads.EventsOf(entity.pk))
 
     @documented("Find the tail of an entity's stream", answers={200: None})
@@ -127,30 +129,33 @@ class MainStreamView(ApiView):
             writes.require_holder(entity, token)
             raise
         appended = writes.append(entity, token, events, sequence)
+        bind_contextvars(principal=HANDLER)
         next_offset = offsets.encode(appended.tail)
         if appended.unseen_work is not None:
             next_offset = offsets.encode_just_past(appended.unseen_work - 1)
         return answer_append(next_offset, sequence, is_new=appended.is_new)
 
 
-def _find_to_read(request: HttpRequest, type_name: str, name: str) -> Entity:
-    """The entity, for one who may read its stream. Raises Unauthenticated, NotFound, Forbidden.
+def _find_to_read(
+    request: HttpRequest, type_name: str, name: str
+) -> tuple[Principal | None, Entity]:
+    """The principal that calls, None for a handler, and the entity, whose stream it may read.
 
+    Raises Unauthenticated, NotFound, Forbidden.
     NotFound is for principals; see `_find_for_holder`.
     """
     token = claim_token(request)
     if token is None:
         caller, runner_id = reader_of(request)
         entity = entities.find(type_name, name)
-        if runner_id is None and entities.may_read(entity, caller):
-            return entity
-        if not acting.may_read(caller, entity, runner_id):
+        own = runner_id is None and entities.may_read(entity, caller)
+        if not own and not acting.may_read(caller, entity, runner_id):
             raise Forbidden(MayReadOrAct.message)
-        return entity
+        return caller, entity
     entity = _find_for_holder(type_name, name)
     if not entity.claims.opened_by(hash_secret(token)).exists():
         raise Unauthenticated(writes.NOT_THE_HOLDER)
-    return entity
+    return None, entity
 
 
 def _find_for_holder(type_name: str, name: str) -> Entity:

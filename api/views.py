@@ -13,6 +13,7 @@ from django.http.response import HttpResponseBase
 from rest_framework.permissions import SAFE_METHODS
 from rest_framework.request import Request
 from rest_framework.views import APIView
+from structlog.contextvars import bind_contextvars
 
 from api import origins, throttles
 from api.authentication import RunnerAuthentication, caller_name
@@ -57,6 +58,7 @@ class ApiView(APIView):
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         """Look at where it comes from, authenticate, ask the permission and throttle classes."""
+        bind_contextvars(**_subject(kwargs))
         origins.require_own(request)
         self.perform_authentication(request)
         self.who = request.user
@@ -83,6 +85,8 @@ class ApiView(APIView):
         The request is done with the database: a reader that takes its time holds no connection.
         """
         hand_back()
+        if self.who is not None:
+            bind_contextvars(principal=caller_name(request, self.who, response.status_code))
         self._note(request, response)
         if response.status_code == 405:
             response.headers["Allow"] = ", ".join(self.allowed_methods)
@@ -102,9 +106,11 @@ class ApiView(APIView):
             if self.reports and not settings.PULLWAKE_AUDIT_REPORTS:
                 return
         method = getattr(self, str(request.method).lower(), None)
-        response.headers["X-Request-Id"] = audit.note(
+        principal = caller_name(request, self.who, response.status_code)
+        bind_contextvars(principal=principal)
+        audit.note(
             request,
-            principal=caller_name(request, self.who, response.status_code),
+            principal=principal,
             verb=self.verb or str(getattr(method, "verb", request.method)),
             answer=response.status_code,
             refused=refused,
@@ -123,6 +129,15 @@ class ApiView(APIView):
     def caller(self) -> Principal:
         """The authenticated principal."""
         return cast(Principal, self.request.user)
+
+
+def _subject(names: dict[str, str]) -> dict[str, str]:
+    """The runner or the entity that an address names."""
+    if "runner_id" in names:
+        return {"runner": names["runner_id"]}
+    if "type_name" in names:
+        return {"entity": f"/{names['type_name']}/{names['name']}"}
+    return {}
 
 
 class RunnerResource(ApiView):

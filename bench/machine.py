@@ -124,7 +124,7 @@ class Server:
 
     def memory(self) -> int:
         """Bytes that its processes hold, shared pages counted once (PSS)."""
-        return sum(_pss(pid) for pid in tree(self.process.pid))
+        return sum(pss(pid) for pid in tree(self.process.pid))
 
     def refuse_complaints(self) -> None:
         """Raise BenchError if it logged anything at WARNING or above."""
@@ -234,7 +234,7 @@ def _stat(pid: int) -> Sequence[str]:
         return ["0"] * 50
 
 
-def _pss(pid: int) -> int:
+def pss(pid: int) -> int:
     try:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):

@@ -7,7 +7,8 @@ import secrets
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import django
@@ -18,25 +19,36 @@ os.environ |= {"DJANGO_SETTINGS_MODULE": "config.settings", "PULLWAKE_LOG_LEVEL"
 django.setup()
 
 from chaos.evidence import Evidence  # noqa: E402  Django is set up first
-from chaos.judge import Streams, judge  # noqa: E402
+from chaos.families import FORGET, Families  # noqa: E402
+from chaos.judge import Facts, Streams, judge, judge_families  # noqa: E402
+from chaos.runner import CHILDREN  # noqa: E402
 from chaos.storm import NO_FENCE, Storm  # noqa: E402
-from tests.support import Database, migrated_template  # noqa: E402
+from tests.support import migrated_template  # noqa: E402
+
+Judge = Callable[[Facts, Streams, Mapping[str, str]], list[str]]
 
 
-async def run(database: Database, folder: Path, seconds: float, seed: int) -> list[str]:
-    """What was broken; says what happens, and how much was seen."""
-    async with Storm(database, folder, seed, lambda what: print(f"  {what}", flush=True)) as storm:
+async def run(storm: Storm, seconds: float, judges: Judge = judge) -> list[str]:
+    """What was broken; says how much was seen."""
+    async with storm:
         await storm.rage(seconds)
         streams, statuses = await storm.settle()
-    return verdict(storm.evidence, streams, statuses)
+    return verdict(storm.evidence, streams, statuses, judges)
 
 
-def verdict(evidence: Evidence, streams: Streams, statuses: Mapping[str, str]) -> list[str]:
+def verdict(
+    evidence: Evidence, streams: Streams, statuses: Mapping[str, str], judges: Judge = judge
+) -> list[str]:
     """What was broken; says how much was seen."""
     facts = evidence.read()
     counts = Counter(fact["fact"] for fact in facts)
-    print(", ".join(f"{counts[fact]} {fact}" for fact in ("sent", "held", "appended")))
-    return judge(facts, streams, statuses)
+    print(", ".join(f"{count} {fact}" for fact, count in sorted(counts.items())))
+    return judges(facts, streams, statuses)
+
+
+def say(what: str) -> None:
+    """Say what happens."""
+    print(f"  {what}", flush=True)
 
 
 def main() -> int:
@@ -45,7 +57,19 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6))
     parser.add_argument(
+        "--families",
+        type=int,
+        metavar="N",
+        help=f"N parents that spawn {CHILDREN} children each, until each has heard of each, or"
+        " --minutes have passed",
+    )
+    parser.add_argument(
         "--broken-fence", action="store_true", help="give epochs again, for the judge to see"
+    )
+    parser.add_argument(
+        "--broken-memory",
+        action="store_true",
+        help="tell parents of work that is done over again, for the judge to see",
     )
     asked = parser.parse_args()
     if not os.environ.get("DATABASE_URL"):
@@ -55,7 +79,14 @@ def main() -> int:
     with migrated_template(folder) as database:
         if asked.broken_fence:
             database.execute(NO_FENCE)
-        broken = asyncio.run(run(database, folder, asked.minutes * 60, asked.seed))
+        if asked.broken_memory:
+            database.execute(FORGET)
+        storm = Storm(database, folder, asked.seed, say)
+        judges: Judge = judge
+        if asked.families:
+            storm = Families(database, folder, asked.seed, say, asked.families)
+            judges = partial(judge_families, children=CHILDREN)
+        broken = asyncio.run(run(storm, asked.minutes * 60, judges))
     for sentence in broken:
         print(sentence)
     kept = f"{len(broken)} promises broken" if broken else "every promise kept"

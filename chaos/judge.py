@@ -1,7 +1,8 @@
 """The judge: holds what was seen against what is there in the end; no server has a say in it.
 
 Facts, by `chaos.evidence`: *sent* (entity, message), once a send was acknowledged; *held* (entity,
-epoch, holder), as a handler begins; *appended* (what it wrote), once that was acknowledged.
+epoch, holder), as a handler begins; *appended* (what it wrote), once that was acknowledged; *heard*
+(entity, child), as a parent's handler is given that.
 """
 
 from collections import Counter, defaultdict
@@ -21,6 +22,32 @@ def judge(facts: Facts, streams: Streams, statuses: Mapping[str, str]) -> list[s
         *_written_past_the_fence(streams),
         *_left_behind(statuses),
     ]
+
+
+def judge_families(
+    facts: Facts, streams: Streams, statuses: Mapping[str, str], children: int
+) -> list[str]:
+    """`judge` for parents, whose streams these are, each of so many children."""
+    return [*_told_of(facts, streams, children), *_left_behind(statuses)]
+
+
+def _told_of(facts: Facts, streams: Streams, children: int) -> Iterable[str]:
+    """A parent was told of each child exactly once, what it answered; a handler was given that."""
+    heard = {(fact["entity"], fact["child"]) for fact in facts if fact["fact"] == "heard"}
+    for url, events in streams.items():
+        wakes = [event["value"] for event in events if event["type"] == "wake"]
+        told = [wake["finished_child"] for wake in wakes if "finished_child" in wake]
+        times = Counter(child["url"] for child in told)
+        name = url.rpartition("/")[2]
+        expected = [f"/child/{name}-{number}" for number in range(children)]
+        for child in [*expected, *(times.keys() - set(expected))]:
+            if times[child] != (child in expected):
+                yield f"{url} was told of {child} {times[child]} times."
+            if times[child] and (url, child) not in heard:
+                yield f"{url} was told of {child}, and no handler was given that."
+        for each in told:
+            if (each["run_status"], each.get("response")) != ("completed", each["url"]):
+                yield f"{url} was told wrongly: {each}."
 
 
 def _lost(facts: Facts, streams: Streams) -> Iterable[str]:

@@ -63,13 +63,22 @@ def said(happening: Callable[..., Awaitable[None]]) -> str:
 class Storm:
     """Servers, runners and senders; `rage` for a while, then `settle` and look."""
 
-    def __init__(self, database: Database, folder: Path, seed: int, say: Callable[[str], None]):
+    kind = "agent"
+
+    def __init__(
+        self,
+        database: Database,
+        folder: Path,
+        seed: int,
+        say: Callable[[str], None],
+        entities: int = ENTITIES,
+    ) -> None:
         self.database = database
         self.folder = folder
         self.evidence = Evidence(folder / "evidence.jsonl")
         self.random = random.Random(seed)
         self.say = say
-        self.urls = [f"/agent/e{number}" for number in range(ENTITIES)]
+        self.urls = [f"/{self.kind}/e{number}" for number in range(entities)]
         self.sending = True
         self._open = AsyncExitStack()
         self._runners: list[subprocess.Popen[bytes]] = []
@@ -92,14 +101,21 @@ class Storm:
         self._open.callback(self._kill_runners)
         for number in range(RUNNERS):
             self._runners.append(self._start_runner(number))
-        for number, entity in enumerate(self.urls):
-            target = {"type": "runner", "runnerId": f"r{number % RUNNERS}"}
-            body = {"dispatch_policy": {"targets": [target]}}
-            await self._repeat("PUT", f"/_electric/entities{entity}", body, 201)
+        await self._make_entities()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._open.aclose()
+
+    async def _make_entities(self) -> None:
+        for number, entity in enumerate(self.urls):
+            await self._make(entity, f"r{number % RUNNERS}")
+
+    async def _make(self, entity: str, runner_id: str, **facts: Any) -> None:
+        policy = {"targets": [{"type": "runner", "runnerId": runner_id}]}
+        body = {"dispatch_policy": policy, **facts}
+        # The answer may have been lost, or the runner may be yet to come.
+        await self._repeat("PUT", f"/_electric/entities{entity}", body, 201, 409)
 
     def _kill_runners(self) -> None:
         for runner in self._runners:
@@ -114,12 +130,12 @@ class Storm:
                 cwd=ROOT, stdout=log, stderr=log,
             )  # fmt: skip
 
-    async def _repeat(self, method: str, path: str, body: Any, status: int) -> None:
+    async def _repeat(self, method: str, path: str, body: Any, *statuses: int) -> None:
         """Ask until it is answered so, as whoever must know does."""
         while True:
             with suppress(httpx2.TransportError):
                 answer = await self.http.request(method, path, json=body)
-                if answer.status_code == status:
+                if answer.status_code in statuses:
                     return
             await asyncio.sleep(0.1)
 
@@ -148,10 +164,13 @@ class Storm:
         over = asyncio.get_running_loop().time() + seconds
         async with self.load():
             while asyncio.get_running_loop().time() < over:
-                happening = self.random.choice(self.happenings())
-                self.say(said(happening))
-                await happening()
-                await asyncio.sleep(self.random.uniform(0.5, 1.5))
+                await self._let_something_happen()
+
+    async def _let_something_happen(self) -> None:
+        happening = self.random.choice(self.happenings())
+        self.say(said(happening))
+        await happening()
+        await asyncio.sleep(self.random.uniform(0.5, 1.5))
 
     def happenings(self) -> list[Callable[[], Awaitable[None]]]:
         """What may happen; whatever was ended is started again."""

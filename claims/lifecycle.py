@@ -49,6 +49,7 @@ from typing import Any
 from django.db import transaction
 from django.db.models import BigIntegerField, DateTimeField, ExpressionWrapper, F
 from django.db.models.functions import Greatest, Now
+from structlog.contextvars import bind_contextvars
 
 from claims import dead_letters
 from claims.metrics import CLAIM_REQUESTS, CLAIM_WAIT, CLAIM_WORK, RUNNER_CLAIM_ENDS
@@ -69,6 +70,7 @@ from core.errors import (
 from core.identifiers import hash_secret, new_secret
 from core.metrics import runner_name, type_name
 from core.prepared import Insert, Param, Select, Update
+from core.tracing import TraceContext
 from dispatch import signals, wakes
 from dispatch.models import DispatchState, Entity, Wake
 from dispatch.streams import registrations
@@ -115,7 +117,8 @@ class Acquisition:
 
     ``just_past`` is the offset before the first work past the cursor, or the tail if there is none.
     ``attempt`` is 1, and more after failures in a row. ``waited`` is how long its wake was
-    unclaimed; None where a request is answered again.
+    unclaimed; None where a request is answered again. ``sent`` is where in a trace the message was
+    sent that is the first to be done.
     """
 
     claim: ConsumerClaim
@@ -125,6 +128,7 @@ class Acquisition:
     just_past: int
     attempt: int
     waited: timedelta | None = None
+    sent: TraceContext | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +203,7 @@ def _acquire_asked(
     if nonce_hash:
         made = _made_before(runner, nonce_hash).first()
         if made is not None:
-            oldest = partial(wakes.lock_of, made.entity_id or 0)
+            oldest = partial(wakes.lock_claimed, made.entity_id or 0)
     while (found := _acquire(runner, oldest, nonce_hash)) is None and (
         runner.wakes.outstanding().exists()
     ):
@@ -308,7 +312,8 @@ def _told_of(
 ) -> Acquisition:
     just_past = state.given_offset - 1 if state.given_offset else claim.delivered_offset
     attempt = state.failures + 1
-    return Acquisition(claim, state.entity, token, state.cursor, just_past, attempt, waited)
+    sent = TraceContext.load(state.first_trace)
+    return Acquisition(claim, state.entity, token, state.cursor, just_past, attempt, waited, sent)
 
 
 def _made_before(runner: Runner, nonce_hash: str) -> ClaimQuerySet:
@@ -378,21 +383,25 @@ def _proof(credentials: Credentials) -> dict[str, Any]:
 
 
 _MINT = Update(
-    lambda: _proven(ConsumerClaim.objects.active()), write_token_hash=Param("write_token_hash")
+    lambda: _proven(ConsumerClaim.objects.active()),
+    returning=["entity_url"],
+    write_token_hash=Param("write_token_hash"),
 )
 
 
 def mint(credentials: Credentials) -> str:
     """A new write token for an active claim; the former one is dead. See `_refusal` for errors."""
     token = new_secret("pww")
-    if not _MINT.count(**_proof(credentials), write_token_hash=hash_secret(token)):
+    rows = _MINT.returned(**_proof(credentials), write_token_hash=hash_secret(token))
+    if not rows:
         raise _refusal(credentials)
+    bind_contextvars(entity=rows[0][0])
     return token
 
 
 _RENEW = Update(
     lambda: _proven(ConsumerClaim.objects.active()),
-    returning=["lease_expires_at"],
+    returning=["lease_expires_at", "entity_url"],
     last_heartbeat_at=Now(),
     lease_expires_at=Now() + F("lease"),
 )
@@ -417,7 +426,9 @@ def _renew(credentials: Credentials) -> datetime:
     rows = _RENEW.returned(**_proof(credentials))
     if not rows:
         raise _refusal(credentials)
-    expires_at: datetime = rows[0][0]
+    expires_at: datetime
+    ((expires_at, entity_url),) = rows
+    bind_contextvars(entity=entity_url)
     return expires_at
 
 
@@ -687,6 +698,7 @@ def _lock(credentials: Credentials) -> tuple[ConsumerClaim, DispatchState]:
     assert claim.entity is not None  # noqa: S101  it is joined by its dispatch state
     state = claim.entity.dispatch_state
     state.now = claim.now
+    bind_contextvars(entity=claim.entity_url)
     return claim, wakes.remember(state)
 
 

@@ -160,6 +160,18 @@ def tell_health(*, limit: int) -> int:
     return count
 
 
+def with_presence(runners: RunnerQuerySet) -> RunnerQuerySet:
+    """`with_health`, and with ``presence``, as `runners.health.presence` has it, and ``condition``:
+    the health of one that has not stopped, of which that says nothing.
+    """
+    gone = Q(liveness_status="expired", liveness__diagnostics__status="stopped", held=0)
+    stopped = When(gone, then=Value("stopped"))
+    return with_health(runners).annotate(
+        presence=Case(stopped, default=F("liveness_status"), output_field=CharField()),
+        condition=Case(stopped, default=F("health_status"), output_field=CharField()),
+    )
+
+
 def _case(default: str, *cases: tuple[Q, str]) -> Case:
     return Case(
         *(When(condition, then=Value(word)) for condition, word in cases),

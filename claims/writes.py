@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.db import transaction
+from structlog.contextvars import bind_contextvars
 
 from claims.models import ConsumerClaim
 from core.errors import Unauthenticated
@@ -82,6 +83,7 @@ def append(
         if state is None:
             raise Unauthenticated(NOT_THE_HOLDER)
         claim = require_holder(entity, token)
+        bind_contextvars(epoch=claim.epoch)
         appended = streams.append(state, events, sequence, objections)
         if appended.is_new:
             wakes.save(state)

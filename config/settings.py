@@ -7,6 +7,7 @@ import socket
 import tempfile
 from contextlib import suppress
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,6 +20,7 @@ from config.serving import cooperative
 from core.principals import Principal
 from core.version import VERSION
 from operators import theme
+from operators.roles import ROLES
 
 env = Environment()
 _number = env.number
@@ -175,6 +177,19 @@ PULLWAKE_TOKEN_DAYS = _number("PULLWAKE_TOKEN_DAYS", 0 if DEVELOPMENT else 90, 0
 PULLWAKE_AUDIT_REPORTS = env.bool("PULLWAKE_AUDIT_REPORTS", not DEVELOPMENT)
 # How many entity types, and how many runners, metrics name; the others are one.
 PULLWAKE_METRICS_NAMES = _number("PULLWAKE_METRICS_NAMES", 100, 0, 10_000)
+# Whether each request is a line of the log.
+PULLWAKE_ACCESS_LOG = env.bool("PULLWAKE_ACCESS_LOG", not DEVELOPMENT)
+PULLWAKE_TRACES = env.bool("PULLWAKE_TRACES", False)
+SENTRY_DSN = env.str("SENTRY_DSN", "")
+for _name, _wanted, _package in (
+    ("PULLWAKE_TRACES", PULLWAKE_TRACES, "opentelemetry"),
+    ("SENTRY_DSN", SENTRY_DSN, "sentry_sdk"),
+):
+    if _wanted and find_spec(_package) is None:
+        raise ImproperlyConfigured(
+            f"{_name} is set, and {_package} is not installed. Leave {_name} out, or run "
+            "pip install --require-hashes -r requirements/observability.txt."
+        )
 PULLWAKE_RETENTION_DAYS = _number("PULLWAKE_RETENTION_DAYS", 30, 1, 36_500)
 # What one principal may: 0 is without a limit. The first two are of each worker process.
 PULLWAKE_RATE_PER_S = _number("PULLWAKE_RATE_PER_S", 2_000, 0, 1_000_000)
@@ -184,6 +199,70 @@ PULLWAKE_MAX_ENTITIES = _number("PULLWAKE_MAX_ENTITIES", 1_000_000, 0, 10**9)
 PULLWAKE_MAX_TYPES = _number("PULLWAKE_MAX_TYPES", 1_000, 0, 10**9)
 PULLWAKE_MAX_SHARED_STATES = _number("PULLWAKE_MAX_SHARED_STATES", 100_000, 0, 10**9)
 PULLWAKE_MAX_PRODUCERS = _number("PULLWAKE_MAX_PRODUCERS", 10_000, 0, 10**9)
+
+# --- Operators' login --------------------------------------------------------------------------
+
+
+def _roles(name: str) -> dict[str, str]:
+    """Roles of operators by the name of a group elsewhere."""
+    found = {}
+    for each in env.list(name, default=[]):
+        group, _, role = each.rpartition("=")
+        if not group.strip() or role.strip() not in ROLES:
+            raise ImproperlyConfigured(
+                f"{name} has {each!r}; it must look like their-group=operators, with one of "
+                f"{' and '.join(sorted(ROLES))}."
+            )
+        found[group.strip()] = role.strip()
+    return found
+
+
+PULLWAKE_OPERATOR_GROUPS = _roles("PULLWAKE_OPERATOR_GROUPS")
+PULLWAKE_OIDC_ISSUER = env.str("PULLWAKE_OIDC_ISSUER", "").rstrip("/")
+PULLWAKE_OIDC_CLIENT_ID = env.str("PULLWAKE_OIDC_CLIENT_ID", "")
+PULLWAKE_OIDC_CLIENT_SECRET = env.str("PULLWAKE_OIDC_CLIENT_SECRET", "")
+PULLWAKE_OIDC_NAME = env.str("PULLWAKE_OIDC_NAME", "single sign-on")
+PULLWAKE_OIDC_SCOPES = env.str("PULLWAKE_OIDC_SCOPES", "openid profile email")
+PULLWAKE_OIDC_USERNAME_CLAIM = env.str("PULLWAKE_OIDC_USERNAME_CLAIM", "sub")
+PULLWAKE_OIDC_GROUPS_CLAIM = env.str("PULLWAKE_OIDC_GROUPS_CLAIM", "groups")
+_issuer = urlsplit(PULLWAKE_OIDC_ISSUER)
+if PULLWAKE_OIDC_ISSUER:
+    if _issuer.scheme not in ("http", "https") or not _issuer.hostname or _issuer.query:
+        raise ImproperlyConfigured(
+            f"PULLWAKE_OIDC_ISSUER is {PULLWAKE_OIDC_ISSUER!r}; it must look like "
+            "https://login.example.com/realms/ours, as the provider names itself."
+        )
+    if not PULLWAKE_OIDC_CLIENT_ID:
+        raise ImproperlyConfigured(
+            "PULLWAKE_OIDC_ISSUER is set, and PULLWAKE_OIDC_CLIENT_ID is not: register Pullwake at "
+            "the provider, which gives it an id."
+        )
+    if "openid" not in PULLWAKE_OIDC_SCOPES.split():
+        raise ImproperlyConfigured("PULLWAKE_OIDC_SCOPES must have openid among them.")
+    if not all(map(find_spec, ("authlib", "requests"))):
+        raise ImproperlyConfigured(
+            "PULLWAKE_OIDC_ISSUER needs Authlib, which is not installed: "
+            "pip install --require-hashes -r requirements/sso.txt."
+        )
+PULLWAKE_REMOTE_USER_HEADER = env.str("PULLWAKE_REMOTE_USER_HEADER", "")
+PULLWAKE_REMOTE_GROUPS_HEADER = env.str("PULLWAKE_REMOTE_GROUPS_HEADER", "X-Forwarded-Groups")
+PULLWAKE_REMOTE_USER_PROXIES = _networks("PULLWAKE_REMOTE_USER_PROXIES")
+if PULLWAKE_REMOTE_USER_HEADER and not PULLWAKE_REMOTE_USER_PROXIES:
+    raise ImproperlyConfigured(
+        "PULLWAKE_REMOTE_USER_HEADER is set, and PULLWAKE_REMOTE_USER_PROXIES is not: name the "
+        "addresses of the proxy that sends it, and that lets nobody else send it."
+    )
+
+PULLWAKE_TOTP = env.str("PULLWAKE_TOTP", "off")
+if PULLWAKE_TOTP not in ("off", "optional", "required"):
+    raise ImproperlyConfigured(
+        f"PULLWAKE_TOTP is {PULLWAKE_TOTP!r}; it must be 'off', 'optional' or 'required'."
+    )
+if PULLWAKE_TOTP != "off" and not all(map(find_spec, ("django_otp", "segno"))):
+    raise ImproperlyConfigured(
+        "PULLWAKE_TOTP needs django-otp, which is not installed: "
+        "pip install --require-hashes -r requirements/sso.txt."
+    )
 
 # --- Database ---------------------------------------------------------------------------------
 
@@ -308,6 +387,22 @@ MIDDLEWARE = [
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "axes.middleware.AxesMiddleware",
 ]
+_logins = []
+if PULLWAKE_REMOTE_USER_HEADER:
+    _logins += ["operators.remote_user.with_remote_user"]
+if PULLWAKE_TOTP != "off":
+    INSTALLED_APPS += [
+        "django_otp",
+        "django_otp.plugins.otp_totp",
+        "django_otp.plugins.otp_static",
+    ]
+    _logins += [
+        "django_otp.middleware.OTPMiddleware",
+        "operators.second_factor.with_second_factor",
+    ]
+_place = MIDDLEWARE.index("django.contrib.messages.middleware.MessageMiddleware")
+MIDDLEWARE[_place:_place] = _logins
+OTP_TOTP_ISSUER = "Pullwake"
 if PULLWAKE_CORS_ORIGINS:
     INSTALLED_APPS += ["corsheaders"]
 CORS_ALLOW_ALL_ORIGINS = "*" in PULLWAKE_CORS_ORIGINS
@@ -318,6 +413,7 @@ CORS_ALLOW_HEADERS = [
     *default_headers,
     *("electric-principal", "electric-claim-token", "electric-owner-entity"),
     *("producer-id", "producer-epoch", "producer-seq", "if-none-match"),
+    *("traceparent", "tracestate", "x-request-id"),
 ]
 CORS_EXPOSE_HEADERS = ["*"]
 ROOT_URLCONF = "config.urls"
@@ -386,6 +482,8 @@ SILENCED_SYSTEM_CHECKS = [
 ]
 
 UNFOLD = theme.UNFOLD
+if PULLWAKE_TOTP != "off":
+    UNFOLD = {**UNFOLD, **theme.WITH_SECOND_FACTOR}
 REST_FRAMEWORK = {
     "EXCEPTION_HANDLER": "api.http_errors.exception_handler",
     "DEFAULT_AUTHENTICATION_CLASSES": ["api.authentication.PrincipalAuthentication"],
@@ -440,6 +538,8 @@ LOGGING = {
                 else structlog.processors.JSONRenderer(),
             ],
             "foreign_pre_chain": [
+                # Of the request that is being answered.
+                structlog.contextvars.merge_contextvars,
                 structlog.stdlib.add_log_level,
                 structlog.stdlib.add_logger_name,
                 structlog.processors.TimeStamper(fmt="iso"),

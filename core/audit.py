@@ -24,30 +24,33 @@ _MAX_TARGET = 512
 _REQUEST_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 
 
+def identify(request: HttpRequest) -> str:
+    """The request's id: a proxy's or the caller's X-Request-ID, or else one that is given here."""
+    request_id: str = request.META.get("HTTP_X_REQUEST_ID", "")
+    if not _REQUEST_ID.fullmatch(request_id):
+        request_id = request.META["HTTP_X_REQUEST_ID"] = secrets.token_hex(8)
+    return request_id
+
+
 def note(
     request: HttpRequest, *, principal: str, verb: str, answer: int | str, refused: bool = False
-) -> str:
-    """Leave the line of a request: the id that it has there.
+) -> None:
+    """Leave the line of a request.
 
     ``principal``: the key of the one who asked; ``answer``: an HTTP status, or a word.
     """
-    # A proxy may have named the request.
-    request_id: str = request.META.get("HTTP_X_REQUEST_ID", "")
-    if not _REQUEST_ID.fullmatch(request_id):
-        request_id = secrets.token_hex(8)
     facts = {
         "principal": principal,
         "verb": verb,
         "target": request.path[:_MAX_TARGET],
         "answer": answer,
         "address": client_address(request),
-        "request_id": request_id,
+        "request_id": identify(request),
     }
     if refused:
         logger.warning("refused", extra=facts)
     else:
         logger.info("done", extra=facts)
-    return request_id
 
 
 def record(row: Model, message: str, *, flag: int) -> None:

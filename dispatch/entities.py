@@ -30,7 +30,7 @@ from core.errors import (
 )
 from core.identifiers import new_id, new_txid, require_id
 from core.metrics import type_name as named
-from core.prepared import Param, Select
+from core.prepared import Insert, Param, Select
 from core.principals import Principal
 from dispatch import schemas, timers, types, wakes
 from dispatch.messages import Message
@@ -147,6 +147,9 @@ class _Target:
         return runner if self.owners is None else registry.require_owner(runner, *self.owners)
 
 
+_ADD = Insert(Entity, created_at=Now(), updated_at=Now())
+
+
 def create(
     caller: Principal,
     type_name: str,
@@ -192,7 +195,7 @@ def create(
             runner = target.check(registry.lock(target.runner_id))
         try:
             with transaction.atomic():
-                entity = Entity.objects.create(
+                entity = Entity(
                     type=type_name,
                     registration="" if entity_type is None else entity_type.registration,
                     url=url,
@@ -203,11 +206,13 @@ def create(
                     parent=parent,
                     created_by=caller.url,
                 )
+                _ADD.add(entity)
         except IntegrityError:
             raise DuplicateUrl(f"{url} exists.") from None
         others = Entity.objects.filter(created_by=caller.url).exclude(pk=entity.pk)
         quotas.take("entities", settings.PULLWAKE_MAX_ENTITIES, caller.url, others.count)
         state = wakes.begin(entity, runner)
+        entity = state.entity
         txid = new_txid()
         log.append(state, created_events(entity, entity_type, state.now, txid))
         state.cursor = state.tail
@@ -495,7 +500,7 @@ def deliver(state: DispatchState, message: Message, txid: str) -> None:
     key = message.key if message.key is not None else new_id("msg")
     headers = {"operation": "insert", "txid": txid}
     event = {"type": "inbox", "key": key, "value": value, "headers": headers}
-    log.append(state, [event], message_key=key)
+    log.append(state, [event], message_key=key, trace=message.trace)
     # News is worth a try at once, whatever failed before.
     state.retry_at = None
 

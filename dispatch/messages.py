@@ -10,7 +10,8 @@ class Message:
 
     ``sender`` is a principal's or an entity's URL; ``principal`` that of the principal whose
     rights held, ``agent`` that of the entity that speaks. Without a ``position`` a queued message
-    goes to the end of the queue.
+    goes to the end of the queue. ``trace`` is where it was sent: a `core.tracing.TraceContext`, as
+    that is kept.
     """
 
     payload: Any
@@ -21,3 +22,4 @@ class Message:
     position: str | None = None
     principal: str | None = None
     agent: str | None = None
+    trace: str | None = None

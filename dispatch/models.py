@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from django.db import models
-from django.db.models import Count, F, OuterRef, Q, Subquery, Window
+from django.db.models import Case, Count, F, OuterRef, Q, Subquery, When, Window
 from django.db.models.functions import Coalesce, Now, RowNumber
 from django.db.models.lookups import Exact
 
@@ -212,8 +212,19 @@ class DispatchStateQuerySet(models.QuerySet["DispatchState"]):
         return waiting.filter(place=1).order_by(since, "pk")
 
     def with_first_work(self) -> "DispatchStateQuerySet":
-        """With ``first_work``: the offset of the oldest work past the cursor, or None."""
-        named = {"first_work": _oldest_work("offset")}
+        """With ``first_work``: the offset of the oldest work past the cursor, or None.
+
+        And with ``first_trace``, what its message has for ``trace``; where no work lies past the
+        cursor that of the message which is the next to be taken from the queue.
+        """
+        queue = QueuedMessage.objects.filter(entity_id=OuterRef("entity_id"))
+        head = Subquery(queue.order_by("position", "offset").values("offset")[:1])
+        queued = StreamEvent.objects.filter(entity_id=OuterRef("pk"), offset=head)
+        past_cursor = When(last_work_offset__gt=F("cursor"), then=_oldest_work("trace"))
+        named = {
+            "first_work": _oldest_work("offset"),
+            "first_trace": Case(past_cursor, default=Subquery(queued.values("trace")[:1])),
+        }
         return self.annotate(**named)
 
     def counts(self) -> "models.QuerySet[DispatchState, tuple[int, ...]]":
@@ -306,7 +317,8 @@ class DispatchState(models.Model):
     objects = DispatchStateQuerySet.as_manager()
 
     now: datetime  # of `core.clock.with_now`
-    first_work: int | None  # of `with_first_work`
+    first_work: int | None = None  # of `with_first_work`
+    first_trace: str | None = None
     before: "tuple[object, ...] | None" = None
     """What was `seen` of it when it was locked; None of one that is new."""
 
@@ -482,6 +494,9 @@ class StreamEvent(models.Model):
     data = models.TextField()
     work = models.BooleanField(
         default=False, db_default=False, help_text="the entity is woken for it"
+    )
+    trace = models.TextField(
+        null=True, help_text="of a message, the trace that it was sent in: `core.tracing`"
     )
     created_at = models.DateTimeField(db_default=Now())
 

@@ -31,7 +31,7 @@ from django.db.models import DateTimeField, ExpressionWrapper, F, Q, Subquery
 from django.db.models.functions import Greatest, Now
 
 from core.clock import Milliseconds, epoch_ms, with_now
-from core.database import is_lock_refused
+from core.database import is_lock_refused, lock_name
 from core.identifiers import new_id
 from core.metrics import type_name
 from core.prepared import Insert, Param, Select, Update, Values, save_all
@@ -89,6 +89,16 @@ def lock_of(entity_id: int) -> DispatchState | None:
     return remember(_STATE_OF.first(entity=entity_id))
 
 
+_STATE_CLAIMED = Select(
+    lambda: _locking(DispatchState.objects.with_first_work().filter(entity=Param("entity")))
+)
+
+
+def lock_claimed(entity_id: int) -> DispatchState | None:
+    """`lock_of` for a state that may be taken; it has ``first_work``, as `take` needs it."""
+    return remember(_STATE_CLAIMED.first(entity=entity_id))
+
+
 _STATE_SUBSCRIBED = Select(
     lambda: _locking(
         DispatchState.objects.with_first_work().filter(
@@ -133,11 +143,17 @@ def _can_skip_locked() -> bool:
     return connection.features.has_select_for_update_skip_locked
 
 
+_BEGIN = Insert(DispatchState, watched=registrations.watched_from_birth(Param("url")))
+
+
 def begin(entity: Entity, runner: Runner | None) -> DispatchState:
-    """The dispatch state, locked, of an entity that has just been made."""
-    watched = registrations.watched_from_birth(entity.url)
-    DispatchState.objects.create(entity=entity, runner=runner, watched=watched)
-    (state,) = lock(DispatchState.objects.filter(entity=entity))
+    """The dispatch state, locked, of an entity that has just been made; with the entity as it is
+    in the database.
+    """
+    lock_name(entity.url)
+    _BEGIN.add(DispatchState(entity=entity, runner=runner), url=entity.url)
+    state = lock_of(entity.pk)
+    assert state is not None  # noqa: S101  it was made just now
     _show(entity, runner)
     return state
 
@@ -336,24 +352,32 @@ def _first_work(state: DispatchState) -> int | None:
     if state.first_work is not None and state.first_work > state.cursor:
         return state.first_work
     # It was looked for before the lock was waited for, and the state has changed since.
-    return oldest_work(state, state.cursor)
+    found = _oldest_work(state, state.cursor)
+    if found is not None:
+        state.first_trace = found[1]
+    return found and found[0]
 
 
 _OLDEST_WORK = Values(
     lambda: (
         StreamEvent.objects.filter(entity=Param("entity"), offset__gt=Param("after"), work=True)
         .order_by("offset")
-        .values_list("offset")[:1]
+        .values_list("offset", "trace")[:1]
     )
 )
 
 
-def oldest_work(state: DispatchState, after: int) -> int | None:
-    """The offset of the oldest work past this offset, or None."""
+def _oldest_work(state: DispatchState, after: int) -> tuple[int, str | None] | None:
     if state.last_work_offset <= after:
         return None
     row = _OLDEST_WORK.first(entity=state.entity_id, after=after)
-    return None if row is None else int(row[0])
+    return None if row is None else (int(row[0]), row[1])
+
+
+def oldest_work(state: DispatchState, after: int) -> int | None:
+    """The offset of the oldest work past this offset, or None."""
+    found = _oldest_work(state, after)
+    return found and found[0]
 
 
 def reemit(wakes: WakeQuerySet) -> int:

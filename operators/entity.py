@@ -5,7 +5,7 @@ from typing import Any
 
 from django import forms
 from django.contrib import admin
-from django.db.models import OuterRef, Q, QuerySet
+from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.http import HttpRequest
 from django.utils.html import format_html
 from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
@@ -17,7 +17,7 @@ from core.bodies import decode
 from core.errors import InvalidRequest, InvalidSignal, NotRunning
 from dispatch import entities, signals
 from dispatch.messages import Message
-from dispatch.models import STATUSES, DispatchState, Entity, EntityType
+from dispatch.models import STATUSES, DispatchState, Entity, EntityType, Registration
 from operators import conversation
 from operators import state as states
 from operators.kit.forms import NeededReasonForm, ReasonForm, TargetForm, propose_heir
@@ -299,6 +299,12 @@ def _with_status(status: str) -> Narrow:
 
 STATUS = {status: (status, _with_status(status)) for status in STATUSES}
 
+_REGISTERED = Exists(Registration.objects.filter(subscriber=OuterRef("pk")))
+WAITS: dict[str, tuple[str, Narrow]] = {
+    "yes": ("yes", lambda rows: rows.filter(_REGISTERED)),
+    "no": ("no", lambda rows: rows.exclude(_REGISTERED)),
+}
+
 # --- Entities ---------------------------------------------------------------------------------
 
 
@@ -319,6 +325,7 @@ class EntityAdmin(TalkingAdmin):
     list_filter = (
         words("status", "status", STATUS),
         words("work", "work", WORK),
+        words("waits for others", "waits", WAITS),
         exact("type", "type", "type"),
         exact("runner id", "runner", "dispatch_state__runner_id"),
     )

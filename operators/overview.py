@@ -7,21 +7,22 @@ costs what is going on now, not what ever happened.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
 from django.conf import settings
-from django.db.models import Count, Min, OuterRef, Subquery
+from django.db.models import Count, Min, OuterRef, Q, Subquery
 from django.db.models.functions import Now
 from django.http import HttpRequest
 from django.utils import timezone
 
 from claims import outliers, standing, tallies
 from claims.models import ClaimTally, ConsumerClaim, DeadLetter, OrphanReason, ServerPulse
-from claims.reports import with_health
+from claims.reports import with_presence
 from core.clock import span_of, with_now
-from dispatch.models import FAILING, DispatchState, Entity, Timer, Wake
+from dispatch.models import FAILING, LATE, DispatchState, Entity, Registration, Timer, Wake
 from operators.kit.markup import counted, list_of, milliseconds, tone
 from operators.remedies import Button, buttons
+from runners.health import Presence
 from runners.models import Runner
 
 SAMPLE = 1000
@@ -126,7 +127,7 @@ def figures(span: str, user: Any) -> dict[str, Any]:
         "groups": [
             ("Runners", [*runners.values()]),
             ("Claims", [claims, *orphans]),
-            ("Work", [*work, wakes, letters, *timers]),
+            ("Work", [*work, wakes, letters, _waits(), *timers]),
         ],
         "troubles": _troubles(runners, orphans, work, wakes, letters, timers, reaper, now),
         "orphans": _oldest_orphans() if any(each.number for each in orphans) else [],
@@ -153,10 +154,10 @@ def figures(span: str, user: Any) -> dict[str, Any]:
 
 
 def _runners() -> dict[str, Figure]:
-    """How many runners, by each word for their health and for their liveness."""
-    rows: Any = with_health(Runner.objects.all()).order_by()
+    """How many runners, by each word for their health and for their presence."""
+    rows: Any = with_presence(Runner.objects.all()).order_by()
     found = list(
-        rows.values_list("health_status", "liveness_status").annotate(
+        rows.values_list("condition", "presence").annotate(
             Count("pk"), Min("liveness__lease_expires_at")
         )
     )
@@ -170,7 +171,7 @@ def _runners() -> dict[str, Figure]:
 
     return {
         **{word: figure("health", 0, word) for word in ("healthy", "degraded", "unhealthy")},
-        **{word: figure("liveness", 1, word) for word in ("online", "expired", "offline")},
+        **{word: figure("liveness", 1, word) for word in get_args(Presence)},
     }
 
 
@@ -290,17 +291,27 @@ def _dead_letters() -> Figure:
     )
 
 
+def _waits() -> Figure:
+    """Entities that are to be woken for what happens elsewhere, or by a cron expression."""
+    waiting = Registration.objects.aggregate(n=Count("subscriber", distinct=True))["n"]
+    return Figure("entities that wait for others", waiting, list_of("dispatch_entity", waits="yes"))
+
+
 def _timers() -> list[Figure]:
-    """Those that are late, and those that failed in the last day."""
-    late = Timer.objects.late().aggregate(n=Count("pk"), oldest=Min("due_at"))
+    """Those that wait for their time, those of them that are late, and failures of the last day."""
+    is_late = Q(due_at__lte=Now() - LATE)
+    found = Timer.objects.pending().aggregate(
+        n=Count("pk"), late=Count("pk", filter=is_late), oldest=Min("due_at", filter=is_late)
+    )
     failed = Timer.objects.failed().filter(failed_at__gt=Now() - timedelta(days=1)).count()
     return [
+        Figure("pending timers", found["n"], list_of("dispatch_timer", state="pending")),
         Figure(
             "late timers",
-            late["n"],
+            found["late"],
             list_of("dispatch_timer", state="late"),
-            tone("late") if late["n"] else "",
-            late["oldest"],
+            tone("late") if found["late"] else "",
+            found["oldest"],
         ),
         Figure(
             "timers that failed in the last day",
@@ -353,7 +364,7 @@ def _troubles(
     if letters.number:
         says = f"{counted(letters.number, 'dead letter')}: given up by a handler, to be redriven"
         found.append(Trouble(says, letters.url, letters.oldest, "warn"))
-    late, failed = timers
+    _, late, failed = timers
     if late.number:
         says = f"{counted(late.number, 'timer is', 'timers are')} late: is a server up?"
         found.append(Trouble(says, late.url, late.oldest))

@@ -12,7 +12,7 @@ from django.http import HttpRequest
 from django.utils.html import format_html
 
 from claims import endings
-from claims.reports import examine, with_failures, with_health, with_held
+from claims.reports import examine, with_failures, with_held, with_presence
 from claims.standing import trouble_of
 from core.errors import InvalidRequest, NotRunning
 from core.principals import Principal
@@ -36,7 +36,7 @@ from operators.kit.markup import (
 from operators.kit.verbs import OperatorAdmin, Order, Verb
 from runners import registry
 from runners.diagnostics import FIELDS
-from runners.health import MANY_RECONNECTS, Liveness, Status, health, liveness
+from runners.health import MANY_RECONNECTS, Presence, Status, health, liveness, presence
 from runners.models import Runner
 
 LABELS = {"claims_succeeded": "claims granted"}
@@ -234,8 +234,8 @@ class RunnerAdmin(OperatorAdmin):
         column("kind", lambda row: lines(row.kind, None if row.enabled else badge("disabled"))),
     )
     list_filter = (
-        words("health", "health", values("health_status", get_args(Status))),
-        words("liveness", "liveness", values("liveness_status", get_args(Liveness))),
+        words("health", "health", values("condition", get_args(Status))),
+        words("liveness", "liveness", values("presence", get_args(Presence))),
         words("kind", "kind", values("kind", Runner.Kind.values)),
         words("admin status", "admin_status", values("admin_status", Runner.AdminStatus.values)),
         exact("owner (kind:id)", "owner", _owned_by),
@@ -246,7 +246,7 @@ class RunnerAdmin(OperatorAdmin):
     def get_queryset(self, request: HttpRequest) -> "QuerySet[Any]":
         rows: Any = super().get_queryset(request).select_related("liveness")
         filtered = {"health", "liveness"} & set(request.GET)
-        return with_health(rows) if filtered else with_failures(with_held(rows))
+        return with_presence(rows) if filtered else with_failures(with_held(rows))
 
     def with_prospects(self, rows: "QuerySet[Any]") -> "QuerySet[Any]":
         each = Runner.objects.filter(pk=OuterRef("pk")).order_by().values("pk")
@@ -268,9 +268,10 @@ class RunnerAdmin(OperatorAdmin):
 
     def story(self, request: HttpRequest, row: Any) -> dict[str, Any]:
         waiting = row.wakes.outstanding().annotate(entity_url=F("entity__url"))
+        report = examine(row)
         return {
-            "report": examine(row),
-            "liveness": liveness(row, row.now),
+            "report": report,
+            "presence": presence(row, claims=len(report.claims), now=row.now),
             "owner": principal(row.owner_principal),
             "diagnostics": list(_diagnostics(row.liveness.diagnostics or {}, row.now)),
             "active": list(row.claims.active().order_by("pk")[:50]),
@@ -288,6 +289,8 @@ class RunnerAdmin(OperatorAdmin):
 
     @admin.display(description="health")
     def state(self, runner: Any) -> str:
+        if presence(runner, claims=runner.held, now=runner.now) == "stopped":
+            return NOTHING
         found = health(
             runner,
             claims=runner.held,
@@ -301,11 +304,11 @@ class RunnerAdmin(OperatorAdmin):
     @admin.display(description="liveness")
     def alive(self, runner: Any) -> str:
         ends = runner.liveness.lease_expires_at
+        word = badge(presence(runner, claims=runner.held, now=runner.now))
         if ends is None:
-            return badge(liveness(runner, runner.now))
+            return word
         said = "ends" if ends > runner.now else "ended"
-        left = format_html("lease {} {}", said, moment(ends, runner.now))
-        return lines(badge(liveness(runner, runner.now)), left)
+        return lines(word, format_html("lease {} {}", said, moment(ends, runner.now)))
 
     @admin.display(description="claims")
     def held(self, runner: Any) -> str:

@@ -77,3 +77,11 @@ UNFOLD = {
         ],
     },
 }
+
+WITH_SECOND_FACTOR: dict[str, Any] = {
+    "LOGIN": {"form": "operators.second_factor.LoginForm"},
+    "ACCOUNT": {
+        "navigation": [{"title": "Second factor", "link": reverse_lazy("second-factor")}],
+    },
+}
+"""What PULLWAKE_TOTP adds."""

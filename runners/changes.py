@@ -20,7 +20,7 @@ from django.db.models import BigIntegerField, F, Func, Q
 from django.db.models.functions import Now
 
 from core.clock import epoch_ms, with_now
-from core.prepared import Param, Update
+from core.prepared import Param, Select, Update
 from runners.models import Change
 
 Kind = Change.Kind
@@ -60,13 +60,16 @@ def note(kind: str, key: str) -> bool:
     return bool(_MOVE[Kind(kind)].count(key=key))
 
 
+_KNOWN = Select(lambda: Change.objects.filter(kind=Param("kind"), key=Param("key"), departed=False))
+
+
 def write(kind: str, key: str, **facts: Any) -> None:
     """Something changed of a row, new or not, and these columns of it are so now.
 
     The caller holds what keeps others from making the same row. Whoever had a former one by this
     key in sight, and has not the new one, is told that it is gone.
     """
-    before = Change.objects.filter(kind=kind, key=key, departed=False).first()
+    before = _KNOWN.first(kind=kind, key=key)
     here: dict[str, Any] = {"transaction": Transaction(kind), "changed_at": Now()}
     if before is None:
         # A server of the last version made the row, should two heartbeats of it race here.

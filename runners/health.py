@@ -11,6 +11,7 @@ from typing import Literal
 from runners.models import Runner
 
 Liveness = Literal["online", "offline", "expired"]
+Presence = Literal["online", "stopped", "expired", "offline"]
 Status = Literal["healthy", "degraded", "unhealthy"]
 
 MANY_RECONNECTS = 5
@@ -32,6 +33,16 @@ def liveness(runner: Runner, now: datetime) -> Liveness:
     if not runner.enabled or expires_at is None:
         return "offline"
     return "online" if expires_at > now else "expired"
+
+
+def presence(runner: Runner, *, claims: int, now: datetime) -> Presence:
+    """`liveness` as people are told it: one that said that it stops, and then did, has stopped.
+
+    Unless it left ``claims``. The protocol knows it as expired.
+    """
+    status = liveness(runner, now)
+    said = (runner.liveness.diagnostics or {}).get("status")
+    return "stopped" if (status, said, claims) == ("expired", "stopped", 0) else status
 
 
 def health(

@@ -103,8 +103,11 @@ def require_owner(runner: Runner, *owners: str) -> Runner:
     return runner
 
 
+_LOCKED = Select(lambda: Runner.objects.select_for_update(no_key=True).filter(pk=Param("id")))
+
+
 def _lock(runner_id: str) -> Runner | None:
-    return Runner.objects.select_for_update(no_key=True).filter(pk=runner_id).first()
+    return _LOCKED.first(id=runner_id)
 
 
 def set_admin_status(runner_id: str, status: Runner.AdminStatus) -> Runner:

@@ -18,6 +18,7 @@ for name in (
     "ALLOWED_HOSTS",
     "DJANGO_SETTINGS_MODULE",
     "PROMETHEUS_MULTIPROC_DIR",
+    "SENTRY_DSN",
     "GUNICORN_CMD_ARGS",
 ):
     os.environ.pop(name, None)

@@ -35,7 +35,9 @@ class ApiHandler(ObservedHandler):
         self._template_response_middleware: list[Any] = []
         self._exception_middleware: list[Any] = []
         chain = convert_exception_to_response(self._get_response)  # type: ignore[attr-defined]
-        cors = ("corsheaders.middleware.CorsMiddleware",) if settings.PULLWAKE_CORS_ORIGINS else ()
+        cors = (
+            ("config.serving.cross_origin.CrossOrigin",) if settings.PULLWAKE_CORS_ORIGINS else ()
+        )
         for name in reversed((*API_MIDDLEWARE, *cors)):
             chain = convert_exception_to_response(import_string(name)(chain))
         self._middleware_chain = chain

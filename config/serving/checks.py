@@ -20,3 +20,49 @@ def check_hosts(**kwargs: Any) -> list[checks.CheckMessage]:
             id="pullwake.W001",
         )
     ]
+
+
+@checks.register()
+def check_logins(**kwargs: Any) -> list[checks.CheckMessage]:
+    """Logins elsewhere that let nobody in, or everybody."""
+    found: list[checks.CheckMessage] = []
+    elsewhere = settings.PULLWAKE_OIDC_ISSUER or settings.PULLWAKE_REMOTE_USER_HEADER
+    if elsewhere and not settings.PULLWAKE_OPERATOR_GROUPS:
+        found.append(
+            checks.Warning(
+                "Operators are to log in elsewhere, and PULLWAKE_OPERATOR_GROUPS is not set: none "
+                "of them is let in.",
+                hint="Say which of their groups are operators here, and which viewers, for "
+                "instance PULLWAKE_OPERATOR_GROUPS=platform=operators,support=viewers.",
+                id="pullwake.W003",
+            )
+        )
+    if settings.PULLWAKE_OIDC_ISSUER.startswith("http:") and not settings.DEVELOPMENT:
+        found.append(
+            checks.Warning(
+                "PULLWAKE_OIDC_ISSUER is plain HTTP: whoever is on the way can log in as anybody.",
+                hint="Use the provider's https address.",
+                id="pullwake.W004",
+            )
+        )
+    if settings.PULLWAKE_OIDC_ISSUER and not (settings.PULLWAKE_PUBLIC_URL or settings.DEVELOPMENT):
+        found.append(
+            checks.Warning(
+                "PULLWAKE_OIDC_ISSUER is set without PULLWAKE_PUBLIC_URL: where the provider sends "
+                "browsers back to is made of each request's Host.",
+                hint="Set PULLWAKE_PUBLIC_URL, and register its /admin/oidc/callback/ there.",
+                id="pullwake.W005",
+            )
+        )
+    if settings.PULLWAKE_REMOTE_USER_HEADER and any(
+        network.prefixlen == 0 for network in settings.PULLWAKE_REMOTE_USER_PROXIES
+    ):
+        found.append(
+            checks.Error(
+                "PULLWAKE_REMOTE_USER_PROXIES names every address: whoever reaches this server may "
+                "say who they are.",
+                hint="Name the proxy's own address.",
+                id="pullwake.E002",
+            )
+        )
+    return found

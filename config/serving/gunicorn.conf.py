@@ -35,7 +35,10 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (_hard, _hard))
 
 # Where the workers keep what they count, so that any of them can tell Prometheus of all. Made here,
 # for prometheus-client looks for it when it is imported.
-_counted = Path(tempfile.mkdtemp(prefix="pullwake-metrics-"))
+_prefix = f"pullwake-metrics-{os.getpid()}-"
+_counted = Path(os.environ.get("PROMETHEUS_MULTIPROC_DIR", ""))
+if not _counted.name.startswith(_prefix):  # else this is read again, after a SIGHUP
+    _counted = Path(tempfile.mkdtemp(prefix=_prefix))
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_counted)
 
 

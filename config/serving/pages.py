@@ -2,16 +2,20 @@
 
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.http import Http404, HttpRequest, HttpResponse
 from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerSplitView
 
+# Who came from a login provider logs out there, too, whither the form's answer sends the browser.
+_PROVIDER = urlsplit(settings.PULLWAKE_OIDC_ISSUER)
+_FORMS = f"'self' {_PROVIDER.scheme}://{_PROVIDER.netloc}" if _PROVIDER.netloc else "'self'"
 # The admin's theme has its templates' expressions evaluated, and hides by inline styles.
 POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data:; font-src 'self'; connect-src 'self'; form-action 'self'; "
-    "base-uri 'none'; frame-ancestors 'none'"
+    "img-src 'self' data:; font-src 'self'; connect-src 'self'; "
+    f"form-action {_FORMS}; base-uri 'none'; frame-ancestors 'none'"
 )
 """The Content-Security-Policy: nothing of another origin, and no script within a page."""
 

@@ -11,9 +11,15 @@ from claims.reaper import Housekeeper
 from config.serving import life, probes
 from config.serving.cooperative import Watchdog
 from config.serving.sampler import Sampler
+from core import tracing
 from dispatch.due import Timekeeper
 from dispatch.streams.waiters import announcer, hub
 from runners.tokens import Watch
+
+if settings.PULLWAKE_TRACES:
+    from config.serving.spans import Spans
+if settings.SENTRY_DSN:
+    from config.serving import error_reports
 
 
 class Process:
@@ -37,6 +43,8 @@ class Process:
             # When the last connection closes, SQLite syncs the disk four times (a heartbeat: 2.0 ms
             # rather than 0.95 ms, seconds on a busy disk): one stays open.
             connection.ensure_connection()
+        if settings.PULLWAKE_TRACES:
+            tracing.tracer = self._spans = Spans()
         self._sampler.start()
         life.needed += [self._housekeeper, self._timekeeper, self._watch]
         if not settings.SQLITE:
@@ -73,3 +81,10 @@ class Process:
         self._watchdog.stop()
         hub.close()
         announcer.close()
+
+    def flush(self) -> None:
+        """Send the spans and errors that are left; the caller waits no longer than it likes."""
+        if settings.PULLWAKE_TRACES:
+            self._spans.flush()
+        if settings.SENTRY_DSN:
+            error_reports.flush()

@@ -1,15 +1,25 @@
-"""What is kept of every request: how many there were, and how long they took."""
+"""What is kept of every request: its id, its figures, its line in the log, and its span.
 
+What becomes known of it on the way, as who calls and about what, is bound by whoever knows it with
+structlog's ``bind_contextvars``, and is then in each line of the log until the request is answered.
+"""
+
+import logging
 import re
 import time
 from functools import cache
 
+from django.conf import settings
 from django.core.handlers.wsgi import WSGIHandler
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from prometheus_client import Counter, Histogram
+from structlog.contextvars import bind_contextvars, clear_contextvars, get_contextvars
 
+from core import audit, tracing
 from core.metrics import REGISTRY
+
+logger = logging.getLogger("pullwake.access")
 
 REQUESTS = Counter(
     "pullwake_http_requests",
@@ -29,6 +39,8 @@ NO_ROUTE = "(none)"
 """The route of what leads nowhere, or was refused before it was looked at."""
 
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+_UNTRACED = {"/livez", "/readyz", "/metrics", "/_electric/health"}
+_MAX_PATH = 512
 
 
 class ObservedHandler(WSGIHandler):
@@ -37,19 +49,45 @@ class ObservedHandler(WSGIHandler):
     def get_response(self, request: HttpRequest) -> HttpResponseBase:
         """Answer."""
         began = time.perf_counter()
-        response: HttpResponseBase = super().get_response(request)
+        request_id = audit.identify(request)
+        clear_contextvars()
+        bind_contextvars(request_id=request_id)
+        held = "live=" in request.META["QUERY_STRING"]
+        if tracing.tracer is None or held or request.path in _UNTRACED:
+            response: HttpResponseBase = super().get_response(request)
+        else:
+            response = self._traced(tracing.tracer, request)
+        response.headers["X-Request-Id"] = request_id
         took_s = time.perf_counter() - began
-        route = self.route(request)
-        method = request.method if request.method in _METHODS else "(other)"
+        route, method = self.route(request), _method(request)
         REQUESTS.labels(route, method, response.status_code).inc()
-        if "live=" not in request.META["QUERY_STRING"]:
+        if not held:
             DURATION.labels(route, method).observe(took_s)
+        if settings.PULLWAKE_ACCESS_LOG:
+            facts = {
+                "method": method,
+                "route": route,
+                "path": request.path[:_MAX_PATH],
+                "status": response.status_code,
+                "duration_ms": round(took_s * 1000, 1),
+            }
+            logger.info("answered", extra=facts)
+        return response
+
+    def _traced(self, tracer: tracing.Tracer, request: HttpRequest) -> HttpResponseBase:
+        with tracer.request(_method(request), tracing.sent_with(request.META)) as span:
+            response: HttpResponseBase = super().get_response(request)
+            span.end(self.route(request), response.status_code, get_contextvars())
         return response
 
     def route(self, request: HttpRequest) -> str:
         """The pattern of the address that was answered."""
         match = request.resolver_match
         return NO_ROUTE if match is None else _written(match.route)
+
+
+def _method(request: HttpRequest) -> str:
+    return request.method if request.method in _METHODS else "(other)"
 
 
 @cache  # as many as there are patterns

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from gevent import sleep
+from gevent import Timeout, sleep
 from gevent.event import Event
 
 from config.serving.gunicorn_parts import (
@@ -32,6 +32,9 @@ FINISH_S = 1.5
 
 FINISH_DRAINED_S = 4.5
 """The same after a drain, for which somebody waits anyway: longer than for a lock, by default."""
+
+FLUSH_S = 1.0
+"""Seconds that the last spans and errors have to be sent in, where any are."""
 
 
 class Worker(GeventWorker):  # type: ignore[misc]
@@ -114,6 +117,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self.process.stop()
         finish_s = FINISH_DRAINED_S if drain_s and not self.hurried.is_set() else FINISH_S
         self._notify_until(time.monotonic() + finish_s, self._is_done)
+        with Timeout(FLUSH_S, False):
+            self.process.flush()
         logging.shutdown()
         # Python would take apart all that it has imported, for most of a second.
         os._exit(0)

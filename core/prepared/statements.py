@@ -191,22 +191,23 @@ class Update(_Prepared):
 
 
 class Insert(_Prepared):
-    """A prepared ``INSERT`` of one row, of all its columns but the key that the database gives.
+    """A prepared ``INSERT`` of one row, of all its columns but a key that the database gives.
 
-    ``values`` are the columns that the database computes.
+    ``values`` are the columns that the database computes, of params that are no columns, too.
     """
 
     def __init__(self, model: type[Model], **values: Expression) -> None:
         self._model = model
         self._values = values
 
-    def add(self, row: Model) -> None:
+    def add(self, row: Model, **values: Any) -> None:
         """Insert a row, and give it its key."""
-        ((row.pk,),) = self._run(vars(row))[1]
+        ((row.pk,),) = self._run({**vars(row), **values})[1]
 
     def _compiled(self) -> _Statement:
-        key = self._model._meta.pk
-        fields = [field for field in self._model._meta.concrete_fields if field is not key]
+        key: Any = self._model._meta.pk
+        columns = self._model._meta.concrete_fields
+        fields = [each for each in columns if each is not key or not key.db_returning]
         given = {field.attname: Param(field.attname, field) for field in fields}
         row: Any = SimpleNamespace(**{**given, **self._values})
         compiler = parts.insert_compiler(self._model, fields, row, key, connection)

@@ -33,6 +33,7 @@ def append(
     *,
     by_handler: bool = False,
     message_key: str | None = None,
+    trace: str | None = None,
     objections: Mapping[int, str] | None = None,
 ) -> None:
     """Append events to the stream of an entity whose locked state this is; the caller saves it.
@@ -40,9 +41,10 @@ def append(
     Each event whose ``headers.operation`` is a string is given ``headers.offset``, the offset just
     after it. `work.is_work` decides which of them the entity is woken for: of those that its own
     handler wrote (``by_handler``), none. ``message_key`` is that of an inbox message that is not
-    to come twice, which then is the only event. Others that wait for such events are left word, and
-    manifest events are done as they say, but for the ``objections``, by index, to messages that
-    they schedule. Raises InvalidRequest where one asks for what is not done.
+    to come twice, which then is the only event, and ``trace`` is kept with it. Others that wait for
+    such events are left word, and manifest events are done as they say, but for the
+    ``objections``, by index, to messages that they schedule. Raises InvalidRequest where one asks
+    for what is not done.
     """
     begin = state.tail
     rows = []
@@ -57,6 +59,7 @@ def append(
                 offset=offset,
                 message_key=message_key,
                 work=is_work,
+                trace=trace,
                 data=data,
                 created_at=state.now,
             )

@@ -27,6 +27,7 @@ from core.bodies import JsonObject
 from core.clock import with_now
 from core.database import lock_name
 from core.errors import InvalidRequest, NotFound, NotRunning
+from core.prepared import Param
 from dispatch.cron import Cron
 from dispatch.models import Delivery, DispatchState, Entity, Registration, StreamEvent
 from dispatch.streams import conditions, sources
@@ -114,12 +115,12 @@ def unregister(subscriber: Entity, *, source_url: str = "", manifest_key: str = 
         _delete(_lock(which))
 
 
-def watched_from_birth(url: str) -> Case:
+def watched_from_birth(url: Param) -> Case:
     """Whether an entity that is just made at this URL is watched, for it may have been waited for.
 
-    Whoever asks to wait for it now waits until the transaction ends.
+    Whoever makes it holds the URL's name (`core.database.lock_name`), so that one who asks to wait
+    for it now waits until the transaction ends.
     """
-    lock_name(url)
     waited_for = Exists(Registration.objects.filter(source_url=url))
     Watched = DispatchState.Watched  # noqa: N806
     return Case(When(waited_for, then=Value(Watched.FOR_CHANGES)), default=Value(Watched.NOT))
@@ -421,7 +422,7 @@ def tick(row: Registration, now: datetime) -> None:
 def released(state: DispatchState, since: int) -> None:
     """A claim on a watched entity was released that was given the events up to ``since``.
 
-    Where it left an error and finished no run, its parent is told of that.
+    Where it left an error and finished no run, whoever waits for one is told of that.
     """
     if state.watched == DispatchState.Watched.NOT:
         return
@@ -439,18 +440,18 @@ def released(state: DispatchState, since: int) -> None:
                 errors.add("")
     if errors:
         rows = _lock(Q(source_url=state.entity.url))
-        parents = [
+        waiting = [
             each
             for each in rows
-            if not each.closed and _awaits_run(each, state.entity) and not _is_told(each, state)
+            if not each.closed and each.condition == _RUN_FINISHED and not _is_told(each, state)
         ]
-        _tell_of_failure(parents, parents, state, errors.whole)
+        _tell_of_failure(waiting, waiting, state, errors.whole)
 
 
 def close(state: DispatchState, how: str) -> None:
     """A locked entity has come to its end: nothing more happens there.
 
-    A parent that waits for a run hears that the child was stopped or killed (``how``).
+    Whoever waits for a run hears that the entity was stopped or killed (``how``).
     Registrations at it go at once, or with what they have yet to deliver.
     """
     if state.watched != DispatchState.Watched.NOT:
@@ -483,17 +484,13 @@ def _close(rows: Iterable[Registration], state: DispatchState, how: str) -> None
     waiting = [
         each
         for each in still_open
-        if _awaits_run(each, state.entity) and _is_unanswered(each, state)
+        if each.condition == _RUN_FINISHED and _is_unanswered(each, state)
     ]
     left = [each for each in still_open if each.first_at is not None or each in waiting]
     for row in left:
         row.closed = True
     _tell_of_failure(waiting, left, state, f"The entity was {how}.")
     _delete(each for each in still_open if each not in left)
-
-
-def _awaits_run(row: Registration, child: Entity) -> bool:
-    return row.condition == _RUN_FINISHED and _is_parent(row, child)
 
 
 def _is_unanswered(row: Registration, state: DispatchState) -> bool:
@@ -508,16 +505,24 @@ def _is_unanswered(row: Registration, state: DispatchState) -> bool:
 
 
 def _tell_of_failure(
-    parents: Iterable[Registration],
+    waiting: Iterable[Registration],
     rows: Iterable[Registration],
     state: DispatchState,
     error: str,
 ) -> None:
-    """Leave the ``parents`` among these registrations word that the child will finish no run."""
+    """Leave those of these registrations that are ``waiting`` word that no run will finish.
+
+    A parent hears of its child. Who only observes has nothing but changes to hear it by: a run
+    that failed, which is in no stream and so has no key.
+    """
+    failure = {"status": "failed", "error": error[:MAX_RESPONSE]}
+    change: JsonObject = {"collection": "runs", "kind": "update", "key": "", "value": failure}
     deliveries = []
-    for row in parents:
-        child = _child(row, state.entity, "failed", {"error": error[:MAX_RESPONSE]})
-        deliveries.append(_delivery(row, state.tail, {"child": child}))
+    for row in waiting:
+        data: JsonObject = {"change": change}
+        if _is_parent(row, state.entity):
+            data = {"child": _child(row, state.entity, "failed", {"error": failure["error"]})}
+        deliveries.append(_delivery(row, state.tail, data))
         row.last_offset = state.tail
         row.told_given = None
     _keep(rows, deliveries, state.now)

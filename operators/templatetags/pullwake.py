@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from django import template
+from django.conf import settings
 
 from core.clock import span_of
 from operators.kit import markup
@@ -37,6 +38,12 @@ def held_for(claim: Any) -> str:
 @register.filter
 def as_json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+@register.simple_tag
+def login_provider() -> str:
+    """What operators may log in with besides a password; empty: nothing."""
+    return settings.PULLWAKE_OIDC_NAME if settings.PULLWAKE_OIDC_ISSUER else ""
 
 
 @register.simple_tag

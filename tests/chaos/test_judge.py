@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from chaos.judge import judge
+from chaos.judge import judge, judge_families
 
 URL = "/agent/e1"
 
@@ -57,3 +57,39 @@ def test_it_is_content_where_all_was_kept():
 )
 def test_it_sees_what_was_broken(facts: Any, stream: Any, status: str, said: str):
     assert any(said in sentence for sentence in judge(facts, {URL: stream}, {URL: status}))
+
+
+PARENT = "/parent/e1"
+
+
+def told(child: str = "/child/e1-0", **facts: Any) -> dict[str, Any]:
+    finished = {"url": child, "run_status": "completed", "response": child, **facts}
+    return {"type": "wake", "key": "k", "value": {"finished_child": finished}}
+
+
+HEARD: list[dict[str, Any]] = [
+    {"fact": "heard", "entity": PARENT, "child": f"/child/e1-{number}"} for number in (0, 1, 1)
+]
+TOLD = [inbox("go"), told(), told("/child/e1-1")]
+
+
+def test_it_is_content_with_a_parent_that_was_told_of_each_child_once():
+    """A handler may be given what it was told more than once."""
+    assert judge_families(HEARD, {PARENT: TOLD}, {PARENT: "idle"}, 2) == []
+
+
+@pytest.mark.parametrize(
+    ("facts", "stream", "status", "said"),
+    [
+        (HEARD, TOLD[:2], "idle", "told of /child/e1-1 0 times"),
+        (HEARD, [*TOLD, told()], "idle", "told of /child/e1-0 2 times"),
+        (HEARD, [*TOLD, told("/child/e2-0")], "idle", "told of /child/e2-0 1 times"),
+        (HEARD[:1], TOLD, "idle", "told of /child/e1-1, and no handler"),
+        (HEARD, [TOLD[2], told(run_status="failed")], "idle", "told wrongly"),
+        (HEARD, [TOLD[2], told(response="/child/e1-1")], "idle", "told wrongly"),
+        (HEARD, TOLD, "running", "is running, with nothing to do"),
+    ],
+)
+def test_it_sees_what_a_parent_was_not_told(facts: Any, stream: Any, status: str, said: str):
+    broken = judge_families(facts, {PARENT: stream}, {PARENT: status}, 2)
+    assert any(said in sentence for sentence in broken)

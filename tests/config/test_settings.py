@@ -41,8 +41,18 @@ OURS = (
     "PULLWAKE_TOKEN_DAYS",
     "PULLWAKE_AUDIT_REPORTS",
     "PULLWAKE_PEER_TIMEOUT_S",
+    "PULLWAKE_ACCESS_LOG",
+    "PULLWAKE_METRICS_NAMES",
+    "PULLWAKE_TRACES",
+    "SENTRY_DSN",
     "PULLWAKE_CORS_ORIGINS",
     "PULLWAKE_DEVELOPMENT_ON_NETWORK",
+    "PULLWAKE_OPERATOR_GROUPS",
+    "PULLWAKE_OIDC_ISSUER",
+    "PULLWAKE_OIDC_CLIENT_ID",
+    "PULLWAKE_OIDC_SCOPES",
+    "PULLWAKE_REMOTE_USER_HEADER",
+    "PULLWAKE_REMOTE_USER_PROXIES",
 )
 PRODUCTION = {"PULLWAKE_MODE": "production", "SECRET_KEY": "0123456789abcdef" * 4}
 
@@ -70,6 +80,15 @@ def test_every_variable_of_the_contract_is_read():
     assert set(CONTRACT) <= named
 
 
+@pytest.mark.parametrize("name", ["PULLWAKE_TRACES", "SENTRY_DSN"])
+def test_what_is_not_installed_is_said_in_a_sentence(read, monkeypatch, name):
+    on = {name: "http://key@sentry.example/1" if name == "SENTRY_DSN" else "yes"}
+    read(PULLWAKE_MODE="development", **on)
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
+    with pytest.raises(ImproperlyConfigured, match=f"{name} is set, and .+ is not installed"):
+        read(PULLWAKE_MODE="development", **on)
+
+
 def test_the_defaults(read):
     found = read(PULLWAKE_MODE="development")
     defaults = {
@@ -91,6 +110,10 @@ def test_the_defaults(read):
         "PULLWAKE_TOKEN_DAYS": 0,
         "PULLWAKE_API_DOCS": True,
         "PULLWAKE_AUDIT_REPORTS": False,
+        "PULLWAKE_ACCESS_LOG": False,
+        "PULLWAKE_METRICS_NAMES": 100,
+        "PULLWAKE_TRACES": False,
+        "SENTRY_DSN": "",
         "PULLWAKE_MAX_BODY_BYTES": 1024 * 1024,
         "TIME_ZONE": "UTC",
         "DEBUG": False,
@@ -333,3 +356,66 @@ def test_development_mode_has_a_key_of_this_checkouts_own(read):
     kept = ROOT / "var" / "secret_key"
     assert kept.read_text() == key
     assert kept.stat().st_mode & 0o777 == 0o600
+
+
+# --- Operators' login -----------------------------------------------------------------------------
+
+OIDC = {"PULLWAKE_OIDC_ISSUER": "https://login.example/ours/", "PULLWAKE_OIDC_CLIENT_ID": "us"}
+
+
+def test_operators_log_in_elsewhere_only_if_that_is_asked_for(read):
+    found = read(**PRODUCTION)
+    assert found["PULLWAKE_OIDC_ISSUER"] == found["PULLWAKE_REMOTE_USER_HEADER"] == ""
+    assert "operators.remote_user.with_remote_user" not in found["MIDDLEWARE"]
+
+
+def test_groups_elsewhere_are_roles_here(read):
+    found = read(**PRODUCTION, PULLWAKE_OPERATOR_GROUPS="platform=operators,cn=a=viewers")
+    assert found["PULLWAKE_OPERATOR_GROUPS"] == {"platform": "operators", "cn=a": "viewers"}
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({"PULLWAKE_OPERATOR_GROUPS": "platform=root"}, "operators and viewers"),
+        ({"PULLWAKE_OIDC_ISSUER": "login.example"}, "must look like"),
+        ({"PULLWAKE_OIDC_ISSUER": "https://login.example"}, "PULLWAKE_OIDC_CLIENT_ID is not"),
+        ({**OIDC, "PULLWAKE_OIDC_SCOPES": "email"}, "openid"),
+        ({"PULLWAKE_REMOTE_USER_HEADER": "X-User"}, "PULLWAKE_REMOTE_USER_PROXIES is not"),
+        (
+            {"PULLWAKE_REMOTE_USER_HEADER": "X-User", "PULLWAKE_REMOTE_USER_PROXIES": "proxy"},
+            "addresses or networks",
+        ),
+    ],
+)
+def test_a_login_that_cannot_work_is_one_sentence(read, env, said):
+    with pytest.raises(ImproperlyConfigured, match=said):
+        read(**PRODUCTION, **env)
+
+
+def test_without_authlib_the_sentence_says_how_to_get_it(read, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImproperlyConfigured, match=r"requirements/sso\.txt"):
+        read(**PRODUCTION, **OIDC)
+
+
+@pytest.mark.parametrize(
+    ("facts", "ids"),
+    [
+        ({"PULLWAKE_OIDC_ISSUER": "http://login.example"}, ["W003", "W004", "W005"]),
+        (
+            {
+                "PULLWAKE_REMOTE_USER_HEADER": "X-User",
+                "PULLWAKE_REMOTE_USER_PROXIES": [ipaddress.ip_network("0.0.0.0/0")],
+                "PULLWAKE_OPERATOR_GROUPS": {"platform": "operators"},
+            },
+            ["E002"],
+        ),
+        ({}, []),
+    ],
+)
+def test_a_login_that_lets_in_nobody_or_everybody_is_said(settings, facts, ids):
+    settings.DEVELOPMENT = False
+    for name, value in facts.items():
+        setattr(settings, name, value)
+    assert [each.id for each in checks.check_logins()] == [f"pullwake.{each}" for each in ids]

@@ -630,6 +630,39 @@ def test_a_child_that_ends_without_a_run_tells_its_parent(api, how):
     assert len(children(api)) == 1
 
 
+NO_RUN = {"collection": "runs", "kind": "update", "key": ""}
+"""What an observer's wake says of a source that will finish no run; its value says why."""
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_who_only_observes_hears_that_its_source_ended_without_a_run(api, how):
+    watch(api, subscriber=OTHER, timeoutMs=60_000)
+    ENDS[how](api)
+    (wake,) = told(api, OTHER)
+    assert "finished_child" not in wake
+    assert (wake["source"], wake["timeout"]) == (CHILD, False)
+    value = {"status": "failed", "error": f"The entity was {how}."}
+    assert wake["changes"] == [{**NO_RUN, "value": value}]
+    assert not Registration.objects.exists()
+    assert len(told(api, OTHER)) == 1
+
+
+def test_who_only_observes_hears_of_a_claim_that_left_an_error_and_no_run(api):
+    watch(api, subscriber=OTHER)
+    handled(api, CHILD, event("error", "e", message="no key"))
+    assert changes(api, OTHER) == [{**NO_RUN, "value": {"status": "failed", "error": "no key"}}]
+    handled(api, CHILD, finished("run-2"))
+    assert [each["key"] for each in changes(api, OTHER)] == ["", "run-2"]
+
+
+def test_who_observes_but_may_not_read_hears_nothing_of_an_end(api, bob):
+    bob.register("r2")
+    bob.make_entity("/agent/bobs", "r2")
+    watch(bob, subscriber="/agent/bobs")
+    api.signal(CHILD, "SIGKILL")
+    assert told(bob, "/agent/bobs") == []
+
+
 @pytest.mark.parametrize("how", ENDS)
 def test_a_child_that_had_finished_its_run_tells_it_once(api, how):
     watch(api)

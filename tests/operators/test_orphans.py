@@ -9,9 +9,9 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from claims.models import ConsumerClaim, OrphanReason
-from claims.reports import with_health
+from claims.reports import with_presence
 from core.clock import with_now
-from runners.health import health, liveness
+from runners.health import health, liveness, presence
 from runners.models import Runner, RunnerLiveness
 from tests.factories import handle
 from tests.support import PAST, lapse
@@ -103,6 +103,7 @@ def test_the_list_is_filtered_by_reason(claim, people, reason):
 DIAGNOSTICS = [
     None,
     {"status": "streaming"},
+    {"status": "stopped"},
     {"stream_connected": False},
     {"stream_connected": True, "last_heartbeat_ok": False},
     {"reconnect_count": 5},
@@ -126,7 +127,7 @@ def test_health_in_sql_is_health_in_words(claim):
         RunnerLiveness.objects.update(
             last_seen_at=last_seen_at, lease_expires_at=lease_expires_at, diagnostics=diagnostics
         )
-        row: Any = with_now(with_health(Runner.objects.select_related("liveness"))).get()
+        row: Any = with_now(with_presence(Runner.objects.select_related("liveness"))).get()
         told = health(
             row,
             claims=row.held,
@@ -137,6 +138,20 @@ def test_health_in_sql_is_health_in_words(claim):
         )
         case = (status, seen, diagnostics, limit, lease)
         assert (row.held, row.lapsed) == (1, lease is PAST), case
-        assert (row.health_status, row.liveness_status) == (told.status, liveness(row, row.now)), (
-            case
-        )
+        seen_as = presence(row, claims=row.held, now=row.now)
+        assert (row.health_status, row.presence) == (told.status, seen_as), case
+        assert seen_as == liveness(row, row.now), case  # it holds a claim
+
+
+def test_one_that_stopped_and_holds_nothing_has_stopped(claim):
+    """The protocol has it expired, and so unhealthy; operators need not look after it."""
+    ConsumerClaim.objects.all().delete()
+    for status, said, lease in product(
+        ("enabled", "disabled"), ("stopped", "streaming"), (None, PAST, LATER)
+    ):
+        Runner.objects.update(admin_status=status)
+        RunnerLiveness.objects.update(lease_expires_at=lease, diagnostics={"status": said})
+        row: Any = with_now(with_presence(Runner.objects.select_related("liveness"))).get()
+        stopped = (status, said, lease) == ("enabled", "stopped", PAST)
+        assert row.presence == presence(row, claims=0, now=row.now)
+        assert (row.presence == "stopped") == (row.condition == "stopped") == stopped

@@ -16,6 +16,7 @@ from runners.models import Runner, RunnerLiveness
 from tests.factories import ConsumerClaimFactory, EntityFactory, RunnerFactory, ago
 from tests.operators.conftest import World
 from tests.operators.test_verbs import text
+from tests.support import PAST
 
 FIGURE = re.compile(r'<a href="([^"]+)"><b>(\d+)</b> <span>([^<]+)</span>')
 
@@ -41,6 +42,9 @@ def troubled(world: World) -> World:
     world.api.make_entity("/agent/orphan-to-be", "r3")
     world.api.send("/agent/orphan-to-be")
     world.api("DELETE", "/_electric/runners/r3")
+    for condition in ("runFinished", {"on": "change"}):
+        body = {"subscriberUrl": "/agent/e1", "sourceUrl": "/agent/e2", "condition": condition}
+        assert world.api.post("/_electric/wake", body).status == 204
     return world
 
 
@@ -61,6 +65,7 @@ def test_it_counts_what_there_is(troubled, people):
         "degraded": 1,
         "unhealthy": 1,
         "online": 0,
+        "stopped": 0,
         "expired": 1,
         "offline": 1,
         "active": 1,
@@ -70,6 +75,8 @@ def test_it_counts_what_there_is(troubled, people):
         "entities that keep failing": 1,
         "unclaimed wakes": 2,
         "dead letters": 1,
+        "entities that wait for others": 1,
+        "pending timers": 4,
         "late timers": 1,
         "timers that failed in the last day": 1,
     }
@@ -92,6 +99,25 @@ def test_it_names_what_is_wrong(troubled, people):
     ):
         assert trouble in said
     assert "Nothing needs you." not in said
+
+
+def test_a_runner_that_was_stopped_is_no_trouble(alice, people):
+    reaper.pulse()
+    reaper.reap()
+    alice.register("r1")
+    goodbye = {"lease_ms": 1000, "diagnostics": {"status": "stopped", "stream_connected": False}}
+    assert alice.post("/_electric/runners/r1/heartbeat", goodbye).status == 200
+    RunnerLiveness.objects.update(lease_expires_at=PAST)
+    page = people["viewer"].get("/admin/")
+    assert "Nothing needs you." in text(page)
+    number, url = figures(page)["stopped"]
+    assert number == people["viewer"].get(url).content.decode().count('class="data-row') == 1
+    for path in (url, "/admin/runners/runner/r1/change/"):
+        said = text(people["viewer"].get(path))
+        assert "stopped" in said
+        assert "Heartbeat lease expired" not in said
+    alice.post("/_electric/runners/r1/heartbeat", {"diagnostics": {"status": "streaming"}})
+    assert figures(people["viewer"].get("/admin/"))["stopped"][0] == 0
 
 
 def test_it_takes_runners_that_were_seen_and_that_never_were(alice, people):

@@ -47,7 +47,7 @@ PAGES = [
 
 # Statements of each page, two for the session and the user among them.
 STATEMENTS = {
-    "overview": 22,
+    "overview": 23,
     "runners.runner list": 3,
     "runners.accesstoken list": 3,
     "claims.consumerclaim list": 3,

@@ -127,3 +127,30 @@ def test_changes_are_told_as_they_happen(server: Server, api: HttpApi) -> None:
         finally:
             ps.kill()
             watching.kill()
+
+
+def test_a_shell_is_offered_what_the_server_has(server: Server, api: HttpApi) -> None:
+    api.post("/_electric/entity-types", {"name": "reporter", "description": "Reports."})
+    for url in ("/chat/p1", "/chat/p2", "/job/p1"):
+        api.make_entity(url, "people")
+
+    def offered(line: str) -> list[str]:
+        command, rest = line.split(" ", 1)
+        typed = f"pullwake {command} --url {server.url} {rest}"
+        done = subprocess.run(
+            [sys.executable, "-m", "pullwake", "completion-words", typed],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        return sorted(done.stdout.split())
+
+    assert offered("observe cha") == ["chat/p1", "chat/p2"]
+    assert offered("send chat/p1") == ["chat/p1"]
+    assert offered("signal ") == ["chat/p1", "chat/p2", "job/p1"]
+    assert offered("spawn --parent /job") == ["/job/p1"]
+    assert offered("spawn rep") == ["reporter/"]
+    assert offered("spawn reporter/r --runner p") == ["people"]
+    assert offered("run --id p") == ["people"]
+    assert offered("ps --type=r") == ["--type=reporter"]

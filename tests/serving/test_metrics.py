@@ -283,7 +283,10 @@ def test_a_worker_that_is_gone_tells_nothing_of_its_present_and_leaves_what_it_c
     (pid,) = wait_until(lambda: worker.findall(scrape()))
     os.kill(int(pid), signal.SIGKILL)
     wait_until(lambda: server._ready() and worker.findall(scrape()) not in ([], [pid]))
-    assert len(worker.findall(scrape())) == 1
+    (pid,) = worker.findall(scrape())
+    assert f"pullwake_http_requests_total{{{labels}}} 1.0" in scrape()
+    os.kill(server.process.pid, signal.SIGHUP)
+    wait_until(lambda: server._ready() and worker.findall(scrape()) not in ([], [pid]))
     assert f"pullwake_http_requests_total{{{labels}}} 1.0" in scrape()
 
 

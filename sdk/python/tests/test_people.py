@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -86,22 +88,78 @@ def test_a_server_that_cannot_be_reached_has_its_status(
     assert capsys.readouterr().err.startswith("pullwake: GET /_electric/entities: ")
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_shell_completes_commands_and_their_options(
-    shell: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("pullwake obs", ["observe"]),
+        ("pullwake completion", ["completion"]),
+        ("pullwake nonsense ", []),
+        ("pullwake observe --on", ["--once"]),
+        ("pullwake observe a/b --once --ne", ["--new"]),
+        ("pullwake ps --status stopp", ["stopping", "stopped"]),
+        ("pullwake ps --status=stopp", ["--status=stopping", "--status=stopped"]),
+        ("pullwake signal a/b SIGS", ["SIGSTOP"]),
+        ("pullwake signal --reason why a/b SIGS", ["SIGSTOP"]),
+        ("pullwake signal --json a/b SIGS", ["SIGSTOP"]),
+        ("pullwake signal 'a/b' SIGS", ["SIGSTOP"]),
+        ("pullwake send a/b 'not yet ", []),
+        ("pullwake completion f", ["fish"]),
+        ("pullwake ps --profile w", ["work"]),
+        # Where no server answers there are no names.
+        ("pullwake observe --url http://127.0.0.1:1 a", []),
+        ("pullwake observe --url nonsense a", []),
+        ("pullwake observe --url", ["--url"]),
+    ],
+)
+def test_a_line_is_completed(
+    line: str,
+    offered: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["completion", shell]) == 0
-    script = capsys.readouterr().out
-    for word in ("observe", "signal", "token-file", "once"):
-        assert word in script
+    profiles = tmp_path / "config.toml"
+    profiles.write_text('[home]\nurl = "http://127.0.0.1:1"\n[work]\nurl = "http://127.0.0.1:1"\n')
+    monkeypatch.setenv("PULLWAKE_CONFIG", str(profiles))
+    assert main(["completion-words", line]) == 0
+    assert capsys.readouterr().out.splitlines() == offered
 
 
-def test_bash_takes_what_it_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_the_scripts_call_is_not_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "completion-words" not in capsys.readouterr().out
+
+
+FOUND = "pullwake() { printf '%s\\n' \"$2\" >&2; printf '%s\\n' agent/a:b agent/a:c; }\n"
+"""A stand-in for the command, that says on standard error of which line it was asked."""
+
+
+def test_bash_completes_past_a_colon(capsys: pytest.CaptureFixture[str]) -> None:
     main(["completion", "bash"])
-    script = capsys.readouterr().out
-    script += 'COMP_WORDS=(pullwake obs); COMP_CWORD=1; _pullwake; echo "${COMPREPLY[@]}"\n'
-    script += (
-        'COMP_WORDS=(pullwake observe --on); COMP_CWORD=2; _pullwake; echo "${COMPREPLY[@]}"\n'
-    )
+    script = capsys.readouterr().out.replace("2>/dev/null)", ")") + FOUND
+    script += 'COMP_LINE="pullwake observe agent/a:b x"; COMP_POINT=25; _pullwake\n'
+    script += 'echo "${COMPREPLY[@]}"\n'
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == "observe\n--once\n"
+    assert (done.stderr, done.stdout) == ("pullwake observe agent/a:\n", "b c\n")
+
+
+def test_zsh_takes_its_script(capsys: pytest.CaptureFixture[str]) -> None:
+    if shutil.which("zsh") is None:
+        pytest.skip("zsh is not here")
+    main(["completion", "zsh"])
+    script = "autoload -U compinit && compinit -u -d /dev/null\n" + capsys.readouterr().out
+    script += FOUND + 'compadd() { print -l -- "${(P@)@[-1]}" }\n'
+    script += "words=(pullwake observe agent/a); CURRENT=3; _pullwake 2>&1\n"
+    done = subprocess.run(["zsh", "-fc", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "agent/a:b\nagent/a:c\n"
+
+
+def test_fish_offers_what_it_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+    if shutil.which("fish") is None:
+        pytest.skip("fish is not here")
+    main(["completion", "fish"])
+    script = "function pullwake; printf '%s\\n' agent/a agent/b; end\n" + capsys.readouterr().out
+    script += "complete -C 'pullwake observe ag'\n"
+    done = subprocess.run(["fish", "-c", script], capture_output=True, text=True, check=True)
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["agent/a", "agent/b"]

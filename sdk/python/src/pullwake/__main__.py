@@ -32,8 +32,8 @@ EPILOG = """\
 The command gets {"wake": ..., "messages": [...], "events": [...]} on its standard input, and
 PULLWAKE_URL, PULLWAKE_RUNNER_ID, PULLWAKE_ENTITY_URL, PULLWAKE_ENTITY_TYPE, PULLWAKE_EPOCH,
 PULLWAKE_CONSUMER_ID, PULLWAKE_TRIGGER_EVENT, PULLWAKE_STREAM_URL, PULLWAKE_SEND_URL and
-PULLWAKE_WRITE_TOKEN in its environment. Each line it prints is appended to the entity's main
-stream. Exit status 0 is done, anything else is failed.
+PULLWAKE_WRITE_TOKEN in its environment, and TRACEPARENT where what woke it has a trace. Each line
+it prints is appended to the entity's main stream. Exit status 0 is done, anything else is failed.
 
 SIGTERM or Ctrl-C: claim no more, and let running commands finish. Once more: end them.
 
@@ -65,11 +65,12 @@ def add_run(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
     )
     add = parser.add_argument
     add_options(add)
-    add(
+    own = add(
         "--id",
         default=os.environ.get("PULLWAKE_RUNNER_ID", socket.gethostname()),
         help="the runner's id ($PULLWAKE_RUNNER_ID, else the host's name)",
     )
+    completion.names(own, completion.RUNNERS)
     add(
         "--exec",
         required=True,

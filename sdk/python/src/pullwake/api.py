@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
+from . import tracing
 from .errors import BadAnswer, ServerRefused
 from .timing import Timing
 from .transport import Answer, Transport, dump
@@ -116,11 +117,18 @@ class Grant:
     """1, and more after failures in a row."""
     sent_at: float
     """The lease clock when the claim left: the lease runs from then at the earliest."""
+    traceparent: str | None = None
+    """Of the message that woke it, where that was sent with one."""
 
     @property
     def entity_url(self) -> str:
         url = self.entity.get("url")
         return url if isinstance(url, str) else self.stream_path.removesuffix("/main")
+
+    @property
+    def entity_type(self) -> str:
+        kind = self.entity.get("type")
+        return kind if isinstance(kind, str) else self.entity_url.strip("/").split("/")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,6 +393,7 @@ def _grant(body: dict[str, Any], answer: Answer) -> Grant:
         principal=principal if isinstance(principal, dict) else {},
         attempt=int(_number(body.get("attempt")) or 1),
         sent_at=answer.sent_at,
+        traceparent=tracing.well_formed(body.get("traceparent")),
     )
 
 

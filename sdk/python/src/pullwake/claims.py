@@ -19,6 +19,7 @@ from enum import Enum
 from functools import partial
 from typing import Any, Literal, TypeVar
 
+from . import tracing
 from .api import DEFAULT_LEASE, Api, Grant, NoWork
 from .backoff import Backoff, insist
 from .clock import Clock
@@ -475,14 +476,22 @@ class Claims:
 
     async def _work(self, held: _Held) -> None:
         grant = held.grant
-        told = {"entity": grant.entity_url, "epoch": grant.epoch}
-        context.set({**told, "runner": self._api.registration.runner_id})
-        try:
-            await self._handle(held)
-        except ClaimLost as error:
-            held.lose(str(error))
-        except RunnerError as error:
-            self._failed(error)
+        told: dict[str, str | int] = {"entity": grant.entity_url, "epoch": grant.epoch}
+        told["runner"] = self._api.registration.runner_id
+        context.set(told)
+        attributes = {f"pullwake.{name}": value for name, value in told.items()}
+        attributes["pullwake.attempt"] = grant.attempt
+        with tracing.wake(f"wake {grant.entity_type}", grant.traceparent, attributes):
+            try:
+                await self._handle(held)
+            except ClaimLost as error:
+                held.lose(str(error))
+            except RunnerError as error:
+                tracing.failed(str(error))
+                self._failed(error)
+            finally:
+                if held.lost.done() and not held.lost.cancelled():
+                    tracing.failed(f"the claim was lost: {held.lost.result()}")
 
     async def _handle(self, held: _Held) -> None:
         grant = held.grant
@@ -589,19 +598,24 @@ class Claims:
         held.told = True
         if failure is None:
             try:
-                await self._insist(held, lambda: api.done(grant, acked), self._timing.report_for)
+                with tracing.step("done"):
+                    await self._insist(
+                        held, lambda: api.done(grant, acked), self._timing.report_for
+                    )
                 return
             except ServerRefused as error:
                 if error.transient:
                     raise
                 failure = printable(f"done was refused: {error}", _MAX_FAILURE)
                 self._failed(error)
+        tracing.failed(failure)
         message, later = failure, how.seconds if isinstance(how, RetryAfter) else None
         if isinstance(how, GiveUp):
             call = partial(api.give_up, grant, message, acked)
         else:
             call = partial(api.failed, grant, message, later)
-        await self._insist(held, call, self._timing.report_for)
+        with tracing.step("failed"):
+            await self._insist(held, call, self._timing.report_for)
 
     async def _insist(self, held: _Held, call: Callable[[], Awaitable[T]], during: float) -> T:
         """`call` until it is answered. Raises ClaimLost when the answer says so."""

@@ -187,19 +187,25 @@ def describe(wake: Wake) -> dict[str, Any]:
 def environment(wake: Wake, base_url: str) -> dict[str, str]:
     """The environment a command runs in: the runner's, without its secrets, and the wake's."""
     inherited = {name: value for name, value in os.environ.items() if name not in _OWN_SECRETS}
+    # As tools that write spans know it.
+    trace = {} if wake.traceparent is None else {"TRACEPARENT": wake.traceparent}
     kind = wake.entity.get("type")
-    return inherited | {
-        "PULLWAKE_URL": base_url,
-        "PULLWAKE_RUNNER_ID": wake.runner_id,
-        "PULLWAKE_ENTITY_URL": wake.entity_url,
-        "PULLWAKE_ENTITY_TYPE": kind if isinstance(kind, str) else "",
-        "PULLWAKE_EPOCH": str(wake.epoch),
-        "PULLWAKE_CONSUMER_ID": wake.consumer_id,
-        "PULLWAKE_TRIGGER_EVENT": wake.trigger_event or "",
-        "PULLWAKE_STREAM_URL": wake.stream_url,
-        "PULLWAKE_SEND_URL": f"{base_url}/_electric/entities{wake.entity_url}/send",
-        "PULLWAKE_WRITE_TOKEN": wake.write_token,
-    }
+    return (
+        inherited
+        | trace
+        | {
+            "PULLWAKE_URL": base_url,
+            "PULLWAKE_RUNNER_ID": wake.runner_id,
+            "PULLWAKE_ENTITY_URL": wake.entity_url,
+            "PULLWAKE_ENTITY_TYPE": kind if isinstance(kind, str) else "",
+            "PULLWAKE_EPOCH": str(wake.epoch),
+            "PULLWAKE_CONSUMER_ID": wake.consumer_id,
+            "PULLWAKE_TRIGGER_EVENT": wake.trigger_event or "",
+            "PULLWAKE_STREAM_URL": wake.stream_url,
+            "PULLWAKE_SEND_URL": f"{base_url}/_electric/entities{wake.entity_url}/send",
+            "PULLWAKE_WRITE_TOKEN": wake.write_token,
+        }
+    )
 
 
 def _spooled(text: str) -> IO[bytes]:

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from .client import Client, connected, entity_path
+from .completion import ENTITIES, ENTITY_URLS, NEW, RUNNERS, TYPES, names
 from .errors import RunnerError, ServerRefused, ServerUnreachable
 from .profiles import add_options, connection
 
@@ -298,7 +299,7 @@ def add_all(add_parser: AddParser) -> None:
     """Add each command's parser."""
     command = _adder(add_parser)
     add = command("send", send, "send a message to an entity", 'pullwake send agent/hello "Hello"')
-    add("entity", metavar="TYPE/ID")
+    names(add("entity", metavar="TYPE/ID"), ENTITIES)
     add("payload", help="JSON, or else it is sent as text")
     add("--type", help="what the message is called")
     add("--key", help="sent twice, it is one message")
@@ -311,27 +312,30 @@ def add_all(add_parser: AddParser) -> None:
         "make an entity",
         "pullwake spawn agent/hello --runner my-laptop --message hi",
     )
-    add("entity", metavar="TYPE/ID")
-    add("--runner", metavar="ID", help="whom it is dispatched to (default: as its type says)")
+    names(add("entity", metavar="TYPE/ID"), NEW)
+    runner = add(
+        "--runner", metavar="ID", help="whom it is dispatched to (default: as its type says)"
+    )
+    names(runner, RUNNERS)
     add("--args", type=_object, metavar="JSON", help="its arguments, an object")
     add("--tag", type=_tag, action="append", metavar="KEY=VALUE")
-    add("--parent", metavar="/TYPE/ID")
+    names(add("--parent", metavar="/TYPE/ID"), ENTITY_URLS)
     add("--message", help="its first message; JSON, or else text")
 
     add = command(
         "observe", observe, "follow what happens to an entity", "pullwake observe agent/hello --new"
     )
-    add("entity", metavar="TYPE/ID")
+    names(add("entity", metavar="TYPE/ID"), ENTITIES)
     add("--new", action="store_true", help="only what happens from now on")
     add("--once", action="store_true", help="end where the stream ends now")
 
     add = command("ps", ps, "list your entities", "pullwake ps --status running")
-    add("--type")
+    names(add("--type"), TYPES)
     add("--status", choices=("idle", "running", "paused", "stopping", "stopped", "killed"))
     add("--watch", action="store_true", help="and then each change of one, as it happens")
 
     add = command("signal", signal, "signal an entity", "pullwake signal agent/hello SIGINT")
-    add("entity", metavar="TYPE/ID")
+    names(add("entity", metavar="TYPE/ID"), ENTITIES)
     add("signal", choices=SIGNALS, type=_signal)
     add("--reason")
 

@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .transport import Headers, check_url
 
@@ -79,15 +80,27 @@ def connection(args: argparse.Namespace) -> Connection:
     return Connection(url, token, token_file, principal)
 
 
-def _profile(name: str | None) -> Mapping[str, str]:
-    path = Path(os.environ.get("PULLWAKE_CONFIG") or "~/.config/pullwake/config.toml").expanduser()
+def profiles() -> list[str]:
+    """The names of all profiles. Raises ValueError for a file that cannot be read."""
+    return list(_tables())
+
+
+def _path() -> Path:
+    return Path(os.environ.get("PULLWAKE_CONFIG") or "~/.config/pullwake/config.toml").expanduser()
+
+
+def _tables() -> Mapping[str, Any]:
+    path = _path()
     try:
-        tables = tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text())
     except FileNotFoundError:
-        tables = {}
+        return {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    profile = tables.get(name or "default")
+
+
+def _profile(name: str | None) -> Mapping[str, str]:
+    path, profile = _path(), _tables().get(name or "default")
     if profile is None:
         if name is None:
             return {}

@@ -188,6 +188,8 @@ class FakeServer:
         """What handlers sent: {to, from, …the message's body}."""
         self.watches: list[dict[str, Any]] = []
         """Whom handlers asked to be woken for, but for those that came with a spawn."""
+        self.traceparent: str | None = None
+        """Of what wakes, as claims are told it."""
         self.wakes_only: str | None = None
         """The entity that alone is woken, if there is to be but one."""
         self._wakes: list[dict[str, Any]] = []
@@ -521,6 +523,8 @@ class FakeServer:
             "entity": {"type": path.split("/")[0], "url": f"/{path}", "status": "idle"},
             "principal": {"kind": "user", "id": "a", "key": "user:a", "url": "/principal/user%3Aa"},
         }
+        if self.traceparent is not None:
+            body["traceparent"] = self.traceparent
         places = {
             "Pullwake-Cursor": offset(entity.cursor),
             "Pullwake-Tail": offset(claim.tail),

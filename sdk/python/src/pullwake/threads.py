@@ -41,6 +41,7 @@ class SyncWake:
         self.stream_url = wake.stream_url
         self.trigger_event = wake.trigger_event
         self.principal = wake.principal
+        self.traceparent = wake.traceparent
 
     def __repr__(self) -> str:
         return repr(self._wake)

@@ -20,6 +20,7 @@ from typing import Any
 
 import httpx2
 
+from . import tracing
 from .clock import Clock
 from .errors import BadAnswer, HeadersFailed, ServerRefused, ServerUnreachable
 from .tasks import ends_task
@@ -126,6 +127,7 @@ class Transport:
         try:
             async with asyncio.timeout(deadline), self._client() as client:
                 headers = await self._headers(url, token)
+                headers.update(tracing.headers())
                 headers.update(extra or {})
                 if content is not None:
                     headers["content-type"] = "application/json"

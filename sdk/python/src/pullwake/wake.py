@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar, overload
 
+from . import tracing
 from .api import START, Api, Grant, dump_events
 from .errors import BadAnswer, ServerRefused
 from .inbox import (
@@ -80,7 +81,7 @@ class Wake:
         self.write_token = write_token
         self.entity = grant.entity
         self.entity_url = grant.entity_url
-        self.entity_type = _type_of(grant)
+        self.entity_type = grant.entity_type
         self.epoch = grant.epoch
         self.attempt = grant.attempt
         """1, and one more after each failure in a row."""
@@ -90,6 +91,8 @@ class Wake:
         self.trigger_event = grant.trigger_event
         self.principal = grant.principal
         """Who created the entity: {url, key, kind, id}."""
+        self.traceparent = grant.traceparent
+        """W3C's, of the message that woke it; None for one that was sent without."""
 
     def __repr__(self) -> str:
         return f"<Wake {self.entity_url} epoch {self.epoch}>"
@@ -202,6 +205,10 @@ class Wake:
         if not events:
             return
         body = dump_events(events)
+        with tracing.step("append", {"pullwake.events": len(events)}):
+            await self._append(body)
+
+    async def _append(self, body: bytes) -> None:
         async with self._writing:
             if self._in_doubt is not None:
                 await self._write(self._in_doubt)
@@ -235,7 +242,8 @@ class Wake:
             body["afterMs"] = max(0, round(_seconds(after) * 1000))
         optional = {"type": type, "mode": mode}
         body |= {name: text for name, text in optional.items() if text is not None}
-        await self._retry(partial(self._api.send, to, body, self.write_token))
+        with tracing.step("send", {"pullwake.to": to}):
+            await self._retry(partial(self._api.send, to, body, self.write_token))
 
     async def sleep_until(
         self, when: datetime | timedelta, payload: Any = None, *, key: str | None = None
@@ -282,6 +290,11 @@ class Wake:
             "sandbox": None if sandbox is None else dict(sandbox),
         }
         body |= {name: value for name, value in optional.items() if value is not None}
+        with tracing.step("spawn", {"pullwake.to": url}):
+            await self._spawn(url, body, watch)
+        return url
+
+    async def _spawn(self, url: str, body: dict[str, Any], watch: dict[str, Any] | None) -> None:
         creator = self.principal.get("key")
         try:
             await self._retry(partial(self._api.spawn, url, body, creator))
@@ -291,7 +304,6 @@ class Wake:
             if watch is not None:
                 known = {**watch, "sourceUrl": url}
                 await self._retry(partial(self._api.watch, known, creator))
-        return url
 
     async def set_tag(self, key: str, value: str | None, *, of: str | None = None) -> None:
         """Set a tag of this entity, or of another's URL; None takes it off."""
@@ -452,11 +464,6 @@ def _is_up_to_date(answer: Answer) -> bool:
 
 def _is_closed(answer: Answer) -> bool:
     return answer.headers.get("stream-closed", "").lower() == "true"
-
-
-def _type_of(grant: Grant) -> str:
-    kind = grant.entity.get("type")
-    return kind if isinstance(kind, str) else grant.entity_url.strip("/").split("/")[0]
 
 
 def _seconds(span: float | timedelta) -> float:

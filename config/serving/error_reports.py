@@ -1,0 +1,65 @@
+"""Errors for Sentry, where SENTRY_DSN is set: those that the log calls errors, and no secret.
+
+Nothing of a request is sent but its id, its principal, and what it is about. What looks like a
+token is taken out wherever it stands, for an error's own text may be about one.
+"""
+
+import re
+from typing import Any
+
+import sentry_sdk
+from django.conf import settings
+from sentry_sdk.integrations.atexit import AtexitIntegration
+from sentry_sdk.integrations.dedupe import DedupeIntegration
+from sentry_sdk.integrations.excepthook import ExcepthookIntegration
+from sentry_sdk.integrations.logging import LoggingIntegration
+from structlog.contextvars import get_contextvars
+
+from core.version import VERSION
+
+_SECRET = re.compile(r"pw[a-z]_[A-Za-z0-9_-]{8,}|[0-9a-f]{64}|(?<=://)[^/\s@]+@")
+"""Tokens, their hashes, and credentials in an address."""
+
+
+def start() -> None:
+    """Begin to report."""
+    sentry_sdk.init(
+        dsn=settings.SENTRY_DSN,
+        release=f"pullwake@{VERSION}",
+        # Its others look at requests, and at what variables hold.
+        default_integrations=False,
+        auto_enabling_integrations=False,
+        integrations=[
+            LoggingIntegration(),
+            ExcepthookIntegration(),
+            DedupeIntegration(),
+            AtexitIntegration(callback=lambda pending, timeout: None),
+        ],
+        include_local_variables=False,
+        send_default_pii=False,
+        before_send=_without_secrets,
+        before_breadcrumb=lambda crumb, hint: _scrubbed(crumb),
+    )
+
+
+def flush() -> None:
+    """Send what is left to be sent."""
+    sentry_sdk.flush(timeout=1)
+
+
+def _without_secrets(event: Any, hint: Any) -> Any:
+    # Django's line of a 500 has the request with it, whose address may hold a login.
+    event.get("extra", {}).pop("request", None)
+    event["tags"] = {**event.get("tags", {}), **get_contextvars()}
+    return _scrubbed(event)
+
+
+def _scrubbed(value: Any) -> Any:
+    match value:
+        case str():
+            return _SECRET.sub("[removed]", value)
+        case dict():
+            return {name: _scrubbed(each) for name, each in value.items()}
+        case list() | tuple():
+            return [_scrubbed(each) for each in value]
+    return value

@@ -1,0 +1,54 @@
+"""Who a proxy has authenticated: PULLWAKE_REMOTE_USER_HEADER, from PULLWAKE_REMOTE_USER_PROXIES.
+
+Each request says anew who it is of: a login ends with the header, and follows its groups. From any
+other address the header says nothing, and is gone before anything else sees it.
+"""
+
+import ipaddress
+from collections.abc import Callable
+
+from django.conf import settings
+from django.contrib import auth
+from django.http import HttpRequest, HttpResponse
+
+from core.errors import Forbidden
+from operators import admission
+from operators.admission import Person
+
+_SAID = "remote_user"
+"""In the session: what the headers said when it was begun."""
+
+
+def with_remote_user(
+    get_response: Callable[[HttpRequest], HttpResponse],
+) -> Callable[[HttpRequest], HttpResponse]:
+    """Middleware, after those of sessions and authentication."""
+    names = [settings.PULLWAKE_REMOTE_USER_HEADER, settings.PULLWAKE_REMOTE_GROUPS_HEADER]
+    who, groups = (f"HTTP_{name.upper().replace('-', '_')}" for name in names)
+
+    def answer(request: HttpRequest) -> HttpResponse:
+        said = [request.META.get(who, ""), request.META.get(groups, "")]
+        if not _is_trusted(request.META.get("REMOTE_ADDR", "")):
+            request.META.pop(who, None)
+            request.META.pop(groups, None)
+            said = ["", ""]
+        begun = request.session.get(_SAID)
+        if begun is not None and begun != said:
+            auth.logout(request)
+        if said[0] and begun != said and request.path_info.startswith("/admin/"):
+            try:
+                admission.admit(request, Person(said[0], admission.groups_of(said[1])))
+            except Forbidden as problem:
+                return admission.page_of(request, problem, 403)
+            request.session[_SAID] = said
+        return get_response(request)
+
+    return answer
+
+
+def _is_trusted(address: str) -> bool:
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return any(parsed in network for network in settings.PULLWAKE_REMOTE_USER_PROXIES)

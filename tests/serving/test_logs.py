@@ -1,0 +1,176 @@
+"""The access log, request ids, and errors as Sentry gets them."""
+
+import gzip
+import io
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+import structlog
+from django.conf import settings
+
+from config.serving.error_reports import _without_secrets
+from core.principals import Principal
+from runners import tokens
+from tests.support import Api, wait_until
+
+
+@pytest.fixture
+def lines(settings: Any) -> Iterator[Any]:
+    """The access log's lines as they are written in production mode."""
+    settings.PULLWAKE_ACCESS_LOG = True
+    chain = settings.LOGGING["formatters"]["lines"]["foreign_pre_chain"]
+    written = io.StringIO()
+    handler = logging.StreamHandler(written)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(),
+            ],
+            foreign_pre_chain=chain,
+        )
+    )
+    logger = logging.getLogger("pullwake.access")
+    logger.addHandler(handler)
+    logger.setLevel("INFO")
+    yield lambda: [json.loads(line) for line in written.getvalue().splitlines()]
+    logger.removeHandler(handler)
+
+
+def told(line: Any, *names: str) -> tuple[Any, ...]:
+    return tuple(line.get(name) for name in names)
+
+
+def test_each_request_is_a_line(alice, lines):
+    alice.register()
+    alice.make_entity()
+    alice.post("/_electric/entities/agent/e1/send", {"payload": 1}, X_Request_Id="app-1")
+    claim = alice.claim()
+    token = claim.mint()
+    claim.heartbeat()
+    claim.append({"a": 1}, token=token)
+    claim.done()
+    alice.get("/agent/e1/main")
+    asked = ("route", "status", "principal", "entity", "epoch")
+    entity, send = (
+        "/_electric/entities/:type_name/:name",
+        "/_electric/entities/:type_name/:name/send",
+    )
+    callback, main = "/_electric/wake-callbacks/:consumer_id", "/:type_name/:name/main"
+    assert [told(line, *asked) for line in lines()] == [
+        ("/_electric/runners", 201, "user:alice", None, None),
+        (entity, 201, "user:alice", "/agent/e1", None),
+        (send, 200, "user:alice", "/agent/e1", None),
+        ("/_electric/runners/:runner_id/claim", 200, "user:alice", "/agent/e1", 1),
+        (callback, 200, "handler", "/agent/e1", 1),
+        (callback, 200, "handler", "/agent/e1", 1),
+        (main, 204, "handler", "/agent/e1", 1),
+        (callback, 200, "handler", "/agent/e1", 1),
+        (main, 200, "user:alice", "/agent/e1", None),
+    ]
+    assert lines()[2]["request_id"] == "app-1"
+    assert lines()[3]["runner"] == "r1"
+    assert all(line["duration_ms"] >= 0 for line in lines())
+
+
+def test_each_answer_names_its_request(alice):
+    assert alice.get("/livez", X_Request_Id="mine").headers["X-Request-Id"] == "mine"
+    assert alice.get("/no/such/address").headers["X-Request-Id"]
+
+
+def test_probes_and_refusals_ask_nothing_of_the_database_for_their_line(
+    db, settings, lines, django_assert_num_queries
+):
+    settings.DEVELOPMENT = False
+    _, secret = tokens.issue(Principal.parse("user:alice"))
+    with django_assert_num_queries(0):
+        Api(Authorization=f"Bearer {secret}").get("/livez")
+        Api().get("/_electric/runners")
+    assert [told(line, "status", "principal") for line in lines()] == [
+        (200, None),
+        (401, "unknown"),
+    ]
+
+
+# --- Sentry ------------------------------------------------------------------------------------
+
+
+class Receiver:
+    """What is sent to Sentry."""
+
+    def __init__(self) -> None:
+        self.envelopes: list[str] = []
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                if self.headers.get("Content-Encoding") == "gzip":
+                    body = gzip.decompress(body)
+                receiver.envelopes.append(body.decode())
+                self.send_response(200)
+                self.send_header("Content-Length", "2")
+                self.end_headers()
+                self.wfile.write(b"{}")
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.server.serve_forever)
+        self.thread.start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+@pytest.fixture
+def sentry() -> Iterator[Receiver]:
+    receiver = Receiver()
+    yield receiver
+    receiver.close()
+
+
+def test_sentry_gets_an_unhandled_error_and_no_secret(start_server, sentry, database):
+    dsn = f"http://key@127.0.0.1:{sentry.server.server_port}/1"
+    server = start_server(SENTRY_DSN=dsn)
+    api = server.client()
+    api.register()
+    api.make_entity()
+    api.send(key="k")
+    secret = "pwa_0123456789abcdefghijklmnopqrstuvwxyz"
+    # What is broken here is the database's content: nothing that a caller could do.
+    database.execute("UPDATE dispatch_streamevent SET data = '{' WHERE message_key = 'k'")
+    body = {"payload": "the payload", "key": "k"}
+    claimed = {"Electric-Claim-Token": "", "Cookie": "sessionid=the-cookie"}
+    path = f"/_electric/entities/agent/e1/send?token={secret}"
+    answer = api.post(path, body, X_Request_Id="req-1", **claimed)
+    assert answer.status == 500
+    (sent,) = wait_until(lambda: [each for each in sentry.envelopes if "exception" in each])
+    event = json.loads(sent.splitlines()[-1])
+    assert event["exception"]["values"][-1]["type"] == "DecodeError"
+    assert event["tags"]["request_id"] == "req-1"
+    assert event["tags"]["entity"] == "/agent/e1"
+    whole = "".join(sentry.envelopes)
+    for secret_of_it in (secret, "the payload", "the-cookie", settings.SECRET_KEY):
+        assert secret_of_it not in whole
+
+
+def test_what_looks_like_a_secret_is_taken_out_of_what_sentry_gets():
+    token, digest = "pww_" + "x" * 43, "0a" * 32
+    event = {
+        "exception": {"values": [{"value": f"Key (token_hash)=({digest}) for {token}."}]},
+        "extra": {"request": "<WSGIRequest: GET '/admin/login-once/abc/'>", "n": 1},
+        "logentry": {"params": [f"postgres://pullwake:hunter2@db/{token}"]},
+    }
+    sent = str(_without_secrets(event, {}))
+    for secret in (token, digest, "hunter2", "login-once"):
+        assert secret not in sent
+    assert "Key (token_hash)" in sent
