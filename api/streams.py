@@ -276,7 +276,7 @@ def _sse(
 ) -> StreamingHttpResponse:
     try:
         # Read before the answer begins, while trouble can still be told as a status.
-        page = source.read(after)
+        page = source.follow(after)
     except BaseException:
         place.release()
         raise

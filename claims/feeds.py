@@ -40,6 +40,9 @@ _UNSETTLED_S = 0.05
 
 _RETRY_S = 1.0
 
+_LOOK_S = 2.0
+"""A follower looks that often without having been told, so that no reader is past what it knows."""
+
 _IDLE_S = 30.0
 """A follower that nobody needed for so long ends."""
 
@@ -274,8 +277,11 @@ class Feed:
 
         Who waits goes along with the feed's end, also where nothing there concerns the caller.
         """
+        if connection.in_atomic_block:  # nobody else sees what it sees
+            return self.read(after)
         follower = _follower(self.sight.kind, self._show)
         follower.serve(self)
+        follower.catch_up(_unpack(after))
         page = follower.page(self.sight, _unpack(after))
         if page is not None:
             return page
@@ -312,6 +318,7 @@ class Follower:
         self._show = show
         self._key = waiters.RUNNER_FEED if kind == Kind.RUNNER else waiters.ENTITY_FEED
         self._lock = threading.Lock()
+        self._looking = threading.Lock()
         self._thread: threading.Thread | None = None
         self._feeds: dict[str, Feed] = {}
         self._entries: deque[Entry] = deque()
@@ -331,6 +338,19 @@ class Follower:
                     target=self._run, name=f"pullwake-feed-{self.kind}", daemon=True
                 )
                 self._thread.start()
+
+    def catch_up(self, place: Place) -> None:
+        """Look at once, if a reader is past what is known here: one looks for all that are.
+
+        Else a thousand readers that connect together would each ask the database.
+        """
+        reached = (place.transaction, place.pk)
+        if self._start is not None and reached <= self._end:
+            return
+        connection.close_if_unusable_or_obsolete()  # whoever waits here holds no connection
+        with self._looking:
+            if self._start is None or reached > self._end:
+                self._advance()
 
     def page(self, sight: Sight, place: Place) -> Page | None:
         """What lies past a place; None where that is not known here."""
@@ -358,7 +378,9 @@ class Follower:
                 grown.clear()
                 pause = PACE_S
                 try:
-                    if not self._advance():
+                    with self._looking:
+                        is_settled = self._advance()
+                    if not is_settled:
                         pause = _UNSETTLED_S
                         grown.set()
                 except Exception as exc:  # noqa: BLE001  the next look may do better
@@ -369,7 +391,7 @@ class Follower:
                     connection.close()
                 grown.after = self._end[0]
                 _pause.wait(pause)
-                grown.wait(_IDLE_S)
+                grown.wait(_LOOK_S)
                 if self._is_over():
                     return
 

@@ -206,6 +206,8 @@ class ConsumerClaim(models.Model):
             models.Index(fields=["runner", "-id"], name="claim_runner_newest"),
             models.Index(fields=["status", "ended_at"], name="claim_ended"),
             models.Index(fields=["claimed_at"], name="claim_claimed"),
+            # Which claims lie in a part of its entity's stream, however many there were.
+            models.Index(fields=["entity", "delivered_offset"], name="claim_in_stream"),
         ]
         constraints = [
             models.UniqueConstraint(fields=["consumer_id", "epoch"], name="claim_identity"),

@@ -22,6 +22,7 @@ from dispatch import entities, signals
 from dispatch.messages import Message
 from dispatch.models import STATUSES, DispatchState, Entity, EntityType, Registration
 from operators import audit
+from operators import conversation
 from operators import state as states
 from operators.kit.forms import NeededReasonForm, ReasonForm, TargetForm, propose_heir
 from operators.kit.lists import (
@@ -43,12 +44,12 @@ from operators.kit.markup import (
     page_of,
     principal,
     quiet,
-    readable,
     runner_link,
 )
-from operators.kit.verbs import OperatorAdmin, Order, Verb
+from operators.kit.verbs import Order, Verb
 from operators.remedies import stands
 from operators.shared_state import shared_states_of
+from operators.talking import TalkingAdmin
 from operators.timer import timers_of
 from operators.watching import family_of
 
@@ -331,7 +332,7 @@ WAITS: dict[str, tuple[str, Narrow]] = {
 
 
 @admin.register(Entity)
-class EntityAdmin(OperatorAdmin):
+class EntityAdmin(TalkingAdmin):
     verbs = VERBS
     unseen = ("tags", "spawn_args", "sandbox")
     story_template = "operators/entity.html"
@@ -389,7 +390,7 @@ class EntityAdmin(OperatorAdmin):
 
     def story(self, request: HttpRequest, row: Any) -> dict[str, Any]:
         state = row.dispatch_state
-        events = row.events.order_by("-offset")[:20]
+        state.now = row.now
         return {
             "state": state,
             "done": audit.last(row, "Pause") if state.paused else None,
@@ -399,13 +400,13 @@ class EntityAdmin(OperatorAdmin):
             "facts": {"Tags": row.tags, "Spawn args": row.spawn_args, "Sandbox": row.sandbox},
             "claims": list(row.claims.order_by("-pk")[:10]),
             "wakes": list(row.wakes.order_by("-generation")[:10]),
-            "events": [readable(event) for event in events],
             "claims_url": list_of("claims_consumerclaim", entity=row.url),
             "wakes_url": list_of("dispatch_wake", entity=row.url),
             "letters_url": list_of("claims_deadletter", entity=row.url),
             **timers_of(row, row.now),
             **family_of(row),
             "shared_states": shared_states_of(row),
+            "conversation": conversation.newest(row, state),
             "type_known": EntityType.objects.filter(pk=row.type).exists(),
         }
 

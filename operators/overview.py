@@ -106,7 +106,6 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
     if context["may_look"]:
         span = request.GET.get("span", "")
         context |= figures(span if span in SPANS else "day", user)
-        context["here"] = request.get_full_path()
         context["server"] = settings.PULLWAKE_PUBLIC_URL or request.build_absolute_uri("/")[:-1]
         context["development"] = settings.DEVELOPMENT
     return context

@@ -35,6 +35,9 @@ UNFOLD = {
     "SCRIPTS": [
         lambda request: static("pullwake/admin.js"),
         lambda request: static("pullwake/page.js"),
+        lambda request: static("pullwake/idiomorph.min.js"),
+        lambda request: static("pullwake/live.js"),
+        lambda request: static("pullwake/conversation.js"),
     ],
     "COMMAND": {"search_callback": "operators.find.anything"},
     "SIDEBAR": {

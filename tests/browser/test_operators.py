@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import PHONE, one_time_login
 from tests.support import Database, Server, wait_until
@@ -102,15 +102,6 @@ def test_the_overview_refreshes_without_losing_the_readers_place(page: Page, ali
     assert page.evaluate("window.scrollY") == 300
 
 
-def test_the_overview_waits_while_somebody_marks_text(page: Page, alice):
-    alice.register("r1")
-    page.goto("/admin/")
-    page.evaluate("getSelection().selectAllChildren(document.querySelector('#overview h2'))")
-    assert page.evaluate("pullwakeMayRefresh()") is False
-    page.evaluate("getSelection().removeAllRanges()")
-    assert page.evaluate("pullwakeMayRefresh()") is True
-
-
 def test_an_id_is_copied_with_one_click(page: Page, alice):
     alice.register("to-copy")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
@@ -141,34 +132,6 @@ def test_a_click_on_a_time_shows_all_of_them_exactly(page: Page, alice):
         expect(time).to_have_text(time.get_attribute("title") or "")
     times.first.click()
     expect(times.last).to_have_text(re.compile("ago$"))
-
-
-def test_the_overview_says_when_its_figures_are_old(context: BrowserContext, alice):
-    alice.register("r1")
-    page = context.new_page()  # where scripts may complain
-    page.goto("/admin/")
-    stale = page.get_by_text("The server does not answer. These figures are old.")
-    expect(stale).to_be_hidden()
-    page.route("**/admin/", lambda route: route.fulfill(status=503))
-    refresh(page)
-    expect(stale).to_be_visible()
-    page.unroute("**/admin/")
-    refresh(page)
-    expect(stale).to_be_hidden()
-
-
-def test_the_overview_leads_whoever_was_logged_out_to_the_login(page: Page, alice):
-    alice.register("r1")
-    page.goto("/admin/")
-    page.context.clear_cookies()
-    refresh(page)
-    expect(page).to_have_url(re.compile(r"/admin/login/\?next=/admin/"))
-    expect(page.get_by_label("Password")).to_be_visible()
-
-
-def refresh(page: Page) -> None:
-    """Let the overview refresh itself now, and not when it is time."""
-    page.evaluate("htmx.ajax('GET', '/admin/', {source: '#overview', target: '#overview'})")
 
 
 def test_ids_of_the_usual_length_are_in_one_piece(page: Page, alice):

@@ -63,7 +63,7 @@ STATEMENTS = {
     "claim": 4,
     "ended claim": 6,
     "dead letter": 4,
-    "entity": 15,
+    "entity": 16,
     "wake": 5,
     "timer": 3,
     "shared state": 5,

@@ -104,6 +104,31 @@ def test_it_follows_a_stream(server: Server, api: HttpApi) -> None:
         follower.stdout.close()
 
 
+def test_changes_are_told_as_they_happen(server: Server, api: HttpApi) -> None:
+    api.make_entity("/watched/w1", runner_id="people")
+    command = [sys.executable, "-m", "pullwake", "ps", "--url", server.url, "--watch"]
+    runners = [*command[:3], "runners", *command[4:]]
+    with (
+        subprocess.Popen([*command, "--type", "watched"], stdout=subprocess.PIPE, text=True) as ps,
+        subprocess.Popen([*runners, "--json"], stdout=subprocess.PIPE, text=True) as watching,
+    ):
+        try:
+            assert ps.stdout is not None
+            assert ps.stdout.readline().split()[1:] == ["/watched/w1", "idle", "people"]
+            api.send("/watched/w1")
+            assert ps.stdout.readline().split()[1:] == ["/watched/w1", "idle", "people", "work"]
+            api("DELETE", "/_electric/entities/watched/w1")
+            assert ps.stdout.readline().split()[1:] == ["/watched/w1", "gone"]
+            assert watching.stdout is not None
+            assert json.loads(watching.stdout.readline())["value"]["id"] == "people"
+            api.post("/_electric/runners/people/disable")
+            row = json.loads(watching.stdout.readline())["value"]
+            assert row["admin_status"] == "disabled"
+        finally:
+            ps.kill()
+            watching.kill()
+
+
 def test_a_shell_is_offered_what_the_server_has(server: Server, api: HttpApi) -> None:
     api.post("/_electric/entity-types", {"name": "reporter", "description": "Reports."})
     for url in ("/chat/p1", "/chat/p2", "/job/p1"):

@@ -1,5 +1,4 @@
-// Ids are copied with one click, times stay relative to now until they are clicked, and the overview
-// refreshes itself only while that disturbs nobody, and says when it cannot.
+// Ids are copied with one click, and times stay relative to now until they are clicked.
 (() => {
   "use strict";
 
@@ -24,9 +23,12 @@
   };
   const shown = new WeakMap();
   const pageShown = (time) => {
-    if (!shown.has(time)) shown.set(time, performance.now());
-    return shown.get(time);
+    const known = shown.get(time);
+    if (known?.now === time.dataset.now) return known.at;
+    shown.set(time, { now: time.dataset.now, at: performance.now() });
+    return performance.now();
   };
+  window.pullwakeTick = tick;
   setInterval(tick, 1000);
   // A phone has no hover, and times are compared: a click shows all of them exactly, or relative.
   document.addEventListener("click", (event) => {
@@ -52,23 +54,5 @@
     }
     button.dataset.copied = "";
     setTimeout(() => delete button.dataset.copied, 1200);
-  });
-
-  // Whoever marks text, or has moved the keyboard's focus into the figures, is reading them.
-  window.pullwakeMayRefresh = () =>
-    document.visibilityState === "visible" &&
-    window.getSelection().isCollapsed &&
-    !document.querySelector("#overview :focus-visible");
-
-  // Figures that look fresh and are not would be worse than none.
-  document.addEventListener("htmx:afterRequest", (event) => {
-    const stale = document.querySelector(".pw-stale");
-    if (stale && !event.detail.successful) stale.hidden = false;
-  });
-  // Whoever was logged out is answered with the login page, which has no figures to take.
-  document.addEventListener("htmx:beforeSwap", (event) => {
-    if (event.detail.target.id !== "overview" || event.detail.xhr.response.includes('id="overview"')) return;
-    event.detail.shouldSwap = false;
-    if (event.detail.successful !== false && event.detail.xhr.status === 200) location.reload();
   });
 })();

@@ -74,5 +74,5 @@
   addEventListener("load", () => {
     document.querySelector("#nav-sidebar-apps [role=region]")?.setAttribute("aria-label", "Menu");
   });
-  document.addEventListener("htmx:afterSettle", () => localize(document));
+  window.pullwakeLocalize = localize;
 })();

@@ -1,0 +1,249 @@
+// Pages follow what happens: a page is read again every few seconds, and what differs is changed in
+// place. What is being pointed at, marked or typed in is left as it is until it is not, and the page
+// says so, and when it is behind. A hidden tab asks nobody.
+(() => {
+  "use strict";
+
+  const start = () => {
+    const EVERY_MS = 5_000;
+    const LONGEST_MS = 60_000;
+    const PATIENCE_MS = 10_000;
+    const IN_USE_MS = 4_000;
+    const UNITS = ".pw-card, .pw-head";
+
+    const idOf = (page) => (page ? page.querySelector("[data-live]")?.id : undefined);
+    const region = document.querySelector("[data-live]");
+    const list = document.querySelector("[data-live-list]");
+    if (!region && !list) return;
+
+    // --- What it says
+
+    const status = document.createElement("div");
+    status.className = "pw-live";
+    status.setAttribute("role", "status");
+    const says = document.createElement("span");
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "pw-button";
+    status.append(says, button);
+    (document.querySelector("main, [role=main]") || document.body).append(status);
+
+    // Said once, and not again every few seconds to whoever listens.
+    const say = (text, tone, label, act) => {
+      if (says.textContent !== text) says.textContent = text;
+      status.dataset.tone = tone;
+      button.hidden = !label;
+      button.textContent = label || "";
+      button.onclick = act || null;
+    };
+
+    let asOf = new Date();
+    const clock = (when) => when.toTimeString().slice(0, 8);
+    const live = () => say("Live", "good");
+
+    // --- What is in use
+
+    let pointedAt = 0;
+    let typedAt = 0;
+    for (const name of ["pointermove", "pointerdown", "touchstart", "wheel"]) {
+      document.addEventListener(name, () => (pointedAt = performance.now()), { passive: true });
+    }
+    document.addEventListener("keydown", () => (typedAt = performance.now()));
+    const lately = (when) => when > 0 && performance.now() - when < IN_USE_MS;
+
+    const isMarked = (element) => {
+      const marked = window.getSelection();
+      return !marked.isCollapsed && marked.rangeCount > 0 && marked.getRangeAt(0).intersectsNode(element);
+    };
+    const why = (element) => {
+      if (isMarked(element)) return "while text is marked";
+      const focused = document.activeElement;
+      if (element.contains(focused) && focused !== document.body) {
+        if (focused.matches("textarea, select, input:not([type=checkbox])")) return "where you type";
+        if (lately(typedAt)) return "where the keyboard is";
+      }
+      if (lately(pointedAt) && element.matches(":hover")) return "where you point";
+      return "";
+    };
+
+    // --- One row's page, and the overview
+
+    const slug = (text) => text.trim().toLowerCase().replace(/[^a-z0-9]+/g, "-");
+    // What has its own name stays itself, wherever it moves to.
+    const nameAll = (root) => {
+      const known = new Set();
+      const name = (element, id) => {
+        if (element.id || !id || known.has(id)) return;
+        known.add(id);
+        element.id = id;
+      };
+      root.querySelectorAll(".pw-card").forEach((card) => {
+        const heading = card.querySelector("h2");
+        name(card, heading ? `card-${slug(heading.textContent)}` : "");
+        card.querySelectorAll("tbody tr, li").forEach((row) => {
+          const link = row.querySelector("a[href]");
+          if (link) name(row, `in-${card.id}-${slug(link.getAttribute("href"))}`);
+        });
+      });
+    };
+
+    const morphed = (old, fresh) => {
+      let kept = "";
+      window.Idiomorph.morph(old, fresh, {
+        morphStyle: "outerHTML",
+        callbacks: {
+          beforeNodeMorphed: (node) => {
+            if (node.nodeType !== Node.ELEMENT_NODE) return true;
+            if (node.dataset.live === "off") return false;
+            const reason = node.matches(UNITS) ? why(node) : "";
+            kept = kept || reason;
+            return !reason;
+          },
+          beforeNodeRemoved: (node) => {
+            if (node.nodeType !== Node.ELEMENT_NODE) return true;
+            const reason = node.dataset.live === "off" ? "" : why(node);
+            kept = kept || reason;
+            return !reason && node.dataset.live !== "off";
+          },
+          // Whoever opened something has it open.
+          beforeAttributeUpdated: (attribute) => !["open", "data-copied"].includes(attribute),
+        },
+      });
+      return kept;
+    };
+
+    const anchored = (change) => {
+      const anchor = document.querySelector("[data-live] :focus") || document.querySelector("[data-live] .pw-card:hover");
+      const before = anchor?.getBoundingClientRect().top;
+      const result = change();
+      requestAnimationFrame(() => {
+        if (anchor?.isConnected) window.scrollBy(0, anchor.getBoundingClientRect().top - before);
+      });
+      return result;
+    };
+
+    const takePage = (page) => {
+      const fresh = idOf(page) === region.id ? page.querySelector("[data-live]") : null;
+      if (!fresh) return say("This is gone", "bad", "Leave", () => history.back());
+      const here = document.querySelector("[data-live]");
+      nameAll(here);
+      nameAll(fresh);
+      const kept = anchored(() => morphed(here, fresh));
+      return kept ? say(`Paused ${kept}`, "warn") : live();
+    };
+
+    // --- A list
+
+    const rowsOf = (page) => {
+      const rows = new Map();
+      page.querySelectorAll("#result_list > tbody").forEach((row) => {
+        const key = row.querySelector(".action-select")?.value || row.querySelector("a[href]")?.getAttribute("href");
+        if (key) rows.set(key, row);
+      });
+      return rows;
+    };
+
+    const isListInUse = () => {
+      const table = document.querySelector("#result_list");
+      return (
+        document.querySelector(".action-select:checked") !== null ||
+        table.getBoundingClientRect().top < 0 ||
+        why(table) !== ""
+      );
+    };
+
+    const takeList = (page) => {
+      const [here, fresh] = [rowsOf(document), rowsOf(page)];
+      if (!here.size !== !fresh.size) return say("The list is another now", "warn", "Show it", () => location.reload());
+      if (!here.size) return live();
+      let kept = "";
+      for (const [key, row] of here) {
+        const now = fresh.get(key);
+        if (!now) continue;
+        const reason = row.querySelector(".action-select:checked") ? "" : why(row);
+        kept = kept || reason;
+        if (reason) continue;
+        const [cells, fresher] = [row, now].map((each) => each.querySelectorAll("td:not(.action-checkbox), th"));
+        cells.forEach((cell, place) => {
+          if (fresher[place]) window.Idiomorph.morph(cell, fresher[place], { morphStyle: "outerHTML" });
+        });
+      }
+      const table = document.querySelector("#result_list");
+      const rebuild = () => {
+        for (const [key, row] of here) if (!fresh.has(key)) row.remove();
+        for (const [key, row] of fresh) {
+          const known = here.get(key);
+          if (known) known.className = row.className;
+          table.append(known || row);
+        }
+        const pages = document.querySelector(".pw-pages");
+        const newer = page.querySelector(".pw-pages");
+        if (pages && newer) window.Idiomorph.morph(pages, newer, { morphStyle: "outerHTML" });
+        live();
+      };
+      const come = [...fresh.keys()].filter((key) => !here.has(key)).length;
+      const gone = [...here.keys()].filter((key) => !fresh.has(key));
+      here.forEach((row, key) => row.classList.toggle("pw-gone", gone.includes(key)));
+      if (!come && !gone.length) return kept ? say(`Paused ${kept}`, "warn") : live();
+      if (!isListInUse()) return rebuild();
+      const told = [come && `${come} new`, gone.length && `${gone.length} no longer here`].filter(Boolean).join(", ");
+      return say(told, "warn", "Show", rebuild);
+    };
+
+    // --- Looking
+
+    let failures = 0;
+    let timer = 0;
+    let looking = false;
+    const schedule = (delay) => {
+      clearTimeout(timer);
+      timer = setTimeout(look, delay);
+    };
+    const behind = () => {
+      failures += 1;
+      const wait = Math.min(EVERY_MS * 2 ** (failures - 1), LONGEST_MS);
+      say(`The server does not answer. What you see is as of ${clock(asOf)}`, "bad", "Try now", look);
+      schedule(wait);
+    };
+    const look = async () => {
+      if (looking || document.hidden) return;
+      looking = true;
+      let answer;
+      let text;
+      try {
+        answer = await fetch(location.href, { cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MS) });
+        if (!answer.ok) throw new Error(String(answer.status));
+        text = await answer.text();
+      } catch {
+        behind();
+        return;
+      } finally {
+        looking = false;
+      }
+      failures = 0;
+      const page = new DOMParser().parseFromString(text, "text/html");
+      if (page.querySelector("input[type=password]")) {
+        say(`You were logged out. What you see is as of ${clock(asOf)}`, "bad", "Log in", () => location.reload());
+        return;
+      }
+      window.pullwakeLocalize?.(page);
+      asOf = new Date();
+      if (region) takePage(page);
+      else takeList(page);
+      window.pullwakeTick?.();
+      schedule(EVERY_MS);
+    };
+
+    document.addEventListener("visibilitychange", () => {
+      if (document.hidden) clearTimeout(timer);
+      else look();
+    });
+    window.addEventListener("online", look);
+    window.pullwakeLook = look;
+    live();
+    schedule(EVERY_MS);
+  };
+
+  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
+  else start();
+})();
