@@ -21,8 +21,7 @@ from core.principals import Principal
 from dispatch import entities, signals
 from dispatch.messages import Message
 from dispatch.models import STATUSES, DispatchState, Entity, EntityType, Registration
-from operators import audit
-from operators import conversation
+from operators import audit, conversation
 from operators import state as states
 from operators.kit.forms import NeededReasonForm, ReasonForm, TargetForm, propose_heir
 from operators.kit.lists import (
