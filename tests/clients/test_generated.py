@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT, Server
+from tests.support import ROOT, Server, block
 
 pytestmark = [pytest.mark.clients, pytest.mark.slow]
 
 HERE = Path(__file__).parent
 TOOLS = Path(f"{sys.prefix}-clients/bin")
-PAGE = (ROOT / "docs" / "api.md").read_text()
 TYPESCRIPT = [
     "--strict",
     "--noUncheckedIndexedAccess",
@@ -25,12 +24,6 @@ TYPESCRIPT = [
     "--target",
     "es2022",
 ]
-
-
-def program(name: str) -> str:
-    """What the page has below ``<!-- run: name -->``."""
-    (found,) = re.findall(rf"<!-- run: {name} -->\n```\w+\n(.*?)```", PAGE, re.DOTALL)
-    return str(found)
 
 
 def run(folder: Path, *command: str, **env: str) -> str:
@@ -88,22 +81,22 @@ def test_the_validators_have_nothing_to_say(folder: Path):
 
 
 def test_curl(folder: Path, goes_round):
-    (folder / "loop.sh").write_text(program("curl"))
+    (folder / "loop.sh").write_text(block("api.md", "curl"))
     goes_round("bash", "loop.sh")
 
 
 def test_typescript(folder: Path, goes_round):
-    run(folder, "bash", "-euc", program("make-typescript"))
-    (folder / "loop.ts").write_text(program("typescript"))
+    run(folder, "bash", "-euc", block("api.md", "make-typescript"))
+    (folder / "loop.ts").write_text(block("api.md", "typescript"))
     run(folder, "tsc", *TYPESCRIPT, "loop.ts")
     goes_round("node", "loop.js")
 
 
 def test_go(folder: Path, goes_round):
-    run(folder, "bash", "-euc", program("make-go"))
+    run(folder, "bash", "-euc", block("api.md", "make-go"))
     made = folder / "loop"
     made.mkdir(exist_ok=True)
-    (made / "main.go").write_text(program("go"))
+    (made / "main.go").write_text(block("api.md", "go"))
     (made / "go.mod").write_text(
         "module example.com/agents/loop\n\ngo 1.23\n\n"
         "require example.com/agents/pullwake v0.0.0\n\n"
@@ -115,6 +108,6 @@ def test_go(folder: Path, goes_round):
 
 
 def test_python(folder: Path, goes_round):
-    run(folder, "bash", "-euc", program("make-python"))
-    (folder / "loop.py").write_text(program("python"))
+    run(folder, "bash", "-euc", block("api.md", "make-python"))
+    (folder / "loop.py").write_text(block("api.md", "python"))
     goes_round(str(TOOLS / "python"), "loop.py")
