@@ -16,6 +16,7 @@ WORKERS ?= 2
 ARGS ?=
 FLEET ?=
 CHAOS ?=
+HA ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -127,9 +128,21 @@ fleet: $(VENV)/.dev ## Hold a fleet of runners for a while (FLEET='--runners 100
 chaos: $(VENV)/.dev ## Let a storm rage over servers, runners and a database (CHAOS='--minutes 10 --seed 7')
 	$(BIN)/python -m tests.postgres $(BIN)/python -m chaos $(CHAOS)
 
+# Patroni, beside the environment that it is run from.
+HA_ENV := $(VENV)-ha
+
+.PHONY: ha
+ha: $(VENV)/.dev $(HA_ENV)/.ha ## Fail a PostgreSQL over under load: Patroni, etcd, HAProxy (HA='--rounds 8')
+	$(BIN)/python -m chaos.failover $(HA)
+
+$(HA_ENV)/.ha: requirements/ha.txt $(BIN)/python
+	@$(BIN)/python -m venv --clear $(HA_ENV)
+	@$(HA_ENV)/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r $<
+	@touch $@
+
 .PHONY: lock
 lock: $(VENV)/.dev ## Lock requirements/*.in again (ARGS=--upgrade for newer versions)
-	for name in base dev sdk clients docs; do \
+	for name in base dev sdk ha clients docs; do \
 		$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --system-certs \
 			--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' $(ARGS) \
 			--output-file requirements/$$name.txt requirements/$$name.in || exit; \

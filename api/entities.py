@@ -28,10 +28,10 @@ from api.fields import (
 from api.lists import answer_page
 from api.openapi import documented
 from api.views import ApiView, EntityResource
-from claims import endings
+from claims import endings, standing
 from core.bodies import Body, JsonObject, answer, parameter, read
 from core.clock import epoch_ms
-from core.errors import DuplicateUrl, Forbidden, InvalidRequest
+from core.errors import DuplicateUrl, Forbidden, InvalidRequest, NotFound
 from core.identifiers import is_entity_url, is_id
 from core.principals import Principal
 from dispatch import entities, inbox, signals, types
@@ -112,6 +112,17 @@ class EntityChange(Body, frozen=True, kw_only=True):
     """All its tags from now on."""
 
 
+class StandingBody(Body, frozen=True, kw_only=True):
+    """Why nobody is at work on what an entity has to do."""
+
+    reason: standing.Reason
+    """Which of the reasons it is."""
+    message: str
+    """The same in a sentence, with what helps."""
+    since: int | UnsetType = UNSET
+    """Since when, in milliseconds since 1970."""
+
+
 class EntityBody(Body, frozen=True, kw_only=True):
     """An entity."""
 
@@ -143,6 +154,8 @@ class EntityBody(Body, frozen=True, kw_only=True):
     """The number of the change, where the call made one."""
     externally_writable_collections: JsonObject | UnsetType = UNSET
     """The type's, of which others than handlers may write."""
+    standing: StandingBody | UnsetType = UNSET
+    """Why nobody is at work on what it has to do, where that is so."""
 
 
 Mode = Literal["immediate", "queued", "paused", "steer"]
@@ -232,12 +245,16 @@ class TagValue(Body, frozen=True, kw_only=True):
 
 
 def entity_body(
-    entity: Entity, txid: int | UnsetType = UNSET, *, writable: JsonObject | None = None
+    entity: Entity,
+    txid: int | UnsetType = UNSET,
+    *,
+    writable: JsonObject | None = None,
+    stands: standing.Standing | None = None,
 ) -> EntityBody:
     """An entity, with its dispatch state, as the API shows it.
 
-    ``txid``: of what changed it. ``writable``: the externally writable collections of its type,
-    where they are shown.
+    ``txid``: of what changed it. ``writable``: the externally writable collections of its type, and
+    ``stands`` why it stands, where these are shown.
     """
     state = entity.dispatch_state
     return EntityBody(
@@ -255,7 +272,13 @@ def entity_body(
         created_at=epoch_ms(entity.created_at),
         updated_at=epoch_ms(entity.updated_at),
         txid=txid,
+        standing=UNSET if stands is None else _standing_body(stands),
     )
+
+
+def _standing_body(stands: standing.Standing) -> StandingBody:
+    since = UNSET if stands.since is None else epoch_ms(stands.since)
+    return StandingBody(reason=stands.reason, message=stands.says, since=since)
 
 
 # --- Entities ---------------------------------------------------------------------------------
@@ -377,7 +400,8 @@ class EntityView(EntityResource):
         entity = self.entity(type_name, name)
         entity_type = types.of(entity)
         writable = entity_type.externally_writable_collections if entity_type else None
-        return answer(entity_body(entity, writable=writable))
+        stands = standing.find(entity.pk)
+        return answer(entity_body(entity, writable=writable, stands=stands))
 
     @documented("Change an entity", body=EntityChange, answers={200: EntityBody})
     def patch(self, request: HttpRequest, type_name: str, name: str) -> HttpResponse:
@@ -479,12 +503,19 @@ class InboxView(ActorView):
         change = {each: value for each, value in given.items() if value is not UNSET}
         if not change:
             raise InvalidRequest("There is nothing to change: payload, mode, position or status.")
-        return answer(Sent(txid=inbox.edit(self.entity(type_name, name), key, change)))
+        return answer(Sent(txid=inbox.edit(self._with_message(type_name, name, key), key, change)))
 
     @documented("Delete a message", answers={200: Sent}, errors=[409])
     def delete(self, request: HttpRequest, type_name: str, name: str, key: str) -> HttpResponse:
         """It is not to be done any more, if nobody has taken it yet."""
-        return answer(Sent(txid=inbox.delete(self.entity(type_name, name), key)))
+        return answer(Sent(txid=inbox.delete(self._with_message(type_name, name, key), key)))
+
+    def _with_message(self, type_name: str, name: str, key: str) -> Entity:
+        """The entity, unless the key is none that a message could have. Raises NotFound."""
+        entity = self.entity(type_name, name)
+        if "\0" in key or not is_utf8(self.request):
+            raise NotFound("There is no such message.")
+        return entity
 
 
 class SignalView(ActorView):

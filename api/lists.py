@@ -1,6 +1,7 @@
 """Lists in pages: ``limit`` rows at the most, no answer past 8 MiB, and where the next page is."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from itertools import count, islice
 from typing import TypeVar
 from urllib.parse import urlencode
 
@@ -16,7 +17,7 @@ Row = TypeVar("Row", bound=Model)
 
 MAX_LIMIT = 1000
 MAX_BYTES = 8 * 1024 * 1024
-_CHUNK = 100
+_CHUNK = 20
 
 
 def base_url(request: HttpRequest) -> str:
@@ -26,7 +27,7 @@ def base_url(request: HttpRequest) -> str:
 
 def answer_page(
     request: HttpRequest,
-    rows: "QuerySet[Row] | Sequence[Row]",
+    rows: "QuerySet[Row] | Iterator[Row]",
     body: Callable[[Row], object],
     place: Callable[[Row], tuple[str, str]],
 ) -> HttpResponse:
@@ -39,7 +40,7 @@ def answer_page(
     size = 2
     last = None
     headers = {}
-    for row in _chunks(rows, limit + 1):
+    for row in islice(rows if isinstance(rows, Iterator) else _chunks(rows), limit + 1):
         text = msgspec.json.encode(body(row))
         size += len(text) + 1
         if len(texts) == limit or (texts and size > MAX_BYTES):
@@ -66,10 +67,10 @@ def _limit(request: HttpRequest) -> int:
     return int(text)
 
 
-def _chunks(rows: "QuerySet[Row] | Sequence[Row]", most: int) -> Iterator[Row]:
-    """The first rows, a few at a time: a thousand large ones are not held at once."""
-    for start in range(0, most, _CHUNK):
-        chunk = list(rows[start : min(start + _CHUNK, most)])
+def _chunks(rows: "QuerySet[Row]") -> Iterator[Row]:
+    """The rows, a few at a time: a thousand large ones are not held at once."""
+    for start in count(step=_CHUNK):
+        chunk = list(rows[start : start + _CHUNK])
         yield from chunk
         if len(chunk) < _CHUNK:
             return

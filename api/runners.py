@@ -231,6 +231,17 @@ def runner_body(runner: Runner) -> RunnerBody:
     )
 
 
+def facts_of(body: Registration) -> JsonObject:
+    """The fields of `Runner` that are given."""
+    facts = msgspec.structs.asdict(body)
+    for not_a_fact in ("id", "owner_principal", "wake_stream"):
+        del facts[not_a_fact]
+    facts = {name: value for name, value in facts.items() if value is not UNSET}
+    if "sandbox_profiles" in facts:
+        facts["sandbox_profiles"] = msgspec.to_builtins(facts["sandbox_profiles"])
+    return facts
+
+
 class RunnersView(ApiView):
     """/_electric/runners"""
 
@@ -248,13 +259,7 @@ class RunnersView(ApiView):
                 raise Forbidden("A runner is registered by its owner.")
         if body.wake_stream not in (UNSET, f"/runners/{body.id}/wake"):
             raise InvalidRequest.field("/wake_stream", f"it is /runners/{body.id}/wake")
-        facts = msgspec.structs.asdict(body)
-        for not_a_fact in ("id", "owner_principal", "wake_stream"):
-            del facts[not_a_fact]
-        facts = {name: value for name, value in facts.items() if value is not UNSET}
-        if "sandbox_profiles" in facts:
-            facts["sandbox_profiles"] = msgspec.to_builtins(facts["sandbox_profiles"])
-        return answer(runner_body(arrivals.register(self.caller, body.id, facts)), 201)
+        return answer(runner_body(arrivals.register(self.caller, body.id, facts_of(body))), 201)
 
     @documented(
         "List the caller's runners",

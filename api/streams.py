@@ -19,14 +19,15 @@ from api.http_errors import error_response, status_of, translate
 from api.openapi import documented
 from api.permissions import MayReadOrAct
 from api.throttles import Hold, Released, caller_key, held
-from api.views import ApiView, RunnerResource, hand_back
+from api.views import ApiView, RunnerResource
 from claims import acting, writes
 from core.bodies import JsonObject, decode, parameter, raw_body
-from core.database import is_passing
+from core.database import hand_back, is_passing
 from core.errors import (
     Forbidden,
     InvalidRequest,
     NotFound,
+    PayloadTooLarge,
     PullwakeError,
     ServiceUnavailable,
     Unauthenticated,
@@ -168,12 +169,30 @@ def _find_for_holder(type_name: str, name: str) -> Entity:
 # --- Appending ---------------------------------------------------------------------------------
 
 
+MOST_EVENTS = 10_000
+"""In one append: more would keep the worker from its other calls for longer than a moment."""
+
+MOST_STEPS = 1_000
+"""Of its events those that cost statements of their own, under the lock and with a connection."""
+
+_STEPS = ("manifest", "inbox", "signal")
+
+
 def read_events(request: HttpRequest) -> list[Any]:
-    """The events that a body gives, one or an array. Raises InvalidRequest for none."""
+    """The events that a body gives, one or an array.
+
+    Raises InvalidRequest for none, PayloadTooLarge for too many.
+    """
     body = decode(raw_body(request), Any)
     events = body if isinstance(body, list) else [body]
     if not events:
         raise InvalidRequest("There is no event to append.")
+    if len(events) > MOST_EVENTS:
+        raise PayloadTooLarge(f"There are more than {MOST_EVENTS} events in one append.")
+    steps = sum(isinstance(each, dict) and each.get("type") in _STEPS for each in events)
+    if steps > MOST_STEPS:
+        named = ", ".join(_STEPS)
+        raise PayloadTooLarge(f"There are more than {MOST_STEPS} events of {named} in one append.")
     return events
 
 
@@ -200,7 +219,8 @@ def serve(request: HttpRequest, source: Source) -> HttpResponseBase:
     """
     if request.method == "HEAD":
         end = source.end()
-        return _headed(HttpResponse(), end.tail, closed=end.closed, cache="no-store")
+        tail = source.encode(end.tail)
+        return _headed(HttpResponse(), tail, closed=end.closed, cache="no-store")
     offset = parameter(request, "offset")
     live = parameter(request, "live")
     cursor = parameter(request, "cursor")
@@ -210,27 +230,26 @@ def serve(request: HttpRequest, source: Source) -> HttpResponseBase:
         raise InvalidRequest.field("/offset", "live reads need one")
     if offset is None:
         offset = offsets.START
-    after = source.end().tail if offset == offsets.NOW else offsets.decode(offset)
+    after = source.end().tail if offset == offsets.NOW else source.decode(offset)
     if live == "sse":
         return _sse(source, after, cursor, Hold(caller_key(request), live), access_token(request))
     if live == "long-poll":
         with held(caller_key(request), live):
             return _long_poll(source, after, cursor, access_token(request))
-    return _catch_up(request, source.read(after))
+    return _catch_up(request, source, source.read(after))
 
 
-def _catch_up(request: HttpRequest, page: Page) -> HttpResponse:
+def _catch_up(request: HttpRequest, source: Source, page: Page) -> HttpResponse:
     body = _array(page)
-    place = f"{page.next_offset} {page.up_to_date} {page.closed}"
+    next_offset = source.encode(page.next_offset)
+    place = f"{next_offset} {page.up_to_date} {page.closed}"
     digest = hashlib.sha256(f"{place} {body}".encode()).hexdigest()
     etag = f'"{digest[:32]}"'
     asked = [each.strip() for each in request.META.get("HTTP_IF_NONE_MATCH", "").split(",")]
     fresh = etag in asked or f"W/{etag}" in asked or "*" in asked
     response = HttpResponse(status=304) if fresh else HttpResponse(body)
     response.headers["ETag"] = etag
-    return _headed(
-        response, page.next_offset, page.up_to_date, page.closed, cache="private, no-cache"
-    )
+    return _headed(response, next_offset, page.up_to_date, page.closed, cache="private, no-cache")
 
 
 def _long_poll(
@@ -243,7 +262,8 @@ def _long_poll(
     else:
         response = HttpResponse(status=204)
     response.headers["Stream-Cursor"] = _next_cursor(cursor)
-    return _headed(response, page.next_offset, page.up_to_date, page.closed, cache="no-store")
+    next_offset = source.encode(page.next_offset)
+    return _headed(response, next_offset, page.up_to_date, page.closed, cache="no-store")
 
 
 def _sse(
@@ -266,7 +286,7 @@ def _sse(
                 yield f"event: data\ndata:{_array(page)}\n\n"
             control = (page.next_offset, page.up_to_date, page.closed)
             if control != said:
-                yield f"event: control\ndata:{_control(page, cursor)}\n\n"
+                yield f"event: control\ndata:{_control(source, page, cursor)}\n\n"
                 said = control
             remaining = deadline - time.monotonic()
             if page.closed or remaining <= 0 or _is_over(token):
@@ -281,7 +301,7 @@ def _sse(
     said = Released(stream(), place)
     response = StreamingHttpResponse(said, content_type="text/event-stream")
     # Where it starts: what is past it comes in the body.
-    return _headed(response, min(after, page.next_offset), cache="no-cache")
+    return _headed(response, source.encode(min(after, page.next_offset)), cache="no-cache")
 
 
 def _is_over(token: Credential | None) -> bool:
@@ -299,7 +319,7 @@ def _wait(source: Source, after: int, patience_s: float, token: Credential | Non
         while True:
             grown.clear()
             try:
-                page = source.read(after)
+                page = source.follow(after)
             except Exception as exc:
                 if page is None or not is_passing(exc) or time.monotonic() >= deadline:
                     raise
@@ -325,9 +345,9 @@ def _array(page: Page) -> str:
     return f"[{','.join(page.events)}]"
 
 
-def _control(page: Page, cursor: str | None) -> str:
+def _control(source: Source, page: Page, cursor: str | None) -> str:
     control: dict[str, object] = {
-        "streamNextOffset": offsets.encode(page.next_offset),
+        "streamNextOffset": source.encode(page.next_offset),
         "streamCursor": _next_cursor(cursor),
     }
     if page.up_to_date:
@@ -347,9 +367,9 @@ def _next_cursor(given: str | None) -> str:
 
 
 def _headed(
-    response: R, next_offset: int, up_to_date: bool = False, closed: bool = False, *, cache: str
+    response: R, next_offset: str, up_to_date: bool = False, closed: bool = False, *, cache: str
 ) -> R:
-    response.headers["Stream-Next-Offset"] = offsets.encode(next_offset)
+    response.headers["Stream-Next-Offset"] = next_offset
     if closed:
         response.headers["Stream-Closed"] = "true"
     if up_to_date:

@@ -181,21 +181,8 @@ class EntityTypesView(ApiView):
         body = read(request, NewEntityType)
         if body.name in RESERVED_TYPES:
             raise InvalidRequest.field("/name", "reserved")
-        facts: JsonObject = {"description": body.description}
-        if body.creation_schema is not UNSET:
-            schemas.check_schema(body.creation_schema, "/creation_schema")
-            facts["creation_schema"] = body.creation_schema
-        facts |= _by_type(body)
-        if body.default_dispatch_policy is not UNSET:
-            facts["default_runner"] = _default_runner(body.default_dispatch_policy)
-        for name in ("slash_commands", "serve_endpoint", "externally_writable_collections"):
-            if getattr(body, name) is not UNSET:
-                facts[name] = msgspec.to_builtins(getattr(body, name))
-        if body.permission_grants is not UNSET:
-            facts["permission_grants"] = [
-                _canonical_grant(grant, index) for index, grant in enumerate(body.permission_grants)
-            ]
-        return answer(entity_type_body(types.register(self.caller, body.name, facts)), 201)
+        registered = types.register(self.caller, body.name, facts_of(body, self.caller.url))
+        return answer(entity_type_body(registered), 201)
 
     @documented(
         "List entity types",
@@ -212,13 +199,35 @@ class EntityTypesView(ApiView):
         return answer_page(request, seen, entity_type_body, lambda each: ("after", each.name))
 
 
-def _by_type(body: NewEntityType | NewSchemas) -> JsonObject:
+def facts_of(body: NewEntityType, whose: str = "") -> JsonObject:
+    """The fields of `EntityType` that are given. Raises InvalidRequest for schemas and grants.
+
+    ``whose``: the URL of the principal that calls; "" where none does.
+    """
+    facts: JsonObject = {"description": body.description}
+    if body.creation_schema is not UNSET:
+        schemas.check_schema(body.creation_schema, "/creation_schema", whose=whose)
+        facts["creation_schema"] = body.creation_schema
+    facts |= _by_type(body, whose)
+    if body.default_dispatch_policy is not UNSET:
+        facts["default_runner"] = _default_runner(body.default_dispatch_policy)
+    for name in ("slash_commands", "serve_endpoint", "externally_writable_collections"):
+        if getattr(body, name) is not UNSET:
+            facts[name] = msgspec.to_builtins(getattr(body, name))
+    if body.permission_grants is not UNSET:
+        facts["permission_grants"] = [
+            _canonical_grant(grant, index) for index, grant in enumerate(body.permission_grants)
+        ]
+    return facts
+
+
+def _by_type(body: NewEntityType | NewSchemas, whose: str) -> JsonObject:
     """The inbox and state schemas that are given. Raises InvalidRequest for what is none."""
     given = {name: getattr(body, name) for name in ("inbox_schemas", "state_schemas")}
     given = {name: by_type for name, by_type in given.items() if by_type is not UNSET}
     for name, by_type in given.items():
         for key, schema in by_type.items():
-            schemas.check_schema(schema, pointer(name, key))
+            schemas.check_schema(schema, pointer(name, key), whose=whose)
     return given
 
 
@@ -272,5 +281,5 @@ class SchemasView(ApiView):
     )
     def patch(self, request: HttpRequest, name: str) -> HttpResponse:
         """Add schemas by new keys; one that is there is registered anew to change."""
-        added = _by_type(read(request, NewSchemas))
+        added = _by_type(read(request, NewSchemas), self.caller.url)
         return answer(entity_type_body(types.add_schemas(self.caller, name, added)))

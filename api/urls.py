@@ -6,6 +6,7 @@ from django.urls.converters import PathConverter, StringConverter
 from api import (
     claims,
     entities,
+    feeds,
     runners,
     schedules,
     shared_state,
@@ -59,6 +60,8 @@ urlpatterns = [
     path("_electric/entity-types/<id:name>", types.EntityTypeView.as_view()),
     path("_electric/entity-types/<id:name>/schemas", types.SchemasView.as_view()),
     path("_electric/shared-state/<text:shared_id>", shared_state.SharedStateView.as_view()),
+    path("_electric/feeds/runners", feeds.RunnersFeedView.as_view()),
+    path("_electric/feeds/entities", feeds.EntitiesFeedView.as_view()),
     path("_electric/webhook-sources", webhook_sources.WebhookSourcesView.as_view()),
     path("runners/<id:runner_id>/wake", streams.WakeStreamView.as_view()),
     path("<str:type_name>/<str:name>/main", streams.MainStreamView.as_view()),

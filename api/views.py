@@ -6,7 +6,7 @@ from typing import Any, NoReturn, cast
 
 from django.conf import settings
 from django.contrib.admin.models import DELETION
-from django.db import connection, transaction
+from django.db import transaction
 from django.db.models import Model
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
@@ -18,18 +18,13 @@ from api import origins, throttles
 from api.authentication import RunnerAuthentication, caller_name
 from api.permissions import IsAuthenticated, MayReadOrAct, OwnsRunner
 from core import audit
+from core.database import hand_back
 from core.errors import Forbidden, Unauthenticated
 from core.principals import Principal
 from dispatch import entities
 from dispatch.models import Entity
 from runners import registry
 from runners.models import Runner
-
-
-def hand_back() -> None:
-    """Give the connection back to the pool; inside a transaction it is still needed."""
-    if not connection.in_atomic_block:
-        connection.close_if_unusable_or_obsolete()
 
 
 class ApiView(APIView):

@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import latency, seed
+from bench import latency, peer, seed
 from bench.client import BenchError
-from bench.lines import LINES, RUNNER, RUNNERS, STACK, Line
+from bench.lines import LINES, PEER_LINES, RUNNER, RUNNERS, STACK, Line
 from bench.load import Order, Outcome, measured
-from bench.machine import Database, Server, access_token, conditions, migrated_database
+from bench.machine import Database, Server, caller, conditions, migrated_database
 from bench.replay import Limit, limit
 
 RESULTS = Path(__file__).parent / "results"
@@ -94,13 +94,17 @@ class Bench:
         self.found: list[Measured] = []
         self.limits: dict[str, Limit] = {}
         self.latencies: list[latency.Latency] = []
+        self.compared: list[peer.Compared] = []
         self.passes = 0
 
     def run(self) -> None:
         """Measure everything that was asked for."""
         options = self.options
-        with migrated_database() as database:
-            self.token = access_token(database)
+        with migrated_database(options.postgres) as database:
+            self.caller = caller(database)
+            if options.peer:
+                self._beside(peer.at(options.peer), database)
+                return
             with database.connect() as connection:
                 seed.runners(connection, RUNNER, RUNNERS)
             lines = [each for each in LINES if not options.only or each.name in options.only]
@@ -135,6 +139,29 @@ class Bench:
                     for each in others:
                         each.__exit__()
 
+    def _beside(self, theirs: peer.Side, database: Database) -> None:
+        with Server(database, self.options.workers) as server:
+            ours = peer.Side("ours", server.port, self.caller, server.cpu)
+            for side in (ours, theirs):
+                peer.prepare(side)
+            for line in PEER_LINES:
+                if self.options.only and line.name not in self.options.only:
+                    continue
+                for connections in self.options.connections:
+                    turns = [
+                        (self._turn(line, connections, ours), self._turn(line, connections, theirs))
+                        for _ in range(peer.ROUNDS)
+                    ]
+                    self.compared.append(peer.compared(line, connections, turns))
+            server.refuse_complaints()
+
+    def _turn(self, line: Line, connections: int, side: peer.Side) -> Outcome:
+        print(f"{line.name}: {connections} connections, {side.name}", file=sys.stderr)
+        # Names that no run had before, for the peer keeps them.
+        prefix = f"{time.time_ns():x}-"
+        order = Order(line.name, side.port, side.caller, connections, self.options.seconds, prefix)
+        return measured(order, side.cpu)
+
     def _seeded(self, database: Database, line: Line, count: int) -> str:
         self.passes += 1
         prefix = f"p{self.passes}-"
@@ -158,7 +185,7 @@ class Bench:
         order = Order(
             line.name,
             0,
-            self.token,
+            self.caller,
             1,
             60,
             prefix,
@@ -182,7 +209,7 @@ class Bench:
             order = Order(
                 line.name,
                 servers[0].port,
-                self.token,
+                self.caller,
                 connections,
                 seconds,
                 self._seeded(database, line, count),
@@ -196,10 +223,12 @@ class Bench:
         for load in (0, 8, 32):
             print(f"wake latency: {load} connections of heartbeats", file=sys.stderr)
             prefix = self._seeded(database, latency.LINE, 1)
-            yield latency.latency(server, self.token, prefix, load, self.options.seconds * 2)
+            yield latency.latency(server, self.caller, prefix, load, self.options.seconds * 2)
 
     def table(self) -> str:
         """What was found, in Markdown."""
+        if self.compared:
+            return peer.table(self.compared)
         empty = {(e.line, e.connections): e for e in self.found if e.line.startswith("empty")}
         rows = [
             f"| {' | '.join(COLUMNS)} |",
@@ -241,6 +270,7 @@ class Bench:
             "conditions": {**conditions(), **vars(self.options)},
             "lines": [asdict(each) for each in self.found],
             "pgbench": {name: asdict(each) for name, each in self.limits.items()},
+            "beside the peer": [asdict(each) for each in self.compared],
             "wake latency": [asdict(each) for each in self.latencies],
         }
         path.write_text(json.dumps(facts, indent=1) + "\n")
@@ -265,7 +295,18 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--no-limits", dest="limits", action="store_false", help="leave pgbench out"
     )
+    parser.add_argument(
+        "--peer", metavar="URL", help="a server of the same contract, on this machine, to compare"
+    )
+    parser.add_argument(
+        "--postgres",
+        metavar="URL",
+        default="",
+        help="use this PostgreSQL; a database is made there",
+    )
     options = parser.parse_args()
+    if options.peer:
+        names = [each.name for each in PEER_LINES]
     unknown = set(options.only) - set(names)
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are: {', '.join(names)}")

@@ -163,11 +163,10 @@ class Loop:
             connection.buffer = buffer
             return
         head = buffer[: head_end + 2]
-        length = 0 if buffer[9:12] in (b"204", b"304") else _length(head)
-        if len(buffer) < head_end + 4 + length:
+        body = _body(buffer[9:12], head, buffer[head_end + 4 :])
+        if body is None:
             connection.buffer = buffer
             return
-        body = buffer[head_end + 4 :]
         connection.buffer = b""
         answer = Answer(int(buffer[9:12]), head, body, connection.sent_at, time.monotonic())
         connection.sent_at = 0.0
@@ -180,11 +179,28 @@ class Loop:
             connection.socket = None
 
 
-def _length(head: bytes) -> int:
-    value = head.partition(b"\r\nContent-Length: ")[2].partition(b"\r\n")[0]
-    if not value:
-        raise BenchError(f"an answer without Content-Length: {head!r}")
-    return int(value)
+def _body(status: bytes, head: bytes, rest: bytes) -> bytes | None:
+    """The body of an answer, None as long as it is not all there."""
+    headers = head.lower()
+    if b"\r\ntransfer-encoding: chunked\r\n" in headers:
+        return _dechunked(rest)
+    value = headers.partition(b"\r\ncontent-length: ")[2].partition(b"\r\n")[0]
+    if not value and status not in (b"204", b"304"):
+        raise BenchError(f"an answer without a length: {head!r}")
+    return rest if len(rest) >= int(value or 0) else None
+
+
+def _dechunked(rest: bytes) -> bytes | None:
+    body = b""
+    while True:
+        size, found, rest = rest.partition(b"\r\n")
+        length = int(size or b"0", 16)
+        if not found or len(rest) < length + 2:
+            return None
+        if not length:
+            return body
+        body += rest[:length]
+        rest = rest[length + 2 :]
 
 
 def call(loop: Loop, name: str, data: bytes, *expected: int) -> Generator[bytes, Answer, Answer]:

@@ -23,7 +23,7 @@ from bench.client import Answer, BenchError, Loop, Queue, Script, call, request
 from bench.latency import poll
 from bench.lines import HEARTBEAT, MESSAGE, cycle, encoded
 from bench.load import child, received
-from bench.machine import Database, Server, access_token, conditions, migrated_database
+from bench.machine import Database, Server, caller, conditions, migrated_database
 
 HEARTBEAT_EVERY_S = 30.0
 RAMP_S = 30.0
@@ -43,7 +43,7 @@ class Plan:
     """What the fleet does."""
 
     port: int
-    token: str
+    caller: str
     runners: int
     minutes: float
     wakes: float
@@ -90,7 +90,7 @@ class Fleet:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.loop = Loop()
-        self.principal = f"Authorization: Bearer {plan.token}\r\n".encode()
+        self.principal = f"{plan.caller}\r\n".encode()
         self.calls, self.woken = Queue(), Queue()
         self.started_at = time.monotonic()
         self.sending_from = self.started_at + RAMP_S + 5
@@ -238,14 +238,14 @@ def main() -> int:
     options = parser.parse_args()
     try:
         with migrated_database() as database:
-            token = access_token(database)
+            who = caller(database)
             with database.connect() as connection:
                 many = {"runner": "fleet-", "runners": options.runners}
                 seed.runners(connection, "fleet-", options.runners)
                 seed.entities(connection, "fleet-", options.runners, "idle", **many)
                 seed.settle(connection)
             with Server(database, options.workers) as server:
-                plan = Plan(server.port, token, options.runners, options.minutes, options.wakes)
+                plan = Plan(server.port, who, options.runners, options.minutes, options.wakes)
                 with child(_carry_out, plan) as pipe:
                     report = _observed(pipe, server, database)
                 server.refuse_complaints()

@@ -24,7 +24,7 @@ from bench.__main__ import RESULTS
 from bench.client import BenchError
 from bench.lines import LINES, RUNNERS, Line
 from bench.load import Order, measured
-from bench.machine import Database, Server, access_token, conditions, migrated_database
+from bench.machine import Database, Server, caller, conditions, migrated_database
 from bench.replay import recorded
 
 CONNECTIONS = 4
@@ -76,7 +76,7 @@ class Growth:
     def __init__(self, database: Database, seconds: float) -> None:
         self.database = database
         self.seconds = seconds
-        self.token = access_token(database)
+        self.caller = caller(database)
         self.passes = 0
 
     def measure(self, waking: int, streaming: int) -> dict[str, tuple[float, float]]:
@@ -127,7 +127,7 @@ class Growth:
         return line, Order(
             line=line.name,
             port=0,
-            token=self.token,
+            caller=self.caller,
             connections=1,
             seconds=self.seconds,
             prefix=prefix,

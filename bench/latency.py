@@ -31,13 +31,13 @@ class Latency:
     p99_from_request: float
 
 
-def latency(server: Server, token: str, prefix: str, load: int, seconds: float) -> Latency:
+def latency(server: Server, caller: str, prefix: str, load: int, seconds: float) -> Latency:
     """Wake one runner again and again, while ``load`` connections heartbeat without a pause."""
     with ExitStack() as stack:
         if load:
-            heartbeats = Order("heartbeat", server.port, token, load, seconds + 30)
+            heartbeats = Order("heartbeat", server.port, caller, load, seconds + 30)
             stack.enter_context(background(heartbeats))
-        pipe = stack.enter_context(child(_wake, server.port, token, prefix, seconds))
+        pipe = stack.enter_context(child(_wake, server.port, caller, prefix, seconds))
         from_answer, from_request = received(pipe)
     if not from_answer:
         raise BenchError("nothing was woken")
@@ -82,9 +82,9 @@ def poll(loop: Loop, principal: bytes, runner: str, woken: Queue) -> Script:
             woken.put(loop, (answer, json.loads(answer.body)))
 
 
-def _wake(pipe: Connection, port: int, token: str, prefix: str, seconds: float) -> None:
+def _wake(pipe: Connection, port: int, caller: str, prefix: str, seconds: float) -> None:
     loop, woken = Loop(), Queue()
-    principal = f"Authorization: Bearer {token}\r\n".encode()
+    principal = f"{caller}\r\n".encode()
     runner = f"{RUNNER}0"
     from_answer: list[float] = []
     from_request: list[float] = []

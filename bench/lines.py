@@ -1,7 +1,7 @@
 """What is measured: one `Line` for each call, and for the four-call cycle."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from hashlib import md5, sha256
 from typing import Any, Literal
@@ -53,7 +53,8 @@ class Work:
     """What the scripts of one run work on."""
 
     loop: Loop
-    token: str
+    caller: str
+    """The header that says who calls."""
     prefix: str
     count: int
     turn: Iterator[int]
@@ -66,7 +67,7 @@ class Work:
     @property
     def principal(self) -> bytes:
         """The header that says who calls."""
-        return f"Authorization: Bearer {self.token}\r\n".encode()
+        return f"{self.caller}\r\n".encode()
 
     def runner_of(self, number: int) -> str:
         """The runner that this entity is dispatched to, as `bench.seed` does."""
@@ -108,8 +109,10 @@ def _consumer(name: str) -> str:
 
 
 def _wake(work: Work, number: int, name: str) -> tuple[str, bytes]:
-    runner = work.runner_of(number)
-    url = f"/bench/{name}"
+    return _wake_of(work.runner_of(number), f"/bench/{name}")
+
+
+def _wake_of(runner: str, url: str) -> tuple[str, bytes]:
     event = {
         "type": "wake",
         "subscription_id": f"runner:{runner}:{sha256(url.encode()).hexdigest()[:16]}",
@@ -253,4 +256,37 @@ LINES = [
     Line("append", _appends, "claimed"),
     Line("read 10 events", _reads, "idle", events=100, stack="GET"),
     Line("read no wakes", _wake_reads, stack="GET"),
+]
+
+
+# --- By the API alone, for a server whose database is not ours to seed --------------------------
+
+
+def _made(work: Work, number: int) -> Generator[Any, Any, tuple[str, str]]:
+    """Make an entity, send it a message, and return its runner and its URL."""
+    runner, url = f"{work.runner}{number % work.runners}", f"/bench/{work.prefix}{number}"
+    path = f"/_electric/entities{url}"
+    policy = {"dispatch_policy": {"targets": [{"type": "runner", "runnerId": runner}]}}
+    made = request("PUT", path, work.principal, encoded(policy))
+    yield from call(work.loop, "put", made, 200, 201)
+    sent = request("POST", f"{path}/send", work.principal, encoded(MESSAGE))
+    yield from call(work.loop, "send", sent, 200, 201, 202, 204)
+    return runner, url
+
+
+def _pairs(work: Work) -> Script:
+    for number in work.turn:
+        yield from _made(work, number)
+
+
+def _whole_cycles(work: Work) -> Script:
+    for number in work.turn:
+        runner, url = yield from _made(work, number)
+        yield from cycle(work.loop, work.principal, *_wake_of(runner, url))
+
+
+PEER_LINES = [
+    *(line for line in LINES if line.name in ("heartbeat", "health")),
+    Line("PUT and send", _pairs, calls=2),
+    Line("PUT, send and cycle", _whole_cycles, calls=6),
 ]

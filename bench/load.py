@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from bench.client import BenchError, Loop
-from bench.lines import LINES, RUNNER, RUNNERS, STACK, Work
+from bench.lines import LINES, PEER_LINES, RUNNER, RUNNERS, STACK, Work
 
 WARM_UP_S = 0.3
 
@@ -21,7 +21,7 @@ class Order:
 
     line: str
     port: int
-    token: str
+    caller: str
     connections: int
     seconds: float
     prefix: str = ""
@@ -95,12 +95,13 @@ def received(pipe: Connection) -> Any:
 
 def _carry_out(pipe: Connection, order: Order) -> None:
     try:
-        line = next(each for each in [*LINES, *STACK.values()] if each.name == order.line)
+        known = [*LINES, *STACK.values(), *PEER_LINES]
+        line = next(each for each in known if each.name == order.line)
         loop = Loop()
         turn = iter(range(order.requests)) if order.requests else itertools.count()
         work = Work(
             loop,
-            order.token,
+            order.caller,
             order.prefix,
             order.count,
             turn,

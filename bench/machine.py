@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -32,7 +32,8 @@ class Database:
     """A database of the private PostgreSQL."""
 
     url: str
-    postmaster: int
+    postmaster: int | None
+    """Its first process; None on another machine."""
 
     def connect(self) -> "psycopg.Connection[tuple[object, ...]]":
         """A connection that commits each statement."""
@@ -52,8 +53,8 @@ class Database:
                 connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
     def cpu(self) -> float:
-        """CPU seconds that PostgreSQL has used so far, all of its processes."""
-        return tree_cpu(self.postmaster)
+        """CPU seconds that PostgreSQL has used so far, all of its processes; 0 if not here."""
+        return 0.0 if self.postmaster is None else tree_cpu(self.postmaster)
 
 
 def _named(url: str, database: str) -> str:
@@ -152,15 +153,23 @@ def environment(database_url: str) -> dict[str, str]:
 
 
 @contextmanager
-def migrated_database() -> Iterator[Database]:
-    """A database with every migration, in a PostgreSQL of its own."""
-    with private_postgres(durable=True) as server_url:
+def migrated_database(url: str = "") -> Iterator[Database]:
+    """A database with every migration, gone afterwards: in the PostgreSQL at ``url``, whose role
+    may make databases, or in one of its own.
+    """
+    with ExitStack() as stack:
+        server_url = url or stack.enter_context(private_postgres(durable=True))
+        name = f"pullwake_bench_{secrets.token_hex(4)}"
         with psycopg.connect(server_url, autocommit=True) as connection:
-            connection.execute("CREATE DATABASE pullwake")
-            postmaster = _postmaster(connection.info.backend_pid)
-        database = Database(_named(server_url, "pullwake"), postmaster)
-        manage(database, "migrate", "--verbosity=0")
-        yield database
+            connection.execute(f"CREATE DATABASE {name}")
+            postmaster = _postmaster(connection.info.backend_pid) if _is_here(server_url) else None
+        try:
+            database = Database(_named(server_url, name), postmaster)
+            manage(database, "migrate", "--verbosity=0")
+            yield database
+        finally:
+            with psycopg.connect(server_url, autocommit=True) as connection:
+                connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def manage(database: Database, *arguments: str) -> str:
@@ -177,9 +186,9 @@ def manage(database: Database, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def access_token(database: Database) -> str:
-    """A new access token of `PRINCIPAL`."""
-    return manage(database, "create_token", PRINCIPAL)
+def caller(database: Database) -> str:
+    """The header of `PRINCIPAL` with a new access token."""
+    return f"Authorization: Bearer {manage(database, 'create_token', PRINCIPAL)}"
 
 
 def free_port() -> int:
@@ -233,6 +242,10 @@ def _pss(pid: int) -> int:
     except OSError:
         pass
     return 0
+
+
+def _is_here(url: str) -> bool:
+    return urlsplit(url).hostname in (None, HOST, "localhost", "::1")
 
 
 def _postmaster(backend: int) -> int:

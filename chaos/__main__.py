@@ -7,6 +7,7 @@ import secrets
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import django
@@ -16,7 +17,8 @@ import tests.environment  # noqa: F401  for the servers that it starts, too
 os.environ |= {"DJANGO_SETTINGS_MODULE": "config.settings", "PULLWAKE_LOG_LEVEL": "WARNING"}
 django.setup()
 
-from chaos.judge import judge  # noqa: E402  Django is set up first
+from chaos.evidence import Evidence  # noqa: E402  Django is set up first
+from chaos.judge import Streams, judge  # noqa: E402
 from chaos.storm import NO_FENCE, Storm  # noqa: E402
 from tests.support import Database, migrated_template  # noqa: E402
 
@@ -26,7 +28,12 @@ async def run(database: Database, folder: Path, seconds: float, seed: int) -> li
     async with Storm(database, folder, seed, lambda what: print(f"  {what}", flush=True)) as storm:
         await storm.rage(seconds)
         streams, statuses = await storm.settle()
-    facts = storm.evidence.read()
+    return verdict(storm.evidence, streams, statuses)
+
+
+def verdict(evidence: Evidence, streams: Streams, statuses: Mapping[str, str]) -> list[str]:
+    """What was broken; says how much was seen."""
+    facts = evidence.read()
     counts = Counter(fact["fact"] for fact in facts)
     print(", ".join(f"{counts[fact]} {fact}" for fact in ("sent", "held", "appended")))
     return judge(facts, streams, statuses)
@@ -51,8 +58,8 @@ def main() -> int:
         broken = asyncio.run(run(database, folder, asked.minutes * 60, asked.seed))
     for sentence in broken:
         print(sentence)
-    verdict = f"{len(broken)} promises broken" if broken else "every promise kept"
-    print(f"chaos: {verdict}; logs and evidence: {folder}")
+    kept = f"{len(broken)} promises broken" if broken else "every promise kept"
+    print(f"chaos: {kept}; logs and evidence: {folder}")
     return bool(broken)
 
 

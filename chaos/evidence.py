@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ class Evidence:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        path.touch()
 
     def add(self, fact: str, **facts: Any) -> None:
-        """Add one, whole or not at all: it survives a SIGKILL that comes a moment later."""
-        line = json.dumps({"fact": fact, **facts}).encode() + b"\n"
+        """Add one, whole or not at all: it survives a SIGKILL that comes a moment later.
+
+        Its time, ``at``, is in seconds of the clock that all processes of this machine have.
+        """
+        line = json.dumps({"fact": fact, "at": time.monotonic(), **facts}).encode() + b"\n"
         file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         try:
             os.write(file, line)

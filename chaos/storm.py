@@ -7,10 +7,10 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import httpx2
@@ -55,6 +55,11 @@ class Front(Proxy):
     def upstream(self, _: int) -> None: ...
 
 
+def said(happening: Callable[..., Awaitable[None]]) -> str:
+    """What happens, in words."""
+    return happening.__name__.strip("_").replace("_", " ")
+
+
 class Storm:
     """Servers, runners and senders; `rage` for a while, then `settle` and look."""
 
@@ -69,7 +74,7 @@ class Storm:
         self._open = AsyncExitStack()
         self._runners: list[subprocess.Popen[bytes]] = []
 
-    async def __aenter__(self) -> "Storm":
+    async def __aenter__(self) -> Self:
         url = urlsplit(self.database.url)
         assert url.port is not None
         self.links = [await self._open.enter_async_context(Proxy(url.port)) for _ in range(SERVERS)]
@@ -129,18 +134,24 @@ class Storm:
             self.evidence.add("sent", entity=entity, message=key)
             await asyncio.sleep(0.2)
 
-    async def rage(self, seconds: float) -> None:
-        """Send all the while, and let something happen every second or two."""
-        over = asyncio.get_running_loop().time() + seconds
+    @asynccontextmanager
+    async def load(self) -> AsyncIterator[None]:
+        """Send all the while, and wait in the end until all that was sent is acknowledged."""
         senders = [asyncio.create_task(self._send(entity)) for entity in self.urls]
-        while asyncio.get_running_loop().time() < over:
-            happening = self.random.choice(self.happenings())
-            self.say(happening.__name__.strip("_").replace("_", " "))
-            await happening()
-            await asyncio.sleep(self.random.uniform(0.5, 1.5))
+        yield
         self.sending = False
         self.say("it is over; what was sent is waited for")
         await asyncio.gather(*senders)
+
+    async def rage(self, seconds: float) -> None:
+        """Let something happen every second or two."""
+        over = asyncio.get_running_loop().time() + seconds
+        async with self.load():
+            while asyncio.get_running_loop().time() < over:
+                happening = self.random.choice(self.happenings())
+                self.say(said(happening))
+                await happening()
+                await asyncio.sleep(self.random.uniform(0.5, 1.5))
 
     def happenings(self) -> list[Callable[[], Awaitable[None]]]:
         """What may happen; whatever was ended is started again."""

@@ -13,22 +13,29 @@ from core.errors import InvalidSignal
 from core.principals import Principal
 from dispatch import entities, shared_states, signals, timers, wakes
 from dispatch.models import DispatchState, Entity
-from dispatch.streams import registrations
-from runners import registry
+from dispatch.streams import registrations, waiters
+from runners import changes, registry
 from runners.models import Runner
 
 Status = ConsumerClaim.Status
 
 
-def take_back(claim: ConsumerClaim) -> Expiry | None:
+TAKEN_BACK = "It was taken back by an operator."
+
+
+def take_back(claim: ConsumerClaim, to: str | None = None) -> Expiry | None:
     """An operator takes a claim back: its holder, should it be at work after all, is fenced.
 
+    ``to`` is the id of the runner that the entity is dispatched to from then on; raises NotFound.
     None if the claim ended meanwhile. The entity is woken again at once: it is not blamed.
     """
     with transaction.atomic():
+        runner = None if to is None else registry.lock(to)
         state = wakes.lock_of(claim.entity_id or 0)
-        if state is None or not lifecycle.end(claim, state, Status.EXPIRED):
+        if state is None or not lifecycle.end(claim, state, Status.EXPIRED, error=TAKEN_BACK):
             return None
+        if runner is not None:
+            entities.redirect(state, runner)
         next_wake = lifecycle.wake_next(claim, state)
     return Expiry(next_wake)
 
@@ -67,6 +74,8 @@ def delete_entity(entity: Entity) -> None:
             gone,
         )
         entity.delete()
+        changes.remove(changes.Kind.ENTITY, entity.url)
+        waiters.announce(waiters.ENTITY_FEED)
         _reemit_refused(holder)
 
 
@@ -90,6 +99,8 @@ def delete_runner(runner_id: str) -> None:
         for state in sorted(states.values(), key=lambda each: each.runner_id or ""):
             wakes.settle(state)
         runner.delete()
+        changes.remove(changes.Kind.RUNNER, runner_id)
+        waiters.announce(waiters.RUNNER_FEED)
 
 
 def _lock_concerned(runner: Runner) -> dict[int | None, DispatchState]:

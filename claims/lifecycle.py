@@ -27,7 +27,8 @@ lease begins when the claim is made, after whatever it waited for.
 Failures in a row delay an entity's next wake, unless the last `fail` says itself how long. A
 `fail` counts, and so does an expiry while the runner lived and could be heard. The death of a
 runner, of all servers or of the database is not the entity's failure (`ClaimQuerySet.blameless`):
-it is woken at once, and the count stays. A `give_up` acks the work, keeps it as dead letters, and
+it is woken at once, and the count stays. Should the death show only later, it is counted no more
+(`pardon`). A `give_up` acks the work, keeps it as dead letters, and
 ends the row.
 
 A runner may name its request to claim by a nonce. Should the answer be lost, the same request
@@ -80,6 +81,9 @@ Lock = Callable[[], DispatchState | None]
 
 MAX_ERROR = 4096
 """Characters that are kept of a handler's error."""
+
+NOT_BLAMED = "Its runner died, or no server was there to renew it: no failure of the entity's."
+"""The error of an expired claim that is not counted as its entity's failure."""
 
 FAILED_DELAY = timedelta(seconds=10)
 """Before an entity whose claim failed is woken again; doubles with each failure in a row."""
@@ -258,7 +262,7 @@ def _make_claimable(state: DispatchState) -> PullwakeError | None:
     """Bring about an outstanding wake, over a lapsed claim if need be; or say why there is none."""
     if state.claimed:
         holder = state.entity.claims.active().select_related("runner").get()
-        if not end(holder, state, Status.EXPIRED, lapsed=True, blamed=_is_blamed(holder)):
+        if not _expire_lapsed(holder, state):
             return AlreadyClaimed()
         # Somebody is here to do the work, so it need not wait out the delay.
         state.retry_at = None
@@ -323,6 +327,16 @@ def _answer_again(runner: Runner, state: DispatchState, nonce_hash: str) -> Acqu
         return None
     claim = _made_before(runner, nonce_hash).get(entity=state.entity)
     return _told_of(claim, state, token)
+
+
+def take_over(ended: Sequence[ConsumerClaim]) -> None:
+    """Keep claims that ended on another server: history, which holds and opens nothing.
+
+    Raises ValueError for one that is active.
+    """
+    if any(each.status == ConsumerClaim.Status.ACTIVE for each in ended):
+        raise ValueError("Only claims that ended can be history.")
+    ConsumerClaim.objects.bulk_create(ended, ignore_conflicts=True)
 
 
 # --- Holding it -------------------------------------------------------------------------------
@@ -484,11 +498,37 @@ def expire(claim: ConsumerClaim) -> Expiry | None:
     with transaction.atomic():
         states = DispatchState.objects.filter(entity=claim.entity_id or 0)
         for state in wakes.lock(states, skip_locked=True):
-            if not end(claim, state, Status.EXPIRED, lapsed=True, blamed=_is_blamed(claim)):
+            if not _expire_lapsed(claim, state):
                 return None
             next_wake = wake_next(claim, state)
             return Expiry(next_wake)
     return None
+
+
+def _expire_lapsed(claim: ConsumerClaim, state: DispatchState) -> bool:
+    blamed = _is_blamed(claim)
+    error = "" if blamed else NOT_BLAMED
+    return end(claim, state, Status.EXPIRED, lapsed=True, blamed=blamed, error=error)
+
+
+def pardon(claim: ConsumerClaim) -> bool:
+    """Count the expiry of one of `pardonable` as a failure no more: whether this call did so.
+
+    What another transaction has in hand is left to the next round.
+    """
+    with transaction.atomic():
+        states = DispatchState.objects.filter(entity=claim.entity_id or 0)
+        for state in wakes.lock(states, skip_locked=True):
+            counted = ConsumerClaim.objects.pardonable().filter(pk=claim.pk)
+            if not counted.update(error=NOT_BLAMED):
+                return False
+            ended_at = claim.ended_at or state.now
+            if state.failures and (state.last_claimed_at or ended_at) <= ended_at:
+                state.failures -= 1
+                state.retry_at = None
+                wakes.settle(state)
+            return True
+    return False
 
 
 def _is_blamed(claim: ConsumerClaim) -> bool:
@@ -647,7 +687,7 @@ def _lock(credentials: Credentials) -> tuple[ConsumerClaim, DispatchState]:
     assert claim.entity is not None  # noqa: S101  it is joined by its dispatch state
     state = claim.entity.dispatch_state
     state.now = claim.now
-    return claim, state
+    return claim, wakes.remember(state)
 
 
 # --- Acks -------------------------------------------------------------------------------------

@@ -1,13 +1,19 @@
 """Consumer claims. `claims.lifecycle` is their only writer, and its docstring the state table."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from django.db import models
-from django.db.models import Case, Exists, F, OuterRef, Q, Value, When
+from django.db.models import Case, Exists, F, OuterRef, Q, Subquery, Value, When
 from django.db.models.functions import Greatest, Now
 
-from dispatch.models import Entity
+from dispatch.models import Entity, StreamEvent
 from runners.models import JSON, Runner
+
+PARDONED_WITHIN = timedelta(minutes=10)
+"""How long after an expiry it may still show that the runner had died; longer than most leases."""
+
+QUIET = timedelta(minutes=10)
+"""A claim that was renewed for so long, and has written nothing, is worth a look."""
 
 
 class OrphanReason(models.TextChoices):
@@ -29,6 +35,10 @@ class ClaimQuerySet(models.QuerySet["ConsumerClaim"]):
     def active(self) -> "ClaimQuerySet":
         """Holding their entity."""
         return self.filter(status=ConsumerClaim.Status.ACTIVE)
+
+    def ended(self) -> "ClaimQuerySet":
+        """Not active any more, however they ended."""
+        return self.exclude(status=ConsumerClaim.Status.ACTIVE)
 
     def lapsed(self) -> "ClaimQuerySet":
         """Active, with a lease that is over."""
@@ -84,16 +94,52 @@ class ClaimQuerySet(models.QuerySet["ConsumerClaim"]):
     def blameless(self) -> "ClaimQuerySet":
         """Whose lease could not be renewed for no fault of the entity's handler.
 
-        The runner's own liveness lease is over, or it is gone or disabled; or the servers were
-        away, and have not been back for as long as the claim's lease.
+        The runner's own liveness lease is over, or it is gone or disabled, or another process of it
+        has registered since; or the servers were away, and have not been back for as long as the
+        claim's lease.
         """
         dead = (
             Q(runner=None)
             | Q(runner__admin_status=Runner.AdminStatus.DISABLED)
             | Q(runner__liveness__lease_expires_at__lte=Now())
+            | Q(runner__updated_at__gt=F("claimed_at"))
         )
         back = ServerPulse.objects.filter(resumed_at__gt=Now() - OuterRef("lease"))
         return self.filter(dead | Exists(back))
+
+    def pardonable(self) -> "ClaimQuerySet":
+        """Lately expired, and blamed on the entity's handler, although their runner was dead.
+
+        Of a runner that dies, the claims' leases mostly lapse before its own: only then does it
+        show, in that it was not heard of since, or in that another process registers.
+        """
+        silent = Q(
+            runner__liveness__lease_expires_at__lte=Now(),
+            runner__liveness__last_seen_at__lte=F("ended_at"),
+        )
+        lately = Now() - PARDONED_WITHIN
+        return self.filter(
+            silent | Q(runner__updated_at__gt=F("ended_at")),
+            status=ConsumerClaim.Status.EXPIRED,
+            ended_at__gt=lately,
+            error="",
+            entity__isnull=False,
+        )
+
+    def quiet(self) -> "ClaimQuerySet":
+        """Active and renewed, but with nothing written to the entity's stream for `QUIET`.
+
+        What others send to it is not written by its holder.
+        """
+        written = StreamEvent.objects.filter(entity=OuterRef("entity"), message_key=None)
+        newest = Subquery(written.order_by("-offset").values("created_at")[:1])
+        return (
+            self.active()
+            .filter(claimed_at__lte=Now() - QUIET, last_heartbeat_at__isnull=False)
+            .filter(lease_expires_at__gt=Now())
+            .annotate(written_at=newest)
+            .filter(Q(written_at=None) | Q(written_at__lte=Now() - QUIET))
+        )
 
     def opened_by(self, token_hash: str) -> "ClaimQuerySet":
         """Active, and whose claim or write token has this hash."""

@@ -20,7 +20,7 @@ from django.db import OperationalError, connection
 from django.db.models import Case, F, When
 from django.db.models.functions import Now
 
-from claims import lifecycle, retention, tallies
+from claims import lifecycle, reports, retention, tallies
 from claims.metrics import ENTITIES_RETRIED, REAPER_ROUND, REAPER_ROUNDS, WAKES_LATE
 from claims.models import ClaimQuerySet, ConsumerClaim, ServerPulse
 from core.clock import with_now
@@ -42,6 +42,7 @@ class Round:
     expired: int = 0
     reemitted: int = 0
     retried: int = 0
+    pardoned: int = 0
 
 
 def absence() -> timedelta:
@@ -84,7 +85,9 @@ def reap(*, limit: int = BATCH) -> Round:
         expired=sum(map(_expire, expirable()[:limit])),
         reemitted=wakes.reemit_stale(limit=limit),
         retried=wakes.retry_due(limit=limit),
+        pardoned=sum(map(lifecycle.pardon, ConsumerClaim.objects.pardonable()[:limit])),
     )
+    reports.tell_health(limit=limit)
     ServerPulse.objects.filter(pk=1).update(
         reaped_at=Now(), expired=done.expired, reemitted=done.reemitted, retried=done.retried
     )

@@ -9,6 +9,7 @@ from claims.models import ConsumerClaim
 from core.database import take_as_long_as_needed
 from dispatch import wakes
 from dispatch.models import DispatchState
+from runners import changes
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ def recover() -> Recovery:
     with transaction.atomic():
         take_as_long_as_needed()
         wakes.start_over()
+        changes.start_over()
         held = wakes.lock(DispatchState.objects.exclude(active_epoch=None))
         for state in held:
             claim = state.entity.claims.active().get()

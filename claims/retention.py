@@ -10,6 +10,7 @@ from django.db.models.functions import Now
 
 from claims.models import ConsumerClaim, DeadLetter
 from dispatch.models import SharedStateEvent, SharedStateLink, StreamEvent, Timer, Wake
+from runners import changes
 
 BATCH = 1000
 """Rows deleted in one transaction."""
@@ -17,7 +18,8 @@ BATCH = 1000
 
 def prunable() -> dict[str, "QuerySet[Any]"]:
     """What may go, by name: ended claims, past wakes, failed timers, events of ended entities, and
-    of shared states that these alone have; dead letters that were redriven or cannot be.
+    of shared states that these alone have; dead letters that were redriven or cannot be; changes of
+    what left a feed.
     """
     before = Now() - timedelta(days=settings.PULLWAKE_RETENTION_DAYS)
     return {
@@ -35,6 +37,7 @@ def prunable() -> dict[str, "QuerySet[Any]"]:
                 manifest="", entity__dispatch_state__ended=""
             ).values("name")
         ),
+        "changes": changes.over(before),
         "timers": Timer.objects.failed().filter(failed_at__lt=before),
     }
 

@@ -10,10 +10,11 @@ from claims.models import ConsumerClaim
 from core.errors import Unauthenticated
 from core.identifiers import hash_secret
 from core.prepared import Param, Select
-from dispatch import wakes
+from dispatch import schedules, wakes
 from dispatch.models import Entity
 from dispatch.streams import append as streams
 from dispatch.streams import manifests, producers
+from dispatch.streams import schedules as entries
 
 NOT_THE_HOLDER = "The token is not one of the entity's active claim."
 
@@ -70,6 +71,10 @@ def append(
     if manifests.ask_for_wakes(events):
         require_holder(entity, token)
         watched = manifests.orders_at_entities(events)
+    objections: dict[int, str] = {}
+    if any(map(entries.is_one, events)):
+        require_holder(entity, token)
+        objections = schedules.objections(entity, events)
     for order in watched:
         wakes.watch(order.source_url, order.watched)
     with transaction.atomic():
@@ -77,7 +82,7 @@ def append(
         if state is None:
             raise Unauthenticated(NOT_THE_HOLDER)
         claim = require_holder(entity, token)
-        appended = streams.append(state, events, sequence)
+        appended = streams.append(state, events, sequence, objections)
         if appended.is_new:
             wakes.save(state)
         unseen = wakes.oldest_work(state, max(state.cursor, claim.delivered_offset))

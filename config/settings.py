@@ -166,6 +166,8 @@ PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS = _number(
 )
 # What a peer has for its request, and for each 64 KiB of its answer.
 PULLWAKE_PEER_TIMEOUT_S = _number("PULLWAKE_PEER_TIMEOUT_S", 30, 1, 3_600)
+# For how long the database may answer others and not this process, until /livez says 503.
+PULLWAKE_STUCK_S = _number("PULLWAKE_STUCK_S", 60, 1, 3_600)
 PULLWAKE_DRAIN_S = _number("PULLWAKE_DRAIN_S", 0, 0, 3_600)
 # For how long an access token is valid that is issued without a word of it; 0 is until revoked.
 PULLWAKE_TOKEN_DAYS = _number("PULLWAKE_TOKEN_DAYS", 0 if DEVELOPMENT else 90, 0, 36_500)
@@ -289,6 +291,7 @@ INSTALLED_APPS = [
     "dispatch",
     "claims",
     "operators",
+    "moving",
     "config.serving",
 ]
 MIDDLEWARE = [

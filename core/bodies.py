@@ -13,6 +13,7 @@ from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from msgspec import Meta, Struct
 
+from core.database import hand_back
 from core.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType, pointer
 from core.identifiers import ID_PATTERN
 
@@ -50,6 +51,7 @@ def raw_body(request: HttpRequest) -> bytes:
     length = int(request.META.get("CONTENT_LENGTH") or 0)
     if length > limit:
         raise PayloadTooLarge
+    hand_back()  # the body may come by drops
     if "HTTP_TRANSFER_ENCODING" in request.META:
         # Django reads as far as Content-Length, so a chunked body has to be taken from the server.
         try:

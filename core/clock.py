@@ -1,6 +1,6 @@
 """Times: the database's, which alone decides, and their form on the wire."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from django.db import models
@@ -58,3 +58,16 @@ def iso_or_none(when: datetime | None) -> str | None:
 def epoch_ms(when: datetime) -> int:
     """Milliseconds since 1970-01-01T00:00Z."""
     return int(when.timestamp() * 1000)
+
+
+def span_of(length: timedelta) -> str:
+    """A length of time in its largest unit, two for hours and days: 42 s, 5 min, 3 h 20 min."""
+    seconds = abs(int(length.total_seconds()))
+    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
+    if seconds < 100:
+        return f"{seconds} s"
+    if minutes < 100:
+        return f"{minutes} min"
+    if hours < 48:
+        return f"{hours} h {minutes % 60} min" if minutes % 60 else f"{hours} h"
+    return f"{days} d {hours % 24} h" if hours % 24 and days < 10 else f"{days} d"

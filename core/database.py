@@ -23,6 +23,15 @@ long, of a process that was frozen meanwhile, has been ended.
 """
 
 
+def hand_back() -> None:
+    """Give the connection back to the pool; inside a transaction it is still needed.
+
+    Before whatever a caller can make last: those who wait for it would hold all that there are.
+    """
+    if not connection.in_atomic_block:
+        connection.close_if_unusable_or_obsolete()
+
+
 def is_passing(exc: BaseException) -> bool:
     """Whether the database could not serve now: it is away, busy, shutting down or a standby."""
     if isinstance(exc, PoolTimeout | OperationalError | InterfaceError):
@@ -35,14 +44,18 @@ def is_lock_refused(exc: BaseException) -> bool:
     return isinstance(_cause(exc), LockNotAvailable)
 
 
-def lock_name(name: str) -> None:
-    """Keep others that lock this name waiting until the transaction ends.
+def lock_name(*names: str) -> None:
+    """Keep others that lock one of these names waiting until the transaction ends.
 
     For rows that are yet to come, which nobody can lock. On SQLite writers wait for each other.
     """
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [name])
+            cursor.execute(
+                "SELECT pg_advisory_xact_lock(hashtextextended(name, 0))"
+                " FROM unnest(%s::text[]) AS name",
+                [sorted(names)],
+            )
 
 
 def take_as_long_as_needed() -> None:

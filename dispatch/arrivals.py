@@ -8,6 +8,7 @@ from django.db import transaction
 from core.bodies import JsonObject
 from core.principals import Principal
 from dispatch import wakes
+from dispatch.streams import waiters
 from runners import registry
 from runners.models import Runner
 
@@ -16,6 +17,7 @@ def register(owner: Principal, runner_id: str, facts: JsonObject) -> Runner:
     """`registry.register`, and its unclaimed wakes emitted again. Raises Forbidden."""
     with transaction.atomic():
         runner = registry.register(owner, runner_id, facts)
+        waiters.announce(waiters.RUNNER_FEED)
         wakes.reemit(runner.wakes.all())
     return runner
 
@@ -24,6 +26,7 @@ def set_admin_status(runner_id: str, status: Runner.AdminStatus) -> Runner:
     """`registry.set_admin_status`; enabling emits unclaimed wakes again. Raises NotFound."""
     with transaction.atomic():
         runner = registry.set_admin_status(runner_id, status)
+        waiters.announce(waiters.RUNNER_FEED)
         if status == Runner.AdminStatus.ENABLED:
             wakes.reemit(runner.wakes.all())
     return runner

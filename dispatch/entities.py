@@ -44,10 +44,10 @@ from dispatch.models import (
     Wake,
     subscription_key,
 )
-from dispatch.streams import log, registrations, work
+from dispatch.streams import log, registrations, waiters, work
 from dispatch.streams.conditions import Wish
 from dispatch.streams.registrations import Order
-from runners import registry
+from runners import changes, registry
 from runners.models import Runner
 
 MAX_TAGS_BYTES = 64 * 1024
@@ -181,7 +181,8 @@ def create(
     target = _target(caller, runner_id, above, entity_type)
     runner = None if target is None else target.check(registry.find(target.runner_id))
     if entity_type is not None and entity_type.creation_schema is not None:
-        schemas.check(args, entity_type.creation_schema, "/args")
+        author = entity_type.registered_by
+        schemas.check(args, entity_type.creation_schema, "/args", whose=author)
     if message is not None:
         types.check_message(entity_type, message.payload, message.type, "/initialMessage")
     _require_room(tags)
@@ -208,7 +209,7 @@ def create(
         quotas.take("entities", settings.PULLWAKE_MAX_ENTITIES, caller.url, others.count)
         state = wakes.begin(entity, runner)
         txid = new_txid()
-        log.append(state, _created_events(entity, entity_type, state.now, txid))
+        log.append(state, created_events(entity, entity_type, state.now, txid))
         state.cursor = state.tail
         if message is not None:
             deliver(state, message, str(uuid.uuid4()))
@@ -283,6 +284,7 @@ def update(
         state = lock(entity)
         if tags is None:
             Entity.objects.filter(pk=entity.pk).update(updated_at=Now())
+            state.before = None  # the feed shows it
         else:
             known = Entity.objects.values_list("tags", flat=True).get(pk=entity.pk)
             _replace_tags(state, known, dict(tags), new_txid())
@@ -303,10 +305,16 @@ def move(entity: Entity, runner_id: str) -> bool:
         if state.ended:
             raise NotRunning(f"The entity is {state.ended}.")
         moved = state.runner_id != runner.pk
-        wakes.redirect(state, runner)
+        redirect(state, runner)
         wakes.settle(state)
-        Entity.objects.filter(pk=entity.pk).update(updated_at=Now())
     return moved
+
+
+def redirect(state: DispatchState, runner: Runner) -> None:
+    """Dispatch the entity of a locked state to this locked runner; the caller settles it."""
+    Entity.objects.filter(pk=state.entity_id).update(updated_at=Now())
+    state.before = None  # the feed shows it
+    wakes.redirect(state, runner)
 
 
 def wake_now(entity: Entity) -> Wake:
@@ -377,6 +385,8 @@ def _replace_tags(
 ) -> None:
     """Give an entity these tags, and tell its stream of each that changed, and of the ``named``."""
     Entity.objects.filter(pk=state.entity_id).update(tags=tags, updated_at=Now())
+    changes.retag(state.entity.url)
+    waiters.announce(waiters.ENTITY_FEED)
     if state.ended == DispatchState.End.KILLED:
         return  # its stream is closed
     events = []
@@ -495,7 +505,7 @@ def end_of_queue(state: DispatchState) -> str:
     return f"{epoch_ms(state.now):016d}:a0"
 
 
-def _created_events(
+def created_events(
     entity: Entity, entity_type: EntityType | None, now: datetime, txid: int
 ) -> list[JsonObject]:
     """What an entity's stream begins with: that it was made, and the type's slash commands."""

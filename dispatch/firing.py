@@ -12,9 +12,8 @@ from collections.abc import Iterable, Sequence
 from django.db import transaction
 
 from core.database import is_lock_refused, is_passing
-from core.errors import InvalidRequest
 from core.principals import Principal
-from dispatch import entities, schedules, timers, types, wakes
+from dispatch import entities, schedules, timers, wakes
 from dispatch.models import DispatchState, StreamEvent, Timer
 from dispatch.streams import registrations
 
@@ -109,8 +108,7 @@ def _sent_before(due: Sequence[Timer]) -> set[tuple[int | None, str | None]]:
 def _problem_with(timer: Timer) -> str | None:
     """What stands against sending a timer's message, besides its target's state; None if nothing.
 
-    Looked for before that is locked, for a check of a schema takes its time. What was sent with a
-    delay was checked then.
+    Its payload was checked when it was set: a check takes its time, and others are to fire.
     """
     if timer.error or timer.target_id is None:
         return timer.error or f"The entity {timer.target_url} was deleted."
@@ -123,10 +121,4 @@ def _problem_with(timer: Timer) -> str | None:
         near = not timer.near_only or entities.is_near(owner, target)
         if not (near and entities.may_act(target, Principal.parse(timer.principal))):
             return f"{target.url} is not its sender's to act on."
-    message = timers.message_of(timer)
-    if message.type is not None:
-        try:
-            types.check_message(types.of(target), message.payload, message.type, "/payload")
-        except InvalidRequest as problem:
-            return problem.message
     return None

@@ -111,6 +111,9 @@ def _lock(entity: Entity) -> DispatchState:
     return state
 
 
+_NONE = "There is no such message."
+
+
 @dataclass(frozen=True, slots=True)
 class _Message:
     """What the events of a key amount to up to an offset: None if to no message."""
@@ -131,7 +134,7 @@ class _Message:
     def require(self, *, cancelled: bool = False) -> JsonObject:
         """Its value. Raises NotFound, unless ``cancelled`` also for one that was."""
         if self.value is None:
-            raise NotFound("There is no such message.")
+            raise NotFound(_NONE)
         if self.value.get("status") == "cancelled" and not cancelled:
             raise NotFound("The message was cancelled.")
         return self.value
@@ -140,10 +143,11 @@ class _Message:
 def _read(entity: Entity, key: str) -> _Message:
     queued = QueuedMessage.objects.filter(entity=entity, key=key)
     sent = StreamEvent.objects.filter(entity=entity, message_key=key)
-    # Where it begins; from the start for one that a handler wrote.
     first = sent.values_list("offset", flat=True).first() or (
-        queued.values_list("offset", flat=True).first() or 1
+        queued.values_list("offset", flat=True).first()
     )
+    if first is None:  # known without a look at the whole stream
+        raise NotFound(_NONE)
     tail = entity.dispatch_state.tail
     none = _Message(None, tail)
     return none.followed_by(_events(entity, key, first - 1, up_to=tail))

@@ -11,8 +11,8 @@ from typing import Any
 from urllib.parse import quote
 
 from django.db import models
-from django.db.models import Count, F, OuterRef, Q, Subquery
-from django.db.models.functions import Coalesce, Now
+from django.db.models import Count, F, OuterRef, Q, Subquery, Window
+from django.db.models.functions import Coalesce, Now, RowNumber
 from django.db.models.lookups import Exact
 
 from core.identifiers import SHARED_STATE_PREFIX
@@ -200,6 +200,17 @@ class DispatchStateQuerySet(models.QuerySet["DispatchState"]):
         """With ``pending_since``: when the oldest unacked work came, or None."""
         return self.annotate(pending_since=_pending_since())
 
+    def longest_waiting(self) -> "DispatchStateQuerySet":
+        """For each runner, and for none, the one that waits longest, oldest first.
+
+        With ``pending_since``, and ``n``: how many of that runner's wait.
+        """
+        of_runner = Window(Count("pk"), partition_by="runner")
+        since = F("pending_since").asc(nulls_last=True)
+        place = Window(RowNumber(), partition_by="runner", order_by=[since, F("pk").asc()])
+        waiting = self.waiting().with_pending_since().annotate(n=of_runner, place=place)
+        return waiting.filter(place=1).order_by(since, "pk")
+
     def with_first_work(self) -> "DispatchStateQuerySet":
         """With ``first_work``: the offset of the oldest work past the cursor, or None."""
         named = {"first_work": _oldest_work("offset")}
@@ -296,6 +307,8 @@ class DispatchState(models.Model):
 
     now: datetime  # of `core.clock.with_now`
     first_work: int | None  # of `with_first_work`
+    before: "tuple[object, ...] | None" = None
+    """What was `seen` of it when it was locked; None of one that is new."""
 
     class Meta:
         default_permissions = ("view",)
@@ -343,6 +356,11 @@ class DispatchState(models.Model):
     def pending(self) -> bool:
         """Whether work lies past the cursor, or a queued message is to be taken."""
         return self.last_work_offset > self.cursor or self.queue_waiting
+
+    @property
+    def seen(self) -> tuple[object, ...]:
+        """What the feed of entities shows of it."""
+        return (self.runner_id, self.status, self.pending, self.active_epoch, self.failures)
 
     @property
     def failing(self) -> bool:

@@ -4,6 +4,7 @@ Each is an entry of its entity's manifest; `dispatch.streams.schedules` does wha
 """
 
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -18,7 +19,7 @@ from dispatch.cron import Cron
 from dispatch.models import DispatchState, Entity, Timer
 from dispatch.streams import log
 from dispatch.streams import schedules as entries
-from dispatch.streams.schedules import PREFIX, FutureSend
+from dispatch.streams.schedules import PREFIX, FutureSend, entry_of, is_one
 
 
 def set_future_send(
@@ -86,6 +87,44 @@ def cancel(entity: Entity, name: str) -> str:
     """Cancel a schedule, if there is one: the txid. Raises NotRunning at the entity's end."""
     with transaction.atomic():
         return _append(_lock(entity), name, "delete", None)
+
+
+def objections(owner: Entity, events: Sequence[Any]) -> dict[int, str]:
+    """What the types of their targets have against messages that a handler's entries schedule.
+
+    By the index of the event. Looked for before the owner is locked, for a check takes its time; to
+    fire a timer takes none. A target that is not the creator's to act on is left to that time.
+    """
+    found: dict[int, str] = {}
+    known: dict[str, JsonObject] = {}
+    for index, event in enumerate(events):
+        said = event.get("value") if is_one(event) else None
+        if not isinstance(said, dict):
+            continue
+        key, entry = event["key"], said
+        match event:
+            case {"headers": {"operation": "update"}}:
+                entry = {**(known.get(key) or entry_of(owner.pk, key)), **said}
+        known[key] = entry
+        problem = _objection(owner, entry)
+        if problem is not None:
+            found[index] = problem
+    return found
+
+
+def _objection(owner: Entity, entry: JsonObject) -> str | None:
+    kind = entry.get("messageType")
+    if entry.get("scheduleType") != "future_send" or not isinstance(kind, str):
+        return None
+    url = entry.get("targetUrl", owner.url)
+    target = owner if url == owner.url else entities.at(url) if isinstance(url, str) else None
+    if target is None or not entities.may_act(target, Principal.parse(owner.created_by)):
+        return None
+    try:
+        types.check_message(types.of(target), entry.get("payload"), kind, "/payload")
+    except InvalidRequest as problem:
+        return problem.message
+    return None
 
 
 def note(state: DispatchState, timer: Timer, error: str | None) -> None:

@@ -10,12 +10,16 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 
+from core.database import hand_back
 from core.errors import InvalidRequest, ServiceUnavailable, pointer
 from dispatch import schema_checker
 
@@ -29,19 +33,26 @@ _SILENCE_S = 10.0
 """After which a checker that neither answers nor ends is given up: a busy machine is slow."""
 
 
-def check_schema(schema: Any, path: str) -> None:
-    """Raise InvalidRequest for what is not a JSON Schema; ``path`` names the field."""
+def check_schema(schema: Any, path: str, *, whose: str = "") -> None:
+    """Raise InvalidRequest for what is not a JSON Schema; ``path`` names the field.
+
+    ``whose``: the URL of the principal that gives it, as for `check`; "" where none calls.
+    """
     encoded = msgspec.json.encode(schema)
     if len(encoded) > MAX_SCHEMA_BYTES:
         raise InvalidRequest.field(path, f"larger than {MAX_SCHEMA_BYTES} bytes")
-    verdict = _checker.check(encoded)
+    verdict = _checker.check(whose, encoded)
     if verdict is not None:
         raise InvalidRequest.field(path, f"not a JSON Schema that is taken: {verdict}")
 
 
-def check(value: Any, schema: Any, path: str) -> None:
-    """Raise InvalidRequest with up to 100 places in ``value`` that the schema does not allow."""
-    verdict = _checker.check(msgspec.json.encode(schema), msgspec.json.encode(value))
+def check(value: Any, schema: Any, path: str, *, whose: str) -> None:
+    """Raise InvalidRequest with up to 100 places in ``value`` that the schema does not allow.
+
+    ``whose``: the schema's author, who has one place in the queue, however many checks of theirs
+    wait. Raises ServiceUnavailable when too many do.
+    """
+    verdict = _checker.check(whose, msgspec.json.encode(schema), msgspec.json.encode(value))
     if isinstance(verdict, str):
         raise InvalidRequest.field(path, f"it cannot be checked by its schema: {verdict}")
     if verdict is not None:
@@ -54,25 +65,42 @@ def check(value: Any, schema: Any, path: str) -> None:
         )
 
 
+class _Turn:
+    """What one at a time may have."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def taken(self, deadline: float) -> Iterator[None]:
+        """Have it for as long as the block takes. Raises ServiceUnavailable at the deadline."""
+        if not self._lock.acquire(timeout=max(0, deadline - time.monotonic())):
+            raise ServiceUnavailable("Too many checks by schemas are waiting; try again.")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+
 class _Checker:
     """The process beside this one, begun at the first check and again whenever one ended it."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._turn = _Turn()
+        self._turns: WeakValueDictionary[str, _Turn] = WeakValueDictionary()
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Any = None
 
-    def check(self, schema: bytes, value: bytes = b"") -> Any:
+    def check(self, whose: str, schema: bytes, value: bytes = b"") -> Any:
         """None, the sentence why it cannot be checked, or the errors.
 
         Raises ServiceUnavailable when too many wait.
         """
-        if not self._lock.acquire(timeout=_QUEUE_S):
-            raise ServiceUnavailable("Too many checks by schemas are waiting; try again.")
-        try:
+        hand_back()  # it may wait for others
+        deadline = time.monotonic() + _QUEUE_S
+        own = self._turns.setdefault(whose, _Turn())
+        with own.taken(deadline), self._turn.taken(deadline):
             return self._check(schema, value)
-        finally:
-            self._lock.release()
 
     def _check(self, schema: bytes, value: bytes) -> Any:
         self._begin()

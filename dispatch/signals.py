@@ -117,6 +117,7 @@ def record(
     event = {"type": "signal", "key": new_id("sig"), "value": value, "headers": headers}
     log.append(state, [event])
     Entity.objects.filter(pk=entity.pk).update(updated_at=Now())
+    state.before = None  # the feed shows it
     return Signalled(before, after, state.now, txid)
 
 

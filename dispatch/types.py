@@ -5,13 +5,14 @@ Registering its name takes over none of these: the rights of registrar and grant
 asks of messages, hold for the entities that were made under that registration.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import msgspec
 from django.conf import settings
 from django.db import IntegrityError, transaction
-from django.db.models import Exists, F, OuterRef, QuerySet
-from django.db.models.functions import Now
+from django.db.models import Exists, F, OuterRef, Q, QuerySet, TextField
+from django.db.models.functions import Cast, Now
 
 from core import quotas
 from core.bodies import JsonObject
@@ -21,12 +22,17 @@ from core.prepared import Param, Select
 from core.principals import Principal
 from dispatch import schemas
 from dispatch.models import Entity, EntityType
-from runners import registry
+from dispatch.streams import waiters
+from runners import changes, registry
 
 SPAWN, MANAGE = "spawn", "manage"
 
 MAX_SCHEMAS = 100
 """A type's inbox schemas, and likewise its state schemas."""
+MAX_SCHEMAS_BYTES = 1024 * 1024
+"""Of either together, as JSON: an answer with the type must not be larger than any may be."""
+
+_AT_A_TIME = 10
 
 _TYPE = Select(lambda: EntityType.objects.filter(name=Param("name")))
 
@@ -63,12 +69,12 @@ def check_message(
 
     ``path`` is the JSON pointer of the payload.
     """
-    inbox = entity_type.inbox_schemas if entity_type is not None else None
-    if not inbox or message_type is None:
+    if entity_type is None or not entity_type.inbox_schemas or message_type is None:
         return
+    inbox = entity_type.inbox_schemas
     if message_type not in inbox:
         raise InvalidRequest.field("/type", f"the entity takes only {', '.join(sorted(inbox))}")
-    schemas.check(payload, inbox[message_type], path)
+    schemas.check(payload, inbox[message_type], path, whose=entity_type.registered_by)
 
 
 def register(caller: Principal, name: str, facts: JsonObject) -> EntityType:
@@ -99,8 +105,8 @@ def register(caller: Principal, name: str, facts: JsonObject) -> EntityType:
 def add_schemas(caller: Principal, name: str, schemas: Mapping[str, JsonObject]) -> EntityType:
     """Add to a type's ``inbox_schemas`` and ``state_schemas``, and raise its revision.
 
-    Raises SchemaKeyExists for a key that is there, InvalidRequest past `MAX_SCHEMAS`, NotFound, and
-    Forbidden for a type that is not the caller's to change.
+    Raises SchemaKeyExists for a key that is there, InvalidRequest past `MAX_SCHEMAS` or
+    `MAX_SCHEMAS_BYTES`, NotFound, and Forbidden for a type that is not the caller's to change.
     """
     with transaction.atomic():
         entity_type = _require_manager(name, _lock(name), caller)
@@ -113,6 +119,9 @@ def add_schemas(caller: Principal, name: str, schemas: Mapping[str, JsonObject])
             facts[column] = {**there, **added}
             if len(facts[column]) > MAX_SCHEMAS:
                 raise InvalidRequest.field(f"/{column}", f"more than {MAX_SCHEMAS} together")
+            if len(msgspec.json.encode(facts[column])) > MAX_SCHEMAS_BYTES:
+                problem = f"more than {MAX_SCHEMAS_BYTES} bytes together"
+                raise InvalidRequest.field(f"/{column}", problem)
         return _change(entity_type, facts)
 
 
@@ -122,7 +131,9 @@ def delete(name: str, caller: Principal | None = None) -> None:
     Raises NotFound, and Forbidden for a type that is not the caller's to change.
     """
     with transaction.atomic():
-        _require_manager(name, _lock(name), caller).delete()
+        entity_type = _require_manager(name, _lock(name), caller)
+        _have_looked_anew(_managers(entity_type))
+        entity_type.delete()
 
 
 def transfer(name: str, registrar: Principal) -> bool:
@@ -138,10 +149,38 @@ def transfer(name: str, registrar: Principal) -> bool:
         return True
 
 
-def seen_by(principal: Principal, after: str = "") -> list[EntityType]:
-    """Those that the principal registered, may use, or has entities of; by name, past ``after``."""
-    rows = _for(principal).filter(name__gt=after).order_by("name")
-    return [each for each in rows if _sees(principal, each)]
+def managed_by(principal: Principal) -> list[EntityType]:
+    """Those whose entities the principal may do with what their creators may; schemas deferred."""
+    rows = _naming(principal, EntityType.objects.exclude(registration="")).only(
+        "name", "registration", "registered_by", "permission_grants"
+    )
+    return [each for each in rows if granted(each, principal, MANAGE)]
+
+
+def seen_by(principal: Principal, after: str = "") -> Iterator[EntityType]:
+    """Those that the principal registered, may use, or has entities of; by name, past ``after``.
+
+    Others' are passed over by the database, and of the rest a few are held at a time: each may be
+    large, and a registrar may have many.
+    """
+    rows = _naming(principal, _for(principal).filter(name__gt=after), Q(has_own=True))
+    names = list(rows.order_by("name").values_list("name", flat=True))
+    for start in range(0, len(names), _AT_A_TIME):
+        some = _for(principal).filter(name__in=names[start : start + _AT_A_TIME])
+        yield from (each for each in some.order_by("name") if _sees(principal, each))
+
+
+def _naming(
+    principal: Principal, rows: "QuerySet[EntityType]", which: Q | None = None
+) -> "QuerySet[EntityType]":
+    """Those that the principal registered, or that name it or its kind in a grant, or ``which``."""
+    named = (
+        Q(registered_by=principal.url)
+        | Q(granted_to__contains=f'"{principal.url}"')
+        | Q(granted_to__contains=f'"{principal.kind}"')
+    )
+    with_grants = rows.annotate(granted_to=Cast("permission_grants", TextField()))
+    return with_grants.filter(named if which is None else named | which)
 
 
 def find_seen(principal: Principal, name: str) -> EntityType:
@@ -174,7 +213,26 @@ def _change(entity_type: EntityType, facts: JsonObject) -> EntityType:
     EntityType.objects.filter(pk=entity_type.pk).update(
         revision=F("revision") + 1, updated_at=Now(), **facts
     )
-    return EntityType.objects.get(pk=entity_type.pk)
+    changed = EntityType.objects.get(pk=entity_type.pk)
+    _have_looked_anew(_managers(entity_type) ^ _managers(changed))
+    return changed
+
+
+def _managers(entity_type: EntityType) -> set[str]:
+    """Who may do what the creators of its entities may: URLs of principals, and kinds of them."""
+    return {entity_type.registered_by} | {
+        grant["subject_value"]
+        for grant in entity_type.permission_grants
+        if grant["permission"] == MANAGE
+    }
+
+
+def _have_looked_anew(subjects: set[str]) -> None:
+    """Have these, who may see more entities now, or fewer, read the feed of them from the start."""
+    for subject in sorted(subjects):
+        changes.depart(changes.Kind.ENTITY, subject)
+    if subjects:
+        waiters.announce(waiters.ENTITY_FEED)
 
 
 def _require_manager(

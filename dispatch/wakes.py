@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from functools import partial
+from typing import TypeVar
 
 from django.conf import settings
 from django.db import OperationalError, connection, transaction
@@ -45,6 +46,7 @@ from dispatch.models import (
     WakeQuerySet,
 )
 from dispatch.streams import registrations, waiters
+from runners import changes
 from runners.models import Runner, WakeStream
 
 MAX_DELAY = timedelta(hours=1)
@@ -56,7 +58,18 @@ def lock(states: DispatchStateQuerySet, *, skip_locked: bool = False) -> list[Di
 
     Each gets ``now``, the database's time. ``skip_locked`` leaves out those that another holds.
     """
-    return list(_locking(states, skip_locked=skip_locked and _can_skip_locked()))
+    locked = list(_locking(states, skip_locked=skip_locked and _can_skip_locked()))
+    return [remember(state) for state in locked]
+
+
+State = TypeVar("State", DispatchState, DispatchState | None)
+
+
+def remember(state: State) -> State:
+    """A state that was just locked, with what the feed of entities shows of it so far."""
+    if state is not None:
+        state.before = state.seen
+    return state
 
 
 def _locking(states: DispatchStateQuerySet, *, skip_locked: bool = False) -> DispatchStateQuerySet:
@@ -73,7 +86,7 @@ _STATE_OF = Select(lambda: _locking(DispatchState.objects.filter(entity=Param("e
 
 def lock_of(entity_id: int) -> DispatchState | None:
     """`lock` for the state of this entity; None when it was deleted."""
-    return _STATE_OF.first(entity=entity_id)
+    return remember(_STATE_OF.first(entity=entity_id))
 
 
 _STATE_SUBSCRIBED = Select(
@@ -90,7 +103,8 @@ def lock_subscribed(runner_id: str, subscription_key: str) -> DispatchState | No
 
     It has ``first_work``, as `take` needs it.
     """
-    return _STATE_SUBSCRIBED.first(runner=runner_id, subscription_key=subscription_key)
+    found = _STATE_SUBSCRIBED.first(runner=runner_id, subscription_key=subscription_key)
+    return remember(found)
 
 
 _STATE_OLDEST = Select(
@@ -112,7 +126,7 @@ def lock_oldest(runner_id: str) -> DispatchState | None:
     """`lock` for the state whose wake is the runner's oldest; None when there is no wake, or when
     that one was taken while its lock was waited for. It has ``first_work``, as `take` needs it.
     """
-    return _STATE_OLDEST.first(runner=runner_id)
+    return remember(_STATE_OLDEST.first(runner=runner_id))
 
 
 def _can_skip_locked() -> bool:
@@ -124,15 +138,52 @@ def begin(entity: Entity, runner: Runner | None) -> DispatchState:
     watched = registrations.watched_from_birth(entity.url)
     DispatchState.objects.create(entity=entity, runner=runner, watched=watched)
     (state,) = lock(DispatchState.objects.filter(entity=entity))
+    _show(entity, runner)
     return state
+
+
+def begin_all(states: Sequence[DispatchState]) -> int:
+    """Begin with these states, of entities that have just been made, and wake those that are due:
+    how many. Inside a transaction.
+    """
+    DispatchState.objects.bulk_create(states)
+    changes.write_all(changes.Kind.ENTITY, [_shown(each.entity, each.runner) for each in states])
+    waiters.announce(waiters.ENTITY_FEED)
+    ready = [state.pk for state in states if due(state)]
+    settle_all(lock(DispatchState.objects.filter(pk__in=ready)) if ready else ())
+    return len(ready)
+
+
+def _show(entity: Entity, runner: Runner | None) -> None:
+    """Have the feed show an entity to its creator, and to the owner of its runner."""
+    changes.write(changes.Kind.ENTITY, **_shown(entity, runner))
+    waiters.announce(waiters.ENTITY_FEED)
+
+
+def _shown(entity: Entity, runner: Runner | None) -> dict[str, str]:
+    owner = "" if runner is None else runner.owner_principal
+    return {
+        "key": entity.url,
+        "owner": entity.created_by,
+        "other_owner": "" if owner == entity.created_by else owner,
+        "type": entity.type,
+        "registration": entity.registration,
+    }
 
 
 _SAVE = save_all(DispatchState)
 
 
 def save(state: DispatchState) -> None:
-    """Write a locked dispatch state back."""
+    """Write a locked dispatch state back, and tell the feed of entities if it shows the change."""
     _SAVE.count(**vars(state))
+    if state.seen == state.before:
+        return
+    state.before = state.seen
+    if not changes.note(changes.Kind.ENTITY, state.entity.url):
+        # A server of the last version made it.
+        _show(state.entity, state.runner)
+    waiters.announce(waiters.ENTITY_FEED)
 
 
 def watch(url: str, level: DispatchState.Watched) -> bool:
@@ -216,6 +267,7 @@ def redirect(state: DispatchState, runner: Runner | None) -> None:
     if state.runner_id != (runner and runner.pk):
         withdraw(state)
         state.runner = runner
+        _show(state.entity, runner)
 
 
 def delay(first: timedelta, failures: int) -> timedelta:
@@ -374,15 +426,20 @@ def reemit_refused(runner: Runner, free: int) -> None:
         _emit_again(_lock_unused(outstanding.order_by("emitted_at", "pk"))[:1])
 
 
+UNSEEN = timedelta(hours=1)
+"""How long wakes are emitted again to a runner that has sent no heartbeat ever."""
+
+
 def reemit_stale(*, limit: int) -> int:
     """Emit again what stayed unclaimed for one claim lease of its runner, or for
     PULLWAKE_WAKE_REEMIT_MS: a runner commits its offset on receipt, so it may have died with the
     wake in its hands. How many of at most ``limit``.
 
-    Not those of a runner whose liveness is over: it gets them once it is back.
+    Not those of a runner whose liveness is over: it gets them once it is back. Of one that never
+    was alive only those younger than `UNSEEN`: it may do without heartbeats, or never come.
     """
-    online = Q(runner__liveness__lease_expires_at=None) | Q(
-        runner__liveness__lease_expires_at__gt=Now()
+    online = Q(runner__liveness__lease_expires_at__gt=Now()) | Q(
+        runner__liveness__lease_expires_at=None, created_at__gt=Now() - UNSEEN
     )
     stale = Wake.objects.outstanding().filter(
         online, _unclaimed_for_long(), runner__admin_status=Runner.AdminStatus.ENABLED

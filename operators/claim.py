@@ -6,15 +6,19 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import QuerySet
+from django.db.models import OuterRef, QuerySet
 from django.db.models.functions import Now
 from django.http import HttpRequest
 
 from claims import endings
-from claims.models import ConsumerClaim, OrphanReason
+from claims.models import ClaimQuerySet, ConsumerClaim, OrphanReason
+from claims.reports import held_by
+from claims.standing import outlook
+from core.clock import span_of
 from core.errors import Fenced
 from dispatch.models import DispatchState, Wake
 from dispatch.streams import offsets
+from operators.kit.forms import TargetForm, propose_heir
 from operators.kit.lists import (
     ENTITY,
     column,
@@ -37,7 +41,6 @@ from operators.kit.markup import (
     quiet,
     runner_link,
     shortened,
-    span_of,
     tone,
     took,
 )
@@ -55,7 +58,7 @@ def _ended(claim: Any) -> Fenced:
 def _effect(claim: Any) -> str:
     if claim.status != Status.ACTIVE:
         raise _ended(claim)
-    work = f"{claim.entity_url} is freed{_and_then(claim.entity.dispatch_state)}"
+    work = f"{claim.entity_url} is freed; {_outlook(claim)}."
     if not claim.orphan_reason:
         return (
             "Taken back although nothing is wrong with it: its handler is fenced, and any work it"
@@ -64,16 +67,11 @@ def _effect(claim: Any) -> str:
     return f"Taken back, as {OrphanReason(claim.orphan_reason).label}. {work}"
 
 
-def _and_then(state: DispatchState) -> str:
-    if state.stop_requested:
-        return ", and stops."
-    if not state.pending:
-        return "; it has no work left, so it is not woken."
-    if state.runner_id is None:
-        return "; its work waits, because it has no runner."
-    if not state.awake:
-        return f"; its work waits, because it is {state.status}."
-    return ", and woken again at once."
+def _outlook(claim: Any) -> str:
+    state = claim.entity.dispatch_state
+    # Its runner, should it be the entity's still, has one place more without it.
+    held = claim.held - (claim.runner_id == state.runner_id)
+    return outlook(state, held=held, now=claim.now)
 
 
 def _take_back(claim: Any, order: Order) -> str:
@@ -91,6 +89,49 @@ TAKE_BACK = Verb(
     "Take these claims back, and free their entities?",
     _effect,
     _take_back,
+    danger=True,
+    fits=lambda claim: bool(claim.status == Status.ACTIVE),
+)
+
+
+def _effect_of_moving(claim: Any) -> str:
+    if claim.status != Status.ACTIVE:
+        raise _ended(claim)
+    state = claim.entity.dispatch_state
+    why = "although nothing is wrong with it: its handler is fenced"
+    if claim.orphan_reason:
+        why = f"as {OrphanReason(claim.orphan_reason).label}"
+    then = "to whose owner it is then readable"
+    if state.pending and not state.paused and not state.stop_requested:
+        then = (
+            f"woken there, and readable to that runner's owner; {state.runner_id} gets it no more"
+        )
+    return f"Taken back, {why}. {claim.entity_url} is dispatched to the runner named below, {then}."
+
+
+def _take_back_and_move(claim: Any, order: Order) -> str:
+    target = order.data["target"]
+    expiry = endings.take_back(claim, target)
+    if expiry is None:
+        claim.refresh_from_db(fields=["status"])
+        raise _ended(claim)
+    order.log(claim.entity, f"Move: to {target}, as its claim was taken back")
+    return f"freed, and moved to {target}"
+
+
+TAKE_BACK_AND_MOVE = Verb(
+    "expire-and-move",
+    "Take back and move",
+    "claims.expire_consumerclaim",
+    "Take these claims back, and dispatch their entities to another runner?",
+    _effect_of_moving,
+    _take_back_and_move,
+    form=TargetForm,
+    proposes=lambda claims: propose_heir(
+        (each.runner for each in claims),
+        (each.entity.created_by for each in claims if each.entity is not None),
+    ),
+    also="dispatch.move_entity",
     danger=True,
     fits=lambda claim: bool(claim.status == Status.ACTIVE),
 )
@@ -131,7 +172,7 @@ ENDED_WITHIN = {
 
 @admin.register(ConsumerClaim)
 class ConsumerClaimAdmin(OperatorAdmin):
-    verbs = (TAKE_BACK,)
+    verbs = (TAKE_BACK_AND_MOVE, TAKE_BACK)
     unseen = ("acked_streams", "claim_token_hash", "write_token_hash", "delivered_offset", "lease")
     story_template = "operators/claim.html"
     list_display = (
@@ -153,6 +194,7 @@ class ConsumerClaimAdmin(OperatorAdmin):
         exact("entity URL", "entity", "entity__url"),
         words("claimed", "age", {**CLAIMED_WITHIN, **CLAIMED_BEFORE}),
         words("ended", "ended", ENDED_WITHIN),
+        words("work", "work", {"quiet": ("writes nothing for ten minutes", ClaimQuerySet.quiet)}),
     )
     search_fields = ("consumer_id__exact",)
     search_help_text = "Whole consumer id"
@@ -163,7 +205,10 @@ class ConsumerClaimAdmin(OperatorAdmin):
         return told
 
     def with_prospects(self, rows: "QuerySet[Any]") -> "QuerySet[Any]":
-        return rows.select_related("entity__dispatch_state")
+        told: QuerySet[Any] = rows.select_related(
+            "runner__liveness", "entity__dispatch_state__runner__liveness"
+        ).annotate(held=held_by(OuterRef("entity__dispatch_state__runner")))
+        return told
 
     def story(self, request: HttpRequest, row: Any) -> dict[str, Any]:
         return {

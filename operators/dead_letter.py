@@ -3,11 +3,13 @@
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import F, QuerySet
+from django.db.models import F, OuterRef, QuerySet
 from django.http import HttpRequest
 
 from claims import dead_letters
 from claims.models import DeadLetter
+from claims.reports import held_by
+from claims.standing import outlook
 from dispatch.models import StreamEvent
 from operators.kit.lists import ENTITY, column, exact, moment_column, row_column, where, words
 from operators.kit.markup import badge, ident, page_of, readable, shortened
@@ -20,9 +22,10 @@ def _effect(letter: Any) -> str:
     if problem is not None:
         raise problem
     appended = "The work is appended to its entity's stream anew"
-    if state.paused:
-        return f"{appended}, and waits until the entity is resumed."
-    return f"{appended}, and the entity is woken."
+    if state.claimed:
+        return f"{appended}. The active claim handles it, or the next one does."
+    state.last_work_offset = state.tail + 1  # as it then is
+    return f"{appended}; {outlook(state, held=letter.held, now=letter.now)}."
 
 
 def _redrive(letter: Any, order: Order) -> str:
@@ -79,7 +82,10 @@ class DeadLetterAdmin(OperatorAdmin):
         return rows
 
     def with_prospects(self, rows: "QuerySet[Any]") -> "QuerySet[Any]":
-        return rows.select_related("entity__dispatch_state")
+        told: QuerySet[Any] = rows.select_related(
+            "entity__dispatch_state__runner__liveness"
+        ).annotate(held=held_by(OuterRef("entity__dispatch_state__runner")))
+        return told
 
     def story(self, request: HttpRequest, row: Any) -> dict[str, Any]:
         event = StreamEvent.objects.filter(entity=row.entity_id, offset=row.offset).first()

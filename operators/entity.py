@@ -5,19 +5,21 @@ from typing import Any
 
 from django import forms
 from django.contrib import admin
-from django.db.models import Q, QuerySet
+from django.db.models import OuterRef, Q, QuerySet
 from django.http import HttpRequest
 from django.utils.html import format_html
 from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
 
 from claims import endings
+from claims.reports import held_by
+from claims.standing import Trouble, outlook, trouble_of
 from core.bodies import decode
 from core.errors import InvalidRequest, InvalidSignal, NotRunning
 from dispatch import entities, signals
 from dispatch.messages import Message
 from dispatch.models import STATUSES, DispatchState, Entity, EntityType
 from operators import state as states
-from operators.kit.forms import NeededReasonForm, ReasonForm, TargetForm
+from operators.kit.forms import NeededReasonForm, ReasonForm, TargetForm, propose_heir
 from operators.kit.lists import (
     Narrow,
     column,
@@ -40,6 +42,7 @@ from operators.kit.markup import (
     runner_link,
 )
 from operators.kit.verbs import OperatorAdmin, Order, Verb
+from operators.remedies import stands
 from operators.shared_state import shared_states_of
 from operators.timer import timers_of
 from operators.watching import family_of
@@ -98,16 +101,44 @@ def _resume_effect(entity: Any) -> str:
         raise InvalidSignal
     if not state.paused:
         raise InvalidRequest("It is not paused.")
-    return "Resumes, and is woken, as work is pending." if state.pending else "Resumes."
+    if not state.pending or state.claimed:
+        return "Resumes."
+    state.paused = False  # as it then is
+    return f"Resumes, and as work is pending, {_outlook(entity)}."
 
 
 def _wake_effect(entity: Any) -> str:
     problem = entities.why_not_woken(entity.dispatch_state)
     if problem is not None:
         raise problem
+    warning = _warning(entity)
     if entity.dispatch_state.outstanding_wake_id is not None:
-        return "Its unclaimed wake is emitted again, with the same generation."
-    return "Woken at once, without waiting for its delay to pass."
+        return f"Its unclaimed wake is emitted again, with the same generation.{warning}"
+    return f"Woken at once, without waiting for its delay to pass.{warning}"
+
+
+def _trouble(entity: Any) -> Trouble | None:
+    return trouble_of(entity.dispatch_state.runner, held=entity.held, now=entity.now)
+
+
+def _warning(entity: Any) -> str:
+    """That its runner will not claim the wake."""
+    trouble = _trouble(entity)
+    if trouble is None:
+        return ""
+    remedy = " Move it instead." if trouble.lasts else ""
+    return f" But nobody claims it now: {trouble.says}.{remedy}"
+
+
+def _outlook(entity: Any) -> str:
+    return outlook(entity.dispatch_state, held=entity.held, now=entity.now)
+
+
+def _may_be_woken(entity: Any) -> bool:
+    """And somebody is there to claim it."""
+    trouble = _trouble(entity)
+    lost = trouble is not None and trouble.lasts
+    return not lost and entities.why_not_woken(entity.dispatch_state) is None
 
 
 def _wake(entity: Any, order: Order) -> str:
@@ -125,7 +156,8 @@ def _send_effect(entity: Any) -> str:
         return f"{appended}, and waits until the entity is resumed."
     if state.claimed:
         return f"{appended}. The active claim handles it, or the next one does."
-    return f"{appended}, and the entity is woken."
+    state.last_work_offset = state.tail + 1  # as it then is
+    return f"{appended}; {_outlook(entity)}."
 
 
 def _send(entity: Any, order: Order) -> str:
@@ -160,6 +192,11 @@ def _lives(entity: Any) -> bool:
     return not entity.dispatch_state.ended
 
 
+def _is_open(entity: Any) -> bool:
+    """Whether it takes messages, and has not been asked to stop."""
+    return not entity.dispatch_state.closed
+
+
 VERBS = (
     Verb(
         "wake",
@@ -168,7 +205,7 @@ VERBS = (
         "Wake these entities now?",
         _wake_effect,
         _wake,
-        fits=lambda entity: bool(_lives(entity) and entity.dispatch_state.pending),
+        fits=_may_be_woken,
     ),
     Verb(
         "send",
@@ -178,7 +215,7 @@ VERBS = (
         _send_effect,
         _send,
         form=MessageForm,
-        fits=_lives,
+        fits=_is_open,
     ),
     Verb(
         "move",
@@ -188,6 +225,10 @@ VERBS = (
         _move_effect,
         _move,
         form=TargetForm,
+        proposes=lambda entities: propose_heir(
+            (each.dispatch_state.runner for each in entities),
+            (each.created_by for each in entities),
+        ),
         fits=_lives,
     ),
     Verb(
@@ -201,7 +242,7 @@ VERBS = (
             already="paused",
         ),
         _signal("SIGSTOP"),
-        fits=lambda entity: _lives(entity) and not entity.dispatch_state.paused,
+        fits=lambda entity: _is_open(entity) and not entity.dispatch_state.paused,
     ),
     Verb(
         "resume",
@@ -223,7 +264,7 @@ VERBS = (
         ),
         _signal("SIGTERM"),
         danger=True,
-        fits=_lives,
+        fits=_is_open,
     ),
     Verb(
         "kill",
@@ -288,6 +329,12 @@ class EntityAdmin(OperatorAdmin):
         told: QuerySet[Any] = rows.with_pending_since()
         return told.select_related("dispatch_state__outstanding_wake")
 
+    def with_prospects(self, rows: "QuerySet[Any]") -> "QuerySet[Any]":
+        told: QuerySet[Any] = rows.select_related(
+            "dispatch_state__outstanding_wake", "dispatch_state__runner__liveness"
+        ).annotate(held=held_by(OuterRef("dispatch_state__runner")))
+        return told
+
     def get_search_results(
         self, request: HttpRequest, queryset: "QuerySet[Any]", search_term: str
     ) -> tuple["QuerySet[Any]", bool]:
@@ -305,6 +352,7 @@ class EntityAdmin(OperatorAdmin):
         events = row.events.order_by("-offset")[:20]
         return {
             "state": state,
+            **stands(row.pk, row.now, request.user),
             "status": state.status,
             "creator": principal(row.created_by),
             "facts": {"Tags": row.tags, "Spawn args": row.spawn_args, "Sandbox": row.sandbox},

@@ -10,21 +10,26 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.conf import settings
-from django.db.models import Count, Min, OuterRef, Q, Subquery
+from django.db.models import Count, Min, OuterRef, Subquery
 from django.db.models.functions import Now
 from django.http import HttpRequest
 from django.utils import timezone
 
-from claims import tallies
+from claims import outliers, standing, tallies
 from claims.models import ClaimTally, ConsumerClaim, DeadLetter, OrphanReason, ServerPulse
 from claims.reports import with_health
-from core.clock import with_now
-from dispatch.models import FAILING, DispatchState, Timer, Wake
-from operators.kit.markup import counted, list_of, milliseconds, span_of, tone
+from core.clock import span_of, with_now
+from dispatch.models import FAILING, DispatchState, Entity, Timer, Wake
+from operators.kit.markup import counted, list_of, milliseconds, tone
+from operators.remedies import Button, buttons
 from runners.models import Runner
 
 SAMPLE = 1000
 """Newest claims that the times are taken from."""
+SHOWN = 5
+"""Rows of a table."""
+SOON = timedelta(seconds=30)
+"""Work that came since may be on its way."""
 OLD_WAKE = timedelta(minutes=2)
 """An unclaimed wake that is older is worth a look."""
 
@@ -60,6 +65,17 @@ class Trouble:
 
 
 @dataclass(frozen=True, slots=True)
+class Stands:
+    """An entity that stands, why, how many wait for the same runner, and what helps."""
+
+    entity: Entity
+    says: str
+    number: int
+    url: str
+    remedies: Sequence[Button]
+
+
+@dataclass(frozen=True, slots=True)
 class Bar:
     """A stretch of time in the chart; heights are percent of the chart's."""
 
@@ -85,20 +101,21 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
     context["may_look"] = all(user.has_perm(name) for name in PERMISSIONS)
     if context["may_look"]:
         span = request.GET.get("span", "")
-        context |= figures(span if span in SPANS else "day")
+        context |= figures(span if span in SPANS else "day", user)
         context["here"] = request.get_full_path()
         context["server"] = settings.PULLWAKE_PUBLIC_URL or request.build_absolute_uri("/")[:-1]
         context["development"] = settings.DEVELOPMENT
     return context
 
 
-def figures(span: str) -> dict[str, Any]:
-    """All figures; ``span``, of `SPANS`, is the chart's."""
+def figures(span: str, user: Any) -> dict[str, Any]:
+    """All figures; ``span``, of `SPANS`, is the chart's; ``user`` is who may press buttons."""
     pulse = with_now(ServerPulse.objects.all()).first()
     now = timezone.now() if pulse is None else pulse.now
     runners = _runners()
     claims, orphans = _claims()
-    work = _work()
+    waiting = list(DispatchState.objects.longest_waiting())
+    work = _work(waiting)
     wakes = _wakes()
     letters = _dead_letters()
     timers = _timers()
@@ -115,6 +132,10 @@ def figures(span: str) -> dict[str, Any]:
         "troubles": _troubles(runners, orphans, work, wakes, letters, timers, reaper, now),
         "orphans": _oldest_orphans() if any(each.number for each in orphans) else [],
         "failing": _worst_failing(),
+        "standing": _standing(waiting, now, user),
+        "failures": outliers.failures(now, SHOWN),
+        "talkers": outliers.talkers(now, SHOWN),
+        "quiet": list(ConsumerClaim.objects.quiet().order_by("pk")[:SHOWN]),
         "reaper": reaper,
         "totals": [(name, total.of(length)) for name, (length, _, _) in SPANS.items()],
         "outcomes": OUTCOMES,
@@ -189,29 +210,26 @@ def _oldest_orphans() -> list[Any]:
     return shown
 
 
-def _work() -> list[Figure]:
-    """Entities with work that nobody holds, those without a runner, and those that keep failing."""
-    waiting = DispatchState.objects.waiting().with_pending_since()
-    found = waiting.aggregate(
-        n=Count("pk"),
-        oldest=Min("pending_since"),
-        stranded=Count("pk", filter=Q(runner=None)),
-        stranded_since=Min("pending_since", filter=Q(runner=None)),
-    )
+def _work(waiting: Sequence[Any]) -> list[Figure]:
+    """Entities with work that nobody holds, those without a runner, and those that keep failing.
+
+    ``waiting`` are those of `longest_waiting`.
+    """
+    stranded = next((each for each in waiting if each.runner_id is None), None)
     failing = DispatchState.objects.failing().count()
     return [
         Figure(
             "entities with pending work",
-            found["n"],
+            sum(each.n for each in waiting),
             list_of("dispatch_entity", work="waiting"),
-            oldest=found["oldest"],
+            oldest=waiting[0].pending_since if waiting else None,
         ),
         Figure(
             "of them without a runner",
-            found["stranded"],
+            stranded.n if stranded else 0,
             list_of("dispatch_entity", work="stranded"),
-            tone("no runner") if found["stranded"] else "",
-            found["stranded_since"],
+            tone("no runner") if stranded else "",
+            stranded.pending_since if stranded else None,
         ),
         Figure(
             "entities that keep failing",
@@ -219,6 +237,30 @@ def _work() -> list[Figure]:
             list_of("dispatch_entity", work="failing"),
             tone("keeps failing") if failing else "",
         ),
+    ]
+
+
+def _standing(waiting: Sequence[Any], now: datetime, user: Any) -> list[Stands]:
+    """Of the runners whose entities wait longest, one of these each: why it stands, what helps."""
+    oldest = {
+        each.pk: each
+        for each in waiting
+        if each.pending_since is not None and now - each.pending_since > SOON
+    }
+    shown = dict(list(oldest.items())[:SHOWN])
+    found = standing.of_all(shown) if shown else {}
+    return [
+        Stands(
+            found[pk].state.entity,
+            found[pk].sentence(now),
+            each.n,
+            list_of("dispatch_entity", work="stranded")
+            if each.runner_id is None
+            else list_of("dispatch_entity", work="waiting", runner=each.runner_id),
+            list(buttons(found[pk], user)),
+        )
+        for pk, each in shown.items()
+        if pk in found
     ]
 
 

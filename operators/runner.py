@@ -12,11 +12,12 @@ from django.http import HttpRequest
 from django.utils.html import format_html
 
 from claims import endings
-from claims.reports import examine, with_health, with_held
+from claims.reports import examine, with_failures, with_health, with_held
+from claims.standing import trouble_of
 from core.errors import InvalidRequest, NotRunning
 from core.principals import Principal
 from dispatch import arrivals, entities
-from operators.kit.forms import NeededReasonForm, TargetForm
+from operators.kit.forms import NeededReasonForm, TargetForm, propose_heir
 from operators.kit.lists import column, exact, values, words
 from operators.kit.markup import (
     NOTHING,
@@ -38,6 +39,9 @@ from runners.diagnostics import FIELDS
 from runners.health import MANY_RECONNECTS, Liveness, Status, health, liveness
 from runners.models import Runner
 
+LABELS = {"claims_succeeded": "claims granted"}
+"""What a diagnostic counts, where its name says something else: a claim that failed was granted."""
+
 MOST_MOVED = 1_000
 """Entities that one confirmation moves; each is a transaction of its own."""
 
@@ -47,6 +51,12 @@ MOST_MOVED = 1_000
 def _enable_effect(runner: Any) -> str:
     if runner.enabled:
         raise InvalidRequest("It is already enabled.")
+    runner.admin_status = Runner.AdminStatus.ENABLED  # as it then is
+    trouble = trouble_of(runner, held=runner.held, now=runner.now)
+    if trouble is not None:
+        return (
+            f"May claim again, but does not yet: {trouble.says}. Its entities wait until it does."
+        )
     return "May claim again. Its unclaimed wakes are emitted again at once."
 
 
@@ -75,10 +85,13 @@ def _taken_back(runner: Any) -> str:
 def _take_back_effect(runner: Any) -> str:
     if not runner.held:
         raise InvalidRequest("It holds no claim.")
-    fenced = ""
-    if liveness(runner, runner.now) == "online":
-        fenced = " The runner is online, and loses the work in progress."
-    return f"Its {_taken_back(runner)}. Entities with work left are woken again.{fenced}"
+    trouble = trouble_of(runner, held=0, now=runner.now)
+    if trouble is not None:
+        return f"Its {_taken_back(runner)}. Work that is left waits, because {trouble.says}."
+    return (
+        f"Its {_taken_back(runner)}. Entities with work left are woken again. The runner is online,"
+        " and loses the work in progress."
+    )
 
 
 def _take_back(runner: Any, order: Order) -> str:
@@ -125,7 +138,14 @@ def _move(runner: Any, order: Order) -> str:
 
 def _delete_effect(runner: Any) -> str:
     claims = f" Its {_taken_back(runner)}." if runner.held else ""
-    return f"Deleted for good.{claims} Its entities keep their work, and wait for another runner."
+    count = runner.dispatched
+    entities = "No entity is dispatched to it."
+    if count:
+        entities = (
+            f"{counted(count, 'entity', 'entities')} keep their work and have no runner: they wait"
+            " until they are moved to another. Move them first."
+        ).replace("1 entity keep their work and have", "1 entity keeps its work and has")
+    return f"Deleted for good.{claims} {entities}"
 
 
 def _delete(runner: Any, order: Order) -> str:
@@ -171,7 +191,9 @@ VERBS = (
         _move_effect,
         _move,
         form=TargetForm,
+        proposes=lambda runners: propose_heir(runners, ()),
         one_transaction=False,
+        fits=lambda runner: bool(runner.dispatched),
     ),
     Verb(
         "delete",
@@ -224,7 +246,7 @@ class RunnerAdmin(OperatorAdmin):
     def get_queryset(self, request: HttpRequest) -> "QuerySet[Any]":
         rows: Any = super().get_queryset(request).select_related("liveness")
         filtered = {"health", "liveness"} & set(request.GET)
-        return with_health(rows) if filtered else with_held(rows)
+        return with_health(rows) if filtered else with_failures(with_held(rows))
 
     def with_prospects(self, rows: "QuerySet[Any]") -> "QuerySet[Any]":
         each = Runner.objects.filter(pk=OuterRef("pk")).order_by().values("pk")
@@ -266,7 +288,14 @@ class RunnerAdmin(OperatorAdmin):
 
     @admin.display(description="health")
     def state(self, runner: Any) -> str:
-        found = health(runner, claims=runner.held, lapsed=runner.lapsed, now=runner.now)
+        found = health(
+            runner,
+            claims=runner.held,
+            lapsed=runner.lapsed,
+            failed=runner.failed,
+            ended=runner.ended,
+            now=runner.now,
+        )
         return lines(badge(found.status), sentences(found.issues) if found.issues else None)
 
     @admin.display(description="liveness")
@@ -290,8 +319,12 @@ class RunnerAdmin(OperatorAdmin):
 
     @admin.display(description="last error")
     def last_error(self, runner: Any) -> str:
-        error = (runner.liveness.diagnostics or {}).get("last_error") or NOTHING
-        return shortened(error, 120)
+        error = (runner.liveness.diagnostics or {}).get("last_error")
+        if not error:
+            return NOTHING
+        silent = liveness(runner, runner.now) != "online"
+        as_of = format_html("as of {}", moment(runner.liveness.last_seen_at, runner.now))
+        return lines(shortened(error, 120), quiet(as_of) if silent else None)
 
 
 def _diagnostics(client: dict[str, Any], now: datetime) -> Iterator[tuple[str, str]]:
@@ -301,7 +334,7 @@ def _diagnostics(client: dict[str, Any], now: datetime) -> Iterator[tuple[str, s
             value = "yes" if value else "no"
         if name.endswith(("_at", "_since")):
             value = _told_time(value, now)
-        yield name.replace("_", " "), NOTHING if value is None else str(value)
+        yield LABELS.get(name, name.replace("_", " ")), NOTHING if value is None else str(value)
 
 
 def _told_time(value: Any, now: datetime) -> Any:

@@ -20,6 +20,7 @@ from operators.kit.lists import (
 )
 from operators.kit.markup import badge, ident, lines, moment, page_of, quiet
 from operators.kit.verbs import OperatorAdmin
+from operators.remedies import stands
 
 
 def _wake(wake: Any) -> str:
@@ -57,4 +58,6 @@ class WakeAdmin(OperatorAdmin):
 
     def story(self, request: HttpRequest, row: Any) -> dict[str, Any]:
         claims = ConsumerClaim.objects.filter(entity=row.entity_id, consumer_id=row.wake_id)
-        return {"claim": claims.first()}
+        outstanding = row.status == Wake.Status.OUTSTANDING
+        told = stands(row.entity_id, row.now, request.user) if outstanding else {}
+        return {"claim": claims.first(), **told}

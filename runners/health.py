@@ -14,6 +14,8 @@ Liveness = Literal["online", "offline", "expired"]
 Status = Literal["healthy", "degraded", "unhealthy"]
 
 MANY_RECONNECTS = 5
+MANY_FAILURES = 3
+"""Failed claims of late, from which on their share is looked at: half of them is too many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +34,15 @@ def liveness(runner: Runner, now: datetime) -> Liveness:
     return "online" if expires_at > now else "expired"
 
 
-def health(runner: Runner, *, claims: int, lapsed: int, now: datetime) -> Health:
-    """The health of a runner that holds ``claims`` active claims, ``lapsed`` of them lapsed."""
+def health(
+    runner: Runner, *, claims: int, lapsed: int, failed: int, ended: int, now: datetime
+) -> Health:
+    """The health of a runner that holds ``claims`` active claims, ``lapsed`` of them lapsed.
+
+    Of the ``ended`` claims that it had last, ``failed`` failed of late.
+    """
     unhealthy = list(_unhealthy(runner, now))
-    degraded = list(_degraded(runner, claims, lapsed))
+    degraded = [*_degraded(runner, claims, lapsed), *_failing(failed, ended)]
     status: Status = "unhealthy" if unhealthy else "degraded" if degraded else "healthy"
     return Health(status, [*unhealthy, *degraded])
 
@@ -66,3 +73,13 @@ def _degraded(runner: Runner, claims: int, lapsed: int) -> Iterable[str]:
     limit = runner.max_concurrent_claims
     if limit is not None and claims >= limit:
         yield f"Runner holds {claims} of at most {limit} claims"
+
+
+def _failing(failed: int, ended: int) -> Iterable[str]:
+    if fails(failed, ended):
+        yield f"{failed} of its last {ended} claims failed"
+
+
+def fails(failed: int, ended: int) -> bool:
+    """Whether so many failures among the claims that ended last are too many."""
+    return failed >= MANY_FAILURES and 2 * failed >= ended

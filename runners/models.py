@@ -1,6 +1,7 @@
-"""Runners: who they are, whether they live, and the access tokens of all who call.
+"""Runners: who they are, whether they live, the access tokens of all who call; and what changed.
 
-`runners.registry` is the only writer of `Runner` and `RunnerLiveness`.
+`runners.registry` is the only writer of `Runner` and `RunnerLiveness`, `runners.changes` that of
+`Change`.
 """
 
 from datetime import datetime
@@ -97,6 +98,7 @@ class Runner(models.Model):
     objects = RunnerQuerySet.as_manager()
 
     now: datetime  # of `core.clock.with_now`
+    told: str | None  # of `runners.registry.find_seen`
 
     class Meta:
         required_db_features = JSON
@@ -240,3 +242,69 @@ class AccessToken(models.Model):
     def __str__(self) -> str:
         key = Principal.parse(self.principal).key
         return f"{key} ({self.label})" if self.label else key
+
+
+class Change(models.Model):
+    """Where the newest change of a runner or of an entity stands in its feed: a row for each.
+
+    `runners.changes` alone writes these, in the transaction that makes the change; a feed's events
+    are the rows themselves, as they are when they are read. So a feed holds each once, at its
+    newest place. What was deleted stays as a row that is ``gone``, for PULLWAKE_RETENTION_DAYS.
+
+    A row that is ``departed`` tells its ``owner`` that ``key`` is out of its sight, or, without
+    a key, that what it may see is to be read anew: its rights in other people's entities changed.
+    """
+
+    class Kind(models.TextChoices):
+        """Of which feed it is."""
+
+        RUNNER = "runner"
+        ENTITY = "entity"
+
+    kind = models.CharField(max_length=8, choices=Kind.choices)
+    key = models.CharField(max_length=258, help_text="the runner's id, or the entity's URL")
+    transaction = models.BigIntegerField(
+        help_text="that changed it last: its number on PostgreSQL, a count of changes on SQLite"
+    )
+    owner = PrincipalField(help_text="the runner's, or who made the entity; or a kind of these")
+    other_owner = PrincipalField(
+        blank=True, default="", help_text="of the entity's runner, if it is another principal"
+    )
+    type = models.CharField(max_length=128, blank=True, default="", help_text="of an entity")
+    registration = models.CharField(max_length=28, blank=True, default="")
+    told = models.CharField(
+        max_length=32, blank=True, default="", help_text="a runner's liveness and its health"
+    )
+    retagged = models.BigIntegerField(
+        default=0, help_text="the transaction that changed the entity's tags last"
+    )
+    gone = models.BooleanField(default=False)
+    departed = models.BooleanField(default=False)
+    changed_at = models.DateTimeField(db_default=Now())
+
+    now: datetime  # of `core.clock.with_now`
+
+    class Meta:
+        default_permissions = ()
+        indexes = [
+            models.Index(fields=["kind", "transaction", "id"], name="change_order"),
+            models.Index(fields=["owner", "kind", "transaction"], name="change_owner"),
+            models.Index(
+                fields=["other_owner", "transaction"],
+                name="change_other_owner",
+                condition=Q(other_owner__gt=""),
+            ),
+            models.Index(
+                fields=["changed_at"],
+                name="change_over",
+                condition=Q(gone=True) | Q(departed=True),
+            ),
+        ]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["kind", "key"], name="change_newest", condition=Q(departed=False)
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"change of {self.kind} {self.key}"

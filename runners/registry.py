@@ -3,11 +3,13 @@
 Lock order: a runner is locked before any dispatch state.
 """
 
+from contextlib import nullcontext
 from datetime import datetime, timedelta
 from functools import cache
 
 from django.conf import settings
 from django.db import transaction
+from django.db.models import OuterRef, Subquery
 from django.db.models.functions import Now
 
 from core import quotas
@@ -17,7 +19,9 @@ from core.database import Unflushed
 from core.errors import Forbidden, NotFound
 from core.prepared import Param, Select, Update
 from core.principals import Principal
-from runners.models import Runner, RunnerLiveness, WakeStream
+from runners import changes
+from runners.health import health, liveness
+from runners.models import Change, Runner, RunnerLiveness, WakeStream
 
 HEARTBEAT_LEASE = timedelta(seconds=30)
 """The liveness lease of a heartbeat that names none."""
@@ -48,7 +52,7 @@ def register(owner: Principal, runner_id: str, facts: JsonObject) -> Runner:
         Runner.objects.filter(pk=runner_id).update(updated_at=Now(), **facts)
         RunnerLiveness.objects.bulk_create([RunnerLiveness(runner=runner)], ignore_conflicts=True)
         WakeStream.objects.bulk_create([WakeStream(runner=runner)], ignore_conflicts=True)
-        return find_seen(runner_id)
+        return _tell(find_seen(runner_id))
 
 
 _RUNNER = Select(lambda: Runner.objects.filter(pk=Param("id")))
@@ -59,8 +63,12 @@ def find(runner_id: str) -> Runner:
     return _found(_RUNNER.first(id=runner_id), runner_id)
 
 
+_TOLD = Change.objects.filter(kind=Change.Kind.RUNNER, key=OuterRef("pk"), departed=False)
+_SAID = {"told": Subquery(_TOLD.values("told"))}
 _RUNNER_SEEN = Select(
-    lambda: with_now(Runner.objects.select_related("liveness")).filter(pk=Param("id"))
+    lambda: (
+        with_now(Runner.objects.select_related("liveness")).annotate(**_SAID).filter(pk=Param("id"))
+    )
 )
 
 
@@ -104,7 +112,25 @@ def set_admin_status(runner_id: str, status: Runner.AdminStatus) -> Runner:
     with transaction.atomic():
         lock(runner_id)
         Runner.objects.filter(pk=runner_id).update(admin_status=status, updated_at=Now())
-        return find_seen(runner_id)
+        return _tell(find_seen(runner_id))
+
+
+def _tell(runner: Runner) -> Runner:
+    """The runner, with its feed told how it is; of its claims the reaper knows, and tells that."""
+    alive = liveness(runner, runner.now)
+    verdict = health(runner, claims=0, lapsed=0, failed=0, ended=0, now=runner.now)
+    changes.write(
+        Change.Kind.RUNNER,
+        runner.pk,
+        owner=runner.owner_principal,
+        told=told(alive, verdict.status),
+    )
+    return runner
+
+
+def told(alive: str, status: str) -> str:
+    """A runner's liveness and its health, as its feed has them."""
+    return f"{alive} {status}"
 
 
 @cache
@@ -125,14 +151,19 @@ def heartbeat(
 ) -> None:
     """Note that a runner lives, on it and in the database; None keeps what was there.
 
-    ``now`` is the database's time. Raises NotFound when the runner was deleted meanwhile.
+    ``now`` is the database's time. That one is online again is news to its feed, another heartbeat
+    none. Raises NotFound when the runner was deleted meanwhile.
     """
     facts: JsonObject = {"last_seen_at": now, "lease_expires_at": lease_expires_at}
     if wake_stream_offset is not None:
         facts["wake_stream_offset"] = wake_stream_offset
     if diagnostics:
         facts["diagnostics"] = diagnostics
-    if not _note(*facts).count(runner=runner.pk, **facts):
-        raise NotFound(f"There is no runner {runner.pk}.")
-    for name, value in facts.items():
-        setattr(runner.liveness, name, value)
+    is_news = runner.enabled and not (runner.told or "").startswith("online")
+    with transaction.atomic() if is_news else nullcontext():
+        if not _note(*facts).count(runner=runner.pk, **facts):
+            raise NotFound(f"There is no runner {runner.pk}.")
+        for name, value in facts.items():
+            setattr(runner.liveness, name, value)
+        if is_news:
+            _tell(runner)

@@ -48,7 +48,7 @@ from dispatch.models import (
     subscription_key,
 )
 from dispatch.streams import offsets
-from runners.models import AccessToken, Runner, RunnerLiveness, WakeStream
+from runners.models import AccessToken, Change, Runner, RunnerLiveness, WakeStream
 from tests.support import Api, Claim
 
 M = TypeVar("M", bound=Model)
@@ -107,6 +107,19 @@ class WakeStreamFactory(_Factory[WakeStream]):
     runner = SubFactory("tests.factories.RunnerFactory", wake_stream=None)
 
 
+class ChangeFactory(_Factory[Change]):
+    """That there is a runner of this id, or the entity of this URL."""
+
+    class Meta:
+        model = Change
+        django_get_or_create = ("kind", "key")
+
+    kind = Change.Kind.RUNNER
+    key = Sequence(lambda n: f"runner-{n}")
+    owner = ALICE
+    transaction = 0
+
+
 class RunnerFactory(_Factory[Runner]):
     """Alice's, enabled and never seen; ``liveness__…`` are facts of its liveness."""
 
@@ -125,6 +138,11 @@ class RunnerFactory(_Factory[Runner]):
 
     liveness = RelatedFactory(RunnerLivenessFactory, "runner")
     wake_stream = RelatedFactory(WakeStreamFactory, "runner")
+
+    @post_generation
+    def change(self: Any, create: bool, extracted: Any, **kwargs: Any) -> None:
+        """Its place in the feed of runners, which takes it to be online."""
+        ChangeFactory.create(key=self.pk, owner=self.owner_principal, told="online degraded")
 
 
 class AccessTokenFactory(_Factory[AccessToken]):
@@ -272,6 +290,12 @@ class EntityFactory(_Factory[Entity]):
         DispatchStateFactory, "entity", runner=SelfAttribute("..runner")
     )
     created = RelatedFactory(StreamEventFactory, "entity", type="entity_created")
+
+    @post_generation
+    def change(self: Any, create: bool, extracted: Any, **kwargs: Any) -> None:
+        """Its place in the feed of entities."""
+        facts = {"type": self.type, "registration": self.registration, "owner": self.created_by}
+        ChangeFactory.create(kind=Change.Kind.ENTITY, key=self.url, **facts)
 
 
 class ProducerFactory(_Factory[Producer]):

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from tests.support import ROOT, Database, Server, free_port, wait_until
 
-PROGRAMS = ("pgbouncer", "haproxy")
+PROGRAMS = ("pgbouncer", "haproxy", "nginx")
 
 
 def found(program: str) -> str | None:
@@ -92,4 +92,31 @@ def haproxy(servers: Sequence[Server], folder: Path) -> Iterator[str]:
     own = {**_instead_of_servers(servers), "bind :8000": f"bind 127.0.0.1:{port}"}
     (folder / "haproxy.cfg").write_text(recipe("haproxy.cfg", own))
     with running("haproxy", "-db", "-f", "haproxy.cfg", port=port, folder=folder):
+        yield f"http://127.0.0.1:{port}"
+
+
+NGINX = """
+daemon off;
+pid nginx.pid;
+error_log nginx.log;
+events {{}}
+http {{
+    access_log off;
+    {paths}
+    include pullwake.conf;
+}}
+"""
+"""What stands around the recipe where it is included; nothing is written but beside it."""
+
+
+@contextmanager
+def nginx(servers: Sequence[Server], folder: Path) -> Iterator[str]:
+    """The URL of nginx before three servers."""
+    port = free_port()
+    own = {**_instead_of_servers(servers), "listen 8000;": f"listen 127.0.0.1:{port};"}
+    (folder / "pullwake.conf").write_text(recipe("nginx.conf", own))
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    paths = " ".join(f"{kind}_temp_path {folder / kind};" for kind in kinds)
+    (folder / "nginx.conf").write_text(NGINX.format(paths=paths))
+    with running("nginx", "-p", folder, "-c", "nginx.conf", port=port, folder=folder):
         yield f"http://127.0.0.1:{port}"

@@ -282,7 +282,7 @@ class Database:
         """
         tables = [
             model._meta.db_table
-            for app in ("runners", "dispatch", "claims")
+            for app in ("runners", "dispatch", "claims", "moving")
             for model in apps.get_app_config(app).get_models()
             if model is not ServerPulse
         ]

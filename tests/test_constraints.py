@@ -55,6 +55,10 @@ FORBIDDEN: dict[str, list[Any]] = {
     ],
     "runner_max_claims_positive": ["UPDATE runners_runner SET max_concurrent_claims = 0"],
     "runner_claim_lease": ["UPDATE runners_runner SET claim_lease_ms = 999"],
+    "token_runner_or_scope": [
+        "UPDATE runners_accesstoken SET scope = 'metrics', runner_id = 'r1'",
+    ],
+    "change_newest": [lambda: copied("runners_change", "NOT departed")],
     "token_principal_url": [
         "UPDATE runners_accesstoken SET principal = 'user:alice'",
         "UPDATE runners_accesstoken SET principal = '/principal/user%3A'",

@@ -43,8 +43,13 @@ class Connection(psycopg.Connection[Any]):
                 # It tries both where both were awaited, and finds out which was ready.
                 awaited = gen.send(awaited)
         except StopIteration as ended:
+            _answered()
             result: T = ended.value
             return result
+        except psycopg.Error as exc:
+            if exc.sqlstate is not None:  # which the database sends
+                _answered()
+            raise
         finally:
             _waiting.discard(self)
 
@@ -56,6 +61,17 @@ class Connection(psycopg.Connection[Any]):
 
 
 _waiting: set[Connection] = set()
+_answered_at = time.monotonic()
+
+
+def _answered() -> None:
+    global _answered_at  # noqa: PLW0603  one for the process, and asked for at every statement
+    _answered_at = time.monotonic()
+
+
+def answered_at() -> float:
+    """When the database last answered on any of these connections, by the monotonic clock."""
+    return _answered_at
 
 
 class Watchdog(threading.Thread):

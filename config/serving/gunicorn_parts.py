@@ -8,6 +8,7 @@ a test in tests/serving/test_gunicorn_parts.py.
 """
 
 import os
+import time
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -19,9 +20,12 @@ from gunicorn.http.errors import ParseException
 from gunicorn.sock import ssl_context
 from gunicorn.workers.ggevent import GeventWorker
 
-from config.serving.peers import keep_little
+from config.serving.peers import keep_little, turn_away
 
 __all__ = ["GeventWorker", "ParseException", "close_servers", "ssl_context", "start_servers"]
+
+HANDSHAKE_S = 0.05
+"""Seconds that a peer which began to connect may take to have done so."""
 
 
 class Server(StreamServer):  # type: ignore[misc]
@@ -57,10 +61,14 @@ def close_servers(servers: list[StreamServer]) -> None:
     """Take what has connected already, and then nobody: who is refused tries another server."""
     for server in servers:
         server.stop_accepting()
+        turn_away(server.socket)
+    deadline = time.monotonic() + HANDSHAKE_S
+    while time.monotonic() < deadline:
+        for server in servers:
+            while accepted := server.do_read():
+                server.do_handle(*accepted)
         # Each begins while the listener is there, whose name gunicorn asks for.
-        sleep(0)
-        while accepted := server.do_read():
-            server.do_handle(*accepted)
-            sleep(0)
+        sleep(0.001)
+    for server in servers:
         # At once: gevent closes in the loop's next round, and resets who connects until then.
         os.close(server.socket.detach())

@@ -1,7 +1,10 @@
 """A connection whose peer must not take for ever: to send a request, or to take an answer."""
 
+import ctypes
 import errno
 import socket
+import struct
+import sys
 import time
 from typing import Any
 
@@ -62,3 +65,28 @@ class Peer:
 def keep_little(listener: socket.socket) -> None:
     """Let the system keep little of what the peers of this socket do not take."""
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SLICE)
+
+
+_NO_SYN = (
+    (0x30, 0, 0, 13),  # load the byte of TCP's flags
+    (0x45, 0, 1, 0x02),  # is SYN among them?
+    (0x06, 0, 0, 0),  # then drop it
+    (0x06, 0, 0, 0xFFFFFFFF),  # else keep all of it
+)
+"""A filter of packets to a socket that listens, as the kernel of Linux runs it."""
+
+
+def turn_away(listener: socket.socket) -> None:
+    """Let nobody begin to connect to this socket any more; who has begun still comes.
+
+    Closing it resets whoever has connected and is not yet accepted, and there is no moment without
+    such a one under load: a proxy has then sent its request, and must not repeat a POST. Who is
+    not heard asks again after a second, and is refused: so it goes to another server. Elsewhere
+    than on Linux, it is closed as it is.
+    """
+    if sys.platform != "linux":
+        return
+    program = b"".join(struct.pack("HBBI", *instruction) for instruction in _NO_SYN)
+    there = ctypes.create_string_buffer(program)
+    filter_ = struct.pack("HP", len(_NO_SYN), ctypes.addressof(there))
+    listener.setsockopt(socket.SOL_SOCKET, 26, filter_)  # SO_ATTACH_FILTER

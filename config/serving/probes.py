@@ -8,6 +8,7 @@ from django.http import HttpRequest, HttpResponse
 
 from api.openapi import documented
 from api.views import ApiView
+from config.serving import life
 from core.bodies import Body, answer
 from core.errors import ServiceUnavailable
 
@@ -28,9 +29,12 @@ class LiveView(ApiView):
     authentication_classes = ()
     permission_classes = ()
 
-    @documented("Tell that the process answers", answers={200: Ok}, operation="getLiveness")
+    @documented("Tell that the process can go on", answers={200: Ok}, operation="getLiveness")
     def get(self, request: HttpRequest) -> HttpResponse:
-        """No database is asked."""
+        """At once, whether the database is there or not."""
+        trouble = life.trouble()
+        if trouble is not None:
+            raise ServiceUnavailable(trouble)
         return answer(Ok(status="ok"))
 
 

@@ -8,7 +8,7 @@ from django.http import HttpResponse
 
 from api.http_errors import error_response, translate
 from claims.reaper import Housekeeper
-from config.serving import probes
+from config.serving import life, probes
 from config.serving.cooperative import Watchdog
 from config.serving.sampler import Sampler
 from dispatch.due import Timekeeper
@@ -37,12 +37,14 @@ class Process:
             # When the last connection closes, SQLite syncs the disk four times (a heartbeat: 2.0 ms
             # rather than 0.95 ms, seconds on a busy disk): one stays open.
             connection.ensure_connection()
-        self._housekeeper.start()
-        self._timekeeper.start()
-        self._watch.start()
         self._sampler.start()
+        life.needed += [self._housekeeper, self._timekeeper, self._watch]
+        if not settings.SQLITE:
+            life.needed.append(life.self_check)
         if not settings.SQLITE and settings.PULLWAKE_STATEMENT_TIMEOUT_MS:
-            self._watchdog.start()
+            life.needed.append(self._watchdog)
+        for thread in life.needed:
+            thread.start()
 
     def answer(self, exc: BaseException) -> HttpResponse:
         """The answer to what failed before it became a request."""
@@ -62,6 +64,8 @@ class Process:
 
     def stop(self) -> None:
         """Begin no further round, answer what is held, and announce what is left to be."""
+        life.needed.clear()
+        life.self_check.stop()
         self._housekeeper.stop()
         self._timekeeper.stop()
         self._watch.stop()

@@ -1,6 +1,6 @@
 """Appending what others wrote: each retry of an idempotent producer once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,16 +17,19 @@ class Appended:
 
 
 def append(
-    state: DispatchState, events: Sequence[Any], sequence: producers.Sequence | None = None
+    state: DispatchState,
+    events: Sequence[Any],
+    sequence: producers.Sequence | None = None,
+    objections: Mapping[int, str] | None = None,
 ) -> Appended:
     """Append what its handler wrote to the stream of an entity whose locked state this is.
 
-    The caller saves it. ``sequence`` is an idempotent producer's; raises what `producers.advance`
-    raises.
+    The caller saves it. ``sequence`` is an idempotent producer's, ``objections`` are those of
+    `log.append`. Raises what `producers.advance` raises.
     """
     is_new = sequence is None or producers.advance(state.entity, sequence)
     if is_new:
-        log.append(state, events, by_handler=True)
+        log.append(state, events, by_handler=True, objections=objections)
     return Appended(is_new, state.tail)
 
 

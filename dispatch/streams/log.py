@@ -3,12 +3,15 @@
 An entity's main stream is locked by its dispatch state, a shared state's by its own row.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
 import msgspec
 
 from core.bodies import JsonObject
+from core.clock import from_iso
 from core.prepared import Insert
 from dispatch.models import DispatchState, SharedState, SharedStateEvent, StreamEvent
 from dispatch.streams import (
@@ -30,6 +33,7 @@ def append(
     *,
     by_handler: bool = False,
     message_key: str | None = None,
+    objections: Mapping[int, str] | None = None,
 ) -> None:
     """Append events to the stream of an entity whose locked state this is; the caller saves it.
 
@@ -37,7 +41,8 @@ def append(
     after it. `work.is_work` decides which of them the entity is woken for: of those that its own
     handler wrote (``by_handler``), none. ``message_key`` is that of an inbox message that is not
     to come twice, which then is the only event. Others that wait for such events are left word, and
-    manifest events are done as they say. Raises InvalidRequest where one asks for what is not done.
+    manifest events are done as they say, but for the ``objections``, by index, to messages that
+    they schedule. Raises InvalidRequest where one asks for what is not done.
     """
     begin = state.tail
     rows = []
@@ -60,12 +65,72 @@ def append(
         _ADD.add(rows[0])
     else:
         StreamEvent.objects.bulk_create(rows)
-    for offset, event in enumerate(events, start=begin + 1):
-        work.follow(state, event, offset, by_handler=by_handler)
-        schedules.follow(state, event)
+    for index, event in enumerate(events):
+        work.follow(state, event, begin + index + 1, by_handler=by_handler)
+        schedules.follow(state, event, (objections or {}).get(index))
     registrations.follow(state, events, begin, manifests.orders(events))
     observing.follow(state, events)
     waiters.announce(waiters.entity_stream_key(state.entity_id))
+
+
+def take_over(streams: Sequence[tuple[DispatchState, Sequence[JsonObject]]]) -> None:
+    """Append what streams had on another server; the caller saves the states.
+
+    All that was to come of it came there: nobody who waits is told, and manifest events ask for
+    nothing. What nobody acked is work here, too. Each event has a type, and a message, signal or
+    wake a key; a key of a message has at most 256 characters.
+    """
+    rows = []
+    for state, events in streams:
+        sent = set()
+        for offset, event, data in _placed(events, state.tail):
+            state.tail = offset
+            is_work = work.is_work(event, by_handler=False)
+            if is_work:
+                state.last_work_offset = offset
+            key = _key_of_message(event)
+            rows.append(
+                StreamEvent(
+                    entity_id=state.entity_id,
+                    offset=offset,
+                    message_key=None if key in sent else key,
+                    work=is_work,
+                    data=data,
+                    created_at=_moment(event, state.now),
+                )
+            )
+            sent.add(key)
+    StreamEvent.objects.bulk_create(rows, batch_size=1000)
+    for state, events in streams:
+        known = set()
+        for offset, event in enumerate(events, start=state.tail - len(events) + 1):
+            # A message that is sent again under its key changes the former one.
+            named = (event["type"], event.get("key"))
+            work.follow(state, event, offset, by_handler=named in known)
+            known.add(named)
+
+
+def _key_of_message(event: JsonObject) -> str | None:
+    """The key of a message that is sent, and not changed, and that says in which transaction."""
+    match event:
+        case {
+            "type": "inbox",
+            "key": str(key),
+            "headers": {"operation": "insert", "txid": str() | int()},
+        }:
+            return key
+    return None
+
+
+def _moment(event: JsonObject, now: datetime) -> datetime:
+    """When an event says that it was appended; ``now`` where it does not."""
+    for part in ("headers", "value"):
+        said = event.get(part)
+        timestamp = said.get("timestamp") if isinstance(said, dict) else None
+        if isinstance(timestamp, str):
+            with suppress(ValueError):
+                return min(from_iso(timestamp), now)
+    return now
 
 
 def append_shared(state: SharedState, events: Sequence[Any]) -> None:

@@ -11,7 +11,7 @@ from core.clock import epoch_ms
 from core.errors import NotFound
 from core.prepared import Param, Select, Values
 from dispatch.models import DispatchState, SharedState, SharedStateEvent, StreamEvent, Wake
-from dispatch.streams import waiters
+from dispatch.streams import offsets, waiters
 from dispatch.streams.scan import PAGE_EVENTS, page
 from runners.models import WakeStream
 
@@ -52,8 +52,30 @@ class Source(Protocol):
         Raises NotFound when the stream is gone.
         """
 
+    def follow(self, after: int) -> Page:
+        """`read`, by one who waits for more; it may be a moment behind."""
+
     def end(self) -> "End":
         """Where it ends. Raises NotFound when the stream is gone."""
+
+    def encode(self, offset: int) -> str:
+        """The wire form of an offset."""
+
+    def decode(self, text: str) -> int:
+        """The offset that this says, 0 being the start. Raises InvalidRequest for another form."""
+
+
+class Counted:
+    """A stream whose offsets count its events, and of which each reader looks for itself."""
+
+    encode = staticmethod(offsets.encode)
+    decode = staticmethod(offsets.decode)
+
+    def follow(self, after: int) -> Page:
+        return self.read(after)
+
+    def read(self, after: int) -> Page:
+        raise NotImplementedError
 
 
 _WAKE_STREAM = Select(lambda: WakeStream.objects.filter(runner=Param("runner")))
@@ -81,7 +103,7 @@ _SHARED_EVENTS = Values(lambda: _between(SharedStateEvent.objects.filter(state=P
 
 
 @dataclass(frozen=True, slots=True)
-class WakesOf:
+class WakesOf(Counted):
     """A runner's wake stream: a view of the wakes that are outstanding."""
 
     runner_id: str
@@ -114,7 +136,7 @@ class WakesOf:
 
 
 @dataclass(frozen=True, slots=True)
-class EventsOf:
+class EventsOf(Counted):
     """An entity's main stream."""
 
     entity_id: int
@@ -135,7 +157,7 @@ class EventsOf:
 
 
 @dataclass(frozen=True, slots=True)
-class SharedEventsOf:
+class SharedEventsOf(Counted):
     """A shared state, which ends with its deletion alone."""
 
     state_id: int

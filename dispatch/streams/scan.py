@@ -16,7 +16,7 @@ PAGE_BYTES = 1024 * 1024
 """Bytes after which a page is cut; one event is always given whole."""
 
 
-class _Bytes(Func):
+class Bytes(Func):
     """How long a text is, which PostgreSQL tells without fetching it."""
 
     output_field = IntegerField()
@@ -29,7 +29,7 @@ class _Bytes(Func):
 
 def page(events: "QuerySet[Any]") -> "QuerySet[Any, tuple[int, str | None]]":
     """The first events by offset: it, and the text, or None past the page's bytes."""
-    before = Window(Sum(_Bytes("data")), order_by="offset", frame=RowRange(start=None, end=-1))
+    before = Window(Sum(Bytes("data")), order_by="offset", frame=RowRange(start=None, end=-1))
     told = Case(When(LessThanOrEqual(Coalesce(before, 0), PAGE_BYTES), then=F("data")))
     return events.order_by("offset").values_list("offset", told)[:PAGE_EVENTS]
 

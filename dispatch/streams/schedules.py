@@ -46,24 +46,47 @@ class CronSchedule(msgspec.Struct, kw_only=True):
     timezone: str = "UTC"
 
 
-def follow(state: DispatchState, event: Any) -> None:
+def is_one(event: Any) -> bool:
+    """Whether an event is a schedule's entry in a manifest."""
+    match event:
+        case {"type": "manifest", "key": str(key)}:
+            return key.startswith(PREFIX)
+    return False
+
+
+def entry_of(owner_id: int, key: str) -> JsonObject:
+    """What a schedule that is still to send its message says; nothing if there is none."""
+    known = _pending(owner_id, key)
+    entry: JsonObject = {} if known is None else msgspec.json.decode(known.entry)
+    return entry
+
+
+def _pending(owner_id: int, key: str) -> Timer | None:
+    return Timer.objects.pending().filter(owner=owner_id, schedule=_name(key)).first()
+
+
+def _name(key: str) -> str:
+    return key.removeprefix(PREFIX)[:MAX_NAME]
+
+
+def follow(state: DispatchState, event: Any, objection: str | None = None) -> None:
     """Do what an event, just appended to the stream of a locked entity, says of a schedule.
 
-    What a handler's entry sends is sent with the rights of the entity's creator. Raises
-    InvalidRequest for a schedule without a name.
+    What a handler's entry sends is sent with the rights of the entity's creator. ``objection``: why
+    it cannot be sent. Raises InvalidRequest for a schedule without a name.
     """
     match event:
         case {"type": "manifest", "key": str(key)} if key == PREFIX:
             raise InvalidRequest.field("/key", "a schedule has an id")
-        case {"type": "manifest", "key": str(key)} if key.startswith(PREFIX):
-            _follow(state, key, event)
+        case {"type": "manifest", "key": str(key)} if is_one(event):
+            _follow(state, key, event, objection)
 
 
-def _follow(state: DispatchState, key: str, event: JsonObject) -> None:
+def _follow(state: DispatchState, key: str, event: JsonObject, objection: str | None) -> None:
     headers = event.get("headers")
     operation = headers.get("operation") if isinstance(headers, dict) else None
-    name = key.removeprefix(PREFIX)[:MAX_NAME]
-    known = Timer.objects.pending().filter(owner=state.entity_id, schedule=name).first()
+    name = _name(key)
+    known = _pending(state.entity_id, key)
     said = event.get("value")
     entry: JsonObject = {**(said if isinstance(said, dict) else {}), "key": key}
     if known is not None:
@@ -76,6 +99,7 @@ def _follow(state: DispatchState, key: str, event: JsonObject) -> None:
     if operation != "delete" and entry.get("status", "pending") == "pending":
         timer = _asked_for(state, name, entry)
     if timer is not None:
+        timer.error = timer.error or objection or ""
         timers.add(timer)
     elif known is not None:
         timers.cancel(state.entity_id, name)

@@ -54,6 +54,10 @@ def shared_state_key(state_id: int) -> str:
     return f"s{state_id}"
 
 
+RUNNER_FEED, ENTITY_FEED = "frunner", "fentity"
+"""The keys of the feeds of all changes; `claims.feeds` tells their readers."""
+
+
 def announce(key: str) -> None:
     """Tell every server's waiters, once the current transaction commits, that a stream grew."""
     transaction.on_commit(partial(_announce, key))
@@ -195,6 +199,12 @@ UNION ALL
 SELECT 'e' || entity_id, tail FROM dispatch_dispatchstate WHERE entity_id = ANY(%s::bigint[])
 UNION ALL
 SELECT 's' || id, tail FROM dispatch_sharedstate WHERE id = ANY(%s::bigint[])
+UNION ALL
+SELECT 'f' || kind, (
+    SELECT max(transaction) FROM runners_change
+    WHERE runners_change.kind = feed.kind
+    AND transaction < pg_snapshot_xmin(pg_current_snapshot())::text::bigint
+) FROM unnest(%s::text[]) AS feed (kind)
 """
 
 
@@ -221,12 +231,12 @@ class _Sweeper:
         waited_for = self.hub.waited_for()
         if not waited_for:
             return
-        ids = [[key[1:] for key in waited_for if key.startswith(kind)] for kind in "res"]
+        ids = [[key[1:] for key in waited_for if key.startswith(kind)] for kind in "resf"]
         with connection.cursor() as cursor:
             cursor.execute(_TAILS, ids)
             tails = cursor.fetchall()
         for key, tail in tails:
-            if tail > waited_for[key]:
+            if tail is not None and tail > waited_for[key]:
                 self.hub.wake(key)
 
 
@@ -235,6 +245,9 @@ _GROWING = {
     "dispatch_sharedstateevent": ("state_id", shared_state_key),
 }
 """Tables of events: the column that says of which stream, and that one's key."""
+
+
+_CHANGED = 'SELECT max("transaction") FROM runners_change WHERE kind = ?'
 
 
 class _SqliteListener:
@@ -246,6 +259,7 @@ class _SqliteListener:
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
         self.tails: dict[str, int] = {}
+        self.changed: dict[str, int] = {}
         self.newest = dict.fromkeys(_GROWING, 0)
 
     def run(self) -> None:
@@ -272,6 +286,11 @@ class _SqliteListener:
             if self.tails.get(runner_id) != tail:
                 self.tails[runner_id] = tail
                 self.hub.wake(wake_stream_key(runner_id))
+        for kind in ("runner", "entity"):
+            (tail,) = polling.execute(_CHANGED, [kind]).fetchone()
+            if tail is not None and self.changed.get(kind) != tail:
+                self.changed[kind] = tail
+                self.hub.wake(f"f{kind}")
         for table, (stream, key_of) in _GROWING.items():
             events = polling.execute(
                 f"SELECT {stream}, max(id) FROM {table} WHERE id > ? GROUP BY {stream}",  # noqa: S608

@@ -5,9 +5,15 @@ from typing import Any
 
 from django import forms
 from django.utils.html import format_html, format_html_join
-from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
+from unfold.widgets import (
+    UnfoldAdminTextareaWidget,
+    UnfoldAdminTextInputWidget,
+    UnfoldBooleanWidget,
+)
 
 from claims.reports import with_held
+from claims.standing import heir_of, trouble_of
+from core.clock import with_now
 from operators.kit.markup import counted
 from runners.models import Runner
 
@@ -46,7 +52,7 @@ class RunnerInput(UnfoldAdminTextInputWidget):  # type: ignore[misc]
 
 
 class TargetForm(ReasonForm):
-    """Which runner takes over."""
+    """Which runner takes over. One that cannot work has to be confirmed."""
 
     target = forms.CharField(
         label="Runner",
@@ -54,10 +60,39 @@ class TargetForm(ReasonForm):
         widget=RunnerInput(attrs={"autocomplete": "off"}),
         help_text="Its id. Runners that are online are suggested.",
     )
-    field_order = ("target", "reason")
+    anyway = forms.BooleanField(
+        label="To this runner all the same", required=False, widget=forms.HiddenInput()
+    )
+    field_order = ("target", "anyway", "reason")
 
-    def clean_target(self) -> str:
-        target: str = self.cleaned_data["target"].strip()
-        if not Runner.objects.filter(pk=target).exists():
-            raise forms.ValidationError(f"There is no runner {target}.")
-        return target
+    def clean(self) -> dict[str, Any]:
+        cleaned: dict[str, Any] = super().clean() or self.cleaned_data
+        anyway = cleaned.pop("anyway", False)
+        if "target" not in cleaned:
+            return cleaned
+        target = cleaned["target"] = cleaned["target"].strip()
+        rows: Any = with_now(with_held(Runner.objects.select_related("liveness")))
+        runner = rows.filter(pk=target).first()
+        if runner is None:
+            self.add_error("target", f"There is no runner {target}.")
+            return cleaned
+        trouble = trouble_of(runner, held=runner.held, now=runner.now)
+        if trouble is not None and not anyway:
+            self.add_error("target", f"Nothing is worked on there: {trouble.says}.")
+            self.fields["anyway"].widget = UnfoldBooleanWidget()
+        return cleaned
+
+
+def propose_heir(runners: Iterable[Runner | None], creators: Iterable[str]) -> dict[str, Any]:
+    """For `Verb.proposes`: who could take over from these runners, all of one owner and kind.
+
+    Work without a runner could go to one of its creator's.
+    """
+    present = [each for each in runners if each is not None]
+    kinds: set[tuple[str, str | None]] = {(each.owner_principal, each.kind) for each in present}
+    kinds = kinds or {(creator, None) for creator in creators}
+    if len(kinds) != 1:
+        return {}
+    ((owner, kind),) = kinds
+    heir = heir_of(owner, kind, {each.pk for each in present})
+    return {} if heir is None else {"target": heir.pk}

@@ -11,7 +11,7 @@ from django.urls import reverse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from core.clock import epoch_ms
+from core.clock import epoch_ms, span_of
 from core.principals import Principal
 
 Tone = Literal["good", "warn", "bad", "info", "idle"]
@@ -74,19 +74,6 @@ def counted(number: int, noun: str, plural: str = "") -> str:
 
 def shortened(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
-
-
-def span_of(length: timedelta) -> str:
-    """A length of time in its largest unit, two for hours and days: 42 s, 5 min, 3 h 20 min."""
-    seconds = abs(int(length.total_seconds()))
-    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
-    if seconds < 100:
-        return f"{seconds} s"
-    if minutes < 100:
-        return f"{minutes} min"
-    if hours < 48:
-        return f"{hours} h {minutes % 60} min" if minutes % 60 else f"{hours} h"
-    return f"{days} d {hours % 24} h" if hours % 24 and days < 10 else f"{days} d"
 
 
 def took(length: timedelta) -> str:
@@ -187,6 +174,11 @@ def page_of(model: str, pk: Any) -> str:
 def list_of(model: str, **filters: Any) -> str:
     """The list of a model, filtered."""
     return reverse(f"admin:{model}_changelist") + (f"?{urlencode(filters)}" if filters else "")
+
+
+def verb_url(verb: str, pk: Any) -> str:
+    """Where a verb is confirmed for a row; ``verb`` is as in ``runners_runner_disable``."""
+    return f"{reverse(f'admin:{verb}')}?{urlencode({'pk': quote(str(pk))})}"
 
 
 def readable(event: Any) -> dict[str, Any]:

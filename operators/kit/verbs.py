@@ -73,12 +73,20 @@ class Verb:
     effect: Callable[[Any], str]
     act: Callable[[Any, Order], str]
     form: type[forms.Form] = ReasonForm
+    proposes: Callable[[Sequence[Any]], dict[str, Any]] = lambda rows: {}
+    """What the form is filled in with for these rows."""
+    also: str = ""
+    """A second permission that it needs."""
     danger: bool = False
     deletes: bool = False
     one_transaction: bool = True
     """Otherwise ``act`` is many transactions: their locks must not pile up."""
     fits: Callable[[Any], bool] = lambda row: True
-    """Whether the row's page offers it."""
+    """Whether the row's page offers it: not where it would do nothing."""
+
+    def is_permitted(self, user: Any) -> bool:
+        """Whether the user may do it."""
+        return bool(user.has_perms([self.permission, *filter(None, [self.also])]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,13 +165,20 @@ class OperatorAdmin(ReadOnlyAdmin):
 
     # --- What may be done
 
+    def get_object(self, request: HttpRequest, object_id: str, from_field: Any = None) -> Any:
+        """The row with its prospects: its page offers the verbs that fit them."""
+        try:
+            return next(iter(self._rows(request, [object_id])), None)
+        except Http404:
+            return None
+
     def with_prospects(self, rows: "QuerySet[Any]") -> "QuerySet[Any]":
         """The rows, with what the effects of verbs look at beside them."""
         return rows
 
     def permitted(self, request: HttpRequest) -> Iterator[Verb]:
         """The verbs that this operator may use."""
-        return (verb for verb in self.verbs if request.user.has_perm(verb.permission))
+        return (verb for verb in self.verbs if verb.is_permitted(request.user))
 
     def get_actions(self, request: HttpRequest, action_location: Any = None) -> dict[str, Any]:
         """The verbs, for the rows that are ticked in the list.
@@ -177,7 +192,7 @@ class OperatorAdmin(ReadOnlyAdmin):
     def _ask(self, verb: Verb) -> Callable[..., HttpResponse]:
         def ask(self: Any, request: HttpRequest, ticked: "QuerySet[Any]") -> HttpResponse:
             pks = request.POST.getlist(ACTION_CHECKBOX_NAME)
-            return self.confirm(request, verb, pks, verb.form())  # type: ignore[no-any-return]
+            return self.confirm(request, verb, pks)  # type: ignore[no-any-return]
 
         return ask
 
@@ -206,22 +221,30 @@ class OperatorAdmin(ReadOnlyAdmin):
     def verb_view(self, request: HttpRequest, name: str) -> HttpResponse:
         """Ask for a confirmation; once it is there, act."""
         verb = next(each for each in self.verbs if each.name == name)
-        if not (self.has_view_permission(request) and request.user.has_perm(verb.permission)):
+        if not (self.has_view_permission(request) and verb.is_permitted(request.user)):
             raise PermissionDenied
         pks = request.POST.getlist("pk") or [unquote(each) for each in request.GET.getlist("pk")]
         if not pks:
             raise Http404
-        form = verb.form(request.POST) if request.method == "POST" else verb.form()
+        if request.method != "POST":
+            return self.confirm(request, verb, pks)
+        form = verb.form(request.POST)
         if not form.is_valid():
             return self.confirm(request, verb, pks, form)
         order = Order(request.user, form.cleaned_data.pop("reason", ""), form.cleaned_data)  # type: ignore[arg-type]
         return self._carry_out(request, verb, pks[:MOST_AT_ONCE], order)
 
     def confirm(
-        self, request: HttpRequest, verb: Verb, pks: Sequence[str], form: forms.Form
+        self,
+        request: HttpRequest,
+        verb: Verb,
+        pks: Sequence[str],
+        form: forms.Form | None = None,
     ) -> HttpResponse:
-        """The page that says what will happen to each."""
+        """The page that says what will happen to each; ``form`` is one that has errors."""
         rows = self._rows(request, pks[:MOST_AT_ONCE])
+        if form is None:
+            form = verb.form(initial=verb.proposes(rows))
         prospects = [self._prospect(verb, row) for row in rows]
         context = {
             "title": f"{verb.label}?",

@@ -5,6 +5,7 @@ from typing import Any
 
 from django import template
 
+from core.clock import span_of
 from operators.kit import markup
 
 register = template.Library()
@@ -15,6 +16,7 @@ for function in (
     markup.badge,
     markup.sentences,
     markup.page_of,
+    markup.verb_url,
     markup.list_of,
     markup.runner_link,
     markup.entity_link,
@@ -23,7 +25,7 @@ for function in (
     register.simple_tag(function)
 
 register.filter(markup.milliseconds)
-register.filter(markup.span_of)
+register.filter(span_of)
 register.filter(markup.tone)
 
 

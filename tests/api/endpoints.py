@@ -111,6 +111,10 @@ ENDPOINTS = [
         204,
         {"subscriberUrl": "/agent/e1", "sourceUrl": "/agent/e2"},
     ),
+    Endpoint("GET", "_electric/feeds/runners", "caller"),
+    Endpoint("HEAD", "_electric/feeds/runners", "caller"),
+    Endpoint("GET", "_electric/feeds/entities", "caller"),
+    Endpoint("HEAD", "_electric/feeds/entities", "caller"),
     Endpoint("GET", "_electric/webhook-sources", "caller"),
     Endpoint(
         "PUT",

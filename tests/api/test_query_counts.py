@@ -70,21 +70,21 @@ def test_a_runners_heartbeat_costs_two(runner, body):
     assert cost(lambda: runner.post("/_electric/runners/r1/heartbeat", body)) == 2
 
 
-def test_a_runners_health_costs_three(runner):
+def test_a_runners_health_costs_four(runner):
     runner.claim()
     runner.make_entity("/agent/e2", initialMessage="hi")
-    assert cost(lambda: runner.get("/_electric/runners/r1/health")) == 3
+    assert cost(lambda: runner.get("/_electric/runners/r1/health")) == 4
 
 
-def test_a_claim_of_a_wake_event_costs_five_and_two_for_a_limit(runner):
+def test_a_claim_of_a_wake_event_costs_six_and_two_for_a_limit(runner):
     event = runner.wakes()[0]
     limited = runner.get("/_electric/runners/r1").body.get("max_concurrent_claims")
-    assert cost(lambda: runner.try_claim("r1", event)) == (7 if limited else 5)
+    assert cost(lambda: runner.try_claim("r1", event)) == (8 if limited else 6)
 
 
-def test_a_claim_of_the_oldest_wake_costs_five_and_two_for_a_limit(runner):
+def test_a_claim_of_the_oldest_wake_costs_six_and_two_for_a_limit(runner):
     limited = runner.get("/_electric/runners/r1").body.get("max_concurrent_claims")
-    assert cost(lambda: runner.try_claim("r1", {})) == (7 if limited else 5)
+    assert cost(lambda: runner.try_claim("r1", {})) == (8 if limited else 6)
 
 
 def test_a_claims_heartbeat_costs_one(runner):
@@ -92,9 +92,10 @@ def test_a_claims_heartbeat_costs_one(runner):
     assert cost(claim.heartbeat) == 1
 
 
-def test_a_claims_heartbeat_with_acks_costs_three(runner):
+def test_a_claims_heartbeat_with_acks_costs_three_and_one_when_none_is_pending(runner):
     claim = runner.claim()
     acks = [{"path": "/agent/e1/main", "offset": claim.tail}]
+    assert cost(lambda: claim.heartbeat(acks=acks)) == 4
     assert cost(lambda: claim.heartbeat(acks=acks)) == 3
 
 
@@ -104,10 +105,10 @@ def test_a_mint_costs_at_most_two(runner):
 
 
 @pytest.mark.parametrize("acked", [True, False])
-def test_a_done_costs_three_and_three_for_a_limit(runner, acked):
+def test_a_done_costs_four_and_three_for_a_limit(runner, acked):
     limited = runner.get("/_electric/runners/r1").body.get("max_concurrent_claims")
     claim = runner.claim()
-    assert cost(lambda: claim.done(*[claim.tail] * acked)) == (6 if limited else 3)
+    assert cost(lambda: claim.done(*[claim.tail] * acked)) == (7 if limited else 4)
 
 
 def test_a_done_that_makes_the_next_wake_costs_two_more(runner):
@@ -116,7 +117,7 @@ def test_a_done_that_makes_the_next_wake_costs_two_more(runner):
     runner.send()
     with counted() as statements:
         assert claim.done().body["next_wake"] is True
-    assert len(statements) == (6 if limited else 3) + 2
+    assert len(statements) == (7 if limited else 4) + 2
 
 
 def test_a_done_that_emits_a_refused_wake_again_costs_three_more(alice):
@@ -128,7 +129,7 @@ def test_a_done_that_emits_a_refused_wake_again_costs_three_more(alice):
     with counted() as statements:
         claim.done()
     assert len(alice.wakes(offset=seen)) == 1
-    assert len(statements) == 9
+    assert len(statements) == 10
 
 
 def test_a_done_that_comes_again_costs_one(runner):
@@ -144,7 +145,7 @@ def test_a_send_costs(runner):
     woken = cost(lambda: runner.post(send, {"payload": 1}))
     keyed = cost(lambda: runner.post(send, {"payload": 1, "key": "k"}))
     again = cost(lambda: runner.post(send, {"payload": 1, "key": "k"}))
-    assert (waking, woken, keyed, again) == (6, 4, 5, 3)
+    assert (waking, woken, keyed, again) == (7, 4, 5, 3)
 
 
 def test_an_append_costs(runner):
@@ -178,7 +179,7 @@ def test_who_is_watched_for_its_runs_pays_for_a_finished_run_alone(runner):
 
 def cost_of_a_done(runner):
     limited = runner.get("/_electric/runners/r1").body.get("max_concurrent_claims")
-    return 6 if limited else 3
+    return 7 if limited else 4
 
 
 def test_a_manifest_event_that_asks_for_nothing_costs_nothing(runner):
@@ -204,7 +205,7 @@ def test_a_delivery_costs_the_same_however_many_changes_it_tells(alice):
         alice.claim("r1", alice.wakes()[-1]).done()
         costs.append(len(statements))
     # One of them looks for timers that are due.
-    assert costs == [12] * 2
+    assert costs == [13] * 2
 
 
 def test_registering_costs_the_same_however_many_wakes_wait(alice):
@@ -243,6 +244,11 @@ def test_a_shared_state_costs(runner):
     assert (one, many, numbered) == (6, 6, 8)
 
 
+def test_an_entity_costs_two(runner):
+    """One of them for why it stands."""
+    assert cost(lambda: runner.get("/_electric/entities/agent/e1")) == 2
+
+
 def test_a_list_of_entities_costs_one_however_many_there_are(runner):
     EntityFactory.create_batch(3)
     assert cost(lambda: runner.get("/_electric/entities")) == 1
@@ -251,7 +257,7 @@ def test_a_list_of_entities_costs_one_however_many_there_are(runner):
 def test_a_claim_over_a_lapsed_one_costs(claim_that_lapsed):
     """A claim over a lapsed one is not on the hot path, and pinned all the same."""
     api, event = claim_that_lapsed
-    assert cost(lambda: api.try_claim("r1", event)) == 11
+    assert cost(lambda: api.try_claim("r1", event)) == 13
 
 
 @pytest.fixture

@@ -126,8 +126,10 @@ def test_it_decides_for_every_event():
         if verb.__module__ == lifecycle.__name__ and not name.startswith("_")
     }
     assert {event for _, event in TABLE} == set(EVENTS)
-    # acquire makes a claim, authenticate only looks at one; the others wake, not end.
-    others = {"acquire", "authenticate", "next_delay", "reemit_refused", "wake_next"}
+    # acquire makes a claim, take_over those that ended elsewhere, authenticate only looks at one,
+    # pardon leaves it as it ended; the others wake, not end.
+    making = {"acquire", "take_over", "authenticate", "pardon"}
+    others = making | {"next_delay", "reemit_refused", "wake_next"}
     assert verbs - others - {"expire"} == set(EVENTS)
 
 
@@ -179,7 +181,7 @@ def test_it_changes_nothing_with_another_epoch(prepared, state, event, other):
         ("renew", {"last_heartbeat_at", "lease_expires_at"}),
         ("release", {"status", "ended_at", "acked_streams"}),
         ("fail", {"status", "ended_at"}),
-        ("end", {"status", "ended_at"}),
+        ("end", {"status", "ended_at", "error"}),
     ],
 )
 def test_it_writes_only_what_the_event_is_about(claim, event, columns):

@@ -7,7 +7,7 @@ from django.db import IntegrityError, OperationalError, connection
 from django.db.models import F
 from django.db.models.functions import Now
 
-from claims import lifecycle, reaper
+from claims import endings, lifecycle, reaper
 from claims.models import ConsumerClaim, ServerPulse
 from dispatch.models import DispatchState, Wake, subscription_key
 from runners.models import RunnerLiveness
@@ -29,7 +29,7 @@ def state(url="/agent/e1"):
 @pytest.fixture
 def three(alice):
     """Three active claims, all lapsed, the longest first."""
-    then = {"claimed_at": ago(hours=1)}
+    then = {"claimed_at": ago(hours=1), "entity__runner__updated_at": ago(hours=2)}
     return [
         handle(alice, entity__url=f"/agent/e{4 - m}", lease_expires_at=ago(minutes=m), **then)
         for m in (3, 2, 1)
@@ -271,6 +271,14 @@ def test_it_emits_nothing_again_for_a_runner_that_is_away_until_it_is_back(waiti
     assert reaper.reap().reemitted == 2
 
 
+def test_it_does_not_go_on_for_ever_for_a_runner_that_never_was_there(waiting):
+    Wake.objects.update(created_at=Now() - timedelta(hours=2))
+    age_wakes()
+    assert reaper.reap() == NOTHING
+    beat(waiting, alive=True)
+    assert reaper.reap().reemitted == 2
+
+
 def test_it_emits_the_stalest_first_and_no_more_than_its_limit(waiting):
     age_wakes()
     Wake.objects.filter(entity__url="/agent/e2").update(emitted_at=Now() - timedelta(days=1))
@@ -341,3 +349,69 @@ def test_a_claim_that_nobody_could_renew_is_not_the_entitys_failure(claim):
     lapse(claim)
     claim.api.claim("r1", E1)
     assert DispatchState.objects.get().failures == 0
+
+
+def test_a_runner_that_registers_anew_had_died(claim):
+    """Its liveness lease never ran out: a supervisor was quicker."""
+    beat(claim.api, alive=True)
+    claim.api.register()
+    lapse(claim)
+    assert reaper.reap().expired == 1
+    assert DispatchState.objects.get().failures == 0
+
+
+def expired_too_soon(claim):
+    """The claim's lease lapses before that of its runner, so the entity is blamed at first."""
+    beat(claim.api, alive=True)
+    DispatchState.objects.update(failures=1)
+    lapse(claim)
+    assert reaper.reap() == reaper.Round(expired=1)
+    assert DispatchState.objects.get().failures == 2
+    assert DispatchState.objects.get().retry_at is not None
+
+
+def silent(**seen):
+    RunnerLiveness.objects.update(lease_expires_at=Now() - timedelta(seconds=1), **seen)
+
+
+def test_a_death_that_shows_later_is_counted_no_more(claim):
+    expired_too_soon(claim)
+    silent()
+    assert reaper.reap().pardoned == 1
+    assert (state().failures, state().retry_at) == (1, None)
+    assert len(claim.api.wakes()) == 1
+    assert reaper.reap().pardoned == 0  # once
+    assert state().failures == 1
+
+
+def test_so_is_one_after_which_another_process_registers(claim):
+    expired_too_soon(claim)
+    claim.api.register()
+    assert reaper.reap().pardoned == 1
+    assert state().failures == 1
+
+
+def test_a_runner_that_was_heard_of_since_lived(claim):
+    expired_too_soon(claim)
+    silent(last_seen_at=Now())
+    assert reaper.reap().pardoned == 0
+    assert state().failures == 2
+
+
+def test_what_failed_since_stays_counted(claim):
+    expired_too_soon(claim)
+    end_delay_if_any()
+    reaper.reap()
+    claim.api.claim("r1", E1).fail()
+    silent()
+    assert reaper.reap().pardoned == 1
+    assert state().failures == 3
+
+
+def test_what_an_operator_took_back_was_never_counted(claim):
+    beat(claim.api, alive=True)
+    DispatchState.objects.update(failures=1)
+    endings.take_back(ConsumerClaim.objects.get())
+    silent()
+    assert reaper.reap().pardoned == 0
+    assert state().failures == 1

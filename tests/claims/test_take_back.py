@@ -4,6 +4,7 @@ import pytest
 
 from claims import endings
 from claims.models import ConsumerClaim
+from core.errors import NotFound
 from dispatch.models import DispatchState
 from tests.support import Api
 
@@ -68,3 +69,18 @@ def test_it_emits_what_the_runners_limit_refused_again(alice):
     assert refused["subscription_id"] in [
         wake["subscription_id"] for wake in alice.wakes(offset=tail)
     ]
+
+
+def test_it_goes_to_another_runner_in_the_same_transaction(alice, claim):
+    alice.register("heir")
+    expiry = endings.take_back(row(claim), "heir")
+    assert expiry is not None
+    assert expiry.next_wake is not None
+    assert [wake["generation"] for wake in alice.wakes("heir")] == [claim.epoch + 1]
+    assert alice.wakes() == []
+
+
+def test_it_is_not_taken_back_for_a_runner_that_is_not_there(alice, claim):
+    with pytest.raises(NotFound):
+        endings.take_back(row(claim), "nobody")
+    assert row(claim).status == "active"

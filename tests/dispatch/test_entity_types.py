@@ -1,6 +1,7 @@
 """/_electric/entity-types: registered, updated, granted, and what a type asks of its entities."""
 
 import threading
+import tracemalloc
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -405,3 +406,32 @@ def test_a_reference_within_the_schema_is_followed(alice):
     register(alice, creation_schema={"$ref": "#/$defs/number", "$defs": {"number": NUMBER}})
     assert make(alice, args={"n": "x"}).status == 400
     assert make(alice, args={"n": 1}).status == 201
+
+
+def test_the_types_of_others_are_not_read_for_a_list(alice, bob):
+    schema = {"description": "x" * 60_000}
+    for number in range(20):
+        large = {f"k{key}": schema for key in range(15)}
+        body = {"name": f"large{number}", "description": "", "inbox_schemas": large}
+        assert alice.post(TYPES, body).status == 201
+    grant = {"subject_kind": "principal", "subject_value": "user:bob", "permission": "spawn"}
+    kind = {"subject_kind": "principal_kind", "subject_value": "user", "permission": "manage"}
+    for name, grants in (("to-bob", [grant]), ("to-users", [kind]), ("to-nobody", [])):
+        facts = {"name": name, "description": "", "permission_grants": grants}
+        assert alice.post(TYPES, facts).status == 201
+    tracemalloc.start()
+    listed = bob.get(TYPES).body
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [each["name"] for each in listed] == ["to-bob", "to-users"]
+    assert peak < 4_000_000
+
+
+def test_its_schemas_are_not_larger_than_an_answer_may_be(alice):
+    schema = {"description": "x" * 60_000}
+    assert alice.post(TYPES, {"name": "doc", "description": ""}).status == 201
+    path = f"{TYPES}/doc/schemas"
+    for start, status in ((0, 200), (10, 400)):
+        added = {f"k{key}": schema for key in range(start, start + 10)}
+        assert alice("PATCH", path, {"inbox_schemas": added}).status == status
+        assert alice("PATCH", path, {"state_schemas": added}).status == status

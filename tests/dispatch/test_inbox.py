@@ -289,3 +289,10 @@ def test_a_handler_edits_what_it_may_send_to(woken):
     handler = Api(Electric_Claim_Token=woken.claim().mint())
     edit(handler, payload="else")
     unsend(handler)
+
+
+@pytest.mark.parametrize("key", ["unknown", "a%00b", "%00", "%FF", "%ED%A0%80", "a/b", "%20"])
+def test_a_key_that_no_message_has_is_not_found(woken, key):
+    woken.send(key="k")
+    assert woken("PATCH", f"{INBOX}/{key}", {"payload": "else"}).error == "NOT_FOUND"
+    assert woken("DELETE", f"{INBOX}/{key}").error == "NOT_FOUND"

@@ -171,6 +171,19 @@ def test_it_refuses_what_is_no_event(held, body):
     assert appended(held.api) == []
 
 
+@pytest.mark.parametrize(
+    "events",
+    [[{}] * 10_001, [{"type": "manifest", "key": "k"}] * 1_001, [{"type": "inbox"}] * 1_001],
+    ids=["events", "manifest", "inbox"],
+)
+def test_an_append_of_too_many_is_refused(held, events):
+    for token, error in (("pww_unknown", "UNAUTHORIZED"), (held.token, "PAYLOAD_TOO_LARGE")):
+        assert held.api.post(MAIN, events, Electric_Claim_Token=token).error == error
+    assert appended(held.api) == []
+    held.api.share("s1")
+    assert held.api.post("/_electric/shared-state/s1", events).error == "PAYLOAD_TOO_LARGE"
+
+
 def test_it_refuses_another_content_type(held):
     answer = held.api.post(
         MAIN, b"{}", Electric_Claim_Token=held.token, **{"Content-Type": "text/plain"}

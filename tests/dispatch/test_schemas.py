@@ -2,13 +2,17 @@
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 from django.db import connection
 
-from dispatch import schemas
+from core.errors import InvalidRequest, ServiceUnavailable
+from dispatch import firing, schemas
 from dispatch.models import EntityType
 from dispatch.schema_checker import MOST_ERRORS
+from tests.support import come_due, wait_until
 
 TYPES = "/_electric/entity-types"
 
@@ -123,9 +127,9 @@ def test_a_message_is_checked_before_its_entity_is_locked(alice, monkeypatch):
     depth = []
     check = schemas.check
 
-    def noted(*args):
+    def noted(*args, **whose):
         depth.append(len(connection.savepoint_ids))
-        check(*args)
+        check(*args, **whose)
 
     monkeypatch.setattr(schemas, "check", noted)
     outside = len(connection.savepoint_ids)
@@ -142,3 +146,63 @@ def test_a_message_that_was_sent_is_the_same_message_whatever_its_type_asks_for_
         == 201
     )
     assert alice.send(payload="hi", type="chat", key="k") == txid
+
+
+def test_whoever_has_many_checks_waiting_keeps_no_other_author_waiting():
+    done = []
+
+    def check(whose, schema):
+        with suppress(InvalidRequest, ServiceUnavailable):
+            schemas.check(1, schema, "/payload", whose=whose)
+        done.append(whose)
+
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(7):
+            pool.submit(check, "mallory", _doubling(40))
+        wait_until(schemas._checker._turn._lock.locked)
+        pool.submit(check, "alice", {"type": "integer"})
+    assert done.index("alice") <= 3
+
+
+def test_a_handlers_schedule_is_checked_before_its_entity_is_locked_and_not_as_it_fires(
+    alice, monkeypatch
+):
+    body = {"name": "agent", "description": "", "inbox_schemas": {"chat": {"type": "string"}}}
+    assert alice.post(TYPES, body).status == 201
+    alice.register()
+    alice.make_entity(initialMessage="hi")
+    claim = alice.claim()
+
+    def entry(key, operation="insert", **facts):
+        value = {"scheduleType": "future_send", "fireAt": "2020-01-01T00:00:00Z", **facts}
+        value = facts if operation == "update" else value
+        headers = {"operation": operation}
+        return {"type": "manifest", "key": f"schedule:{key}", "value": value, "headers": headers}
+
+    depth = []
+    check = schemas.check
+
+    def noted(*args, **whose):
+        depth.append(len(connection.savepoint_ids))
+        check(*args, **whose)
+
+    monkeypatch.setattr(schemas, "check", noted)
+    outside = len(connection.savepoint_ids)
+    token = claim.mint()
+    assert claim.append(entry("good", payload="x", messageType="chat"), token=token).status == 204
+    wrong = entry("bad", payload=5, messageType="chat")
+    late = entry("late", payload="x", messageType="chat", fireAt="2100-01-01T00:00:00Z")
+    assert claim.append(wrong, late, token=token).status == 204
+    worse = entry("late", "update", payload=5)
+    assert claim.append(worse, entry("odd", payload=1, messageType=5), token=token).status == 204
+    assert depth == [outside] * 4
+    come_due()
+    assert wait_until(firing.fire_due) == 4
+    assert depth == [outside] * 4
+    manifest = {}
+    for event in alice.events():
+        if event["type"] == "manifest":
+            manifest[event["key"]] = event["value"]
+    statuses = {key.removeprefix("schedule:"): each["status"] for key, each in manifest.items()}
+    assert statuses == {"good": "sent", "bad": "failed", "late": "failed", "odd": "failed"}
+    assert "/payload" in manifest["schedule:bad"]["lastError"]

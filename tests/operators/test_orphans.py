@@ -127,7 +127,14 @@ def test_health_in_sql_is_health_in_words(claim):
             last_seen_at=last_seen_at, lease_expires_at=lease_expires_at, diagnostics=diagnostics
         )
         row: Any = with_now(with_health(Runner.objects.select_related("liveness"))).get()
-        told = health(row, claims=row.held, lapsed=row.lapsed, now=row.now)
+        told = health(
+            row,
+            claims=row.held,
+            lapsed=row.lapsed,
+            failed=row.failed,
+            ended=row.ended,
+            now=row.now,
+        )
         case = (status, seen, diagnostics, limit, lease)
         assert (row.held, row.lapsed) == (1, lease is PAST), case
         assert (row.health_status, row.liveness_status) == (told.status, liveness(row, row.now)), (

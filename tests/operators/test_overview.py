@@ -11,8 +11,9 @@ from django.utils import timezone
 from claims import reaper, tallies
 from claims.models import ClaimTally, ServerPulse
 from core.clock import iso
-from dispatch.models import DispatchState, Entity, Wake
-from runners.models import Runner
+from dispatch.models import DispatchState, Entity, StreamEvent, Wake
+from runners.models import Runner, RunnerLiveness
+from tests.factories import ConsumerClaimFactory, EntityFactory, RunnerFactory, ago
 from tests.operators.conftest import World
 from tests.operators.test_verbs import text
 
@@ -317,3 +318,67 @@ def test_a_runners_page_shows_all_sixteen_diagnostics(world, people):
         "Last error at who knows",
     ):
         assert expected in shown
+
+
+def section(page, title):
+    """What a part of the overview says."""
+    (part,) = re.findall(rf"<h2>{title}.*?</section>", page.content.decode(), re.DOTALL)
+    return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", part))), part
+
+
+def test_it_tells_failures_by_runner_and_error(world, people):
+    bad = RunnerFactory.create(id="bad-deploy", online=True)
+    for _ in range(4):
+        ConsumerClaimFactory.create(entity__runner=bad, failed=True, error="KeyError: KEY\nat 1")
+    page = people["operator"].get("/admin/")
+    said, part = section(page, "Failures in the last hour")
+    assert "bad-deploy" in said
+    assert "4 of 4 KeyError: KEY 4 Disable Move its entities" in said
+    (listed,) = re.findall(r'<a href="(/admin/claims/[^"]+)">4 of 4', part)
+    rows = people["viewer"].get(html.unescape(listed)).content.decode().count('class="data-row')
+    assert rows == 4
+    assert "1 runner is degraded" not in section_of_troubles(page)
+    _, seen = section(people["viewer"].get("/admin/"), "Failures in the last hour")
+    assert "/do/" not in seen
+
+
+def section_of_troubles(page):
+    return text(page).partition("As of")[0]
+
+
+def test_it_tells_who_talks_and_who_writes_nothing(world, people):
+    talker = EntityFactory.create(url="/agent/talker", pending=True)
+    for _ in range(31):
+        ConsumerClaimFactory.create(entity=talker, released=True)
+    quiet = ConsumerClaimFactory.create(
+        entity__url="/agent/quiet", claimed_at=ago(minutes=20), last_heartbeat_at=ago(seconds=1)
+    )
+    StreamEvent.objects.filter(entity=quiet.entity).update(created_at=ago(minutes=30))
+    page = people["viewer"].get("/admin/")
+    assert re.search(r"/agent/talker .*31 31 of 35", section(page, "Entities that are claimed")[0])
+    said, part = section(page, "Claims that write nothing")
+    assert "/agent/quiet" in said
+    assert "nothing since 20 min ago" in said
+    (listed,) = re.findall(r'<a href="([^"]+)">All of them', part)
+    assert quiet.consumer_id in people["viewer"].get(html.unescape(listed)).content.decode()
+
+
+def test_a_runner_says_in_the_list_that_its_claims_fail(world, people):
+    bad = RunnerFactory.create(id="bad-deploy", online=True)
+    for _ in range(4):
+        ConsumerClaimFactory.create(entity__runner=bad, failed=True)
+    assert "4 of its last 4 claims failed" in text(people["viewer"].get("/admin/runners/runner/"))
+
+
+def test_diagnostics_of_a_silent_runner_are_as_of_then(world, people):
+    client = {"status": "streaming", "claims_succeeded": 3, "last_error": "reset by peer"}
+    RunnerLiveness.objects.filter(runner="r1").update(
+        diagnostics=client, last_seen_at=ago(minutes=5, seconds=1)
+    )
+    said = text(people["viewer"].get("/admin/runners/runner/r1/change/"))
+    assert "Diagnostics as of 5 min ago" in said
+    assert "Claims granted 3" in said
+    assert "Claims succeeded" not in said
+    assert "reset by peer as of 5 min ago" in text(people["viewer"].get("/admin/runners/runner/"))
+    world.api.post("/_electric/runners/r1/heartbeat")
+    assert "Diagnostics as of" not in text(people["viewer"].get("/admin/runners/runner/r1/change/"))

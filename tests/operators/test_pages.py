@@ -47,7 +47,7 @@ PAGES = [
 
 # Statements of each page, two for the session and the user among them.
 STATEMENTS = {
-    "overview": 19,
+    "overview": 22,
     "runners.runner list": 3,
     "runners.accesstoken list": 3,
     "claims.consumerclaim list": 3,
@@ -59,12 +59,12 @@ STATEMENTS = {
     "dispatch.sharedstate list": 3,
     "dispatch.entitytype list": 3,
     "admin.logentry list": 3,
-    "runner": 8,
+    "runner": 9,
     "claim": 4,
     "ended claim": 6,
     "dead letter": 4,
-    "entity": 13,
-    "wake": 4,
+    "entity": 15,
+    "wake": 5,
     "timer": 3,
     "shared state": 5,
     "entity type": 3,
@@ -107,14 +107,15 @@ def test_every_filter_and_search_costs_as_many_statements(world: World, people, 
 # Statements of the page that asks for a confirmation, however many rows; two for who asks.
 CONFIRMATIONS = {
     "claims/consumerclaim/do/expire": 3,
+    "claims/consumerclaim/do/expire-and-move": 5,
     "claims/deadletter/do/redrive": 3,
     **{
         f"dispatch/entity/do/{verb}": 3
         for verb in ("wake", "send", "pause", "resume", "stop", "kill")
     },
-    "dispatch/entity/do/move": 4,  # the runners that are offered
+    "dispatch/entity/do/move": 5,  # the runners that are offered, and the one that is proposed
     **{f"runners/runner/do/{verb}": 3 for verb in ("enable", "disable", "expire-claims", "delete")},
-    "runners/runner/do/move-entities": 4,
+    "runners/runner/do/move-entities": 5,
     "runners/accesstoken/do/revoke": 3,
 }
 

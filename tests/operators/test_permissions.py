@@ -23,15 +23,21 @@ LETTERS = "claims/deadletter"
 # Each verb: where it is, on what, with what, and the permission that it needs.
 VERBS = {
     "expire": (CLAIMS, "orphaned", {}, "expire_consumerclaim"),
+    "expire-and-move": (
+        CLAIMS,
+        "orphaned",
+        {"target": "r2", "anyway": "on"},
+        ("expire_consumerclaim", "move_entity"),
+    ),
     "redrive": (LETTERS, "/agent/e1", {}, "redrive_deadletter"),
     "enable": (RUNNERS, "r2", {}, "enable_runner"),
     "disable": (RUNNERS, "r1", {}, "disable_runner"),
     "expire-claims": (RUNNERS, "r1", {}, "expire_consumerclaim"),
-    "move-entities": (RUNNERS, "r1", {"target": "r2"}, "move_entity"),
+    "move-entities": (RUNNERS, "r1", {"target": "r2", "anyway": "on"}, "move_entity"),
     "delete": (RUNNERS, "r1", {"reason": "gone"}, "delete_runner"),
     "wake": (ENTITIES, "/agent/e2", {}, "wake_entity"),
     "send": (ENTITIES, "/agent/e1", {"payload": "Hi"}, "send_entity"),
-    "move": (ENTITIES, "/agent/e4", {"target": "r2"}, "move_entity"),
+    "move": (ENTITIES, "/agent/e4", {"target": "r2", "anyway": "on"}, "move_entity"),
     "pause": (ENTITIES, "/agent/e1", {}, "pause_entity"),
     "resume": (ENTITIES, "/agent/e5", {}, "resume_entity"),
     "stop": (ENTITIES, "/agent/e1", {}, "stop_entity"),
@@ -126,13 +132,19 @@ def test_it_lets_those_act_who_may(ready, people, verb, who):
     assert LogEntry.objects.filter(user__username=who).exists() == allowed
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_each_verb_has_its_permission(ready, people, verb):
+NEEDED = [
+    (verb, permission)
+    for verb, (_, _, _, needed) in VERBS.items()
+    for permission in ((needed,) if isinstance(needed, str) else needed)
+]
+
+
+@pytest.mark.parametrize(("verb", "needed"), NEEDED)
+def test_each_verb_has_its_permission(ready, people, verb, needed):
     """Who may see all, and do all but this, may not do this."""
     path, form = order(ready, verb)
     person("almost", group="operators")
     almost = User.objects.get(username="almost")
-    needed = VERBS[verb][3]
     almost.user_permissions.set(Permission.objects.exclude(codename=needed))
     almost.groups.clear()
     people["nobody"].force_login(almost)

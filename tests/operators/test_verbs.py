@@ -47,8 +47,8 @@ def test_the_list_asks_before_it_does_anything(world, operator, pair):
     asked = operator.post(CLAIMS, ticked)
     said = text(asked)
     assert (
-        "Taken back, as its runner's heartbeat lease expired. /agent/e3 is freed, and woken again"
-        in said
+        "Taken back, as its runner's heartbeat lease expired. /agent/e3 is freed; its work waits,"
+        " because r1 has been expired for" in said
     )
     assert "It has already ended: released." in said
     assert world.row(world.orphaned).status == "active"
@@ -132,7 +132,7 @@ def test_it_warns_before_a_healthy_claim_is_taken_back(world, operator):
         ("stop", {}, "stopped, was idle", "stopped"),
         ("kill", {"reason": "amok"}, "killed, was idle", "killed"),
         ("send", {"payload": '{"do": "it"}'}, "sent, txid", "idle"),
-        ("move", {"target": "r2"}, "moved to r2", "idle"),
+        ("move", {"target": "r2", "anyway": "on"}, "moved to r2", "idle"),
     ],
 )
 def test_it_acts_on_an_entity(world, operator, verb, form, said, status):
@@ -207,14 +207,16 @@ def test_killing_needs_a_reason(world, operator):
 
 
 def test_an_entity_moves_with_its_wake(world, operator):
-    do(operator, ENTITIES, "move", pk_of("/agent/e4"), target="r2")
+    do(operator, ENTITIES, "move", pk_of("/agent/e4"), target="r2", anyway="on")
     assert [wake["stream"] for wake in world.api.wakes("r2")] == ["agent/e4/main"]
     assert "agent/e4/main" not in [wake["stream"] for wake in world.api.wakes("r1")]
 
 
 def test_an_entity_moves_to_another_owners_runner(world, operator):
     Api("user:bob").register("bobs")
-    assert "moved to bobs" in do(operator, ENTITIES, "move", pk_of("/agent/e4"), target="bobs")
+    assert "moved to bobs" in do(
+        operator, ENTITIES, "move", pk_of("/agent/e4"), target="bobs", anyway="on"
+    )
 
 
 def test_nothing_moves_to_a_runner_that_does_not_exist(world, operator):
@@ -243,9 +245,13 @@ def test_what_has_ended_stays_where_it_is(world, operator):
     killed = pk_of("/agent/e4")
     asked = text(operator.get(f"{ENTITIES}do/move/?pk={killed}"))
     assert "refused The entity is killed." in asked
-    assert "The entity is killed." in do(operator, ENTITIES, "move", killed, target="r2")
+    assert "The entity is killed." in do(
+        operator, ENTITIES, "move", killed, target="r2", anyway="on"
+    )
     assert "its 3 entities" in text(operator.get(f"{RUNNERS}do/move-entities/?pk=r1"))
-    assert "3 entities moved to r2)" in do(operator, RUNNERS, "move-entities", "r1", target="r2")
+    assert "3 entities moved to r2)" in do(
+        operator, RUNNERS, "move-entities", "r1", target="r2", anyway="on"
+    )
     assert Entity.objects.get(pk=killed).dispatch_state.runner_id == "r1"
 
 
@@ -258,7 +264,9 @@ def test_what_ends_meanwhile_does_not_keep_the_others(world, operator, monkeypat
         return move(entity, runner_id)
 
     monkeypatch.setattr(entities, "move", late)
-    assert "3 entities moved to r2)" in do(operator, RUNNERS, "move-entities", "r1", target="r2")
+    assert "3 entities moved to r2)" in do(
+        operator, RUNNERS, "move-entities", "r1", target="r2", anyway="on"
+    )
     assert Entity.objects.get(url="/agent/e2").dispatch_state.runner_id == "r1"
 
 
@@ -269,7 +277,7 @@ def test_it_says_how_many_entities_will_move(world, operator):
 
 
 def test_it_moves_nowhere_where_it_is(world, operator):
-    said = do(operator, ENTITIES, "move", pk_of("/agent/e4"), target="r1")
+    said = do(operator, ENTITIES, "move", pk_of("/agent/e4"), target="r1", anyway="on")
     assert "It is already dispatched to that runner." in said
 
 
@@ -293,7 +301,7 @@ def test_it_takes_back_every_claim_of_a_runner(world, operator):
 
 
 def test_it_moves_every_entity_of_a_runner(world, operator):
-    said = do(operator, RUNNERS, "move-entities", "r1", target="r2")
+    said = do(operator, RUNNERS, "move-entities", "r1", target="r2", anyway="on")
     assert "4 entities moved to r2" in said
     assert not Runner.objects.get(pk="r1").dispatch_states.exists()
     assert "agent/e4/main" in [wake["stream"] for wake in world.api.wakes("r2")]

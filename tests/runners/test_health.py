@@ -1,13 +1,16 @@
 """GET /_electric/runners/:id/health."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.db.models import F
 from django.db.models.functions import Now
 
 from claims.models import ConsumerClaim
-from runners.models import RunnerLiveness
+from claims.reports import with_health
+from core.clock import with_now
+from runners.models import Runner, RunnerLiveness
 from tests.factories import (
     ConsumerClaimFactory,
     RunnerFactory,
@@ -311,3 +314,45 @@ def test_it_refuses_anothers_runner(alice, bob):
 def test_it_does_not_find_an_unknown_runner(alice):
     answer = alice.get(f"{PATH}/health")
     assert (answer.status, answer.error) == (404, "NOT_FOUND")
+
+
+# --- What failed ------------------------------------------------------------------------------
+
+
+def ended(*, failed=0, released=0, hours=0):
+    runner = Runner.objects.get()
+    for trait, number in (("failed", failed), ("released", released)):
+        for _ in range(number):
+            claim = ConsumerClaimFactory.create(entity__runner=runner, **{trait: True})
+            if hours:
+                then = ago(hours=hours)
+                ConsumerClaim.objects.filter(pk=claim.pk).update(claimed_at=then, ended_at=then)
+
+
+@pytest.mark.parametrize(
+    ("claims", "issues"),
+    [
+        ({"failed": 3}, ["3 of its last 3 claims failed"]),
+        ({"failed": 4, "released": 4}, ["4 of its last 8 claims failed"]),
+        ({"failed": 4, "released": 5}, []),
+        ({"failed": 2}, []),
+        ({"failed": 22}, ["20 of its last 20 claims failed"]),
+        ({"failed": 5, "hours": 2}, []),
+    ],
+)
+def test_a_runner_whose_claims_fail_is_degraded(alice, health, claims, issues):
+    alice.register()
+    beat(alice, **HEALTHY)
+    ended(**claims)
+    report = health()["health"]
+    assert report == {"status": "degraded" if issues else "healthy", "issues": issues}
+    row: Any = with_now(with_health(Runner.objects.select_related("liveness"))).get()
+    assert row.health_status == report["status"]
+
+
+def test_old_claims_do_not_hide_that_the_newest_failed(alice, health):
+    alice.register()
+    beat(alice, **HEALTHY)
+    ended(released=30)
+    ended(failed=12)
+    assert health()["health"]["issues"] == ["12 of its last 20 claims failed"]

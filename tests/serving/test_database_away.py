@@ -41,9 +41,9 @@ READS = [
 
 
 def test_it_answers_503_while_the_database_is_away_and_recovers_soon(
-    mortal: Server, hold: Callable[..., Held]
+    start_server: Callable[..., Server], hold: Callable[..., Held]
 ):
-    server = mortal
+    server = start_server(PULLWAKE_STUCK_S=1)
     api = make_idle(server.client())
     waiting = hold(server, long_poll(tail(api)))
     tail(api)
@@ -56,6 +56,7 @@ def test_it_answers_503_while_the_database_is_away_and_recovers_soon(
                 assert status == 503
                 assert int(headers["Retry-After"]) >= 1
                 assert body["error"]["code"] == "SERVICE_UNAVAILABLE"
+        # For longer than it may be stuck: another process would find the database no more.
         assert api.get("/livez").status == 200
         assert api.get("/_electric/health").status == 200
     began = time.monotonic()
@@ -95,6 +96,20 @@ def test_it_gives_up_connections_on_which_the_database_does_not_answer(
         wait_until(lambda: api.get("/_electric/runners/r1").status == 200)
         api.send()
         assert api.claim().done().body["entity_cleared"] is True
+
+
+def test_livez_tells_that_the_database_answers_others_alone(
+    start_server: Callable[..., Server], database: Database
+):
+    """Without a limit to statements nothing ends the wait, and the pool stays dry."""
+    server = start_server(PULLWAKE_STATEMENT_TIMEOUT_MS=0, PULLWAKE_DB_POOL=1, PULLWAKE_STUCK_S=1)
+    api = server.client()
+    assert api.get("/livez").status == 200
+    with frozen(database):
+        answer = wait_until(lambda: api.get("/livez").status == 503 and api.get("/livez"))
+        assert (answer.error, answer.headers["Retry-After"]) == ("SERVICE_UNAVAILABLE", "1")
+        assert "has not answered this process" in answer.body["error"]["message"]
+    wait_until(lambda: api.get("/livez").status == 200)
 
 
 def test_it_answers_503_when_its_pool_is_dry(

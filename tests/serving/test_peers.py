@@ -2,13 +2,15 @@
 
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from http.client import HTTPResponse
 
 import pytest
 
+from config.serving.peers import turn_away
 from tests.serving.conftest import long_poll, make_idle, tail
 from tests.support import Server, wait_until
 
@@ -123,3 +125,43 @@ def test_it_stops_in_time_though_peers_take_for_ever(start_server):
         assert server.process.wait(30) == 0
         assert time.monotonic() - began < 2
     assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.parametrize(
+    "path", ["/agent/e1/main", "/_electric/shared-state/s1", "/_electric/entities/agent/e1/send"]
+)
+def test_bodies_that_drip_hold_no_connection_to_the_database(servers, path):
+    server = servers.lend(PULLWAKE_DB_POOL=2)
+    api = server.client()
+    make_idle(api)
+    api.share("s1")
+    who = "Electric-Claim-Token: pww_unknown" if "shared" not in path else ""
+    head = HEAD.replace("/_electric/runners/r1/heartbeat", path) + who
+    with ExitStack() as peers:
+        for _ in range(6):
+            peer = peers.enter_context(connected(server))
+            peer.sendall(f"{head.rstrip()}\r\nContent-Length: 1000\r\n\r\n{{".encode())
+        for _ in range(6):
+            assert server.client().get("/livez").status == 200  # the server has read that much
+        assert api.post("/_electric/runners/r1/heartbeat", {}).status == 200
+        assert api.get("/readyz").status == 200
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to look at packets")
+def test_a_listener_that_is_to_close_takes_who_has_connected_and_nobody_more():
+    """Else there is always one more, whom closing it resets with a request under way."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        address = listener.getsockname()
+        with closing(socket.create_connection(address)) as before:
+            turn_away(listener)
+            with closing(socket.socket()) as late:
+                late.settimeout(0.2)
+                with pytest.raises(TimeoutError):
+                    late.connect(address)
+            before.sendall(b"hello")
+            accepted, _ = listener.accept()
+            with closing(accepted):
+                assert accepted.recv(5) == b"hello"
+        listener.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            listener.accept()

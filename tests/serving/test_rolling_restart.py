@@ -2,13 +2,14 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
-from tests.proxies import haproxy
+from tests.proxies import haproxy, nginx
 from tests.support import HttpApi, Server, wait_until
 
 pytestmark = [pytest.mark.postgres, pytest.mark.proxy, pytest.mark.slow]
@@ -71,12 +72,14 @@ class Load:
         wait_until(lambda: self.failed or self.done > before + RUNNERS)
 
 
+@pytest.mark.parametrize("proxy", [haproxy, nginx])
 def test_no_request_fails_while_servers_are_restarted(
+    proxy: Callable[..., AbstractContextManager[str]],
     start_server: Callable[..., Server],
     tmp_path: Path,
 ):
     servers = [start_server(PULLWAKE_DRAIN_S=DRAIN_S) for _ in range(3)]
-    with haproxy(servers, tmp_path) as url:
+    with proxy(servers, tmp_path) as url:
         wait_until(lambda: httpx2.get(f"{url}/readyz").status_code == 200)
         with Load(url) as load:
             for server in servers:

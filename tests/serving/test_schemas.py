@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
+import pytest
 
 from tests.support import wait_until
 
@@ -12,7 +13,9 @@ def _doubling(levels):
     return {"$ref": "#/$defs/a0", "$defs": {**step, f"a{levels}": {"type": "integer"}}}
 
 
-def test_a_check_that_would_not_end_keeps_nobody_waiting(server):
+@pytest.mark.parametrize(("connections", "checks"), [(16, 3), (2, 12)])
+def test_a_check_that_would_not_end_keeps_nobody_waiting(servers, connections, checks):
+    server = servers.lend(PULLWAKE_DB_POOL=connections)
     api = server.client()
     api.register()
     body = {"name": "agent", "description": "", "inbox_schemas": {"slow": _doubling(40)}}
@@ -23,8 +26,8 @@ def test_a_check_that_would_not_end_keeps_nobody_waiting(server):
         message = {"payload": 1, "type": "slow"}
         return server.client().post("/_electric/entities/agent/e1/send", message).status
 
-    with ThreadPoolExecutor(3) as pool:
-        slow = [pool.submit(send, n) for n in range(3)]
+    with ThreadPoolExecutor(checks) as pool:
+        slow = [pool.submit(send, n) for n in range(checks)]
         during = 0
         while not all(each.done() for each in slow):
             assert api.post("/_electric/runners/r1/heartbeat", {}).status == 200

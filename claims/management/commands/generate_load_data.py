@@ -145,6 +145,15 @@ STEPS = {
         FROM planned p LEFT JOIN dispatch_wake w
             ON w.id = %(claims_each)s * %(entities)s + i AND w.status = 'outstanding'
     """,
+    "changes": """
+        INSERT INTO runners_change (kind, key, transaction, owner, other_owner, type, registration,
+            told, retagged, gone, departed)
+        SELECT 'runner', id, 0, owner_principal, '', '', '', '', 0, FALSE, FALSE
+        FROM runners_runner
+        UNION ALL
+        SELECT 'entity', url, 0, created_by, '', type, '', '', 0, FALSE, FALSE
+        FROM dispatch_entity
+    """,
     "sequences": """
         SELECT setval(pg_get_serial_sequence('dispatch_entity', 'id'), %(entities)s),
             setval(pg_get_serial_sequence('dispatch_wake', 'id'), max(w.id)),

@@ -396,10 +396,10 @@ async def test_a_runner_that_is_not_taken_ends_and_says_why(
 async def test_once_it_has_worked_a_refusal_is_waited_out() -> None:
     async with FakeServer() as server, process(server, "echo hi") as started:
         await server.seen("wake", 2)
-        server.fault("register", status(401, "UNAUTHORIZED"))
+        server.fault("get", status(401, "UNAUTHORIZED"))
         await server.close()
         await server.open()
-        await server.until(lambda: len(server.of("register")) >= 3, "registering again")
+        await server.until(lambda: len(server.of("get")) >= 3, "asking again")
         await server.send("chat/1", 1)
         await ended(server)
         started.terminate()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
@@ -61,7 +62,6 @@ class RunnerRecord:
     """Seconds."""
     max_concurrent_claims: int | None
     admin_status: str
-    label: str | None = None
     owner: str | None = None
     """A principal's URL."""
     created_at: str | None = None
@@ -84,7 +84,6 @@ class RunnerRecord:
             claim_lease=lease_ms / 1000 if lease_ms else DEFAULT_LEASE,
             max_concurrent_claims=int(limit) if limit else None,
             admin_status=_text(body, "admin_status") or "enabled",
-            label=_text(body, "label"),
             owner=_text(body, "owner_principal"),
             created_at=_text(body, "created_at"),
             started_at=_text(reported, "started_at") if isinstance(reported, dict) else None,
@@ -94,10 +93,6 @@ class RunnerRecord:
         """With what only the answer to a heartbeat says."""
         other = answer.headers.get("pullwake-other-process") == "true"
         return replace(self, other_process=other)
-
-    def at_work(self, runner_id: str) -> Registration:
-        """The registration that changes nothing of it: not what an operator set meanwhile."""
-        return Registration(runner_id, self.label or runner_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,15 +143,19 @@ class Api:
     async def register(self, known: RunnerRecord | None = None) -> RunnerRecord:
         """Make the runner known. For one that is, this changes only what it says anew.
 
-        One that was `known` says nothing anew, unless it was deleted meanwhile.
+        One that was `known` is only asked for, unless it was deleted meanwhile: to register it
+        again would emit all its wakes again, which it has read.
         """
         if known is not None:
-            record = await self._register(known.at_work(self.registration.runner_id))
-            if record.created_at == known.created_at:
-                return record
-        return await self._register(self.registration)
-
-    async def _register(self, registration: Registration) -> RunnerRecord:
+            try:
+                record = await self.get()
+            except ServerRefused as error:
+                if error.status != HTTPStatus.NOT_FOUND:
+                    raise
+            else:
+                if record.created_at == known.created_at:
+                    return record
+        registration = self.registration
         answer = await self._call("POST", "/_electric/runners", registration.body())
         return RunnerRecord.parse(answer.object(), registration.runner_id)
 

@@ -51,14 +51,25 @@ class Client:
         self, entity: str, after: str = START, *, live: bool = True
     ) -> AsyncIterator[dict[str, Any]]:
         """The events of an entity's stream, and then those to come, until it is closed."""
-        path = f"{entity}/main"
+        async for event in self._events(f"{entity}/main", {}, after, live=live):
+            yield event
+
+    async def changes(self, feed: str, query: Mapping[str, str]) -> AsyncIterator[dict[str, Any]]:
+        """The rows of a feed, `runners` or `entities`, and then what changes of them, for ever."""
+        path = f"/_electric/feeds/{feed}"
+        async for event in self._events(path, query, START, live=True):
+            yield event
+
+    async def _events(
+        self, path: str, query: Mapping[str, str], after: str, *, live: bool
+    ) -> AsyncIterator[dict[str, Any]]:
         waits = False
         while True:
-            query = {"offset": after, **({"live": "long-poll"} if waits else {})}
+            place = {"offset": after, **({"live": "long-poll"} if waits else {})}
             answer = await self._transport.call(
                 "GET",
                 self._transport.url(path),
-                params=query,
+                params={**query, **place},
                 deadline=self._timing.long_poll_deadline,
             )
             for event in _list(answer) if answer.status != 204 else []:

@@ -84,6 +84,14 @@ async def observe(client: Client, args: argparse.Namespace) -> None:
 
 async def ps(client: Client, args: argparse.Namespace) -> None:
     query = given({"type": args.type, "status": args.status})
+    if args.watch:
+        await watch(
+            args,
+            client.changes("entities", given({"type": args.type})),
+            lambda row: (row["url"], row["status"], _runner_of(row), _work(row)),
+            lambda row: args.status in (None, row["status"]),
+        )
+        return
     rows = client.rows("/_electric/entities", query)
     await tell_rows(
         args,
@@ -95,6 +103,13 @@ async def ps(client: Client, args: argparse.Namespace) -> None:
 
 
 async def runners(client: Client, args: argparse.Namespace) -> None:
+    if args.watch:
+        await watch(
+            args,
+            client.changes("runners", {}),
+            lambda row: (row["id"], row["liveness_status"], row["health_status"], row["label"]),
+        )
+        return
     await tell_rows(
         args,
         client.rows("/_electric/runners", {}),
@@ -157,6 +172,38 @@ async def tell_rows(
         write("  ".join(cells).rstrip() + "\n")
 
 
+async def watch(
+    args: argparse.Namespace,
+    changes: AsyncIterator[dict[str, Any]],
+    columns: Callable[[dict[str, Any]], Sequence[Any]],
+    wanted: Callable[[dict[str, Any]], bool] = lambda row: True,
+) -> None:
+    """A line for each row, and one whenever it reads differently; or each event as JSON."""
+    shown: dict[str, str] = {}
+    async for event in changes:
+        if args.json:
+            write(json.dumps(event, ensure_ascii=False) + "\n")
+            continue
+        key, row = str(event.get("key", "")), event.get("value")
+        if "type" not in event:  # what was told so far is to be forgotten
+            shown.clear()
+        elif row is None:
+            if shown.pop(key, None) is not None:
+                _tell_change(plain(key), "gone")
+        # One that is wanted no more is shown as what it is now, once.
+        elif wanted(row) or key in shown:
+            line = "  ".join(plain(str(each)) for each in columns(row)).rstrip()
+            if shown.get(key) != line:
+                _tell_change(line)
+            shown[key] = line
+            if not wanted(row):
+                del shown[key]
+
+
+def _tell_change(*says: str) -> None:
+    write("  ".join((f"{datetime.now().astimezone():%H:%M:%S}", *says)) + "\n")
+
+
 def plain(text: str) -> str:
     """`text` without what would command a terminal rather than be shown on it."""
     return "".join(
@@ -212,6 +259,10 @@ def _short(value: object) -> str:
 
 def _moment(epoch_ms: float) -> str:
     return datetime.fromtimestamp(epoch_ms / 1000).astimezone().isoformat(" ", "seconds")[:19]
+
+
+def _work(row: Mapping[str, Any]) -> str:
+    return "work" if row.get("pending") else ""
 
 
 def _runner_of(row: Mapping[str, Any]) -> str:
@@ -277,13 +328,15 @@ def add_all(add_parser: AddParser) -> None:
     add = command("ps", ps, "list your entities", "pullwake ps --status running")
     add("--type")
     add("--status", choices=("idle", "running", "paused", "stopping", "stopped", "killed"))
+    add("--watch", action="store_true", help="and then each change of one, as it happens")
 
     add = command("signal", signal, "signal an entity", "pullwake signal agent/hello SIGINT")
     add("entity", metavar="TYPE/ID")
     add("signal", choices=SIGNALS, type=_signal)
     add("--reason")
 
-    command("runners", runners, "list your runners", "pullwake runners --json")
+    add = command("runners", runners, "list your runners", "pullwake runners --json")
+    add("--watch", action="store_true", help="and then each change of one, as it happens")
     command("types", types, "list the entity types that you may use", "pullwake types")
 
 

@@ -1,0 +1,192 @@
+"""The REST API of feeds: what changes of runners and of entities, read as streams are."""
+
+from typing import Any, Literal, cast
+
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+from msgspec import UNSET, UnsetType, to_builtins
+
+from api.authentication import RunnerAuthentication
+from api.fields import DispatchPolicy, known, policy_to
+from api.openapi import documented
+from api.runners import AdminStatus, Kind
+from api.streams import LIVE, READ_PARAMETERS, serve
+from api.views import ApiView
+from claims.feeds import Feed, Sight
+from core.bodies import Body, JsonObject, parameter
+from core.clock import epoch_ms, iso
+from core.errors import InvalidRequest
+from core.identifiers import is_id
+from runners import changes
+from runners.models import Change, Runner
+
+MAX_TAGS = 8
+"""That a reader may ask for at once."""
+
+
+class RunnerRow(Body, frozen=True, kw_only=True):
+    """A runner as its feed has it: all but what each heartbeat changes."""
+
+    id: str
+    owner_principal: str
+    label: str
+    kind: Kind
+    admin_status: AdminStatus
+    wake_stream: str
+    sandbox_profiles: list[JsonObject]
+    claim_lease_ms: int
+    created_at: str
+    updated_at: str
+    liveness_status: Literal["online", "offline", "expired"]
+    health_status: Literal["healthy", "degraded", "unhealthy"]
+    max_concurrent_claims: int | UnsetType = UNSET
+
+
+class ClaimRow(Body, frozen=True, kw_only=True):
+    """The active claim of an entity."""
+
+    consumer_id: str
+    epoch: int
+    runner_id: str
+    claimed_at: int
+
+
+class EntityRow(Body, frozen=True, kw_only=True):
+    """An entity as its feed has it; ``failures`` are claims in a row that were not released."""
+
+    url: str
+    type: str
+    status: Literal["idle", "running", "paused", "stopping", "stopped", "killed"]
+    streams: dict[str, str]
+    tags: dict[str, str]
+    pending: bool
+    failures: int
+    claim: ClaimRow | None
+    created_by: str
+    created_at: int
+    updated_at: int
+    dispatch_policy: DispatchPolicy | UnsetType = UNSET
+    parent: str | UnsetType = UNSET
+
+
+class RunnerEvent(Body, frozen=True, kw_only=True):
+    """A change of a runner; ``delete`` has no value, and ``reset`` neither type nor key."""
+
+    headers: dict[str, str]
+    type: Literal["runner"] | UnsetType = UNSET
+    key: str | UnsetType = UNSET
+    value: RunnerRow | UnsetType = UNSET
+
+
+class EntityEvent(Body, frozen=True, kw_only=True):
+    """A change of an entity; ``delete`` has no value, and ``reset`` neither type nor key."""
+
+    headers: dict[str, str]
+    type: Literal["entity"] | UnsetType = UNSET
+    key: str | UnsetType = UNSET
+    value: EntityRow | UnsetType = UNSET
+
+
+def show_runner(change: Change, runner: Runner) -> JsonObject:
+    """A runner, as its feed was told that it is."""
+    alive, _, status = (change.told or "offline degraded").partition(" ")
+    row = RunnerRow(
+        id=runner.id,
+        owner_principal=runner.owner_principal,
+        label=runner.label,
+        kind=cast(Kind, runner.kind),
+        admin_status=cast(AdminStatus, runner.admin_status),
+        wake_stream=runner.wake_stream_path,
+        sandbox_profiles=runner.sandbox_profiles,
+        claim_lease_ms=runner.claim_lease_ms,
+        created_at=iso(runner.created_at),
+        updated_at=iso(runner.updated_at),
+        liveness_status=alive,  # type: ignore[arg-type]
+        health_status=status,  # type: ignore[arg-type]
+        max_concurrent_claims=known(runner.max_concurrent_claims),
+    )
+    return cast(JsonObject, to_builtins(row))
+
+
+def show_entity(change: Change, entity: Any) -> JsonObject:
+    """An entity with its dispatch state and its active claim."""
+    state, claim = entity.dispatch_state, entity.claim
+    row = EntityRow(
+        url=entity.url,
+        type=entity.type,
+        status=state.status,
+        streams={"main": entity.stream_path},
+        tags=entity.tags,
+        pending=state.pending,
+        failures=state.failures,
+        claim=claim
+        and ClaimRow(
+            consumer_id=claim.consumer_id,
+            epoch=claim.epoch,
+            runner_id=claim.runner_name,
+            claimed_at=epoch_ms(claim.claimed_at),
+        ),
+        created_by=entity.created_by,
+        created_at=epoch_ms(entity.created_at),
+        updated_at=epoch_ms(entity.updated_at),
+        dispatch_policy=policy_to(state.runner_id),
+        parent=known(entity.parent),
+    )
+    return cast(JsonObject, to_builtins(row))
+
+
+class RunnersFeedView(ApiView):
+    """/_electric/feeds/runners"""
+
+    authentication_classes = (RunnerAuthentication,)
+
+    @documented(
+        "Follow the caller's runners",
+        answers={200: list[RunnerEvent], **LIVE, 204: None, 304: None},
+        parameters=READ_PARAMETERS,
+    )
+    def get(self, request: HttpRequest) -> HttpResponseBase:
+        """The caller's runners, then what changes of them; a heartbeat alone is no change."""
+        only = str(self.request.auth or "")
+        return serve(request, Feed(Sight(changes.Kind.RUNNER, self.caller, only), show_runner))
+
+    @documented("Find the end of the feed of runners", answers={200: None})
+    def head(self, request: HttpRequest) -> HttpResponseBase:
+        """The headers alone."""
+        return self.get(request)
+
+
+class EntitiesFeedView(ApiView):
+    """/_electric/feeds/entities"""
+
+    @documented(
+        "Follow the entities that the caller may read",
+        answers={200: list[EntityEvent], **LIVE, 204: None, 304: None},
+        parameters=[*READ_PARAMETERS, "type", "tag"],
+    )
+    def get(self, request: HttpRequest) -> HttpResponseBase:
+        """Those of a type, and with all the tags that are asked for; then what changes of them.
+
+        ``tag`` is a name, or ``name=value``, and may be given more than once.
+        """
+        asked_type = parameter(request, "type") or ""
+        if asked_type and not is_id(asked_type):
+            raise InvalidRequest.field("/type", "no entity type")
+        kind = changes.Kind.ENTITY
+        sight = Sight(kind, self.caller, type=asked_type, tags=_tags(request))
+        return serve(request, Feed(sight, show_entity))
+
+    @documented("Find the end of the feed of entities", answers={200: None})
+    def head(self, request: HttpRequest) -> HttpResponseBase:
+        """The headers alone."""
+        return self.get(request)
+
+
+def _tags(request: HttpRequest) -> tuple[tuple[str, str | None], ...]:
+    asked = request.GET.getlist("tag")
+    if len(asked) > MAX_TAGS:
+        raise InvalidRequest.field("/tag", f"more than {MAX_TAGS}")
+    if any("\0" in each for each in asked):
+        raise InvalidRequest.field("/tag", "holds a NUL character")
+    pairs = [each.partition("=") for each in sorted(asked)]
+    return tuple((name, value if equals else None) for name, equals, value in pairs)

@@ -1,0 +1,437 @@
+"""The feeds of runners and of entities: what a reader may see of them, read as streams are.
+
+A page is read from the database. Those who wait for more are told by one `Follower` a process and
+feed, which reads each change once for all of them, keeps the newest in memory, and wakes whom a
+change concerns. `runners.changes` says how places are ordered.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+from django.db import connection
+from django.db.models import Exists, OuterRef, Q
+
+from claims.models import ConsumerClaim
+from core.bodies import JsonObject
+from core.errors import InvalidRequest
+from core.principals import Principal
+from dispatch import types
+from dispatch.models import Entity, EntityType
+from dispatch.streams import offsets, waiters
+from dispatch.streams.reads import End, Page
+from dispatch.streams.scan import PAGE_BYTES, PAGE_EVENTS
+from runners import changes
+from runners.changes import Kind, Place, Settled
+from runners.models import Change, Runner
+
+logger = logging.getLogger(__name__)
+
+PACE_S = 0.2
+"""Seconds between two looks of a follower, so that those it wakes are told of many changes."""
+
+_UNSETTLED_S = 0.05
+"""The same while it waits for an older transaction to end."""
+
+_RETRY_S = 1.0
+
+_IDLE_S = 30.0
+"""A follower that nobody needed for so long ends."""
+
+_KEPT_BYTES = 16 * 1024 * 1024
+"""Of JSON, that a follower keeps for readers who are a little behind."""
+
+_DIGITS = 10**16
+
+Show = Callable[[Change, Any], JsonObject]
+"""A row as a feed's events have it: of a runner, or of an entity with its ``claim`` or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A change that can be read: its row as JSON, or None where there is none, and its tags."""
+
+    change: Change
+    place: tuple[int, int]
+    value: str | None
+    tags: dict[str, str]
+    entity_type: EntityType | None
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes."""
+        return len(self.value or "")
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """Whose view of a feed it is, and what of it is asked for.
+
+    ``only`` is the runner that an access token is for; ``tags`` are names, with a value or None
+    for any.
+    """
+
+    kind: Kind
+    caller: Principal
+    only: str = ""
+    type: str = ""
+    tags: tuple[tuple[str, str | None], ...] = ()
+
+    @property
+    def subjects(self) -> tuple[str, str]:
+        """What the caller's rights may be given to."""
+        return (self.caller.url, self.caller.kind)
+
+    def sees(self, entry: Entry) -> bool:
+        """Whether a change concerns the caller: what `visible` says of rows."""
+        change = entry.change
+        if change.key == "":
+            return change.owner in self.subjects
+        if (self.type and change.type != self.type) or (self.only and change.key != self.only):
+            return False
+        if change.departed:
+            return change.owner in self.subjects
+        return self.caller.url in (change.owner, change.other_owner) or types.granted(
+            entry.entity_type, self.caller, types.MANAGE
+        )
+
+    def visible(self, rows: Any, since: int) -> Any:
+        """Those of these changes that concern the caller, who reads since this transaction."""
+        url = self.caller.url
+        mine = Q(owner=url) | Q(owner=self.caller.kind, departed=True) | Q(other_owner=url)
+        if self.kind == Kind.ENTITY:
+            for entity_type in types.managed_by(self.caller):
+                under = Q(type=entity_type.name, registration=entity_type.registration)
+                mine |= under & Q(departed=False)
+        # What was gone before the caller began to read it never had.
+        rows = rows.filter(mine, Q(gone=False, departed=False) | Q(transaction__gte=since))
+        rows = rows.exclude(key="")
+        if self.only:
+            rows = rows.filter(key=self.only)
+        if self.type:
+            rows = rows.filter(type=self.type)
+        if self.tags:
+            # Of those with the names that are asked for, `event` leaves out other values.
+            tagged = Entity.objects.filter(
+                url=OuterRef("key"), tags__has_keys=[name for name, _ in self.tags]
+            )
+            rows = rows.filter(
+                Q(gone=True) | Q(departed=True) | Q(retagged__gte=since) | Exists(tagged)
+            )
+        return rows
+
+    def must_look_anew(self, place: Place, settled: Settled) -> bool:
+        """Whether what lies past a place does not tell the caller all."""
+        if place.transaction >= settled.ahead or place.since > settled.ahead:
+            return True  # it is of another database
+        lost = Change.objects.filter(
+            kind=self.kind,
+            key="",
+            departed=True,
+            owner__in=(*self.subjects, ""),
+            transaction__gte=place.since,
+            transaction__lt=settled.below,
+        )
+        return bool(lost.exists())
+
+    def event(self, entry: Entry, since: int) -> str | None:
+        """What the caller, who reads since this transaction, is told of a change that it sees."""
+        change = entry.change
+        upsert = not (change.departed or change.gone)
+        if change.departed and types.granted(entry.entity_type, self.caller, types.MANAGE):
+            return None
+        if upsert and not self._wants(entry.tags):
+            if change.retagged < since:
+                return None
+            upsert = False
+        if upsert and entry.value is None:
+            return None  # it was deleted meanwhile, which is told in its turn
+        offset = _encode(_pack(Place(*entry.place, since)))
+        operation = "upsert" if upsert else "delete"
+        value = f',"value":{entry.value}' if upsert else ""
+        key = msgspec.json.encode(change.key).decode()
+        headers = f'{{"operation":"{operation}","offset":"{offset}"}}'
+        return f'{{"type":"{self.kind}","key":{key}{value},"headers":{headers}}}'
+
+    def _wants(self, tags: dict[str, str]) -> bool:
+        return all(name in tags and value in (None, tags[name]) for name, value in self.tags)
+
+
+_RESET = '{"headers":{"control":"reset"}}'
+"""All rows follow: what a reader has is to be forgotten."""
+
+
+def _load(kind: Kind, rows: Sequence[Change], show: Show) -> list[Entry]:
+    """The rows behind these changes, as they are now: a few statements."""
+    living = [each.key for each in rows if not (each.gone or each.departed)]
+    values: dict[str, str] = {}
+    found: dict[str, Any] = {}
+    if kind == Kind.RUNNER:
+        found = {each.pk: each for each in Runner.objects.filter(pk__in=living)}
+    elif living:
+        entities: Any = Entity.objects.filter(url__in=living).select_related("dispatch_state")
+        found = {each.url: each for each in entities.defer("spawn_args", "sandbox")}
+        claims = ConsumerClaim.objects.active().filter(entity__in=found.values())
+        held = {each.entity_id: each for each in claims.defer("acked_streams")}
+        for each in found.values():
+            each.claim = held.get(each.pk)
+    for change in rows:
+        if change.key in found:
+            values[change.key] = msgspec.json.encode(show(change, found[change.key])).decode()
+    named = {each.type for each in rows if each.registration}
+    registered = EntityType.objects.in_bulk(named) if named else {}
+    return [
+        Entry(
+            change,
+            (change.transaction, change.pk),
+            values.get(change.key),
+            getattr(found.get(change.key), "tags", {}),
+            _type_of(change, registered),
+        )
+        for change in rows
+    ]
+
+
+def _type_of(change: Change, registered: dict[str, EntityType]) -> EntityType | None:
+    entity_type = registered.get(change.type)
+    if entity_type is None or entity_type.registration != change.registration:
+        return None
+    return entity_type
+
+
+def _pack(place: Place) -> int:
+    return (place.transaction * _DIGITS + place.pk) * _DIGITS + place.since
+
+
+def _unpack(offset: int) -> Place:
+    place, since = divmod(offset, _DIGITS)
+    return Place(*divmod(place, _DIGITS), since)
+
+
+def _encode(offset: int) -> str:
+    place = _unpack(offset)
+    return f"{place.transaction:016d}_{place.pk:016d}_{place.since:016d}"
+
+
+class Feed:
+    """A feed as a stream that can be read: `dispatch.streams.reads.Source`."""
+
+    def __init__(self, sight: Sight, show: Show) -> None:
+        self.sight = sight
+        self._show = show
+
+    @property
+    def key(self) -> str:
+        """Readers with the same sight wait together."""
+        return f"F{self.sight}"
+
+    def encode(self, offset: int) -> str:
+        """Three numbers: transaction, row, and since which transaction it is read."""
+        return _encode(offset)
+
+    def decode(self, text: str) -> int:
+        """The offset that this says. Raises InvalidRequest for another form."""
+        if text in (offsets.START, offsets.encode(0)):
+            return 0
+        parts = text.split("_")
+        if len(parts) != 3 or not all(
+            len(each) == 16 and each.isascii() and each.isdecimal() for each in parts
+        ):
+            raise InvalidRequest.field("/offset", "expected -1, now, or an offset that it gave")
+        return _pack(Place(*map(int, parts)))
+
+    def end(self) -> End:
+        """Behind all that can be read now."""
+        settled = changes.now_settled(self.sight.kind)
+        return End(_pack(Place(settled.below - 1, _DIGITS - 1, settled.below)))
+
+    def read(self, after: int) -> Page:
+        """The rows that changed past this, as they are; from the start all that there are."""
+        sight, place = self.sight, _unpack(after)
+        settled = changes.now_settled(sight.kind)
+        events = []
+        if after == 0:
+            place = Place(0, 0, settled.below)
+        elif sight.must_look_anew(place, settled):
+            events.append(_RESET)
+            place = Place(0, 0, settled.below)
+        while True:
+            found = sight.visible(changes.past(sight.kind, place, settled), place.since)
+            rows = list(found[:PAGE_EVENTS])
+            page = _page(sight, _load(sight.kind, rows, self._show), place)
+            page.events[:0] = events
+            if page.events or page.up_to_date:
+                return page
+            place = _unpack(page.next_offset)
+
+    def follow(self, after: int) -> Page:
+        """`read`, of what this process's follower knows, where that reaches back to there.
+
+        Who waits goes along with the feed's end, also where nothing there concerns the caller.
+        """
+        follower = _follower(self.sight.kind, self._show)
+        follower.serve(self)
+        page = follower.page(self.sight, _unpack(after))
+        if page is not None:
+            return page
+        end = self.end().tail
+        page = self.read(after)
+        if not page.up_to_date or page.next_offset // _DIGITS > end // _DIGITS:
+            return page
+        since = _unpack(page.next_offset).since
+        return replace(page, next_offset=end - end % _DIGITS + since)
+
+
+def _page(sight: Sight, entries: Iterable[Entry], place: Place) -> Page:
+    events, size = [], 0
+    for count, entry in enumerate(entries, start=1):
+        place = Place(*entry.place, place.since)
+        event = sight.event(entry, place.since)
+        if event is not None:
+            events.append(event)
+            size += len(event)
+        if count == PAGE_EVENTS or size > PAGE_BYTES:
+            # Perhaps there is no more: then the next page says so, and has no event.
+            return Page(events, _pack(place), up_to_date=False)
+    return Page(events, _pack(place), up_to_date=True)
+
+
+# --- Following --------------------------------------------------------------------------------
+
+
+class Follower:
+    """Reads what changes in a feed, once for all in this process who wait for it."""
+
+    def __init__(self, kind: Kind, show: Show) -> None:
+        self.kind = kind
+        self._show = show
+        self._key = waiters.RUNNER_FEED if kind == Kind.RUNNER else waiters.ENTITY_FEED
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._feeds: dict[str, Feed] = {}
+        self._entries: deque[Entry] = deque()
+        self._size = 0
+        self._start: tuple[int, int] | None = None
+        self._end = (0, 0)
+        self._needed_at = 0.0
+        self._tidy_at = 0.0
+
+    def serve(self, feed: Feed) -> None:
+        """Wake those who wait for this feed when it has news."""
+        with self._lock:
+            self._needed_at = time.monotonic()
+            self._feeds[feed.key] = feed
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name=f"pullwake-feed-{self.kind}", daemon=True
+                )
+                self._thread.start()
+
+    def page(self, sight: Sight, place: Place) -> Page | None:
+        """What lies past a place; None where that is not known here."""
+        with self._lock:
+            reached = (place.transaction, place.pk)
+            if self._start is None or not self._start <= reached <= self._end:
+                return None
+            newer = []
+            for entry in reversed(self._entries):
+                if entry.place <= reached:
+                    break
+                newer.append(entry)
+            end = self._end
+        newer = [entry for entry in reversed(newer) if sight.sees(entry)]
+        if any(entry.change.key == "" for entry in newer):
+            return None
+        page = _page(sight, newer, place)
+        if page.up_to_date:
+            page = replace(page, next_offset=_pack(Place(*end, place.since)))
+        return page
+
+    def _run(self) -> None:
+        with waiters.hub.waiter(self._key) as grown:
+            while not waiters.hub.closing:
+                grown.clear()
+                pause = PACE_S
+                try:
+                    if not self._advance():
+                        pause = _UNSETTLED_S
+                        grown.set()
+                except Exception as exc:  # noqa: BLE001  the next look may do better
+                    logger.warning("following changes failed, trying again: %s", exc)
+                    pause = _RETRY_S
+                    grown.set()
+                finally:
+                    connection.close()
+                grown.after = self._end[0]
+                _pause.wait(pause)
+                grown.wait(_IDLE_S)
+                if self._is_over():
+                    return
+
+    def _is_over(self) -> bool:
+        """Forget those who are gone, now and then; whether nobody is left."""
+        if time.monotonic() < self._tidy_at:
+            return False
+        self._tidy_at = time.monotonic() + _IDLE_S
+        waited_for = waiters.hub.waited_for()
+        with self._lock:
+            self._feeds = {key: each for key, each in self._feeds.items() if key in waited_for}
+            if self._feeds or time.monotonic() - self._needed_at < _IDLE_S:
+                return False
+            self._thread = self._start = None
+            self._entries.clear()
+            self._size = 0
+            return True
+
+    def _advance(self) -> bool:
+        """Take in what changed: whether all that was committed could be read."""
+        settled = changes.now_settled(self.kind)
+        end = (settled.below - 1, _DIGITS - 1)
+        if self._start is None or end < self._end:  # the first look, or another database
+            self._skip(end)
+            return True
+        everything = Settled(settled.ahead + _DIGITS, settled.ahead)
+        place = Place(*self._end, 0)
+        # One query tells both what can be read, and whether there is more that cannot be yet.
+        found = list(changes.past(self.kind, place, everything)[: PAGE_EVENTS + 1])
+        rows = [each for each in found if each.transaction < settled.below]
+        if len(rows) > PAGE_EVENTS:
+            self._skip(end)
+            return True
+        entries = _load(self.kind, rows, self._show)
+        with self._lock:
+            self._entries.extend(entries)
+            self._size += sum(entry.size for entry in entries)
+            while self._size > _KEPT_BYTES or len(self._entries) > 10 * PAGE_EVENTS:
+                dropped = self._entries.popleft()
+                self._size -= dropped.size
+                self._start = dropped.place
+            self._end = end
+            feeds = list(self._feeds.values()) if entries else []
+        for feed in feeds:
+            if any(feed.sight.sees(entry) for entry in entries):
+                waiters.hub.wake(feed.key)
+        return len(rows) == len(found)
+
+    def _skip(self, end: tuple[int, int]) -> None:
+        """Keep nothing of what lies before this: each reader reads the database once."""
+        with self._lock:
+            self._entries.clear()
+            self._size = 0
+            self._start = self._end = end
+            feeds = list(self._feeds.values())
+        for feed in feeds:
+            waiters.hub.wake(feed.key)
+
+
+_pause = threading.Event()
+_followers: dict[Kind, Follower] = {}
+
+
+def _follower(kind: Kind, show: Show) -> Follower:
+    return _followers.setdefault(kind, Follower(kind, show))

@@ -1,0 +1,106 @@
+"""Who stands out of late: runners whose claims fail, and entities that are claimed all the time.
+
+Each looks at the newest claims only, by an index, so that it costs the same however many there are.
+`ClaimQuerySet.quiet` has the claims that write nothing.
+"""
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.db.models import Count, OuterRef, Subquery
+from django.db.models.functions import Coalesce, Left
+
+from claims.models import ConsumerClaim
+from runners.models import Runner
+
+SAMPLE = 2000
+"""Claims that are looked at, the newest."""
+SPAN = timedelta(hours=1)
+FEW = 3
+"""Failures of one kind that are no pattern yet are fewer."""
+TALKING = 30.0
+"""Claims an hour from which on an entity is one that talks."""
+_LINE = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Failures:
+    """Claims of one runner that failed for one reason, of all that it ended in the same time."""
+
+    runner_id: str | None
+    runner_name: str
+    error: str
+    failed: int
+    entities: int
+    ended: int
+
+
+@dataclass(frozen=True, slots=True)
+class Talker:
+    """An entity, how many of the newest claims were of it, and how many that makes an hour."""
+
+    entity_id: int
+    url: str
+    claims: int
+    of: int
+    an_hour: float
+
+
+def failures(now: datetime, limit: int) -> list[Failures]:
+    """By runner and the first line of the error, the most first: two statements at the most."""
+    failed = ConsumerClaim.objects.filter(
+        status=ConsumerClaim.Status.FAILED, ended_at__gt=now - SPAN
+    )
+    newest: Any = failed.order_by("-ended_at").annotate(said=Left("error", _LINE))
+    grouped: dict[tuple[str | None, str, str], list[int | None]] = defaultdict(list)
+    for *who, said, entity in newest.values_list("runner", "runner_name", "said", "entity")[
+        :SAMPLE
+    ]:
+        runner_id, name = who
+        grouped[runner_id, name, said.partition("\n")[0].strip()].append(entity)
+    most = sorted(grouped.items(), key=lambda group: -len(group[1]))
+    shown = [(who, entities) for who, entities in most if len(entities) >= FEW][:limit]
+    if not shown:
+        return []
+    ended = _ended({who[0] for who, _ in shown if who[0] is not None}, now)
+    return [
+        Failures(
+            runner_id,
+            name,
+            error,
+            failed=len(entities),
+            entities=len(set(entities)),
+            ended=max(ended.get(runner_id or "", 0), len(entities)),
+        )
+        for (runner_id, name, error), entities in shown
+    ]
+
+
+def _ended(runner_ids: set[str], now: datetime) -> dict[str, int]:
+    """How many claims of each runner ended in the same time, of its newest."""
+    own = ConsumerClaim.objects.ended().filter(runner=OuterRef(OuterRef("pk")))
+    newest = own.order_by("-pk").values("pk")[:SAMPLE]
+    lately = ConsumerClaim.objects.filter(pk__in=newest, ended_at__gt=now - SPAN).order_by()
+    n = lately.values("runner").annotate(n=Count("pk")).values("n")
+    runners: Any = Runner.objects.filter(pk__in=runner_ids)
+    return dict(runners.annotate(n=Coalesce(Subquery(n), 0)).values_list("pk", "n"))
+
+
+def talkers(now: datetime, limit: int) -> list[Talker]:
+    """The entities that are claimed most often, the most first: one statement."""
+    lately = ConsumerClaim.objects.filter(claimed_at__gt=now - SPAN, entity__isnull=False)
+    newest = list(
+        lately.order_by("-claimed_at").values_list("entity", "entity_url", "claimed_at")[:SAMPLE]
+    )
+    if not newest:
+        return []
+    covered = SPAN if len(newest) < SAMPLE else now - newest[-1][2]
+    hours = max(covered, timedelta(seconds=1)) / timedelta(hours=1)
+    counts = Counter((entity, url) for entity, url, _ in newest)
+    return [
+        Talker(entity or 0, url, claims, of=len(newest), an_hour=claims / hours)
+        for (entity, url), claims in counts.most_common(limit)
+        if claims / hours >= TALKING
+    ]

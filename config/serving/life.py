@@ -1,0 +1,89 @@
+"""Whether this process can still do its work: what /livez tells a supervisor, which starts another.
+
+That the database is away is no reason to: a process started anew would find it no more. It is one
+that this process gets no answer of a database which answers others, or that a thread of its has
+ended. (A worker whose loop is stuck answers nothing, and gunicorn's master replaces it.)
+"""
+
+import logging
+import threading
+import time
+from contextlib import closing
+
+from django.conf import settings
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections
+
+from config.serving import cooperative
+
+logger = logging.getLogger(__name__)
+
+
+class SelfCheck(threading.Thread):
+    """The thread of a server that finds out whether its pool is of use.
+
+    Other threads ask the database all the time. When none has been answered since the last look, it
+    makes a connection that is not the pool's.
+    """
+
+    EVERY_S = 2.0
+
+    def __init__(self) -> None:
+        super().__init__(name="pullwake-self-check", daemon=True)
+        self._stopped = threading.Event()
+        self._looked_at = time.monotonic()
+        self._unanswered_since: float | None = None
+
+    def stop(self) -> None:
+        """Begin no further round."""
+        self._stopped.set()
+
+    def run(self) -> None:
+        """Work until stopped."""
+        while not self._stopped.wait(self.EVERY_S):
+            self._look()
+
+    def _look(self) -> None:
+        answered = cooperative.answered_at() > self._looked_at
+        self._looked_at = time.monotonic()
+        if answered or not _is_reachable():
+            self._unanswered_since = None
+        elif self._unanswered_since is None:
+            self._unanswered_since = self._looked_at
+            logger.warning("new connections to the database are made, and the pool's not answered")
+
+    def unanswered_s(self) -> float:
+        """For how long the database has been there, and has not answered this process."""
+        since = self._unanswered_since
+        return 0.0 if since is None else time.monotonic() - since
+
+
+def _is_reachable() -> bool:
+    default = connections[DEFAULT_DB_ALIAS]
+    options = {k: v for k, v in default.settings_dict["OPTIONS"].items() if k != "pool"}
+    fresh = type(default)({**default.settings_dict, "OPTIONS": options}, DEFAULT_DB_ALIAS)
+    with closing(fresh):
+        try:
+            fresh.ensure_connection()
+        except DatabaseError:
+            return False
+    return True
+
+
+self_check = SelfCheck()
+"""This process's."""
+
+needed: list[threading.Thread] = []
+"""The threads that this process cannot do without, while it serves."""
+
+
+def trouble() -> str | None:
+    """Why this process is of no more use, a sentence; None while it is."""
+    ended = [thread.name for thread in needed if not thread.is_alive()]
+    if ended:
+        return f"This process is without {', '.join(ended)}: start another."
+    unanswered_s = self_check.unanswered_s()
+    if unanswered_s > settings.PULLWAKE_STUCK_S:
+        return (
+            f"The database has not answered this process for {unanswered_s:.0f} s: start another."
+        )
+    return None

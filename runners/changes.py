@@ -1,0 +1,198 @@
+"""What changed of runners and entities, in an order that readers can follow: the only writer.
+
+A change has a *place*: the number of the transaction that made it, and the key of its row. On
+PostgreSQL transactions end in another order than they are numbered in, and no writer is to wait for
+another. So a reader takes only what is below the oldest transaction that is still under way
+(`now_settled`): nothing can turn up there any more. On SQLite writers follow each other, and the
+number is a count.
+
+A reader also remembers the transaction below which its first look was (``since``): what left its
+sight before that it never had.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from django.db import connection
+from django.db.models import BigIntegerField, F, Func, Q
+from django.db.models.functions import Now
+
+from core.clock import epoch_ms, with_now
+from core.prepared import Param, Update
+from runners.models import Change
+
+Kind = Change.Kind
+
+
+class Transaction(Func):
+    """The number of the current transaction, in the order of a feed of this kind."""
+
+    output_field = BigIntegerField()
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def as_postgresql(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        """It is not reused, as those that rows carry are."""
+        return "pg_current_xact_id()::text::bigint", []
+
+    def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        """One more than there was; the newest row of a kind is never pruned."""
+        newest = f"""SELECT MAX("transaction") FROM runners_change WHERE kind = '{self.kind}'"""  # noqa: S608
+        return f"COALESCE(({newest}), 0) + 1", []
+
+
+def _newest(kind: str) -> Any:
+    return Change.objects.filter(kind=kind, key=Param("key"), departed=False)
+
+
+_MOVE = {
+    kind: Update(partial(_newest, kind), transaction=Transaction(kind), changed_at=Now())
+    for kind in Kind
+}
+
+
+def note(kind: str, key: str) -> bool:
+    """Something changed of a row that the feed has: False if it has none."""
+    return bool(_MOVE[Kind(kind)].count(key=key))
+
+
+def write(kind: str, key: str, **facts: Any) -> None:
+    """Something changed of a row, new or not, and these columns of it are so now.
+
+    The caller holds what keeps others from making the same row. Whoever had a former one by this
+    key in sight, and has not the new one, is told that it is gone.
+    """
+    before = Change.objects.filter(kind=kind, key=key, departed=False).first()
+    here: dict[str, Any] = {"transaction": Transaction(kind), "changed_at": Now()}
+    if before is None:
+        # A server of the last version made the row, should two heartbeats of it race here.
+        new = Change(kind=kind, key=key, **here, **facts)
+        Change.objects.bulk_create([new], ignore_conflicts=True)
+        return
+    for owner in {before.owner, before.other_owner} - {""}:
+        if owner not in (
+            facts.get("owner", before.owner),
+            facts.get("other_owner", before.other_owner),
+        ):
+            depart(kind, owner, key, type=before.type, registration=before.registration)
+    Change.objects.filter(pk=before.pk).update(gone=False, **here, **facts)
+
+
+def write_all(kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """`write` for each of these rows, in few statements where they are new; ``key`` is a fact."""
+    keys = [facts["key"] for facts in rows]
+    before = Change.objects.filter(kind=kind, key__in=keys, departed=False)
+    known = set(before.values_list("key", flat=True))
+    here: dict[str, Any] = {"kind": kind, "transaction": Transaction(kind), "changed_at": Now()}
+    new = [Change(**here, **facts) for facts in rows if facts["key"] not in known]
+    Change.objects.bulk_create(new)
+    for facts in rows:
+        if facts["key"] in known:
+            write(kind, **facts)
+
+
+def remove(kind: str, key: str) -> None:
+    """The row is deleted."""
+    Change.objects.filter(kind=kind, key=key, departed=False).update(
+        gone=True, transaction=Transaction(kind), changed_at=Now()
+    )
+
+
+def retag(key: str) -> None:
+    """An entity's tags changed: it may leave what readers ask for."""
+    kind = Kind.ENTITY
+    Change.objects.filter(kind=kind, key=key, departed=False).update(
+        retagged=Transaction(kind), transaction=Transaction(kind), changed_at=Now()
+    )
+
+
+def depart(kind: str, owner: str, key: str = "", **facts: Any) -> None:
+    """This principal, or each of a kind, is to see the row no more; without a key: to look anew."""
+    Change.objects.create(
+        kind=kind, key=key, owner=owner, departed=True, transaction=Transaction(kind), **facts
+    )
+
+
+# --- Reading ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Place:
+    """Where a reader of a feed is: past which change, and since which transaction it reads."""
+
+    transaction: int
+    pk: int
+    since: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """All transactions below ``below`` are over; none from ``ahead`` on has begun."""
+
+    below: int
+    ahead: int
+
+
+def now_settled(kind: str) -> Settled:
+    """How far a feed may be read now."""
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            cursor.execute(
+                "SELECT pg_snapshot_xmin(now)::text::bigint, pg_snapshot_xmax(now)::text::bigint"
+                " FROM pg_current_snapshot() AS now"
+            )
+            return Settled(*cursor.fetchone())
+        cursor.execute(
+            'SELECT COALESCE(MAX("transaction"), 0) + 1 FROM runners_change WHERE kind = %s', [kind]
+        )
+        (ahead,) = cursor.fetchone()
+        return Settled(ahead, ahead)
+
+
+def past(kind: str, place: Place, settled: Settled) -> Any:
+    """The changes past a place that can be read, in their order."""
+    later = Q(transaction__gt=place.transaction) | Q(pk__gt=place.pk)
+    return Change.objects.filter(
+        later,
+        kind=kind,
+        transaction__gte=place.transaction,
+        transaction__lt=settled.below,
+    ).order_by("transaction", "pk")
+
+
+def over(before: Any) -> Any:
+    """What may be pruned: of what left a feed before this time all but the newest.
+
+    That one marks how far back readers may have missed something (`is_pruned_since`).
+    """
+    left = Change.objects.filter(Q(gone=True) | Q(departed=True), changed_at__lt=before)
+    for kind in Kind:
+        newest = left.filter(kind=kind).order_by("-transaction", "-pk").first()
+        marked = Change.objects.filter(kind=kind, departed=True, owner="")
+        if newest is None or marked.filter(pk=newest.pk).exists():
+            continue
+        marked.delete()
+        Change.objects.create(
+            kind=kind, key="", owner="", departed=True, transaction=newest.transaction
+        )
+        Change.objects.filter(kind=kind, departed=True, owner="").update(
+            changed_at=newest.changed_at
+        )
+    return left.exclude(departed=True, owner="")
+
+
+def start_over() -> None:
+    """After a restore: what was counted since the backup is not counted again.
+
+    PostgreSQL numbers transactions itself, and perhaps anew: all that there is then comes first.
+    """
+    if connection.vendor == "postgresql":
+        Change.objects.update(transaction=0, retagged=0)
+        return
+    newest = with_now(Change.objects.all()).first()
+    if newest is not None:
+        Change.objects.update(transaction=F("transaction") + epoch_ms(newest.now))

@@ -1,0 +1,101 @@
+"""A reader of a feed misses nothing, whatever the order in which transactions end."""
+
+import random
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import pytest
+from django.db import connections, transaction
+
+from dispatch import entities, wakes
+from tests.api.test_feeds import ENTITIES, Follower
+from tests.support import Api
+
+pytestmark = [pytest.mark.postgres, pytest.mark.django_db(transaction=True)]
+
+
+def alone(call: Callable[[], Any]) -> Any:
+    """In a thread, which leaves no connection behind."""
+    try:
+        return call()
+    finally:
+        connections.close_all()
+
+
+def test_a_change_that_commits_later_is_not_passed_over(alice: Api):
+    """The second to begin ends first: a reader waits for the first, and then has both."""
+    alice.register()
+    alice.make_entity("/agent/e1")
+    alice.make_entity("/agent/e2")
+    feed = Follower(alice)
+    feed.look()
+    with ThreadPoolExecutor(1) as other, transaction.atomic():
+        state = entities.lock(entities.find("agent", "e1"))
+        state.failures = 7
+        wakes.save(state)
+        other.submit(alone, lambda: alice.send("/agent/e2")).result()
+        assert other.submit(alone, feed.look).result() == []
+    assert sorted(feed.look()) == [("upsert", "/agent/e1"), ("upsert", "/agent/e2")]
+    assert feed.rows["/agent/e1"]["failures"] == 7
+    assert feed.rows["/agent/e2"]["pending"] is True
+
+
+URLS = [f"/agent/e{number}" for number in range(8)]
+
+
+def write(seed: str) -> None:
+    """Whatever comes to mind, and whether or not it is possible."""
+    pick, api = random.Random(seed), Api("user:alice")
+    for _ in range(25):
+        entity = f"/_electric/entities{pick.choice(URLS)}"
+        target = {"type": "runner", "runnerId": pick.choice(["r1", "r2"])}
+        policy = {"dispatch_policy": {"targets": [target]}}
+        calls: list[tuple[str, str, Any]] = [
+            ("PUT", entity, {**policy, "tags": {"a": "1"}}),
+            ("PUT", entity, policy),
+            ("POST", f"{entity}/send", {"payload": 1}),
+            ("POST", f"{entity}/tags/a", {"value": str(pick.random())}),
+            ("POST", f"/_electric/runners/{target['runnerId']}/claim", {}),
+            ("POST", f"{entity}/signal", {"signal": "SIGSTOP"}),
+            ("PATCH", entity, policy),
+            ("DELETE", entity, None),
+        ]
+        api(*pick.choice(calls))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_replaying_from_any_offset_gives_the_rows_as_they_are(alice: Api, seed: int):
+    """Writers in threads; readers that began at whatever offsets were seen meanwhile."""
+    alice.register()
+    alice.register("r2")
+    offsets: list[tuple[str, dict[str, Any]]] = []
+
+    def read() -> None:
+        feed = Follower(Api("user:alice"))
+        for _ in range(40):
+            feed.look()
+            offsets.append((feed.offset, dict(feed.rows)))
+
+    with ThreadPoolExecutor(5) as threads:
+        jobs = [threads.submit(alone, partial(write, f"{seed}.{n}")) for n in range(4)]
+        jobs.append(threads.submit(alone, read))
+        for job in jobs:
+            job.result()
+    whole = Follower(alice)
+    whole.look()
+    listed = alice.get("/_electric/entities").body
+    assert {each["url"]: each["status"] for each in listed} == {
+        key: row["status"] for key, row in whole.rows.items()
+    }
+    assert {each["url"]: each["tags"] for each in listed} == {
+        key: row["tags"] for key, row in whole.rows.items()
+    }
+    for offset, rows in offsets:
+        feed = Follower(alice)
+        feed.offset, feed.rows = offset, rows
+        feed.look()
+        missed = {key: row for key, row in whole.rows.items() if feed.rows.pop(key, None) != row}
+        assert (missed, feed.rows) == ({}, {}), (offset, rows)
+    assert alice.get(f"{ENTITIES}?offset={whole.offset}").body == []
