@@ -37,7 +37,7 @@ run: $(VENV)/.base ## Serve on http://127.0.0.1:8000, setting up first (PULLWAKE
 	@exec $(BIN)/python manage.py serve $(ARGS)
 
 .PHONY: test
-test: lint types contracts checks test-sdk dist-sdk test-sqlite test-postgres ## Everything: lint, types, import contracts, checks, tests on both databases
+test: lint types contracts checks docs test-sdk dist-sdk clients test-sqlite test-postgres ## Everything: lint, types, import contracts, checks, tests on both databases
 
 .PHONY: check
 check: lint types contracts checks $(VENV)/.dev ## Under a minute: all but the tests that start a process or need PostgreSQL
@@ -91,6 +91,18 @@ $(DIST)/.sdk: requirements/sdk.txt $(BIN)/python
 	@$(DIST)/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r $<
 	@touch $@
 
+.PHONY: clients
+clients: $(VENV)-clients/.ready ## Get what makes clients of the OpenAPI schema: with it, their tests run on SQLite
+
+.PHONY: docs
+docs: $(VENV)-docs/.ready ## Build the site of docs/, into var/site
+	$(VENV)-docs/bin/mkdocs build --quiet --strict
+
+$(VENV)-clients/.ready $(VENV)-docs/.ready: $(VENV)-%/.ready: requirements/%.txt $(BIN)/python
+	@$(BIN)/python -m venv --clear $(VENV)-$*
+	@$(VENV)-$*/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r $<
+	@touch $@
+
 .PHONY: test-sqlite
 test-sqlite: $(VENV)/.dev ## Run the tests on SQLite (ARGS='-k name -x' goes to pytest)
 	env -u DATABASE_URL $(PYTEST) $(ARGS)
@@ -130,7 +142,7 @@ $(HA_ENV)/.ha: requirements/ha.txt $(BIN)/python
 
 .PHONY: lock
 lock: $(VENV)/.dev ## Lock requirements/*.in again (ARGS=--upgrade for newer versions)
-	for name in base observability sso dev sdk ha; do \
+	for name in base observability sso dev sdk ha clients docs; do \
 		$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --system-certs \
 			--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' $(ARGS) \
 			--output-file requirements/$$name.txt requirements/$$name.in || exit; \

@@ -276,8 +276,8 @@ EXAMPLES: JsonObject = {
         "created_at": _TIME,
         "updated_at": _TIME,
     },
-    "NewRegistration": {**_WATCH, "sourceUrl": "/agent/child"},
-    "OldRegistration": {"subscriberUrl": "/agent/hello", "sourceUrl": "/agent/child"},
+    "WakeRegistration": {**_WATCH, "sourceUrl": "/agent/child"},
+    "WakeUnregistration": {"subscriberUrl": "/agent/hello", "sourceUrl": "/agent/child"},
     "WebhookSources": {"webhookSources": []},
 }
 """One of each body, by its Struct."""

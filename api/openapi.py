@@ -30,6 +30,9 @@ ALIASES = {("Heartbeat", "wakeStreamOffset"), ("Callback", "wake_id"), ("Callbac
 A generated client makes one name of ``wakeId`` and ``wake_id``.
 """
 
+_NEVER_SET = {("Grant", "expires_at")}
+"""Fields that are null or left out, for which generators have no type."""
+
 _DROPPED = {"a", "an", "the", "caller"}
 
 
@@ -162,7 +165,7 @@ def _describe(name: str, kind: type[Body], schema: JsonObject) -> None:
     """Add to a component what its class says of its fields, and an example."""
     properties = schema.get("properties", {})
     for field, text in attribute_docstrings(kind).items():
-        if (name, field) in ALIASES:
+        if (name, field) in ALIASES | _NEVER_SET:
             properties.pop(field, None)
         elif field in properties:
             properties[field]["description"] = text
@@ -219,6 +222,9 @@ def _mend(schema: Any) -> None:
             _mend(each)
         if schema.get("enum") == [True]:
             schema |= {"type": "boolean", "const": schema.pop("enum")[0]}
+        if schema.get("type") == "integer":
+            # Times in milliseconds and numbers of changes: Go would take 32 bits without a word.
+            schema.setdefault("format", "int64")
         if schema.get("type") == "array":
             schema.setdefault("items", {})
         if isinstance(schema.get("pattern"), str):

@@ -18,7 +18,7 @@ from dispatch.streams import conditions, registrations, sources
 SourceUrl = Annotated[str, Meta(min_length=1, max_length=sources.MAX_URL)]
 
 
-class NewRegistration(Body, frozen=True, kw_only=True):
+class WakeRegistration(Body, frozen=True, kw_only=True):
     """Wake the subscriber when this happens at the source."""
 
     subscriberUrl: EntityUrl  # noqa: N815  as runtimes write it
@@ -37,7 +37,7 @@ class NewRegistration(Body, frozen=True, kw_only=True):
     """A name of this registration: the next one of that name replaces it."""
 
 
-class OldRegistration(Body, frozen=True, kw_only=True):
+class WakeUnregistration(Body, frozen=True, kw_only=True):
     """The registrations of the subscriber at this source, or of this manifest key."""
 
     subscriberUrl: EntityUrl  # noqa: N815
@@ -68,13 +68,13 @@ class WakeView(SubscriberView):
 
     @documented(
         "Wake an entity for another",
-        body=NewRegistration,
+        body=WakeRegistration,
         answers={204: None},
         operation="registerWake",
     )
     def post(self, request: HttpRequest) -> HttpResponse:
         """Have an entity woken for what happens at another; the same again changes it."""
-        body = read(request, NewRegistration)
+        body = read(request, WakeRegistration)
         wish = conditions.wish(
             body.condition,
             include_response=body.includeResponse,
@@ -92,13 +92,13 @@ class UnregisterView(SubscriberView):
 
     @documented(
         "Wake an entity no more",
-        body=OldRegistration,
+        body=WakeUnregistration,
         answers={204: None},
         operation="unregisterWake",
     )
     def post(self, request: HttpRequest) -> HttpResponse:
         """Remove a subscriber's registrations, if there are such."""
-        body = read(request, OldRegistration)
+        body = read(request, WakeUnregistration)
         if body.sourceUrl is UNSET and body.manifestKey is UNSET:
             raise InvalidRequest.field("/sourceUrl", "this, or manifestKey, is required")
         registrations.unregister(

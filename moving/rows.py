@@ -15,7 +15,7 @@ from api import runners as runner_bodies
 from api import types as type_bodies
 from api.entities import NewEntity
 from api.fields import RESERVED_TYPES
-from api.wakes import NewRegistration
+from api.wakes import WakeRegistration
 from claims.models import ConsumerClaim
 from core.bodies import JsonObject, decode
 from core.clock import from_iso
@@ -369,7 +369,7 @@ def registration(row: Row) -> tuple[str, Order]:
         "includeResponse": row.get("include_response"),
         "manifestKey": row.get("manifest_key") or None,
     }
-    body = _held_to(said, NewRegistration)
+    body = _held_to(said, WakeRegistration)
     wish = conditions.wish(
         body.condition,
         include_response=body.includeResponse,

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "proxy": not (os.environ.get("CI") or all(map(found, PROGRAMS)))
         and f"needs {', '.join(PROGRAMS)}",
         "promtool": not (os.environ.get("CI") or shutil.which("promtool")) and "needs promtool",
+        # The API is one on both databases.
+        "clients": not (
+            settings.SQLITE
+            and Path(f"{sys.prefix}-clients/.ready").exists()
+            and all(map(shutil.which, ("java", "node", "npm", "jq")))
+        )
+        and "needs `make clients`, Java, Node.js, npm and jq, and SQLite",
         "interop": not (shutil.which("node") and shutil.which("npm")) and "needs Node.js and npm",
     }
     for item in items:

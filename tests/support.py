@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -239,6 +240,13 @@ def age_wakes(**which: Any) -> None:
 def come_due(**which: Any) -> None:
     """Let the time of timers have come."""
     assert Timer.objects.pending().filter(**which).update(due_at=PAST)
+
+
+def block(page: str, name: str) -> str:
+    """The code that a page has below ``<!-- run: name -->``."""
+    text = (ROOT / "docs" / page).read_text()
+    (found,) = re.findall(rf"<!-- run: {name} -->\n```\w+\n(.*?)```", text, re.DOTALL)
+    return str(found)
 
 
 # --- Databases and servers --------------------------------------------------------------------

@@ -148,6 +148,9 @@ def test_no_two_names_become_one_in_a_client():
     for name, component in schema.raw_schema["components"]["schemas"].items():
         plain = [field.replace("_", "").lower() for field in component["properties"]]
         assert len(plain) == len(set(plain)), name
+    # Go's clients make a Runner with NewRunner.
+    names = set(schema.raw_schema["components"]["schemas"])
+    assert not names.intersection(f"New{name}" for name in names)
     operations = [
         operation["operationId"]
         for each in schema.raw_schema["paths"].values()
