@@ -33,7 +33,10 @@ PARAMETERS: dict[str, tuple[str, Any]] = {
     "type": ("Those of this type alone.", "agent"),
     "status": ("Those of this status alone.", "idle"),
     "parent": ("The children of this entity alone, by its URL.", "/agent/hello"),
-    "tag": ("Those that have this tag, as `key:value`; it may be given again.", "title:Hello"),
+    "tag": (
+        "Those that have this tag: its name, or `name=value`. May be given again.",
+        "title=Hello",
+    ),
     "created_by": ("Those that this principal made, as a key or URL.", "user:alice"),
     "offset": (
         (
