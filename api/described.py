@@ -33,6 +33,10 @@ PARAMETERS: dict[str, tuple[str, Any]] = {
     "type": ("Those of this type alone.", "agent"),
     "status": ("Those of this status alone.", "idle"),
     "parent": ("The children of this entity alone, by its URL.", "/agent/hello"),
+    "tag": (
+        "Those that have this tag: its name, or `name=value`. May be given again.",
+        "title=Hello",
+    ),
     "created_by": ("Those that this principal made, as a key or URL.", "user:alice"),
     "offset": (
         (
@@ -170,7 +174,43 @@ _VERDICT = {"status": "degraded", "issues": ["Client reports stream disconnected
 _FIELD = {"path": "/lease_ms", "message": "Expected `float` >= 1000.0"}
 _FACTS = {"code": "INVALID_REQUEST", "message": "Not valid: /lease_ms.", "details": [_FIELD]}
 
+_RUNNER_ROW = {
+    **{name: value for name, value in _RUNNER.items() if name != "last_seen_at"},
+    "liveness_status": "online",
+    "health_status": "healthy",
+}
+_CLAIM_ROW = {"consumer_id": _CLAIM, "epoch": 7, "runner_id": "laptop", "claimed_at": _EPOCH_MS}
+_ENTITY_ROW = {
+    "url": "/agent/hello",
+    "type": "agent",
+    "status": "running",
+    "streams": {"main": "/agent/hello/main"},
+    "tags": {"title": "Hello"},
+    "pending": True,
+    "failures": 0,
+    "claim": _CLAIM_ROW,
+    "created_by": _ALICE,
+    "created_at": _EPOCH_MS,
+    "updated_at": _EPOCH_MS,
+}
+_UPSERT = {"operation": "upsert"}
+
 EXAMPLES: JsonObject = {
+    "RunnerRow": _RUNNER_ROW,
+    "RunnerEvent": {"headers": _UPSERT, "type": "runner", "key": "laptop", "value": _RUNNER_ROW},
+    "ClaimRow": _CLAIM_ROW,
+    "EntityRow": _ENTITY_ROW,
+    "EntityEvent": {
+        "headers": _UPSERT,
+        "type": "entity",
+        "key": "/agent/hello",
+        "value": _ENTITY_ROW,
+    },
+    "StandingBody": {
+        "reason": "runner_disabled",
+        "message": "Its runner is disabled; enable it.",
+        "since": _EPOCH_MS,
+    },
     "ErrorDetail": _FIELD,
     "ErrorFacts": _FACTS,
     "ErrorBody": {"error": _FACTS},

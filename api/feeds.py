@@ -28,63 +28,101 @@ class RunnerRow(Body, frozen=True, kw_only=True):
     """A runner as its feed has it: all but what each heartbeat changes."""
 
     id: str
+    """Its id."""
     owner_principal: str
+    """The canonical URL of its owner."""
     label: str
+    """What people read."""
     kind: Kind
+    """Where it runs."""
     admin_status: AdminStatus
+    """Whether it may claim."""
     wake_stream: str
+    """The path of its wake stream."""
     sandbox_profiles: list[JsonObject]
+    """The sandboxes that it offers."""
     claim_lease_ms: int
+    """Milliseconds that its claims last unless they are renewed."""
     created_at: str
+    """When it was registered first."""
     updated_at: str
+    """When its registration changed last."""
     liveness_status: Literal["online", "offline", "expired"]
+    """Whether its heartbeat still counts."""
     health_status: Literal["healthy", "degraded", "unhealthy"]
+    """The worst of its issues."""
     max_concurrent_claims: int | UnsetType = UNSET
+    """How many claims it may hold at once."""
 
 
 class ClaimRow(Body, frozen=True, kw_only=True):
     """The active claim of an entity."""
 
     consumer_id: str
+    """The claim's id."""
     epoch: int
+    """Its epoch."""
     runner_id: str
+    """The runner that holds it."""
     claimed_at: int
+    """When it was made, in milliseconds since 1970."""
 
 
 class EntityRow(Body, frozen=True, kw_only=True):
     """An entity as its feed has it; ``failures`` are claims in a row that were not released."""
 
     url: str
+    """Its path: `/<type>/<id>`."""
     type: str
+    """The name of its type."""
     status: Literal["idle", "running", "paused", "stopping", "stopped", "killed"]
+    """What it does: `running` exactly while a claim on it is active."""
     streams: dict[str, str]
+    """The path of its `main` stream."""
     tags: dict[str, str]
+    """Its tags."""
     pending: bool
+    """Whether it has work that is not acked."""
     failures: int
+    """Claims in a row that were not released."""
     claim: ClaimRow | None
+    """Its active claim; null for none."""
     created_by: str
+    """The canonical URL of its creator."""
     created_at: int
+    """When it was made, in milliseconds since 1970."""
     updated_at: int
+    """When it changed last, in milliseconds since 1970."""
     dispatch_policy: DispatchPolicy | UnsetType = UNSET
+    """The runner that it is dispatched to; left out where it has none."""
     parent: str | UnsetType = UNSET
+    """The URL of the entity whose child it is."""
 
 
 class RunnerEvent(Body, frozen=True, kw_only=True):
     """A change of a runner; ``delete`` has no value, and ``reset`` neither type nor key."""
 
     headers: dict[str, str]
+    """What happened: `operation`, or a control such as `reset`."""
     type: Literal["runner"] | UnsetType = UNSET
+    """Always `runner`."""
     key: str | UnsetType = UNSET
+    """The runner's id."""
     value: RunnerRow | UnsetType = UNSET
+    """What it is since."""
 
 
 class EntityEvent(Body, frozen=True, kw_only=True):
     """A change of an entity; ``delete`` has no value, and ``reset`` neither type nor key."""
 
     headers: dict[str, str]
+    """What happened: `operation`, or a control such as `reset`."""
     type: Literal["entity"] | UnsetType = UNSET
+    """Always `entity`."""
     key: str | UnsetType = UNSET
+    """The entity's URL."""
     value: EntityRow | UnsetType = UNSET
+    """What it is since."""
 
 
 def show_runner(change: Change, runner: Runner) -> JsonObject:

@@ -113,7 +113,7 @@ def test_everything_is_described():
     silent = [
         f"{name}.{field}"
         for name, component in components.items()
-        for field, property_ in component["properties"].items()
+        for field, property_ in component.get("properties", {}).items()
         if not property_.get("description")
     ]
     for path, operations in schema.raw_schema["paths"].items():
@@ -136,6 +136,7 @@ def test_each_body_has_an_example_that_the_server_takes_and_gives():
     """Named by their Structs, of which no two have one name."""
     kinds = dict(openapi._bodies())
     components = schema.raw_schema["components"]["schemas"]
+    components = {name: each for name, each in components.items() if "enum" not in each}
     assert set(described.EXAMPLES) == set(components)
     for name, component in components.items():
         (example,) = component["examples"]
@@ -146,7 +147,7 @@ def test_each_body_has_an_example_that_the_server_takes_and_gives():
 def test_no_two_names_become_one_in_a_client():
     """As Python and Go write names: wakeId and wake_id are one there."""
     for name, component in schema.raw_schema["components"]["schemas"].items():
-        plain = [field.replace("_", "").lower() for field in component["properties"]]
+        plain = [field.replace("_", "").lower() for field in component.get("properties", {})]
         assert len(plain) == len(set(plain)), name
     # Go's clients make a Runner with NewRunner.
     names = set(schema.raw_schema["components"]["schemas"])
