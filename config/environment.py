@@ -98,11 +98,18 @@ class Environment(environ.Env):  # type: ignore[misc]  # it ships no types
             )
         return {**config, "ENGINE": _ENGINES[scheme]}
 
-    def refuse_unknown(self) -> None:
-        """Raise ImproperlyConfigured for a variable that looks like ours, and that nobody reads."""
+    def refuse_misspelt(self) -> None:
+        """Raise ImproperlyConfigured for a variable that nobody reads and nearly is a setting.
+
+        Others that begin as ours do are let be: of a newer version, or of Kubernetes, which has
+        PULLWAKE_SERVICE_HOST and such of a service of that name.
+        """
+        known = {name.removeprefix(PREFIX): name for name in self.read if name.startswith(PREFIX)}
         for name in sorted(os.environ):
             if not name.startswith(PREFIX) or name in self.read | OF_RUNNERS:
                 continue
-            near = difflib.get_close_matches(name, self.read, n=1)
-            hint = f"did you mean {near[0]}?" if near else "docs/running.md lists all there are."
-            raise ImproperlyConfigured(f"{name} is no setting of Pullwake's; {hint}")
+            near = difflib.get_close_matches(name.removeprefix(PREFIX), known, n=1, cutoff=0.8)
+            if near:
+                raise ImproperlyConfigured(
+                    f"{name} is no setting of Pullwake's; did you mean {known[near[0]]}?"
+                )

@@ -562,4 +562,4 @@ LOGGING = {
     "root": {"handlers": ["stderr"], "level": _log_level},
 }
 
-env.refuse_unknown()
+env.refuse_misspelt()

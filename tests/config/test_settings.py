@@ -419,3 +419,16 @@ def test_a_login_that_lets_in_nobody_or_everybody_is_said(settings, facts, ids):
     for name, value in facts.items():
         setattr(settings, name, value)
     assert [each.id for each in checks.check_logins()] == [f"pullwake.{each}" for each in ids]
+
+
+@pytest.mark.parametrize(
+    "name", ["PULLWAKE_SERVICE_HOST", "PULLWAKE_PORT", "PULLWAKE_PORT_8000_TCP", "PULLWAKE_TOKEN"]
+)
+def test_what_others_name_so_is_let_be(read, name):
+    """Kubernetes tells each container of a service of that name; runners have variables, too."""
+    read(**PRODUCTION, **{name: "tcp://10.0.0.1:8000"})
+
+
+def test_a_misspelt_name_is_refused(read):
+    with pytest.raises(ImproperlyConfigured, match="did you mean PULLWAKE_LONG_POLL_MS"):
+        read(**PRODUCTION, PULLWAKE_LONG_POL_MS="1")
