@@ -100,21 +100,20 @@ class ApiView(APIView):
     def _note(self, request: Request, response: HttpResponseBase) -> None:
         """Leave a line of a call that was refused to its caller, and of one that changed things."""
         refused = response.status_code in (401, 403)
-        if not refused:
-            if request.method in SAFE_METHODS or response.status_code >= 400:
-                return
-            if self.reports and not settings.PULLWAKE_AUDIT_REPORTS:
-                return
+        if not refused and (request.method in SAFE_METHODS or response.status_code >= 400):
+            return
         method = getattr(self, str(request.method).lower(), None)
+        verb = self.verb or str(getattr(method, "verb", request.method))
         principal = caller_name(request, self.who, response.status_code)
-        bind_contextvars(principal=principal)
-        audit.note(
-            request,
-            principal=principal,
-            verb=self.verb or str(getattr(method, "verb", request.method)),
-            answer=response.status_code,
-            refused=refused,
-        )
+        bind_contextvars(principal=principal, verb=verb)
+        if refused or not self.reports or settings.PULLWAKE_AUDIT_REPORTS:
+            audit.note(
+                request,
+                principal=principal,
+                verb=verb,
+                answer=response.status_code,
+                refused=refused,
+            )
 
     @contextmanager
     def recorded(self, row: Model, what: str, *, flag: int = DELETION) -> Iterator[None]:

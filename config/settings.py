@@ -173,12 +173,15 @@ PULLWAKE_STUCK_S = _number("PULLWAKE_STUCK_S", 60, 1, 3_600)
 PULLWAKE_DRAIN_S = _number("PULLWAKE_DRAIN_S", 0, 0, 3_600)
 # For how long an access token is valid that is issued without a word of it; 0 is until revoked.
 PULLWAKE_TOKEN_DAYS = _number("PULLWAKE_TOKEN_DAYS", 0 if DEVELOPMENT else 90, 0, 36_500)
-# Whether what only reports, as heartbeats do, is a line of the audit log, too.
-PULLWAKE_AUDIT_REPORTS = env.bool("PULLWAKE_AUDIT_REPORTS", not DEVELOPMENT)
 # How many entity types, and how many runners, metrics name; the others are one.
 PULLWAKE_METRICS_NAMES = _number("PULLWAKE_METRICS_NAMES", 100, 0, 10_000)
 # Whether each request is a line of the log.
 PULLWAKE_ACCESS_LOG = env.bool("PULLWAKE_ACCESS_LOG", not DEVELOPMENT)
+# Whether what only reports, as heartbeats do, is a line of the audit log, too: the access log's
+# says the same of it.
+PULLWAKE_AUDIT_REPORTS = env.bool(
+    "PULLWAKE_AUDIT_REPORTS", not DEVELOPMENT and not PULLWAKE_ACCESS_LOG
+)
 PULLWAKE_TRACES = env.bool("PULLWAKE_TRACES", False)
 SENTRY_DSN = env.str("SENTRY_DSN", "")
 for _name, _wanted, _package in (

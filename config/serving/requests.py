@@ -17,6 +17,7 @@ from prometheus_client import Counter, Histogram
 from structlog.contextvars import bind_contextvars, clear_contextvars, get_contextvars
 
 from core import audit, tracing
+from core.addresses import client_address
 from core.metrics import REGISTRY
 
 logger = logging.getLogger("pullwake.access")
@@ -69,6 +70,7 @@ class ObservedHandler(WSGIHandler):
                 "route": route,
                 "path": request.path[:_MAX_PATH],
                 "status": response.status_code,
+                "address": client_address(request),
                 "duration_ms": round(took_s * 1000, 1),
             }
             logger.info("answered", extra=facts)

@@ -78,6 +78,23 @@ def test_each_request_is_a_line(alice, lines):
     assert all(line["duration_ms"] >= 0 for line in lines())
 
 
+def test_of_what_only_reports_it_says_what_the_audit_log_would(alice, settings, lines):
+    settings.PULLWAKE_AUDIT_REPORTS = False
+    alice.register()
+    path = "/_electric/runners/r1/heartbeat"
+    answer = alice.post(path)
+    line = lines()[-1]
+    asked = ("principal", "verb", "path", "status", "address", "request_id")
+    assert told(line, *asked) == (
+        "user:alice",
+        "Report that a runner lives",
+        path,
+        200,
+        "127.0.0.1",
+        answer.headers["X-Request-Id"],
+    )
+
+
 def test_each_answer_names_its_request(alice):
     assert alice.get("/livez", X_Request_Id="mine").headers["X-Request-Id"] == "mine"
     assert alice.get("/no/such/address").headers["X-Request-Id"]
