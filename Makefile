@@ -96,7 +96,7 @@ clients: $(VENV)-clients/.ready ## Get what makes clients of the OpenAPI schema:
 
 .PHONY: docs
 docs: $(VENV)-docs/.ready ## Build the site of docs/, into var/site
-	$(VENV)-docs/bin/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --quiet --strict
 
 $(VENV)-clients/.ready $(VENV)-docs/.ready: $(VENV)-%/.ready: requirements/%.txt $(BIN)/python
 	@$(BIN)/python -m venv --clear $(VENV)-$*
