@@ -431,7 +431,7 @@ class WakeFactory(_Factory[Wake]):
     class Params:
         claimed = Trait(status=Wake.Status.CLAIMED)
         withdrawn = Trait(status=Wake.Status.WITHDRAWN)
-        stale = Trait(created_at=ago(hours=1), emitted_at=ago(hours=1))
+        stale = Trait(created_at=ago(minutes=30), emitted_at=ago(minutes=30))
 
     entity = SubFactory(EntityFactory, pending=True)
     runner = LazyAttribute(lambda wake: DispatchState.objects.get(pk=wake.entity.pk).runner)

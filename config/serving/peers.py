@@ -6,6 +6,7 @@ import socket
 import struct
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 SLICE = 64 * 1024
@@ -90,3 +91,13 @@ def turn_away(listener: socket.socket) -> None:
     there = ctypes.create_string_buffer(program)
     filter_ = struct.pack("HP", len(_NO_SYN), ctypes.addressof(there))
     listener.setsockopt(socket.SOL_SOCKET, 26, filter_)  # SO_ATTACH_FILTER
+
+
+def let_in(listener: socket.socket) -> None:
+    """Undo `turn_away`, for the socket is not to close after all: other processes have it, too.
+
+    One of several workers stops where gunicorn reloads (SIGHUP), or is to have fewer of them.
+    """
+    if sys.platform == "linux":
+        with suppress(FileNotFoundError):  # nobody is turned away
+            listener.setsockopt(socket.SOL_SOCKET, 27, 0)  # SO_DETACH_FILTER

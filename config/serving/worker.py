@@ -20,7 +20,7 @@ from config.serving.gunicorn_parts import (
     close_servers,
     start_servers,
 )
-from config.serving.peers import Peer
+from config.serving.peers import Peer, let_in
 from core.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -108,6 +108,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
         servers = start_servers(self, self.process.peer_timeout_s)
         while self.alive:
             self.notify()
+            for server in servers:
+                let_in(server.socket)
             self.stopping.wait(timeout=0.5)
         for req in self.in_flight:
             req.force_close()

@@ -191,7 +191,7 @@ def merged(events: list[Any]) -> dict[tuple[str, str], Any]:
         if event["headers"]["operation"] == "delete":
             rows.pop(place, None)
         else:
-            rows[place] = rows.get(place, {}) | event["value"]
+            rows[place] = rows.get(place, {}) | event.get("value", {})
     return rows
 
 

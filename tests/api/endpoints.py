@@ -144,7 +144,7 @@ def routes() -> dict[str, set[str]]:
 def _routes(patterns: list[Any], prefix: str) -> Iterator[tuple[str, set[str]]]:
     for pattern in patterns:
         route = prefix + str(pattern.pattern)
-        if route == "admin/":
+        if route.rstrip("/") == "admin":
             continue
         if isinstance(pattern, URLResolver):
             yield from _routes(pattern.url_patterns, route)

@@ -14,6 +14,7 @@ TABLES = {
     "events": "dispatch_streamevent",
     "dead letters": "claims_deadletter",
     "shared events": "dispatch_sharedstateevent",
+    "changes": "runners_change",
     "timers": "dispatch_timer",
 }
 
