@@ -148,7 +148,7 @@ def test_zsh_takes_its_script(capsys: pytest.CaptureFixture[str]) -> None:
     if shutil.which("zsh") is None:
         pytest.skip("zsh is not here")
     main(["completion", "zsh"])
-    script = "autoload -U compinit && compinit -u -d /dev/null\n" + capsys.readouterr().out
+    script = "autoload -U compinit && compinit -u -D\n" + capsys.readouterr().out
     script += FOUND + 'compadd() { print -l -- "${(P@)@[-1]}" }\n'
     script += "words=(pullwake observe agent/a); CURRENT=3; _pullwake 2>&1\n"
     done = subprocess.run(["zsh", "-fc", script], capture_output=True, text=True, check=True)
