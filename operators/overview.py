@@ -20,6 +20,7 @@ from claims.models import ClaimTally, ConsumerClaim, DeadLetter, OrphanReason, S
 from claims.reports import with_presence
 from core.clock import span_of, with_now
 from dispatch.models import FAILING, LATE, DispatchState, Entity, Registration, Timer, Wake
+from dispatch.streams import waiters
 from operators.kit.markup import counted, list_of, milliseconds, tone
 from operators.remedies import Button, buttons
 from runners.health import Presence
@@ -339,6 +340,9 @@ def _reaper(pulse: ServerPulse | None, now: datetime) -> dict[str, Any]:
     return {"pulse": pulse, "ran": ran, "late": ran is None or now - ran > patience}
 
 
+DEAF = "This server's listener lost the database: readers wait a second or two longer"
+
+
 def _troubles(
     runners: dict[str, Figure],
     orphans: Sequence[Figure],
@@ -354,6 +358,8 @@ def _troubles(
     _, stranded, failing = work
     if reaper["late"]:
         found.append(Trouble("The reaper is not running: is a server up?", "", reaper["ran"]))
+    if waiters.hub.is_deaf:
+        found.append(Trouble(DEAF, "", tone="warn"))
     orphaned = sum(each.number for each in orphans)
     if orphaned:
         says = f"{counted(orphaned, 'orphaned claim')}: lapsed, or the runner is not at work"

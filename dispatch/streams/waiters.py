@@ -85,6 +85,8 @@ class Hub:
         self._listener: threading.Thread | None = None
         self._sweeper: threading.Thread | None = None
         self.closing = False
+        self.is_deaf = False
+        """Whether its listener has lost the database, so that it goes by the sweeper alone."""
 
     @contextmanager
     def waiter(self, key: str) -> Iterator[Waiter]:
@@ -165,6 +167,7 @@ class _PostgresListener:
             except Exception as exc:  # noqa: BLE001  whatever it is, waiters need a listener
                 LISTENER_UP.set(0)
                 LISTENER_LOSSES.inc()
+                self.hub.is_deaf = True
                 logger.warning("listener lost its connection, reconnecting: %s", exc)
                 threading.Event().wait(_RECONNECT_S)
 
@@ -181,6 +184,7 @@ class _PostgresListener:
             self._listening = listening
             listening.execute(f"LISTEN {CHANNEL}")
             LISTENER_UP.set(1)
+            self.hub.is_deaf = False
             # What was announced while nobody listened is in the database by now.
             self.hub.wake_all()
             while not self.hub.closing:

@@ -12,6 +12,8 @@ from claims import reaper, tallies
 from claims.models import ClaimTally, ServerPulse
 from core.clock import iso
 from dispatch.models import DispatchState, Entity, StreamEvent, Wake
+from dispatch.streams import waiters
+from operators import overview
 from runners.models import Runner, RunnerLiveness
 from tests.factories import ConsumerClaimFactory, EntityFactory, RunnerFactory, ago
 from tests.operators.conftest import World
@@ -169,6 +171,12 @@ def test_it_says_when_the_reaper_does_not_run(world, people):
     assert "The reaper is not running" not in text(people["viewer"].get("/admin/"))
     ServerPulse.objects.update(reaped_at=Now() - timedelta(hours=1))
     assert "The reaper is not running" in text(people["viewer"].get("/admin/"))
+
+
+def test_it_says_when_its_listener_lost_the_database(alice, people, monkeypatch):
+    assert overview.DEAF not in text(people["viewer"].get("/admin/"))
+    monkeypatch.setattr(waiters.hub, "is_deaf", True)
+    assert overview.DEAF in text(people["viewer"].get("/admin/"))
 
 
 def test_it_says_how_to_begin_while_there_is_no_runner(people):

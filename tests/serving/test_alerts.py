@@ -182,6 +182,7 @@ def test_a_listener_without_a_connection_is_told(alice, tmp_path, monkeypatch):
     before = scrape(alice)
     monkeypatch.setattr(waiters, "connect", refuse)
     waiters._PostgresListener(hub).run()
+    assert hub.is_deaf  # which the overview says
     try:
         assert firing(tmp_path, before, scrape(alice)) == {"PullwakeListenerDown"}
     finally:
