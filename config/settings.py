@@ -516,6 +516,7 @@ SPECTACULAR_SETTINGS = {
         {"name": "schedules", "description": "Messages that are sent at a time."},
         {"name": "wakes", "description": "Wake one entity for what happens elsewhere."},
         {"name": "shared_state", "description": "Streams that several entities write to."},
+        {"name": "feeds", "description": "What changes of runners and entities, as it changes."},
         {"name": "types", "description": "What entities of a type have in common."},
         {"name": "webhook_sources", "description": "There are none."},
         {"name": "probes", "description": "Whether a server lives and serves."},
