@@ -1,6 +1,7 @@
 """Whatever a type's schemas are: each is taken or refused with a reason, and then holds or not."""
 
 from itertools import count
+from typing import Any
 
 import hypothesis.strategies as st
 from hypothesis import HealthCheck, given, settings
@@ -35,16 +36,16 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
     max_leaves=12,
 )
-SCHEMAS = st.deferred(
+SCHEMAS: st.SearchStrategy[Any] = st.deferred(
     lambda: st.booleans() | st.dictionaries(st.sampled_from(KEYWORDS), WITHIN, max_size=5)
 )
 NAMES = st.sampled_from(["a", "b", "message", ""])
-WITHIN = st.one_of(
+WITHIN: st.SearchStrategy[Any] = st.one_of(
     *(SAID, SAID, JSON, SCHEMAS, st.lists(SCHEMAS, max_size=3)),
     st.dictionaries(NAMES, SCHEMAS, max_size=3),
 )
 # Those that are schemas, so that values meet them, too.
-SANE = st.deferred(
+SANE: st.SearchStrategy[Any] = st.deferred(
     lambda: st.fixed_dictionaries(
         {},
         optional={
