@@ -931,6 +931,7 @@ async def test_fifty_starts_and_stops_leave_nothing_behind() -> None:
     async def handler(wake: Wake) -> None:  # keeps nothing itself
         await wake.messages()
 
+    gc.collect()  # what others left
     async with FakeServer() as server:
         runner = make(server, handler)
         before: tuple[int, int] | None = None
