@@ -140,14 +140,32 @@ class Settled:
     ahead: int
 
 
+# Transactions are numbered for the whole server. One that is surely another database's holds nobody
+# back here; one that has just ended is waited for once more.
+_SETTLED = """
+SELECT COALESCE(MIN(number), ahead), ahead
+FROM (
+    SELECT pg_snapshot_xmax(now)::text::bigint AS ahead, other.number
+    FROM pg_current_snapshot() AS now
+    LEFT JOIN LATERAL (
+        SELECT under_way::text::bigint AS number
+        FROM pg_snapshot_xip(now) AS under_way
+        WHERE NOT EXISTS (
+            SELECT FROM pg_locks JOIN pg_stat_activity USING (pid)
+            WHERE locktype = 'transactionid' AND mode = 'ExclusiveLock' AND granted
+                AND transactionid = under_way::xid AND datname <> current_database()
+        )
+    ) AS other ON true
+) AS found
+GROUP BY ahead
+"""
+
+
 def now_settled(kind: str) -> Settled:
     """How far a feed may be read now."""
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
-            cursor.execute(
-                "SELECT pg_snapshot_xmin(now)::text::bigint, pg_snapshot_xmax(now)::text::bigint"
-                " FROM pg_current_snapshot() AS now"
-            )
+            cursor.execute(_SETTLED)
             return Settled(*cursor.fetchone())
         cursor.execute(
             'SELECT COALESCE(MAX("transaction"), 0) + 1 FROM runners_change WHERE kind = %s', [kind]

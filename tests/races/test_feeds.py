@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+import psycopg
 import pytest
-from django.db import connections, transaction
+from django.db import connection, connections, transaction
 
 from dispatch import entities, wakes
 from tests.api.test_feeds import ENTITIES, Follower
@@ -40,6 +41,19 @@ def test_a_change_that_commits_later_is_not_passed_over(alice: Api):
     assert sorted(feed.look()) == [("upsert", "/agent/e1"), ("upsert", "/agent/e2")]
     assert feed.rows["/agent/e1"]["failures"] == 7
     assert feed.rows["/agent/e2"]["pending"] is True
+
+
+def test_what_is_under_way_in_another_database_holds_nobody_back(alice: Api):
+    """Transactions are numbered for all databases of a server."""
+    feed = Follower(alice)
+    feed.look()
+    facts = connection.get_connection_params()
+    address = {name: facts[name] for name in ("host", "port", "user", "password")}
+    with psycopg.connect(**address, dbname="postgres") as other:
+        other.execute("SELECT pg_current_xact_id()")
+        alice.register()
+        alice.make_entity("/agent/e1")
+        assert feed.look() == [("upsert", "/agent/e1")]
 
 
 URLS = [f"/agent/e{number}" for number in range(8)]
