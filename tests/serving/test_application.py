@@ -67,6 +67,7 @@ def cross_origin(settings):
     return call
 
 
+@pytest.mark.django_db
 @pytest.mark.parametrize(
     "path", ["/_electric/entities/agent/e1/send", "/agent/e1/main", "/nowhere", "/livez"]
 )
