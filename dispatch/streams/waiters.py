@@ -55,7 +55,7 @@ def shared_state_key(state_id: int) -> str:
 
 
 RUNNER_FEED, ENTITY_FEED = "frunner", "fentity"
-"""The keys of the feeds of all changes; `claims.feeds` tells their readers."""
+"""The keys of the feeds of all changes; `claims.feeds` tells their readers, and looks by itself."""
 
 
 def announce(key: str) -> None:
@@ -203,12 +203,6 @@ UNION ALL
 SELECT 'e' || entity_id, tail FROM dispatch_dispatchstate WHERE entity_id = ANY(%s::bigint[])
 UNION ALL
 SELECT 's' || id, tail FROM dispatch_sharedstate WHERE id = ANY(%s::bigint[])
-UNION ALL
-SELECT 'f' || kind, (
-    SELECT max(transaction) FROM runners_change
-    WHERE runners_change.kind = feed.kind
-    AND transaction < pg_snapshot_xmin(pg_current_snapshot())::text::bigint
-) FROM unnest(%s::text[]) AS feed (kind)
 """
 
 
@@ -235,12 +229,12 @@ class _Sweeper:
         waited_for = self.hub.waited_for()
         if not waited_for:
             return
-        ids = [[key[1:] for key in waited_for if key.startswith(kind)] for kind in "resf"]
+        ids = [[key[1:] for key in waited_for if key.startswith(kind)] for kind in "res"]
         with connection.cursor() as cursor:
             cursor.execute(_TAILS, ids)
             tails = cursor.fetchall()
         for key, tail in tails:
-            if tail is not None and tail > waited_for[key]:
+            if tail > waited_for[key]:
                 self.hub.wake(key)
 
 
