@@ -18,6 +18,7 @@ from core.clock import epoch_ms, iso
 from core.errors import InvalidRequest
 from core.identifiers import is_id
 from runners import changes
+from runners.health import Liveness, Status
 from runners.models import Change, Runner
 
 MAX_TAGS = 8
@@ -47,9 +48,9 @@ class RunnerRow(Body, frozen=True, kw_only=True):
     """When it was registered first."""
     updated_at: str
     """When its registration changed last."""
-    liveness_status: Literal["online", "offline", "expired"]
+    liveness_status: Liveness
     """Whether its heartbeat still counts."""
-    health_status: Literal["healthy", "degraded", "unhealthy"]
+    health_status: Status
     """The worst of its issues."""
     max_concurrent_claims: int | UnsetType = UNSET
     """How many claims it may hold at once."""
@@ -139,8 +140,8 @@ def show_runner(change: Change, runner: Runner) -> JsonObject:
         claim_lease_ms=runner.claim_lease_ms,
         created_at=iso(runner.created_at),
         updated_at=iso(runner.updated_at),
-        liveness_status=alive,  # type: ignore[arg-type]
-        health_status=status,  # type: ignore[arg-type]
+        liveness_status=cast(Liveness, alive),
+        health_status=cast(Status, status),
         max_concurrent_claims=known(runner.max_concurrent_claims),
     )
     return cast(JsonObject, to_builtins(row))
