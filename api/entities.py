@@ -17,6 +17,7 @@ from api.acting import (
 from api.fields import (
     RESERVED_TYPES,
     DispatchPolicy,
+    EntityStatus,
     EntityUrl,
     Key,
     ManifestKey,
@@ -131,7 +132,7 @@ class EntityBody(Body, frozen=True, kw_only=True):
     """Its path: `/<type>/<id>`."""
     type: str
     """The name of its type."""
-    status: Literal["idle", "running", "paused", "stopping", "stopped", "killed"]
+    status: EntityStatus
     """What it does: `running` exactly while a claim on it is active."""
     streams: dict[str, str]
     """The path of its `main` stream."""

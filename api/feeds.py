@@ -7,7 +7,7 @@ from django.http.response import HttpResponseBase
 from msgspec import UNSET, UnsetType, to_builtins
 
 from api.authentication import RunnerAuthentication
-from api.fields import DispatchPolicy, known, policy_to
+from api.fields import DispatchPolicy, EntityStatus, known, policy_to
 from api.openapi import documented
 from api.runners import AdminStatus, Kind
 from api.streams import LIVE, READ_PARAMETERS, serve
@@ -76,7 +76,7 @@ class EntityRow(Body, frozen=True, kw_only=True):
     """Its path: `/<type>/<id>`."""
     type: str
     """The name of its type."""
-    status: Literal["idle", "running", "paused", "stopping", "stopped", "killed"]
+    status: EntityStatus
     """What it does: `running` exactly while a claim on it is active."""
     streams: dict[str, str]
     """The path of its `main` stream."""

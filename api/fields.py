@@ -30,6 +30,10 @@ class Target(Body, frozen=True, kw_only=True):
     """The runner's id."""
 
 
+EntityStatus = Literal["idle", "running", "paused", "stopping", "stopped", "killed"]
+"""What an entity does: `dispatch.models.DispatchState.status`."""
+
+
 class DispatchPolicy(Body, frozen=True, kw_only=True):
     """To which runner an entity is dispatched."""
 
