@@ -69,7 +69,7 @@ class Spans:
     def claimed(
         self, sent: TraceContext, waited: timedelta, facts: Mapping[str, Any]
     ) -> TraceContext:
-        """Spans of a wake's wait and of its claim, in the message's trace, linked to this request."""
+        """Spans of a wake's wait and its claim, in the message's trace, linked to the request."""
         now = time.time_ns()
         begun = now - int(waited.total_seconds() * 1e9)
         asked = trace.get_current_span().get_span_context()
