@@ -1,4 +1,4 @@
-"""Timers: what is to be sent at a time, by whom, and what could not be sent."""
+"""Timers: what will be sent at a time, by whom, and what could not be sent."""
 
 import json
 from typing import Any
