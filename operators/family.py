@@ -48,8 +48,9 @@ def family_of(entity: Any, now: datetime) -> dict[str, Any]:
     watchers = Registration.objects.filter(source_url=entity.url).exclude(subscriber__in=urls)
     sources = Entity.objects.filter(url__in=[each.source_url for each in waits])
     by_url = {each.url: each for each in sources.select_related("dispatch_state")}
-    found = of_all(urls.keys() | {each.pk for each in by_url.values()})
-    waited = _waited(urls)
+    asked = {each.pk for each in by_url.values()} | (urls.keys() if len(urls) > 1 else set())
+    found = of_all(asked) if asked else {}
+    waited = _waited(urls) if len(urls) > 1 else defaultdict(list)
     for node in nodes:
         node.standing = found.get(node.entity.pk)
         node.says = node.standing.sentence(now) if node.standing else ""

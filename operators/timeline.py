@@ -289,16 +289,13 @@ class Ahead:
 def ahead(state: DispatchState, claim: Any) -> list[Ahead]:
     """What is to come for an entity, of each kind a few, what failed and the soonest first.
 
-    ``claim`` is its active one, if it has one; three statements.
+    ``claim`` is its active one, if it has one; two statements.
     """
     entity, now = state.entity_id, state.now
     timers = Timer.objects.filter(Q(target=entity) | Q(owner=entity)).defer("message", "entry")
     found = [_timer(each, now) for each in timers.order_by("due_at", "pk")[:SHOWN]]
-    own = Registration.objects.filter(subscriber=entity)
-    ticks = own.filter(tick_at__isnull=False).order_by("tick_at")[:SHOWN]
-    found += [_tick(each, now) for each in ticks]
-    due = own.filter(due_at__isnull=False, tick_at=None).order_by("due_at")[:SHOWN]
-    found += [_due(each, now) for each in due]
+    due = Registration.objects.filter(subscriber=entity, due_at__isnull=False)
+    found += [_due(each, now) for each in due.order_by("due_at")[:SHOWN]]
     if claim is not None and claim.lease_expires_at > now:
         found.append(Ahead("end of its claim's lease", "pending", "itself", claim.lease_expires_at))
     if state.retry_at is not None and not state.ended:
@@ -318,15 +315,12 @@ def _timer(timer: Timer, now: datetime) -> Ahead:
     return Ahead(what, timer.state, whom, timer.due_at, timer.error)
 
 
-def _tick(row: Registration, now: datetime) -> Ahead:
-    assert row.tick_at is not None  # noqa: S101  what it was looked for by
-    cron = Cron.of(row.source_url)
-    what = lines(ident(cron.expression), quiet(cron.timezone))
-    return Ahead(what, _state(row.tick_at, now), "itself", row.tick_at)
-
-
 def _due(row: Registration, now: datetime) -> Ahead:
-    assert row.due_at is not None  # noqa: S101  likewise
-    what = "told of changes" if row.due_at == row.deliver_at else "end of its wait"
-    whom = quiet(row.source_url)
-    return Ahead(lines(what, whom), _state(row.due_at, now), "itself", row.due_at)
+    assert row.due_at is not None  # noqa: S101  what it was looked for by
+    if row.tick_at is not None:
+        cron = Cron.of(row.source_url)
+        what = lines(ident(cron.expression), quiet(cron.timezone))
+    else:
+        told = "told of changes" if row.due_at == row.deliver_at else "end of its wait"
+        what = lines(told, quiet(row.source_url))
+    return Ahead(what, _state(row.due_at, now), "itself", row.due_at)

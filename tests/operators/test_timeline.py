@@ -178,7 +178,7 @@ def test_what_is_to_come_is_in_the_order_of_time(entity: Entity, django_assert_n
     ConsumerClaimFactory.create(entity=entity, failed=True)  # is tried again in 10 s
     claim = ConsumerClaimFactory.create(entity=entity)  # for 30 s
     state = state_of(entity)
-    with django_assert_num_queries(3):
+    with django_assert_num_queries(2):
         found = timeline.ahead(state, claim)
     told = [re.sub(r"<.*?>", " ", str(each.what)) for each in found]
     for said, part in zip(
