@@ -14,7 +14,7 @@ tails. All registrations that a transaction changes are therefore locked by one 
 import hashlib
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -58,12 +58,14 @@ class Order:
     """What a subscriber wants at a source, under a manifest key or without; None: nothing more.
 
     ``payload``: what it is told at each tick of a cron source, as JSON; empty: nothing.
+    ``near_only``: another than its creator asks, who is not to read all that the creator may.
     """
 
     source_url: str
     wish: Wish | None
     manifest_key: str = ""
     payload: str = ""
+    near_only: bool = False
 
     @property
     def watched(self) -> DispatchState.Watched:
@@ -158,6 +160,7 @@ def _put(subscriber: Entity, order: Order, known: Iterable[Registration], now: d
         return
     facts = asdict(order.wish)
     facts |= {"collections": list(order.wish.collections), "ops": list(order.wish.ops)}
+    facts["near_only"] = order.near_only
     if order.wish.types is None:  # a call does not say, and the manifest event may have said
         facts["types"] = rows[0].types if rows else {}
     if rows and order.payload:
@@ -220,8 +223,8 @@ def follow(
 ) -> None:
     """What these events, just appended to a locked entity's stream past ``after``, mean for others.
 
-    And do the ``orders`` among them, the entity being the subscriber. It costs nothing where there
-    are none, and nobody waits for such events.
+    And do the ``orders`` among them, which are its handler's, the entity being the subscriber. It
+    costs nothing where there are none, and nobody waits for such events.
     """
     is_heard = _is_heard(state, events)
     if not is_heard and not orders:
@@ -235,8 +238,11 @@ def follow(
     known = _lock(which)
     if is_heard:
         _fire(known, state.entity.url, events, after, state.now, state)
-    for order in orders:
-        _put(state.entity, order, known, state.now)
+    if orders:
+        owner, runner = state.entity, state.runner
+        near_only = runner is None or runner.owner_principal != owner.created_by
+        for order in orders:
+            _put(owner, replace(order, near_only=near_only), known, state.now)
 
 
 def fire(source_urls: Collection[str], events: Sequence[Any], after: int, now: datetime) -> None:
@@ -467,12 +473,12 @@ def close(state: DispatchState, how: str) -> None:
 
 
 def forget(
-    state: DispatchState, may_read: Callable[[Entity], bool], gone: Collection[str] = ()
+    state: DispatchState, may_tell: Callable[[Registration], bool], gone: Collection[str] = ()
 ) -> None:
     """`close` for a locked entity that is to be deleted; its own registrations go with it.
 
-    Only those are told whose subscriber ``may_read`` it: nobody can say that afterwards. Nor is
-    anybody told of the sources at the URLs in ``gone``, which went with it.
+    Only those are told that it ``may_tell``: nobody can say that afterwards. Nor is anybody told of
+    the sources at the URLs in ``gone``, which went with it.
     """
     urls = {state.entity.url, *gone}
     rows = _lock(Q(source_url__in=urls) | Q(subscriber=state.entity_id))
@@ -482,7 +488,7 @@ def forget(
         for each in rows
         if each.subscriber_id != state.entity_id and each.source_url not in gone
     ]
-    barred = [each for each in theirs if not may_read(each.subscriber)]
+    barred = [each for each in theirs if not may_tell(each)]
     _delete(barred)
     _close([each for each in theirs if each not in barred], state, "deleted")
 

@@ -136,7 +136,7 @@ def test_a_file_that_is_not_read_is_cut_and_is_no_error(servers):
 
 
 def _is_closed(server: Server, peer: socket.socket) -> bool:
-    """Whether the server has closed its end, which a peer that does not read is not told (Linux)."""
+    """Whether the server has closed its end, of which who does not read hears nothing (Linux)."""
     ports = f":{server.port:04X}", f":{peer.getsockname()[1]:04X}"
     ends = [line.split()[1:4] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return not any(
