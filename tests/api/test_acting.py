@@ -344,9 +344,9 @@ def test_a_handler_on_anothers_runner_does_not_hear_of_all_that_its_creator_has(
             body = {"subscriberUrl": "/agent/x", "sourceUrl": url, "condition": {"on": "change"}}
             assert stage.by(stage.alice, "user:dora").post("/_electric/wake", body).status == 204
         else:
-            value = {"kind": "source", "sourceType": "entity", "sourceRef": url}
+            value: Any = {"kind": "source", "sourceType": "entity", "sourceRef": url}
             value["wake"] = {"on": "change"}
-            event = {"type": "manifest", "key": f"source:{number}", "value": value}
+            event: Any = {"type": "manifest", "key": f"source:{number}", "value": value}
             event["headers"] = {"operation": "upsert"}
             assert stage.claim.append(event, token=stage.claim.mint()).status == 204
     for url in sources:
