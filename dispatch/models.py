@@ -743,6 +743,12 @@ class Registration(models.Model):
     closed = models.BooleanField(
         default=False, help_text="its source is at its end: it goes with its last delivery"
     )
+    near_only = models.BooleanField(
+        default=False,
+        db_default=False,
+        help_text="told of its subscriber's parent and descendants, and of what its runner's owner "
+        "may read",
+    )
     created_at = models.DateTimeField(db_default=Now())
 
     objects = RegistrationQuerySet.as_manager()

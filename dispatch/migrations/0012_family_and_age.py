@@ -11,7 +11,7 @@ class Migration(migrations.Migration):
     atomic = False
 
     dependencies = [
-        ("dispatch", "0010_message_trace"),
+        ("dispatch", "0011_registration_reach"),
     ]
 
     operations = [
