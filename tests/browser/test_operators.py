@@ -203,6 +203,13 @@ PAGES = (
     "/admin/dispatch/entity/do/send/?pk={entity}",
     "/admin/dispatch/wake/",
     "/admin/dispatch/wake/{wake}/change/",
+    "/admin/dispatch/entity/{entity}/timeline/",
+    "/admin/claims/deadletter/",
+    "/admin/claims/deadletter/{letter}/change/",
+    "/admin/dispatch/timer/",
+    "/admin/dispatch/timer/{timer}/change/",
+    "/admin/dispatch/sharedstate/",
+    "/admin/dispatch/sharedstate/{shared}/change/",
     "/admin/dispatch/dispatchstate/",
     "/admin/dispatch/entitytype/",
     "/admin/runners/accesstoken/",
@@ -212,13 +219,25 @@ PAGES = (
 
 
 def some_rows(database: Database) -> dict[str, int]:
-    """The keys of an active and an ended claim, and of the first entity and its wake."""
-    ((claim, ended, entity, wake),) = database.execute(
+    """The keys of an active and an ended claim, of the first entity and its wake, and of others."""
+    ((claim, ended, entity, wake, letter, timer, shared),) = database.execute(
         "SELECT (SELECT id FROM claims_consumerclaim WHERE status = 'active'),"
         " (SELECT id FROM claims_consumerclaim WHERE status <> 'active'),"
-        " (SELECT min(id) FROM dispatch_entity), (SELECT min(id) FROM dispatch_wake)"
+        " (SELECT min(id) FROM dispatch_entity), (SELECT min(id) FROM dispatch_wake),"
+        " (SELECT id FROM claims_deadletter), (SELECT id FROM dispatch_timer),"
+        " (SELECT id FROM dispatch_sharedstate)"
     )
-    return {"claim": claim, "ended": ended, "entity": entity, "wake": wake}
+    named = {"claim": claim, "ended": ended, "entity": entity, "wake": wake}
+    return named | {"letter": letter, "timer": timer, "shared": shared}
+
+
+def make_more(api: Any, url: str) -> None:
+    """A dead letter of a claim that can be made, a timer and a shared state, of an entity."""
+    claim = api.claim("doomed")
+    gave_up = claim.call({"failed": True, "error": "no such tool", "give_up": True})
+    assert gave_up.status == 200, gave_up
+    api.send(url, afterMs=3_600_000)
+    api.share("board", url)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +259,7 @@ def test_every_page_fits_and_reads(page: Page, quiet_server: Server, alice, kill
         "/_electric/runners/doomed/heartbeat",
         {"lease_ms": 1000, "diagnostics": {"last_error": word}},
     )
-    assert alice.claim("doomed").fail(word).status == 200
+    make_more(alice, f"/agent/{'long-' * 20}")
     for path in (each.format(**some_rows(quiet_server.database)) for each in PAGES):
         response = page.goto(path)
         assert response is not None
@@ -269,7 +288,8 @@ AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text()
 def test_axe_finds_nothing_serious_or_moderate(page: Page, quiet_server: Server, alice, killed):
     alice.make_entity("/agent/e2", "doomed")
     alice.send("/agent/e2")
-    assert alice.claim("doomed").fail("no such tool").status == 200
+    make_more(alice, "/agent/e2")
+    alice.make_entity("/agent/child", "doomed", parent="/agent/e2")
     alice.post("/_electric/runners/doomed/disable")
     for path in (each.format(**some_rows(quiet_server.database)) for each in PAGES):
         page.goto(path)
