@@ -323,7 +323,7 @@ def _with_last_error(rows: Any, text: str) -> Any:
 
 
 def _waits_longer(length: timedelta) -> Narrow:
-    waiting = DispatchState.objects.waiting().with_pending_since()
+    waiting: Any = DispatchState.objects.waiting().with_pending_since()
     return lambda rows: rows.of(waiting.filter(pending_since__lte=Now() - length))
 
 
