@@ -41,6 +41,12 @@ class EntityType(models.Model):
         max_length=128, null=True, blank=True, db_column="default_runner_id"
     )
     permission_grants = models.JSONField(default=list, blank=True)
+    retain_events = models.PositiveIntegerField(
+        null=True, blank=True, help_text="acked events that a living entity keeps; null: all"
+    )
+    retain_days = models.PositiveIntegerField(
+        null=True, blank=True, help_text="for which a living entity keeps them; null: for ever"
+    )
     registered_by = PrincipalField()
     registration = models.CharField(
         max_length=28,
@@ -58,6 +64,7 @@ class EntityType(models.Model):
         default_permissions = ("view",)
         permissions = [
             ("transfer_entitytype", "Can transfer entity types"),
+            ("retain_entitytype", "Can change what entity types keep"),
             ("remove_entitytype", "Can remove entity types"),
         ]
         constraints = [
