@@ -144,6 +144,8 @@ class Entity(models.Model):
         indexes = [
             models.Index(fields=["created_by", "-id"], name="entity_creator"),
             models.Index(fields=["type", "-id"], name="entity_type"),
+            models.Index(fields=["parent", "-id"], name="entity_parent", condition=~Q(parent="")),
+            models.Index(fields=["created_at"], name="entity_created"),
         ]
         constraints = [
             models.CheckConstraint(condition=canonical("created_by"), name="entity_creator_url"),
@@ -748,6 +750,12 @@ class Registration(models.Model):
     closed = models.BooleanField(
         default=False, help_text="its source is at its end: it goes with its last delivery"
     )
+    near_only = models.BooleanField(
+        default=False,
+        db_default=False,
+        help_text="told of its subscriber's parent and descendants, and of what its runner's owner "
+        "may read",
+    )
     created_at = models.DateTimeField(db_default=Now())
 
     objects = RegistrationQuerySet.as_manager()
@@ -773,6 +781,14 @@ class Registration(models.Model):
 
     def __str__(self) -> str:
         return f"registration {self.pk} of entity {self.subscriber_id}"
+
+    @property
+    def awaited(self) -> str:
+        """What is to happen, in words: ``finished run``, or ``changes of todo (insert)``."""
+        if self.condition == self.Condition.RUN_FINISHED:
+            return "finished run"
+        of = f" of {', '.join(self.collections)}" if self.collections else ""
+        return f"changes{of}" + (f" ({', '.join(self.ops)})" if self.ops else "")
 
 
 class Delivery(models.Model):

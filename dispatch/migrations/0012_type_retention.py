@@ -5,7 +5,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("dispatch", "0010_message_trace"),
+        ("dispatch", "0011_registration_reach"),
     ]
 
     operations = [
