@@ -15,7 +15,7 @@ class Migration(migrations.Migration):
     atomic = False
 
     dependencies = [
-        ("dispatch", "0010_message_trace"),
+        ("dispatch", "0013_family_and_age"),
     ]
 
     operations = [
