@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from django.conf import settings
-from structlog.contextvars import bound_contextvars
+from structlog.contextvars import bound_contextvars, clear_contextvars
 
 from config.serving.error_reports import _without_secrets
 from config.serving.log_lines import JsonLines
@@ -121,6 +121,7 @@ def test_a_line_is_json_whatever_it_says(settings):
     )
     error = OSError("away")
     record.exc_info = (OSError, error, None)
+    clear_contextvars()
     with bound_contextvars(principal="user:alice"):
         line = json.loads(JsonLines().format(record))
     exception = line.pop("exception")
