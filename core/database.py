@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 import psycopg
+from django.conf import settings
 from django.db import DatabaseError, InterfaceError, OperationalError, connection
 from django.db.models import BooleanField, Func
 from psycopg.errors import (
@@ -92,6 +93,31 @@ class Unflushed(Func):
 
     def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
         """SQLite's commits wait for no disk as it is."""
+        return "1", []
+
+
+BRIEFLY_MS = 500
+"""For how long a session may be idle while it holds what `HeldBriefly` is for."""
+
+
+class HeldBriefly(Func):
+    """A condition that always holds: what its statement locks is needed by many, and soon.
+
+    From then on until the transaction ends, PostgreSQL ends the session sooner where it is idle,
+    as that of a frozen server is; one that may be idle for ever still may.
+    """
+
+    output_field = BooleanField()
+
+    def as_postgresql(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        """The setting lasts as long as the transaction."""
+        name = "idle_in_transaction_session_timeout"
+        idle_ms = min(settings.PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS or BRIEFLY_MS, BRIEFLY_MS)
+        wanted = f"CASE CURRENT_SETTING('{name}') WHEN '0' THEN '0' ELSE '{idle_ms}' END"
+        return f"SET_CONFIG('{name}', {wanted}, TRUE) IS NOT NULL", []
+
+    def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        """SQLite has one writer, which holds all there is."""
         return "1", []
 
 
