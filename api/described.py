@@ -1,4 +1,4 @@
-"""What the OpenAPI schema says of parameters and headers, and an example of each body."""
+"""Descriptions of parameters and headers for the OpenAPI schema, and an example of each body."""
 
 from typing import Any
 

@@ -83,7 +83,7 @@ def _headers(error: PullwakeError) -> dict[str, str]:
 
 
 def translate(exc: BaseException) -> PullwakeError:
-    """The error that the caller is told of for any exception; an unknown one is logged as ours."""
+    """Map any exception to the error that the caller is told; an unknown one is logged as ours."""
     match exc:
         case PullwakeError():
             return exc

@@ -1,6 +1,7 @@
 """The REST API of streams: a runner's wakes and an entity's events, read and appended to.
 
-Reading follows the Durable Streams protocol, as the wire contract's section Wake stream gives it.
+Reading follows the Durable Streams protocol, as the wire contract's section Wake stream describes
+it.
 """
 
 import hashlib
@@ -78,7 +79,7 @@ class WakeStreamView(RunnerResource):
         return self.get(request, runner_id)
 
     def handle_exception(self, exc: Exception) -> HttpResponse:  # type: ignore[override]
-        """Trouble is 503 with Retry-After: the existing client does not back off otherwise."""
+        """Answer trouble with 503 and Retry-After, or the existing client does not back off."""
         error = translate(exc)
         return error_response(ServiceUnavailable() if status_of(error) == 500 else error)
 
@@ -141,8 +142,7 @@ def _find_to_read(
 ) -> tuple[Principal | None, Entity]:
     """The principal that calls, None for a handler, and the entity, whose stream it may read.
 
-    Raises Unauthenticated, NotFound, Forbidden.
-    NotFound is for principals; see `_find_for_holder`.
+    Raises Unauthenticated, NotFound, Forbidden. NotFound is for principals; see `_find_for_holder`.
     """
     token = claim_token(request)
     if token is None:
@@ -159,10 +159,10 @@ def _find_to_read(
 
 
 def _find_for_holder(type_name: str, name: str) -> Entity:
-    """The entity, for a token that is yet to be looked at.
+    """The entity, for a token that is not verified yet.
 
-    Raises NotFound where none can be, and Unauthenticated where none is: a token opens nothing
-    there, and a caller that holds none of an entity's is not told whether there is one.
+    Raises NotFound if no such entity can exist, and Unauthenticated if none does exist: a caller
+    that holds no token of an entity's is not told whether it exists.
     """
     require_id(type_name, name)
     try:
@@ -184,7 +184,7 @@ _STEPS = ("manifest", "inbox", "signal")
 
 
 def read_events(request: HttpRequest) -> list[Any]:
-    """The events that a body gives, one or an array.
+    """The events in a body, one or an array.
 
     Raises InvalidRequest for none, PayloadTooLarge for too many.
     """
@@ -217,7 +217,7 @@ def answer_append(
 
 
 def serve(request: HttpRequest, source: Source) -> HttpResponseBase:
-    """Answer a GET or HEAD of a stream, in the mode that it asks for.
+    """Answer a GET or HEAD of a stream, in the mode that was asked for.
 
     Raises InvalidRequest for an unknown mode, a malformed offset, or live without an offset, and
     RateLimited when the caller holds too many streams.
@@ -261,7 +261,7 @@ def _long_poll(
     source: Source, after: int, cursor: str | None, token: Credential | None
 ) -> HttpResponse:
     page = _wait(source, after, settings.PULLWAKE_LONG_POLL_MS / 1000, token)
-    # An offset past the tail is told the real one at once: 200 with nothing, which heals it.
+    # An offset past the tail gets the real one at once: 200 with nothing, which corrects it.
     if page.events or after > page.next_offset:
         response = HttpResponse(_array(page))
     else:
@@ -275,7 +275,7 @@ def _sse(
     source: Source, after: int, cursor: str | None, place: Hold, token: Credential | None
 ) -> StreamingHttpResponse:
     try:
-        # Read before the answer begins, while trouble can still be told as a status.
+        # Read before the answer begins, while an error can still be a status.
         page = source.follow(after)
     except BaseException:
         place.release()
@@ -310,12 +310,12 @@ def _sse(
 
 
 def _is_over(token: Credential | None) -> bool:
-    """Whether nobody is to wait any more: the server stops, or the reader's token has ended."""
+    """Whether nobody should wait any more: the server stops, or the reader's token ended."""
     return waiters.hub.closing or (token is not None and token.seconds_left() <= 0)
 
 
 def _wait(source: Source, after: int, patience_s: float, token: Credential | None) -> Page:
-    """What lies past ``after``, as soon as something does; nothing after ``patience_s`` seconds."""
+    """What lies past ``after``, once there is something; nothing after ``patience_s`` seconds."""
     if token is not None:
         patience_s = min(patience_s, token.seconds_left())
     deadline = time.monotonic() + patience_s
@@ -343,7 +343,7 @@ def _wait(source: Source, after: int, patience_s: float, token: Credential | Non
             if not _is_over(token):
                 grown.wait(remaining)
             if _is_over(token):
-                return page  # and none of the thousands that wait looks once more
+                return page  # and thousands of waiters do not all look once more
 
 
 def _array(page: Page) -> str:
@@ -363,7 +363,7 @@ def _control(source: Source, page: Page, cursor: str | None) -> str:
 
 
 def _next_cursor(given: str | None) -> str:
-    """The interval that it is now, or one past the reader's own when that is not smaller."""
+    """The current interval, or one past the reader's own if that is not smaller."""
     since = datetime.now(UTC) - _CURSOR_EPOCH
     interval = int(since.total_seconds()) // _CURSOR_INTERVAL_S
     if given is not None and given.isdecimal() and len(given) <= _CURSOR_DIGITS:

@@ -25,7 +25,7 @@ Text = Annotated[str, Meta(max_length=4096)]
 class Grant(Body, frozen=True, kw_only=True):
     """Who besides the registrar may make a type's entities, or manage them.
 
-    Until it is taken back, and of the type alone: what asks for another kind of grant is refused.
+    Until it is revoked, and for that type alone: a request for another kind of grant is refused.
     """
 
     subject_kind: Literal["principal", "principal_kind"]
@@ -73,7 +73,7 @@ class SlashCommand(Body, frozen=True, kw_only=True):
 
 
 class WritableCollection(Body, frozen=True, kw_only=True):
-    """A collection of a type's entities that others than their handler may write to."""
+    """A collection of a type's entities that others than their handler may write."""
 
     type: Key
     """The type of the collection's events."""
@@ -200,7 +200,7 @@ class EntityTypesView(ApiView):
 
 
 def facts_of(body: NewEntityType, whose: str = "") -> JsonObject:
-    """The fields of `EntityType` that are given. Raises InvalidRequest for schemas and grants.
+    """The given fields of `EntityType`. Raises InvalidRequest for schemas and grants.
 
     ``whose``: the URL of the principal that calls; "" where none does.
     """
@@ -222,7 +222,7 @@ def facts_of(body: NewEntityType, whose: str = "") -> JsonObject:
 
 
 def _by_type(body: NewEntityType | NewSchemas, whose: str) -> JsonObject:
-    """The inbox and state schemas that are given. Raises InvalidRequest for what is none."""
+    """The given inbox and state schemas. Raises InvalidRequest for invalid ones."""
     given = {name: getattr(body, name) for name in ("inbox_schemas", "state_schemas")}
     given = {name: by_type for name, by_type in given.items() if by_type is not UNSET}
     for name, by_type in given.items():

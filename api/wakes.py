@@ -49,7 +49,7 @@ class WakeUnregistration(Body, frozen=True, kw_only=True):
 
 
 class SubscriberView(ApiView):
-    """What is done for a subscriber, by who may act on it."""
+    """Calls made for a subscriber, by a caller with rights in it."""
 
     authentication_classes = (ActingAuthentication,)
 
@@ -73,7 +73,7 @@ class WakeView(SubscriberView):
         operation="registerWake",
     )
     def post(self, request: HttpRequest) -> HttpResponse:
-        """Have an entity woken for what happens at another; the same again changes it."""
+        """Have an entity woken for what happens at another; a second call changes the first's."""
         body = read(request, WakeRegistration)
         wish = conditions.wish(
             body.condition,
@@ -97,7 +97,7 @@ class UnregisterView(SubscriberView):
         operation="unregisterWake",
     )
     def post(self, request: HttpRequest) -> HttpResponse:
-        """Remove a subscriber's registrations, if there are such."""
+        """Remove a subscriber's registrations, if there are any."""
         body = read(request, WakeUnregistration)
         if body.sourceUrl is UNSET and body.manifestKey is UNSET:
             raise InvalidRequest.field("/sourceUrl", "this, or manifestKey, is required")

@@ -17,9 +17,10 @@ BATCH = 1000
 
 
 def prunable() -> dict[str, "QuerySet[Any]"]:
-    """What may go, by name: ended claims, past wakes, failed timers, events of ended entities, and
-    of shared states that these alone have; dead letters that were redriven or cannot be; changes of
-    what left a feed.
+    """What may be deleted, by name.
+
+    Ended claims, past wakes, failed timers, events of ended entities, and of shared states that
+    only these have; dead letters that were redriven or cannot be; changes of rows that left a feed.
     """
     before = Now() - timedelta(days=settings.PULLWAKE_RETENTION_DAYS)
     return {
@@ -43,7 +44,7 @@ def prunable() -> dict[str, "QuerySet[Any]"]:
 
 
 def batches(rows: "QuerySet[Any]", size: int = BATCH) -> Iterator[int]:
-    """Delete rows a batch at a time, oldest first; yields how many went."""
+    """Delete rows a batch at a time, oldest first; yields how many were deleted."""
     while True:
         oldest = list(rows.order_by("pk").values_list("pk", flat=True)[:size])
         if not oldest:
@@ -53,5 +54,5 @@ def batches(rows: "QuerySet[Any]", size: int = BATCH) -> Iterator[int]:
 
 
 def prune() -> dict[str, int]:
-    """Delete all that may go: how many rows of each."""
+    """Delete everything that may be deleted: how many rows of each kind."""
     return {name: sum(batches(rows)) for name, rows in prunable().items()}

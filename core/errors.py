@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 
 def pointer(*steps: object) -> str:
-    """The JSON pointer to where these steps lead."""
+    """The JSON pointer that these steps spell."""
     return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in steps)
 
 

@@ -70,7 +70,7 @@ def _effect(claim: Any) -> str:
 
 def _outlook(claim: Any) -> str:
     state = claim.entity.dispatch_state
-    # Its runner, should it be the entity's still, has one place more without it.
+    # Its runner, if the entity stays with it, then has one place more.
     held = claim.held - (claim.runner_id == state.runner_id)
     return outlook(state, held=held, now=claim.now)
 
@@ -141,8 +141,8 @@ TAKE_BACK_AND_MOVE = Verb(
 
 STATUS = {
     **values("status", Status.values),
-    # A constraint says the same twice; a planner that hears it twice expects few rows, and so does
-    # not search for them among all that ended.
+    # A constraint says the same; with both, a planner expects few rows, and does not search for
+    # them among all that ended.
     "active": ("active", where(status=Status.ACTIVE, ended_at=None)),
 }
 ORPHANED = {
@@ -168,7 +168,7 @@ CLAIMED_BEFORE = {
     f"older-{word}": (f"more than {a} ago", where(claimed_at__lte=Now() - SPANS[word]))
     for word, a in (("hour", "an hour"), ("day", "a day"))
 }
-# With the status an index finds them, also where none is new.
+# With the status an index finds them, even if none is new.
 ENDED_WITHIN = {
     word: (f"in the last {word}", where(status__in=ENDED, ended_at__gt=Now() - span))
     for word, span in SPANS.items()

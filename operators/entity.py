@@ -108,7 +108,7 @@ def _resume_effect(entity: Any) -> str:
         raise InvalidRequest("It is not paused.")
     if not state.pending or state.claimed:
         return "Resumes."
-    state.paused = False  # as it then is
+    state.paused = False  # after this verb
     return f"Resumes, and as work is pending, {_outlook(entity)}."
 
 
@@ -127,7 +127,7 @@ def _trouble(entity: Any) -> Trouble | None:
 
 
 def _warning(entity: Any) -> str:
-    """That its runner will not claim the wake."""
+    """A warning if its runner will not claim the wake."""
     trouble = _trouble(entity)
     if trouble is None:
         return ""
@@ -140,7 +140,7 @@ def _outlook(entity: Any) -> str:
 
 
 def _may_be_woken(entity: Any) -> bool:
-    """And somebody is there to claim it."""
+    """Whether it may be woken, and a runner is there to claim it."""
     trouble = _trouble(entity)
     lost = trouble is not None and trouble.lasts
     return not lost and entities.why_not_woken(entity.dispatch_state) is None
@@ -161,7 +161,7 @@ def _send_effect(entity: Any) -> str:
         return f"{appended}, and waits until the entity is resumed."
     if state.claimed:
         return f"{appended}. The active claim handles it, or the next one does."
-    state.last_work_offset = state.tail + 1  # as it then is
+    state.last_work_offset = state.tail + 1  # after this verb
     return f"{appended}; {_outlook(entity)}."
 
 
@@ -198,7 +198,7 @@ def _lives(entity: Any) -> bool:
 
 
 def _is_open(entity: Any) -> bool:
-    """Whether it takes messages, and has not been asked to stop."""
+    """Whether it takes messages, and was not asked to stop."""
     return not entity.dispatch_state.closed
 
 
@@ -299,9 +299,9 @@ def _whose_state(narrow: Narrow) -> Narrow:
 
 
 def _with_tag(rows: Any, said: str) -> Any:
-    """Those of the newest that have the tag, ``key=value``."""
+    """Those among the newest that have the tag, ``key=value``."""
     key, _, value = said.partition("=")
-    # Not ``tags__…``: a key may hold what a lookup is made of.
+    # Not ``tags__…``: a key may contain the separators of lookups.
     return newest_of(rows.filter(Exact(KeyTextTransform(key, "tags"), Value(value))))
 
 
@@ -370,10 +370,10 @@ class EntityAdmin(TalkingAdmin):
     def get_search_results(
         self, request: HttpRequest, queryset: "QuerySet[Any]", search_term: str
     ) -> tuple["QuerySet[Any]", bool]:
-        """By how the URL begins, the subscription key, a tag, or a part of the URL.
+        """Search by the beginning of the URL, the subscription key, a tag, or a part of the URL.
 
-        The first slash may be left out, as it is in the names of wake streams. No index finds parts
-        or tags: those of the newest `SEARCHED` are looked at.
+        The first slash may be left out, as in the names of wake streams. No index finds parts or
+        tags: only the newest `SEARCHED` are looked at.
         """
         term = search_term.strip()
         if not term:

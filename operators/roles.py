@@ -30,7 +30,7 @@ APPS = ("runners", "dispatch", "claims")
 
 
 def make_roles(using: str, **kwargs: Any) -> None:
-    """After a migration: make the groups that are not there. Those that are stay as they are."""
+    """After a migration: create the missing groups. Existing ones stay as they are."""
     Group = apps.get_model("auth", "Group")
     Permission = apps.get_model("auth", "Permission")
     groups = Group.objects.using(using)

@@ -17,7 +17,7 @@ _MOST_DIGITS = 16
 
 
 class TalkingAdmin(OperatorAdmin):
-    """An entity's page, with what is said in its stream."""
+    """An entity's page, with the conversation in its stream."""
 
     def get_urls(self) -> list[URLPattern]:
         """Two addresses below that of an entity."""
@@ -35,7 +35,7 @@ class TalkingAdmin(OperatorAdmin):
     def conversation_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """A page of it: the newest, the one ``before`` an offset, or what came ``after`` one.
 
-        ``seen`` is what the last of these said: 204 while that is the same.
+        ``seen`` is the state in the last answer: 204 while that has not changed.
         """
         entity = self._entity(request, object_id)
         wanted = _offset(request, "before")
@@ -77,12 +77,12 @@ class TalkingAdmin(OperatorAdmin):
 
 
 def shown(page: conversation.Conversation) -> dict[str, Any]:
-    """A page for its template."""
+    """Render a page of it."""
     return {"conversation": page, "now": page.now, "state": page.state}
 
 
 def _offset(request: HttpRequest, name: str) -> int | None:
-    """An offset in the address. Raises Http404 for what is none."""
+    """The offset in the address. Raises Http404 for an invalid one."""
     text = request.GET.get(name)
     if text is None:
         return None

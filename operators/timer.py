@@ -1,4 +1,4 @@
-"""Timers: what is to be sent at a time, by whom, and what could not be sent."""
+"""Timers: what will be sent at a time, by whom, and what could not be sent."""
 
 import json
 from datetime import datetime
@@ -65,7 +65,7 @@ class TimerAdmin(OperatorAdmin):
 
 
 def timers_of(entity: Any, now: datetime) -> dict[str, Any]:
-    """For an entity's page: what is for it or by it, failed and late before pending; its ticks."""
+    """For an entity's page: timers for it or by it, failed and late before pending; its ticks."""
     rows: Any = Timer.objects.filter(Q(target=entity.pk) | Q(owner=entity.pk))
     ticking = Registration.objects.filter(subscriber=entity.pk, tick_at__isnull=False)
     return {

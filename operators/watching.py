@@ -1,4 +1,4 @@
-"""What an entity waits for, who waits for it, and which children it has."""
+"""What an entity waits for, who waits for it, and its children."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ SHOWN = 20
 def family_of(entity: Any) -> dict[str, Any]:
     """The rows of these tables, for the page of an entity."""
     watchers = Registration.objects.filter(source_url=entity.url).select_related("subscriber")
-    # A child is younger, and all but a few are their parent's creator's: these are in an index.
+    # A child is younger, and nearly always its parent's creator's: an index finds these.
     children = Entity.objects.filter(
         created_by=entity.created_by, parent=entity.url, pk__gt=entity.pk
     ).select_related("dispatch_state")
