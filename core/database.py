@@ -97,8 +97,8 @@ class Unflushed(Func):
         return "1", []
 
 
-BRIEFLY_MS = 500
-"""For how long a session may be idle while it holds what `HeldBriefly` is for."""
+BRIEFLY = 6
+"""By what `HeldBriefly` divides PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS: half a second by default."""
 
 
 class HeldBriefly(Func):
@@ -113,7 +113,7 @@ class HeldBriefly(Func):
     def as_postgresql(self, compiler: Any, connection: Any, **context: Any) -> Any:
         """The setting lasts as long as the transaction."""
         name = "idle_in_transaction_session_timeout"
-        idle_ms = min(settings.PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS or BRIEFLY_MS, BRIEFLY_MS)
+        idle_ms = settings.PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS // BRIEFLY
         wanted = f"CASE CURRENT_SETTING('{name}') WHEN '0' THEN '0' ELSE '{idle_ms}' END"
         return f"SET_CONFIG('{name}', {wanted}, TRUE) IS NOT NULL", []
 

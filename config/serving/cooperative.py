@@ -124,4 +124,5 @@ class Watchdog(threading.Thread):
             if _lost.is_set():
                 _lost.clear()
                 logger.warning("a connection was lost, and all that wait in the pool are replaced")
-                connections[DEFAULT_DB_ALIAS].pool.drain()
+                database: Any = connections[DEFAULT_DB_ALIAS]
+                database.pool.drain()
