@@ -47,6 +47,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
+from django.conf import settings
 from django.db import transaction
 from django.db.models import BigIntegerField, DateTimeField, ExpressionWrapper, F
 from django.db.models.functions import Greatest, Now
@@ -321,7 +322,7 @@ def _claim_token(consumer_id: str, epoch: int, nonce_hash: str) -> str:
     """A new one, or that of the request with this nonce."""
     if not nonce_hash:
         return new_secret("pwc")
-    return derived_secret("pwc", consumer_id, str(epoch), nonce_hash)
+    return derived_secret(settings.SECRET_KEY, "pwc", consumer_id, str(epoch), nonce_hash)
 
 
 def _made_before(runner: Runner, nonce_hash: str) -> ClaimQuerySet:

@@ -1,12 +1,11 @@
 """Ids that callers choose, and stream offsets: their forms, from the wire contract."""
 
 import hashlib
+import hmac
 import re
 import secrets
 from base64 import urlsafe_b64encode
 from urllib.parse import unquote
-
-from django.utils.crypto import salted_hmac
 
 from core.errors import NotFound
 
@@ -72,9 +71,10 @@ def new_secret(prefix: str) -> str:
     return f"{prefix}_{secrets.token_urlsafe(32)}"
 
 
-def derived_secret(prefix: str, *facts: str) -> str:
-    """A bearer secret like `new_secret`'s that is the same for the same facts, by SECRET_KEY."""
-    digest = salted_hmac("pullwake.secret", "\0".join(facts), algorithm="sha256").digest()
+def derived_secret(key: str, prefix: str, *facts: str) -> str:
+    """A bearer secret like `new_secret`'s, the same for the same facts to whoever has the key."""
+    message = "\0".join(("pullwake.secret", prefix, *facts))
+    digest = hmac.digest(key.encode(), message.encode(), "sha256")
     return f"{prefix}_{urlsafe_b64encode(digest).rstrip(b'=').decode()}"
 
 
