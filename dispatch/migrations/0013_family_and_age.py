@@ -11,7 +11,7 @@ class Migration(migrations.Migration):
     atomic = False
 
     dependencies = [
-        ("dispatch", "0011_registration_reach"),
+        ("dispatch", "0012_type_retention"),
     ]
 
     operations = [
