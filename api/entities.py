@@ -255,8 +255,8 @@ def entity_body(
 ) -> EntityBody:
     """An entity, with its dispatch state, as the API shows it.
 
-    ``txid``: of what changed it. ``writable``: the externally writable collections of its type, and
-    ``stands`` why it stands, where these are shown.
+    ``txid``: of the change that is answered. ``writable``: the externally writable collections of
+    its type, and ``stands``: why it stands, where these are shown.
     """
     state = entity.dispatch_state
     return EntityBody(
@@ -435,7 +435,7 @@ class EntityView(EntityResource):
 
 
 def _trace(request: HttpRequest) -> str | None:
-    """Where in a trace a message is sent, as that is kept."""
+    """The trace position at which a message is sent, as it is stored."""
     place = context_of(request)
     return None if place is None else place.dump()
 
@@ -455,7 +455,7 @@ def _runner_id(policy: DispatchPolicy | UnsetType) -> str | None:
 
 
 class ActorView(EntityResource):
-    """What may be done in the name of an entity's creator: by a handler, or its runner's owner."""
+    """Calls in the name of an entity's creator: by a handler, or by its runner's owner."""
 
     @property
     def actor(self) -> Actor:
@@ -464,7 +464,7 @@ class ActorView(EntityResource):
 
     @property
     def caller(self) -> Principal:
-        """The principal whose rights hold, which `entity` has made sure of."""
+        """The principal whose rights count, after `entity` has checked them."""
         return self.actor.principal
 
     def entity(self, type_name: str, name: str) -> Entity:
@@ -533,7 +533,7 @@ class InboxView(ActorView):
         return answer(Sent(txid=inbox.delete(self._with_message(type_name, name, key), key)))
 
     def _with_message(self, type_name: str, name: str, key: str) -> Entity:
-        """The entity, unless the key is none that a message could have. Raises NotFound."""
+        """The entity, unless no message can have this key. Raises NotFound."""
         entity = self.entity(type_name, name)
         if "\0" in key or not is_utf8(self.request):
             raise NotFound("There is no such message.")
@@ -606,6 +606,6 @@ class TagView(ActorView):
 
 
 def require_key(request: HttpRequest, key: str, path: str) -> None:
-    """Raise InvalidRequest for a key in the address that is none."""
+    """Raise InvalidRequest for a key in the address that is not valid."""
     if not 1 <= len(key) <= 256 or not key.isprintable() or not is_utf8(request):
         raise InvalidRequest.field(path, "expected 1 to 256 printable characters")

@@ -1,4 +1,4 @@
-"""What every API view shares: Django REST framework without what JSON alone does not need."""
+"""What every API view shares: Django REST framework, without what JSON alone does not need."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +32,7 @@ class ApiView(APIView):
     """A view that reads with `core.bodies.read` and answers with `core.bodies.answer`.
 
     Its authentication, permission and throttle classes are DRF's; content negotiation and
-    versioning are passed by, for all bodies are JSON.
+    versioning are skipped, since all bodies are JSON.
     """
 
     renderer_classes = ()
@@ -47,17 +47,17 @@ class ApiView(APIView):
     """Whether the call only reports, as a heartbeat does: PULLWAKE_AUDIT_REPORTS."""
 
     def initialize_request(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Request:
-        """A request that is gone with its last use.
+        """A request that is freed with its last reference.
 
-        Parsers, of which there are none, would be told of the request by the request: a circle, and
-        for the ten thousand that are held the garbage collector stops everything for a second.
+        With DRF's parsers, which are not used here, the request would refer to itself; for ten
+        thousand held requests the garbage collector would then stop everything for a second.
         """
         initialized = super().initialize_request(request, *args, **kwargs)
         initialized.parser_context.clear()
         return initialized
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        """Look at where it comes from, authenticate, ask the permission and throttle classes."""
+        """Check the origin, authenticate, then ask the permission and throttle classes."""
         bind_contextvars(**_subject(kwargs))
         origins.require_own(request)
         self.perform_authentication(request)
@@ -82,7 +82,7 @@ class ApiView(APIView):
     ) -> HttpResponseBase:
         """Name the allowed methods where the one tried is not, and the length of the body.
 
-        The request is done with the database: a reader that takes its time holds no connection.
+        The request no longer needs the database: a slow reader holds no connection.
         """
         hand_back()
         if self.who is not None:
@@ -98,7 +98,7 @@ class ApiView(APIView):
         return response
 
     def _note(self, request: Request, response: HttpResponseBase) -> None:
-        """Leave a line of a call that was refused to its caller, and of one that changed things."""
+        """Log a call that was refused to its caller, or that changed something."""
         refused = response.status_code in (401, 403)
         if not refused and (request.method in SAFE_METHODS or response.status_code >= 400):
             return
@@ -117,10 +117,10 @@ class ApiView(APIView):
 
     @contextmanager
     def recorded(self, row: Model, what: str, *, flag: int = DELETION) -> Iterator[None]:
-        """Do what the block does to the row in one transaction with its entry in the audit log."""
+        """Run the block in one transaction with an entry for the row in the audit log."""
         by = caller_name(self.request, self.who, 200)
         with transaction.atomic():
-            # Before, as a row that was deleted has no key any more.
+            # Before, since a deleted row has lost its key afterwards.
             audit.record(row, f"{what} by {by}, through the API.", flag=flag)
             yield
 

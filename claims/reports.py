@@ -1,7 +1,7 @@
-"""A runner's health report: its rows, its claims, and what is dispatched to it.
+"""A runner's health report: its rows, its claims, and the entities dispatched to it.
 
-The rules are in `runners.health`; `with_health` says the same in SQL, for counting and filtering,
-and a test holds the two together.
+The rules are in `runners.health`; `with_health` states the same in SQL, for counting and filtering,
+and a test keeps the two equal.
 """
 
 from collections.abc import Sequence
@@ -93,7 +93,7 @@ def with_held(runners: RunnerQuerySet) -> RunnerQuerySet:
 def with_failures(runners: RunnerQuerySet) -> RunnerQuerySet:
     """With ``failed`` and ``ended``: of the newest `RECENT` claims that ended, how many failed.
 
-    Both are 0 where too few failed of late to say anything: so one index tells of whom to look.
+    Both are 0 where too few failed recently to matter: one index finds the runners to look at.
     """
     Status = ConsumerClaim.Status  # noqa: N806
     lately = {"status": Status.FAILED, "ended_at__gt": Now() - FAILED_WITHIN}
@@ -139,9 +139,9 @@ def with_health(runners: RunnerQuerySet) -> RunnerQuerySet:
 
 
 def tell_health(*, limit: int) -> int:
-    """Tell the feed of runners whose liveness or health is another now: of how many.
+    """Tell the feed of runners which of them changed liveness or health: how many.
 
-    Time alone, and what becomes of claims, change these, so it is looked for in each round.
+    Time alone, and ends of claims, can change these, so each round looks.
     """
     told = Change.objects.filter(kind=Change.Kind.RUNNER, key=OuterRef("pk"), departed=False)
     rows: Any = with_health(Runner.objects.annotate(said=Subquery(told.values("told"))))
@@ -161,8 +161,9 @@ def tell_health(*, limit: int) -> int:
 
 
 def with_presence(runners: RunnerQuerySet) -> RunnerQuerySet:
-    """`with_health`, and with ``presence``, as `runners.health.presence` has it, and ``condition``:
-    the health of one that has not stopped, of which that says nothing.
+    """`with_health`, and ``presence``, as in `runners.health.presence`, and ``condition``.
+
+    The condition is the health of a runner that has not stopped; of one that has, it says nothing.
     """
     gone = Q(liveness_status="expired", liveness__diagnostics__status="stopped", held=0)
     stopped = When(gone, then=Value("stopped"))

@@ -35,9 +35,9 @@ def identify(request: HttpRequest) -> str:
 def note(
     request: HttpRequest, *, principal: str, verb: str, answer: int | str, refused: bool = False
 ) -> None:
-    """Leave the line of a request.
+    """Log one line for a request.
 
-    ``principal``: the key of the one who asked; ``answer``: an HTTP status, or a word.
+    ``principal`` is the caller's key; ``answer`` is an HTTP status, or a word.
     """
     facts = {
         "principal": principal,
@@ -54,9 +54,9 @@ def note(
 
 
 def record(row: Model, message: str, *, flag: int) -> None:
-    """Leave an entry in the operators' audit log, for what no operator did.
+    """Add an entry to the operators' audit log for something that no operator did.
 
-    Each needs a user there: it is one whose name no form takes, and who cannot log in.
+    Each entry needs a user: this one has a name that no form accepts, and cannot log in.
     """
     users = get_user_model()._default_manager
     nobody, _ = users.get_or_create(username=NO_OPERATOR, defaults={"is_active": False})

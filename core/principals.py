@@ -41,7 +41,7 @@ class Principal:
 
     @classmethod
     def parse(cls, text: str) -> "Principal":
-        """The principal that a key, a canonical URL, or a URL with its segment unencoded names.
+        """Parse a key, a canonical URL, or a URL whose segment is not encoded.
 
         Raises ValueError for anything else.
         """

@@ -53,7 +53,7 @@ MOST_MOVED = 1_000
 def _enable_effect(runner: Any) -> str:
     if runner.enabled:
         raise InvalidRequest("It is already enabled.")
-    runner.admin_status = Runner.AdminStatus.ENABLED  # as it then is
+    runner.admin_status = Runner.AdminStatus.ENABLED  # after this verb
     trouble = trouble_of(runner, held=runner.held, now=runner.now)
     if trouble is not None:
         return (
@@ -133,10 +133,10 @@ def _move(runner: Any, order: Order, why: str = "Move") -> str:
 
 
 def _move_all(states: "QuerySet[DispatchState]", target: str, order: Order, said: str) -> int:
-    """Move at most `MOST_MOVED` of these: how many. Each has its audit entry."""
+    """Move at most `MOST_MOVED` of these: how many. Each gets its audit entry."""
     moved = 0
     for state in states.select_related("entity").order_by("pk")[:MOST_MOVED]:
-        # An entity that ends meanwhile stays, and does not keep the others from moving.
+        # An entity that ends meanwhile stays, and does not stop the others from moving.
         with suppress(NotRunning), transaction.atomic():
             if entities.move(state.entity, target):
                 moved += 1
@@ -144,8 +144,8 @@ def _move_all(states: "QuerySet[DispatchState]", target: str, order: Order, said
     return moved
 
 
-# A drained runner is a disabled one whose entities were moved: what it holds, it works off. Which
-# entities come back when that is undone, the audit log knows.
+# A drained runner is a disabled one whose entities were moved; it finishes its claims.
+# The audit log knows which entities return when that is undone.
 
 
 def _drain_effect(runner: Any) -> str:
@@ -170,7 +170,7 @@ def _drain(runner: Any, order: Order) -> str:
 
 
 def _drained(runner: Any) -> list[tuple[str, "QuerySet[DispatchState]"]]:
-    """To which runners it was drained, and the entities that are still there."""
+    """The runners that it was drained to, and the entities that are still there."""
     prefix = f"Drain: from {runner} to "
     entries = audit.of_entities(prefix)
     away: dict[str, set[int]] = {}
@@ -434,7 +434,7 @@ def _diagnostics(client: dict[str, Any], now: datetime) -> Iterator[tuple[str, s
 
 
 def _told_time(value: Any, now: datetime) -> Any:
-    """A client's time as any other; whatever else it wrote there stays as it is."""
+    """A client's time, shown like any other; any other text is shown as it is."""
     try:
         when = datetime.fromisoformat(value)
     except (TypeError, ValueError):

@@ -1,8 +1,8 @@
 """PostgreSQL connections that wait on gevent's loop.
 
-psycopg by itself waits through gevent's emulation of ``poll``, which makes a watcher and a timer
-for each wait; docs/performance.md has what that costs. Here a connection keeps its watchers, and a
-`Watchdog` has an eye on all that wait.
+psycopg by itself waits through gevent's emulation of ``poll``, which creates a watcher and a timer
+for each wait; docs/performance.md has the cost. Here a connection keeps its watchers, and a
+`Watchdog` supervises all that wait.
 """
 
 import logging
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class Connection(psycopg.Connection[Any]):
-    """psycopg's connection, which in a gevent worker waits as gevent does."""
+    """psycopg's connection, which waits the gevent way in a gevent worker."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -31,7 +31,7 @@ class Connection(psycopg.Connection[Any]):
         self.waiting_since = 0.0
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
-        """What the operation ``gen`` returns; seconds. See `psycopg.Connection.wait`."""
+        """The result of the operation ``gen``; times in seconds. See `psycopg.Connection.wait`."""
         if timeout is not None or not monkey.is_module_patched("select"):
             return super().wait(gen, interval, timeout)
         self.waiting_since = time.monotonic()
@@ -40,7 +40,7 @@ class Connection(psycopg.Connection[Any]):
             awaited = next(gen)
             while True:
                 gevent.get_hub().wait(self._watcher(awaited))
-                # It tries both where both were awaited, and finds out which was ready.
+                # Where both were awaited it tries both, and finds out which was ready.
                 awaited = gen.send(awaited)
         except StopIteration as ended:
             _answered()
@@ -77,9 +77,9 @@ def answered_at() -> float:
 class Watchdog(threading.Thread):
     """The thread of a server that gives up connections whose database does not answer.
 
-    It would have ended the statement by itself. A host that is frozen, or a proxy before one that
-    is gone, acknowledges what it is sent: no timeout of TCP's ends the wait, and the pool would run
-    dry for good.
+    The database would have ended the statement by itself. A frozen host, or a proxy in front of a
+    vanished one, acknowledges what it is sent: no TCP timeout ends the wait, and the pool would
+    stay empty for good.
     """
 
     EVERY_S = 0.5

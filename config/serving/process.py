@@ -34,8 +34,8 @@ class Process:
 
     def start(self) -> None:
         """Begin; Django is set up and all that is needed is imported."""
-        # What was loaded stays, and requests leave no garbage: little is left to collect, and each
-        # full collection would go through all that ten thousand held requests hold.
+        # What was loaded stays, and requests leave no garbage: there is little to collect, and each
+        # full collection would go through everything that ten thousand held requests hold.
         gc.collect()
         gc.freeze()
         gc.set_threshold(10_000, 10, 100)
@@ -55,7 +55,7 @@ class Process:
             thread.start()
 
     def answer(self, exc: BaseException) -> HttpResponse:
-        """The answer to what failed before it became a request."""
+        """The answer to a failure before there was a request."""
         return error_response(translate(exc))
 
     @property
@@ -65,13 +65,13 @@ class Process:
         return patience_s
 
     def drain(self) -> int:
-        """Say that this server is not ready: for how many seconds it still serves."""
+        """Report this server as not ready: for how many seconds it still serves."""
         probes.draining.set()
         drain_s: int = settings.PULLWAKE_DRAIN_S
         return drain_s
 
     def stop(self) -> None:
-        """Begin no further round, answer what is held, and announce what is left to be."""
+        """Begin no further round, answer held requests, and send the last announcements."""
         life.needed.clear()
         life.self_check.stop()
         self._housekeeper.stop()
@@ -83,7 +83,7 @@ class Process:
         announcer.close()
 
     def flush(self) -> None:
-        """Send the spans and errors that are left; the caller waits no longer than it likes."""
+        """Send the spans and errors that are left; the caller decides how long to wait."""
         if settings.PULLWAKE_TRACES:
             self._spans.flush()
         if settings.SENTRY_DSN:

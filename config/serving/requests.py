@@ -1,7 +1,8 @@
-"""What is kept of every request: its id, its figures, its line in the log, and its span.
+"""What is recorded of every request: its id, its metrics, its log line, and its span.
 
-What becomes known of it on the way, as who calls and about what, is bound by whoever knows it with
-structlog's ``bind_contextvars``, and is then in each line of the log until the request is answered.
+What becomes known on the way, such as who calls about what, is bound with structlog's
+``bind_contextvars`` where it becomes known, and is then part of each log line until the request is
+answered.
 """
 
 import logging
@@ -92,7 +93,7 @@ def _method(request: HttpRequest) -> str:
     return request.method if request.method in _METHODS else "(other)"
 
 
-@cache  # as many as there are patterns
+@cache  # as many label values as there are patterns
 def _written(pattern: str) -> str:
     """``_electric/runners/<id:runner_id>`` as ``/_electric/runners/:runner_id``."""
     return "/" + re.sub(r"<(?:\w+:)?(\w+)>", r":\1", pattern)

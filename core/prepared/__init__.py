@@ -1,4 +1,4 @@
-"""Statements that are compiled once, for the few that runners have run all the time.
+"""Statements that are compiled once, for the few that runners run all the time.
 
 Belongs here: how a query becomes a prepared statement. Does not: any statement; each stands beside
 the verb that runs it.

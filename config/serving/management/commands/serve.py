@@ -102,13 +102,13 @@ class Command(BaseCommand):
 
 
 def _pullwake() -> str:
-    """The SDK's command: this environment's, or whichever one the runner's machine has."""
+    """The SDK's command: this environment's, or the plain name for the runner's machine."""
     beside = Path(sys.executable).with_name("pullwake")
     return os.path.relpath(beside) if beside.exists() else "pullwake"
 
 
 def _retire_developer() -> None:
-    """The developer of development mode, who has no password, does not outlive it."""
+    """Remove the login of development mode's user, which has no password, outside that mode."""
     developer = get_user_model()._default_manager.filter(
         username=login.DEVELOPER, password="", is_active=True
     )
