@@ -24,6 +24,10 @@ PROCESSES = {"template", "database", "upgraded", "chromium", "client"}
 """Fixtures at the root of every process that tests start: its database, or itself."""
 
 
+NOTES: list[Path] = []
+"""The file of `--note-passed`, in the one process that writes it."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How `make test` runs what is marked `once` on one of its two databases."""
     group = parser.getgroup("pullwake")
@@ -42,23 +46,19 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
             notes.write(f"{report.nodeid}\n")
 
 
-NOTES: list[Path] = []
-"""The file of `--note-passed`, in the one process that writes it."""
-
-
 def pytest_configure(config: pytest.Config) -> None:
     """Begin the notes anew."""
     notes = config.getoption("note_passed")
     if notes is not None and not hasattr(config, "workerinput"):
-        NOTES.append(Path(notes))
-        NOTES[0].write_text("")
+        notes.write_text("")
+        NOTES.append(notes)
 
 
 def _leave_out_passed(config: pytest.Config, items: list[pytest.Item]) -> None:
     notes = config.getoption("passed")
-    if notes is None or not Path(notes).exists():
+    if notes is None or not notes.exists():
         return
-    passed = set(Path(notes).read_text().splitlines())
+    passed = set(notes.read_text().splitlines())
     left_out = [each for each in items if each.nodeid in passed and each.get_closest_marker("once")]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [each for each in items if each not in left_out]
