@@ -237,16 +237,15 @@ def everything() -> dict[str, list[tuple[Any, ...]]]:
 @cache
 def _queries() -> dict[str, str]:
     """By table, what reads it: as the database has it, for that takes a tenth of making objects."""
-    quote = connection.ops.quote_name
     return {
-        model._meta.db_table: "SELECT {} FROM {} ORDER BY {}".format(  # noqa: S608
+        model._meta.db_table: 'SELECT {} FROM "{}" ORDER BY "{}"'.format(  # noqa: S608
             ", ".join(
-                quote(field.column)
+                f'"{field.column}"'
                 for field in model._meta.concrete_fields
                 if field.name != "last_used_at"
             ),
-            quote(model._meta.db_table),
-            quote(model._meta.pk.column),
+            model._meta.db_table,
+            model._meta.pk.column,
         )
         for app in APPS
         for model in apps.get_app_config(app).get_models()
