@@ -1,8 +1,9 @@
-"""Who acts for another: a handler for its entity's creator, and so its runner's owner.
+"""Acting for another: a handler for its entity's creator, and so its runner's owner.
 
-A handler does with its write token. The existing runtime's spawns, tags and signals carry no token
+A handler acts with its write token. The existing runtime's spawns, tags and signals carry no token
 of the claim: beside the access token of the runner's owner they name the entity's creator in
-``Electric-Principal``. That holds for as long as the claim, on what is about the claim's entity.
+``Electric-Principal``. That is accepted for as long as the claim lasts, for what concerns the
+claim's entity.
 """
 
 from dataclasses import dataclass
@@ -27,11 +28,11 @@ from dispatch.models import Entity
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who acts: the principal whose rights hold, and the URL that a message is from.
+    """Who acts: the principal whose rights count, and the URL that a message is from.
 
-    ``owner``: who calls in its name, by a claim that `prove` looks for: another principal, or one
-    whose token is for one runner, ``runner_id``, whose claim it then must be.
-    ``claim``: the one whose write token was sent, which `require_reach` keeps within its bounds.
+    ``owner`` calls in its name, by a claim that `prove` looks for: another principal, or one whose
+    token is limited to one runner, ``runner_id``, which then must hold the claim. ``claim`` is the
+    one whose write token was sent; `require_reach` keeps it within its bounds.
     """
 
     principal: Principal
@@ -44,10 +45,10 @@ class Actor:
     is_authenticated: ClassVar = True
 
     def prove(self, url: str | None, *, within: bool) -> Principal:
-        """The principal whose rights hold on a call about the entity at this URL, or about none.
+        """The principal whose rights count for a call about the entity at this URL, or about none.
 
-        ``within``: a call about an entity that descends from a claimed one counts, too. Raises
-        Forbidden. Costs a statement where another calls in the principal's name, else none.
+        ``within``: a call about a descendant of a claimed entity counts, too. Raises Forbidden. It
+        costs one statement if another calls in the principal's name, else none.
         """
         if self.owner is not None and not acting.acts_for(
             self.owner, self.principal, url, within=within, runner_id=self.runner_id
@@ -56,7 +57,7 @@ class Actor:
         return self.principal
 
     def require_itself(self) -> Principal:
-        """The principal, where nobody calls in its name. Raises Forbidden."""
+        """The principal, unless another calls in its name. Raises Forbidden."""
         if self.owner is not None:
             raise self._refusal()
         return self.principal
@@ -71,7 +72,7 @@ class Actor:
 
 
 class ActingAuthentication(Authentication):
-    """A principal, or one in whose name its runner's owner calls: an `Actor` that must `prove`."""
+    """A principal, or the owner of its runner calling in its name: an `Actor` that must `prove`."""
 
     def authenticate(self, request: HttpRequest) -> tuple[Actor, None]:
         """Who acts. Raises Unauthenticated."""
@@ -79,10 +80,10 @@ class ActingAuthentication(Authentication):
 
 
 class HandlerAuthentication(Authentication):
-    """A principal, or a handler as its entity's creator; ``request.user`` is an `Actor`."""
+    """A principal, or a handler acting as its entity's creator; ``request.user`` is an `Actor`."""
 
     def authenticate(self, request: HttpRequest) -> tuple[Actor, None]:
-        """Who acts. Raises Unauthenticated for a token that is dead or unknown."""
+        """Who acts. Raises Unauthenticated for an invalid token."""
         token = claim_token(request)
         if token is None:
             return self.without_token(request), None
@@ -93,16 +94,16 @@ class HandlerAuthentication(Authentication):
         return Actor(creator, claim.entity.url, claim=claim), None
 
     def without_token(self, request: HttpRequest) -> Actor:
-        """Who acts without a claim's token."""
+        """Who acts when no claim's token was sent."""
         principal = principal_of(request)
         return Actor(principal, principal.url)
 
 
 class ActingHandlerAuthentication(HandlerAuthentication):
-    """A principal, a handler, or a principal in whose name its runner's owner calls."""
+    """A principal, a handler, or a runner's owner calling in a creator's name."""
 
     def without_token(self, request: HttpRequest) -> Actor:
-        """Who acts without a claim's token."""
+        """Who acts when no claim's token was sent."""
         return _in_the_name(request)
 
 

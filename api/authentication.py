@@ -1,7 +1,8 @@
-"""Who calls: a bearer token, a trusted proxy's header, in development mode nobody; or a handler.
+"""Who calls: by a bearer token, a proxy's header, or (development mode) nothing; or a handler.
 
 A handler proves itself with the claim or write token of its entity's active claim, in
-``Electric-Claim-Token`` or ``Authorization: Bearer``; `api.acting` has what it may do for others.
+``Electric-Claim-Token`` or ``Authorization: Bearer``; `api.acting` defines what it may do for
+others.
 """
 
 from typing import Any
@@ -26,7 +27,7 @@ class Authentication(BaseAuthentication):
 
 
 class PrincipalAuthentication(Authentication):
-    """Every call that is made by a principal; ``request.user`` is a `Principal`."""
+    """Calls made by a principal; ``request.user`` is a `Principal`."""
 
     def authenticate(self, request: HttpRequest) -> tuple[Principal, None]:
         """The caller. Raises Unauthenticated, or Forbidden when two credentials disagree."""
@@ -34,7 +35,7 @@ class PrincipalAuthentication(Authentication):
 
 
 class RunnerAuthentication(Authentication):
-    """The same, also by a token that is for one runner; ``request.auth`` is that runner's id."""
+    """The same, also by a token limited to one runner; ``request.auth`` is that runner's id."""
 
     def authenticate(self, request: HttpRequest) -> tuple[Principal, str | None]:
         """The caller. Raises Unauthenticated, or Forbidden when two credentials disagree."""
@@ -42,10 +43,10 @@ class RunnerAuthentication(Authentication):
 
 
 class MetricsAuthentication(Authentication):
-    """By a metrics token; in development mode as any call."""
+    """By a metrics token; in development mode like any call."""
 
     def authenticate(self, request: HttpRequest) -> tuple[Principal, None]:
-        """The caller. Raises Unauthenticated, Forbidden for what is no metrics token."""
+        """The caller. Raises Unauthenticated, and Forbidden for a token of another scope."""
         secret = bearer(request)
         if secret is not None and secret.startswith(f"{tokens.METRICS_PREFIX}_"):
             return _scraper(request, secret), None
@@ -59,7 +60,7 @@ def _scraper(request: HttpRequest, secret: str) -> Principal:
     try:
         token = tokens.verify(secret, client_address(request))
     except Exception as exc:
-        # What is counted is to be had while the database is away, too, by who was let in before.
+        # Callers let in before may read the counters while the database is away, too.
         token = tokens.last_known(secret) if is_passing(exc) else None
         if token is None:
             raise
@@ -71,7 +72,7 @@ def _scraper(request: HttpRequest, secret: str) -> Principal:
 def bearer(request: HttpRequest) -> str | None:
     """The secret in ``Authorization: Bearer``, or None without that header.
 
-    Raises Unauthenticated when the header is there and says anything else.
+    Raises Unauthenticated for any other content of the header.
     """
     header: str | None = request.META.get("HTTP_AUTHORIZATION")
     if header is None:
@@ -98,7 +99,7 @@ FOR_ONE_RUNNER = "The access token is for one runner, and opens nothing else."
 def principal_of(request: HttpRequest) -> Principal:
     """The principal that calls, by the rules of the wire contract's section Principals.
 
-    Raises Forbidden for a token that is for one runner.
+    Raises Forbidden for a token that is limited to one runner.
     """
     principal, runner_id = reader_of(request)
     if runner_id is not None:
@@ -107,7 +108,7 @@ def principal_of(request: HttpRequest) -> Principal:
 
 
 def reader_of(request: HttpRequest) -> tuple[Principal, str | None]:
-    """The principal that calls, and the runner that its token is for, if it is for one alone."""
+    """The principal that calls, and the runner that its token is limited to, if any."""
     principal, named, runner_id = proven_and_named(request)
     if named != principal:
         raise Forbidden(NAMES_ANOTHER)
@@ -115,9 +116,9 @@ def reader_of(request: HttpRequest) -> tuple[Principal, str | None]:
 
 
 def proven_and_named(request: HttpRequest) -> tuple[Principal, Principal, str | None]:
-    """The principal that calls, the one that it names, and the runner that its token is for.
+    """The principal that calls, the one that it names, and the runner that its token is limited to.
 
-    Only `api.acting` takes another one.
+    Only `api.acting` lets them differ.
     """
     secret = bearer(request)
     if secret is None:
@@ -128,7 +129,7 @@ def proven_and_named(request: HttpRequest) -> tuple[Principal, Principal, str | 
 
 
 def access_token(request: HttpRequest) -> tokens.Credential | None:
-    """The access token of a caller that was let in, if it has one."""
+    """The access token of an authenticated caller, if it has one."""
     secret = bearer(request)
     if secret is None or secret.startswith((CLAIM_TOKEN_PREFIX, WRITE_TOKEN_PREFIX)):
         return None
@@ -142,7 +143,7 @@ HANDLER = "handler"
 def caller_name(request: HttpRequest, who: Any, status: int) -> str:
     """Who calls, for the log: the principal's key, and for whom; "unknown" with a bad credential.
 
-    ``who``: the user that was authenticated, if the view has its callers authenticated.
+    ``who``: the authenticated user, if the view authenticates.
     """
     if who is not None:
         principal, owner = getattr(who, "principal", who), getattr(who, "owner", None)
@@ -173,7 +174,7 @@ def _named(request: HttpRequest) -> Principal | None:
     header: str | None = request.META.get("HTTP_ELECTRIC_PRINCIPAL")
     if header is None:
         return None
-    if "," in header:  # what a server makes of two such headers; one in an id comes encoded
+    if "," in header:  # how servers join two such headers; a comma in an id arrives encoded
         raise Unauthenticated("Electric-Principal was sent more than once.")
     try:
         return Principal.parse(header)
@@ -201,13 +202,13 @@ WRITE_TOKEN_PREFIX = "pww_"  # noqa: S105
 def claim_token(request: HttpRequest) -> str | None:
     """The claim or write token that the request carries, or None.
 
-    Raises Unauthenticated when two headers carry two tokens.
+    Raises Unauthenticated when two headers carry different tokens.
     """
     held = bearer(request)
     header: str | None = request.META.get("HTTP_ELECTRIC_CLAIM_TOKEN")
     if held is not None and not held.startswith((CLAIM_TOKEN_PREFIX, WRITE_TOKEN_PREFIX)):
         if header is not None:
-            # A bad Bearer is refused whatever else is sent. Electric-Principal says nothing here: a
+            # A bad Bearer is refused whatever else is sent. Electric-Principal proves nothing: a
             # handler names its entity's creator there, and its runner's owner by its access token.
             _behind(request, held)
         return header

@@ -225,7 +225,7 @@ def _facts(made: lifecycle.Acquisition) -> dict[str, Any]:
 
 
 def _place(made: lifecycle.Acquisition) -> TraceContext | None:
-    """Where in the trace of its message a claim is: in a span of its own, if any are made."""
+    """The trace position of a claim: its own span, if spans are made."""
     if tracing.tracer is None or made.sent is None:
         return made.sent
     return tracing.tracer.claimed(made.sent, made.waited or timedelta(), _facts(made))
@@ -234,7 +234,7 @@ def _place(made: lifecycle.Acquisition) -> TraceContext | None:
 def claim_body(
     made: lifecycle.Acquisition, callbacks: str, place: TraceContext | None
 ) -> ClaimBody:
-    """A claim as its runner is told of it; ``callbacks`` is this server's own URL."""
+    """A claim as its runner receives it; ``callbacks`` is this server's own URL."""
     claim, entity = made.claim, made.entity
     creator = Principal.parse(entity.created_by)
     offset = offsets.encode_just_past(made.just_past)
@@ -250,7 +250,7 @@ def claim_body(
         attempt=made.attempt,
         entity=ClaimedEntity(
             type=entity.type,
-            status="idle",  # as it was before: only such a one is claimed
+            status="idle",  # its former status: only such an entity is claimed
             url=entity.url,
             streams={"main": entity.stream_path},
             tags=entity.tags,
@@ -315,7 +315,7 @@ def _credentials(body: Callback, consumer_id: str, token: str) -> lifecycle.Cred
 
 
 def _error(reported: Any) -> str:
-    """A handler's error as it is kept: whatever it is, it never fails the call."""
+    """A handler's error as it is stored: whatever it is, it never fails the call."""
     if reported is UNSET or reported is None:
         return ""
     text = reported if isinstance(reported, str) else msgspec.json.encode(reported).decode()
@@ -350,7 +350,7 @@ def _carry_out(
 
 
 def _verb(body: Callback, done: CallbackAnswer) -> tuple[str, bool]:
-    """What a callback did, and whether it only reported."""
+    """What a callback did, and whether it was a mere report."""
     if body.done:
         return "Release a claim", False
     if body.failed:
@@ -361,7 +361,7 @@ def _verb(body: Callback, done: CallbackAnswer) -> tuple[str, bool]:
 
 
 def _acks(body: Callback) -> list[lifecycle.Ack] | None:
-    """The acks; None for none, which a done takes for all that was delivered."""
+    """The acks; None if there are none, and a done then acks everything that was delivered."""
     if not body.acks:
         return None
     return [_ack(each, index) for index, each in enumerate(body.acks)]

@@ -30,12 +30,12 @@ from api.lists import answer_page
 from api.openapi import documented
 from api.views import ApiView, EntityResource
 from claims import endings, standing
+from core import tracing
 from core.bodies import Body, JsonObject, answer, parameter, read
 from core.clock import epoch_ms
 from core.errors import DuplicateUrl, Forbidden, InvalidRequest, NotFound
 from core.identifiers import is_entity_url, is_id
 from core.principals import Principal
-from core.tracing import context_of
 from dispatch import entities, inbox, signals, types
 from dispatch.messages import Message
 from dispatch.models import STATUSES, Entity, EntityQuerySet
@@ -255,8 +255,8 @@ def entity_body(
 ) -> EntityBody:
     """An entity, with its dispatch state, as the API shows it.
 
-    ``txid``: of what changed it. ``writable``: the externally writable collections of its type, and
-    ``stands`` why it stands, where these are shown.
+    ``txid``: of the change that is answered. ``writable``: the externally writable collections of
+    its type, and ``stands``: why it stands, where these are shown.
     """
     state = entity.dispatch_state
     return EntityBody(
@@ -381,7 +381,7 @@ class EntityView(EntityResource):
                 caller.url,
                 type=body.initialMessageType or None,
                 principal=caller.url,
-                trace=_trace(request),
+                trace=tracing.cause(),
             )
         try:
             entity, txid = entities.create(
@@ -434,12 +434,6 @@ class EntityView(EntityResource):
         return HttpResponse(status=204)
 
 
-def _trace(request: HttpRequest) -> str | None:
-    """Where in a trace a message is sent, as that is kept."""
-    place = context_of(request)
-    return None if place is None else place.dump()
-
-
 def _watch(asked: NewWatch) -> entities.Watch:
     wish = conditions.wish(
         asked.condition,
@@ -455,7 +449,7 @@ def _runner_id(policy: DispatchPolicy | UnsetType) -> str | None:
 
 
 class ActorView(EntityResource):
-    """What may be done in the name of an entity's creator: by a handler, or its runner's owner."""
+    """Calls in the name of an entity's creator: by a handler, or by its runner's owner."""
 
     @property
     def actor(self) -> Actor:
@@ -464,7 +458,7 @@ class ActorView(EntityResource):
 
     @property
     def caller(self) -> Principal:
-        """The principal whose rights hold, which `entity` has made sure of."""
+        """The principal whose rights count, after `entity` has checked them."""
         return self.actor.principal
 
     def entity(self, type_name: str, name: str) -> Entity:
@@ -479,6 +473,7 @@ class SendView(ActorView):
     """/_electric/entities/:type/:id/send"""
 
     authentication_classes = (HandlerAuthentication,)
+    find = staticmethod(entities.find_alone)
 
     @documented(
         "Send a message",
@@ -506,7 +501,7 @@ class SendView(ActorView):
             position=body.position or None,
             principal=self.caller.url,
             agent=agent,
-            trace=_trace(request),
+            trace=tracing.cause(),
         )
         after = timedelta(milliseconds=max(body.afterMs or 0, 0))
         return answer(Sent(txid=entities.send(entity, message, after)))
@@ -533,7 +528,7 @@ class InboxView(ActorView):
         return answer(Sent(txid=inbox.delete(self._with_message(type_name, name, key), key)))
 
     def _with_message(self, type_name: str, name: str, key: str) -> Entity:
-        """The entity, unless the key is none that a message could have. Raises NotFound."""
+        """The entity, unless no message can have this key. Raises NotFound."""
         entity = self.entity(type_name, name)
         if "\0" in key or not is_utf8(self.request):
             raise NotFound("There is no such message.")
@@ -606,6 +601,6 @@ class TagView(ActorView):
 
 
 def require_key(request: HttpRequest, key: str, path: str) -> None:
-    """Raise InvalidRequest for a key in the address that is none."""
+    """Raise InvalidRequest for a key in the address that is not valid."""
     if not 1 <= len(key) <= 256 or not key.isprintable() or not is_utf8(request):
         raise InvalidRequest.field(path, "expected 1 to 256 printable characters")

@@ -59,7 +59,7 @@ def policy_to(runner_id: str | None) -> DispatchPolicy | UnsetType:
 
 
 def is_utf8(request: HttpRequest) -> bool:
-    """Whether its address is, as it was sent: Django escapes anew what is not."""
+    """Whether its address is valid UTF-8 as it was sent: Django re-encodes what is not."""
     try:
         unquote(request.META.get("RAW_URI", "").partition("?")[0], errors="strict")
     except UnicodeDecodeError:

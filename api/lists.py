@@ -1,4 +1,4 @@
-"""Lists in pages: ``limit`` rows at the most, no answer past 8 MiB, and where the next page is."""
+"""Lists in pages: at most ``limit`` rows, no answer past 8 MiB, and a link to the next page."""
 
 from collections.abc import Callable, Iterator
 from itertools import count, islice
@@ -21,7 +21,7 @@ _CHUNK = 20
 
 
 def base_url(request: HttpRequest) -> str:
-    """Where callers reach this server: PULLWAKE_PUBLIC_URL, else what this one called."""
+    """Where callers reach this server: PULLWAKE_PUBLIC_URL, else the address of this call."""
     return settings.PULLWAKE_PUBLIC_URL or f"{request.scheme}://{request.get_host()}"
 
 
@@ -33,7 +33,7 @@ def answer_page(
 ) -> HttpResponse:
     """A page of ordered ``rows``; ``place`` is the parameter that asks for what follows a row.
 
-    Raises InvalidRequest for a limit that is not 1 to 1000.
+    Raises InvalidRequest for a limit outside 1 to 1000.
     """
     limit = _limit(request)
     texts: list[bytes] = []
@@ -68,7 +68,7 @@ def _limit(request: HttpRequest) -> int:
 
 
 def _chunks(rows: "QuerySet[Row]") -> Iterator[Row]:
-    """The rows, a few at a time: a thousand large ones are not held at once."""
+    """The rows, a few at a time: a thousand large ones are never held at once."""
     for start in count(step=_CHUNK):
         chunk = list(rows[start : start + _CHUNK])
         yield from chunk

@@ -1,7 +1,7 @@
-"""The OpenAPI schema, made of the same Structs that validate the bodies.
+"""The OpenAPI schema, generated from the Structs that validate the bodies.
 
-A property's description is the docstring below its field; what parameters and headers are, and an
-example of each body, is in `api.described`.
+A property's description is the docstring below its field; `api.described` describes parameters and
+headers, and has an example of each body.
 """
 
 import ast
@@ -76,11 +76,11 @@ class Schema(AutoSchema):
         return [type(self.view).__module__.rpartition(".")[2]]
 
     def map_renderers(self, attribute: str) -> list[str]:
-        """Every answer is JSON, but where `documented` says otherwise."""
+        """Every answer is JSON, unless `documented` says otherwise."""
         return ["application/json"]
 
     def get_auth(self) -> list[JsonObject]:
-        """Either kind of token may come as a bearer; development mode takes none."""
+        """Either kind of token may be sent as a bearer; development mode needs none."""
         return [{"accessToken": []}, {"claimToken": []}, {}]
 
 
@@ -98,16 +98,16 @@ def documented(
     sends: Iterable[str] = (),
     operation: str = "",
 ) -> Callable[[View], View]:
-    """Say what an endpoint takes and answers; None as an answer means that it has no body.
+    """Document what an endpoint takes and answers; None as an answer means that it has no body.
 
-    A tuple of kinds is one of several; a status with a media type is an answer in that one instead
+    A tuple of kinds is one of several; a status with a media type is an answer in that type instead
     of JSON, or besides. ``errors`` are statuses besides `COMMON_ERRORS`; ``parameters`` and
-    ``headers`` are named strings that may be sent, ``sends`` the headers of what is answered.
+    ``headers`` are named strings that may be sent, ``sends`` the headers of the answer.
     ``operation`` is its name in generated clients, unless ``summary`` makes a good one.
     """
+    refusals = sorted({*COMMON_ERRORS, *errors})
     responses: dict[Any, Any] = {
-        status: OpenApiResponse(_error_schema(), HTTPStatus(status).phrase)
-        for status in sorted({*COMMON_ERRORS, *errors})
+        status: OpenApiResponse(_error_schema(), HTTPStatus(status).phrase) for status in refusals
     }
     for status, kind in answers.items():
         phrase = HTTPStatus(status if isinstance(status, int) else status[0]).phrase
@@ -120,6 +120,7 @@ def documented(
             *(OpenApiParameter(name, str, OpenApiParameter.QUERY) for name in parameters),
             *(OpenApiParameter(name, str, OpenApiParameter.HEADER) for name in headers),
             *map(partial(_sent, statuses=_statuses(answers)), sends),
+            _sent("X-Request-Id", [*_statuses(answers), *refusals]),
             _sent("WWW-Authenticate", [401]),
             _sent("Retry-After", [429, 503]),
         ],
@@ -162,7 +163,7 @@ def complete(result: JsonObject, **kwargs: Any) -> JsonObject:
 
 
 def _describe(name: str, kind: type[Body], schema: JsonObject) -> None:
-    """Add to a component what its class says of its fields, and an example."""
+    """Add the descriptions of its class's fields to a component, and an example."""
     properties = schema.get("properties", {})
     for field, text in attribute_docstrings(kind).items():
         if (name, field) in ALIASES | _NEVER_SET:
@@ -177,7 +178,7 @@ def _describe(name: str, kind: type[Body], schema: JsonObject) -> None:
 
 
 def attribute_docstrings(kind: type[Body]) -> dict[str, str]:
-    """What stands below each field of a Struct, by its name on the wire."""
+    """The docstring below each field of a Struct, by the field's name on the wire."""
     names = {each.name: each.encode_name for each in msgspec.structs.fields(kind)}
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(body, ast.ClassDef)  # noqa: S101  it is the source of a class
@@ -205,7 +206,7 @@ def _describe_operation(path: str, operation: JsonObject) -> None:
             name = "type_name"
         if name in PARAMETERS:
             parameter["description"], parameter["example"] = PARAMETERS[name]
-        # The pattern of an address is Django's, and no other engine's.
+        # The address pattern is Django's, and unknown to other engines.
         parameter["schema"].pop("pattern", None)
     for answer in operation["responses"].values():
         for name, header in answer.get("headers", {}).items():
@@ -213,7 +214,7 @@ def _describe_operation(path: str, operation: JsonObject) -> None:
 
 
 def _mend(schema: Any) -> None:
-    """Say it so that every generator understands it."""
+    """Rewrite it so that every generator understands it."""
     if isinstance(schema, list):
         for each in schema:
             _mend(each)
@@ -223,7 +224,7 @@ def _mend(schema: Any) -> None:
         if schema.get("enum") == [True]:
             schema |= {"type": "boolean", "const": schema.pop("enum")[0]}
         if schema.get("type") == "integer":
-            # Times in milliseconds and numbers of changes: Go would take 32 bits without a word.
+            # Times in milliseconds and change numbers: Go would silently use 32 bits.
             schema.setdefault("format", "int64")
         if schema.get("type") == "array":
             schema.setdefault("items", {})

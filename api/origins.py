@@ -1,4 +1,4 @@
-"""From where the API may be called: to which Host, and from the pages of which origins."""
+"""From where the API may be called: with which Host, and from pages of which origins."""
 
 from django.conf import settings
 from django.core.exceptions import DisallowedHost
@@ -15,9 +15,9 @@ _SAFE = ("GET", "HEAD", "OPTIONS")
 def require_own(request: HttpRequest) -> None:
     """Raise InvalidRequest for a foreign Host, Forbidden for a page of a foreign origin.
 
-    The Host matters where callback URLs are made of it; and in development mode, where a name that
-    an attacker lets point to this machine would open everything to their page. There, too, a call
-    that changes something must not come from a page of another origin.
+    The Host matters where callback URLs are made of it, and in development mode, where a name that
+    an attacker points to this machine would open everything to their page. There, too, a call that
+    changes something must not come from a page of another origin.
     """
     if (settings.PULLWAKE_PUBLIC_URL and not settings.DEVELOPMENT) or request.path_info in PROBES:
         return

@@ -13,7 +13,7 @@ __all__ = ["IsAuthenticated", "MayReadOrAct", "OwnsRunner"]
 
 
 class OwnsRunner(BasePermission):
-    """A runner is its owner's alone, and of a token that is for one runner that one's."""
+    """A runner is its owner's alone, and open to a token that is limited to that runner."""
 
     message = "The runner is another principal's, or the access token is for another runner."
 
@@ -23,7 +23,7 @@ class OwnsRunner(BasePermission):
 
 
 class MayReadOrAct(BasePermission):
-    """Whoever may read an entity may look at it; changing it takes what its creator may."""
+    """Whoever may read an entity may look at it; changing it takes the creator's rights."""
 
     message = "The entity is another principal's."
 

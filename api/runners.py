@@ -281,7 +281,7 @@ class RunnersView(ApiView):
             last = runners.filter(pk=before)
             if not last.exists():
                 raise InvalidRequest.field("/before", "not the id of one of the caller's runners")
-            # Compared within the database: SQLite compares times as text, and has them shorter.
+            # Compared within the database: SQLite compares times as text, and stores fewer digits.
             made = Subquery(last.values("created_at")[:1])
             runners = runners.filter(Q(created_at__lt=made) | Q(created_at=made, pk__lt=before))
         return answer_page(
@@ -344,7 +344,7 @@ class HeartbeatView(RunnerResource):
 
 
 def _other_process(runner: Runner, told: JsonObject | None) -> dict[str, str]:
-    """Whether the heartbeat before this one came of another process that lives, of the same id."""
+    """Whether the previous heartbeat came from another living process with the same id."""
     seen, before = runner.liveness, runner.liveness.diagnostics
     if not told or not before or before.get("status") == "stopped":
         return {}

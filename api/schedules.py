@@ -124,7 +124,7 @@ class CronStreamView(ApiView):
 
     @documented("Find a cron expression's stream", body=CronStream, answers={200: CronStreamBody})
     def post(self, request: HttpRequest) -> HttpResponse:
-        """Its path, to register at: nothing is made, for the expression is all there is to it."""
+        """The path to register at: nothing is created, the expression is all of it."""
         body = read(request, CronStream)
         cast(Actor, request.user).prove(None, within=False)
         return answer(CronStreamBody(streamUrl=_cron(body.expression, body.timezone).path))
@@ -137,7 +137,7 @@ def _given(text: str | UnsetType, path: str) -> str:
 
 
 def _moment(text: str) -> str:
-    """The moment in our form of it."""
+    """The moment in our wire form."""
     try:
         return iso(from_iso(text))
     except ValueError:

@@ -1,6 +1,7 @@
 """The REST API of streams: a runner's wakes and an entity's events, read and appended to.
 
-Reading follows the Durable Streams protocol, as the wire contract's section Wake stream gives it.
+Reading follows the Durable Streams protocol, as the wire contract's section Wake stream describes
+it.
 """
 
 import hashlib
@@ -28,6 +29,7 @@ from core.errors import (
     Forbidden,
     InvalidRequest,
     NotFound,
+    OffsetGone,
     PayloadTooLarge,
     PullwakeError,
     ServiceUnavailable,
@@ -55,6 +57,8 @@ R = TypeVar("R", HttpResponse, StreamingHttpResponse)
 READ_PARAMETERS = ("offset", "live", "cursor")
 LIVE: dict[int | tuple[int, str], Any] = {(200, "text/event-stream"): str}
 READ_SENDS = ("Stream-Next-Offset", "Stream-Up-To-Date", "Stream-Cursor", "Stream-Closed", "ETag")
+KEPT_SENDS = (*READ_SENDS, "Stream-Earliest-Offset")
+"""Of a stream whose oldest events may be removed."""
 APPEND_SENDS = ("Stream-Next-Offset", "Producer-Epoch", "Producer-Seq")
 
 
@@ -78,7 +82,7 @@ class WakeStreamView(RunnerResource):
         return self.get(request, runner_id)
 
     def handle_exception(self, exc: Exception) -> HttpResponse:  # type: ignore[override]
-        """Trouble is 503 with Retry-After: the existing client does not back off otherwise."""
+        """Answer trouble with 503 and Retry-After, or the existing client does not back off."""
         error = translate(exc)
         return error_response(ServiceUnavailable() if status_of(error) == 500 else error)
 
@@ -94,11 +98,16 @@ class MainStreamView(ApiView):
         "Read an entity's stream",
         answers={200: list[Any], **LIVE, 204: None, 304: None},
         parameters=READ_PARAMETERS,
+        errors=[410],
         headers=["Electric-Claim-Token", "If-None-Match"],
-        sends=READ_SENDS,
+        sends=KEPT_SENDS,
     )
     def get(self, request: HttpRequest, type_name: str, name: str) -> HttpResponseBase:
-        """For whoever may read the entity, and the holder of its active claim."""
+        """For whoever may read the entity, and the holder of its active claim.
+
+        From the start that is what is left of it; where what follows another offset was removed,
+        410.
+        """
         self.who, entity = _find_to_read(request, type_name, name)
         return serve(request, reads.EventsOf(entity.pk))
 
@@ -141,8 +150,7 @@ def _find_to_read(
 ) -> tuple[Principal | None, Entity]:
     """The principal that calls, None for a handler, and the entity, whose stream it may read.
 
-    Raises Unauthenticated, NotFound, Forbidden.
-    NotFound is for principals; see `_find_for_holder`.
+    Raises Unauthenticated, NotFound, Forbidden. NotFound is for principals; see `_find_for_holder`.
     """
     token = claim_token(request)
     if token is None:
@@ -159,10 +167,10 @@ def _find_to_read(
 
 
 def _find_for_holder(type_name: str, name: str) -> Entity:
-    """The entity, for a token that is yet to be looked at.
+    """The entity, for a token that is not verified yet.
 
-    Raises NotFound where none can be, and Unauthenticated where none is: a token opens nothing
-    there, and a caller that holds none of an entity's is not told whether there is one.
+    Raises NotFound if no such entity can exist, and Unauthenticated if none does exist: a caller
+    that holds no token of an entity's is not told whether it exists.
     """
     require_id(type_name, name)
     try:
@@ -184,7 +192,7 @@ _STEPS = ("manifest", "inbox", "signal")
 
 
 def read_events(request: HttpRequest) -> list[Any]:
-    """The events that a body gives, one or an array.
+    """The events in a body, one or an array.
 
     Raises InvalidRequest for none, PayloadTooLarge for too many.
     """
@@ -217,7 +225,7 @@ def answer_append(
 
 
 def serve(request: HttpRequest, source: Source) -> HttpResponseBase:
-    """Answer a GET or HEAD of a stream, in the mode that it asks for.
+    """Answer a GET or HEAD of a stream, in the mode that was asked for.
 
     Raises InvalidRequest for an unknown mode, a malformed offset, or live without an offset, and
     RateLimited when the caller holds too many streams.
@@ -254,6 +262,7 @@ def _catch_up(request: HttpRequest, source: Source, page: Page) -> HttpResponse:
     fresh = etag in asked or f"W/{etag}" in asked or "*" in asked
     response = HttpResponse(status=304) if fresh else HttpResponse(body)
     response.headers["ETag"] = etag
+    _say_what_is_left(response, source, page)
     return _headed(response, next_offset, page.up_to_date, page.closed, cache="private, no-cache")
 
 
@@ -261,12 +270,13 @@ def _long_poll(
     source: Source, after: int, cursor: str | None, token: Credential | None
 ) -> HttpResponse:
     page = _wait(source, after, settings.PULLWAKE_LONG_POLL_MS / 1000, token)
-    # An offset past the tail is told the real one at once: 200 with nothing, which heals it.
+    # An offset past the tail gets the real one at once: 200 with nothing, which corrects it.
     if page.events or after > page.next_offset:
         response = HttpResponse(_array(page))
     else:
         response = HttpResponse(status=204)
     response.headers["Stream-Cursor"] = _next_cursor(cursor)
+    _say_what_is_left(response, source, page)
     next_offset = source.encode(page.next_offset)
     return _headed(response, next_offset, page.up_to_date, page.closed, cache="no-store")
 
@@ -275,7 +285,7 @@ def _sse(
     source: Source, after: int, cursor: str | None, place: Hold, token: Credential | None
 ) -> StreamingHttpResponse:
     try:
-        # Read before the answer begins, while trouble can still be told as a status.
+        # Read before the answer begins, while an error can still be a status.
         page = source.follow(after)
     except BaseException:
         place.release()
@@ -287,35 +297,41 @@ def _sse(
         said = None
         while True:
             hand_back()  # a slow reader holds no connection
-            if page.events:
-                yield f"event: data\ndata:{_array(page)}\n\n"
+            # In one write: it costs a thousand readers more than what is in it.
+            told = f"event: data\ndata:{_array(page)}\n\n" if page.events else ""
             control = (page.next_offset, page.up_to_date, page.closed)
             if control != said:
-                yield f"event: control\ndata:{_control(source, page, cursor)}\n\n"
+                told += f"event: control\ndata:{_control(source, page, cursor)}\n\n"
                 said = control
+            if told:
+                yield told
             remaining = deadline - time.monotonic()
             if page.closed or remaining <= 0 or _is_over(token):
                 return
-            if page.up_to_date:
-                page = _wait(source, page.next_offset, min(remaining, _SSE_KEEPALIVE_S), token)
-                if not page.events:
-                    yield ":\n\n"  # fails when the reader is gone
-            else:
-                page = source.read(page.next_offset)
+            try:
+                if page.up_to_date:
+                    page = _wait(source, page.next_offset, min(remaining, _SSE_KEEPALIVE_S), token)
+                    if not page.events:
+                        yield ":\n\n"  # fails when the reader is gone
+                else:
+                    page = source.read(page.next_offset)
+            except OffsetGone:
+                return  # so slow a reader is told when it comes again
 
     said = Released(stream(), place)
     response = StreamingHttpResponse(said, content_type="text/event-stream")
+    _say_what_is_left(response, source, page)
     # Where it starts: what is past it comes in the body.
     return _headed(response, source.encode(min(after, page.next_offset)), cache="no-cache")
 
 
 def _is_over(token: Credential | None) -> bool:
-    """Whether nobody is to wait any more: the server stops, or the reader's token has ended."""
+    """Whether nobody should wait any more: the server stops, or the reader's token ended."""
     return waiters.hub.closing or (token is not None and token.seconds_left() <= 0)
 
 
 def _wait(source: Source, after: int, patience_s: float, token: Credential | None) -> Page:
-    """What lies past ``after``, as soon as something does; nothing after ``patience_s`` seconds."""
+    """What lies past ``after``, once there is something; nothing after ``patience_s`` seconds."""
     if token is not None:
         patience_s = min(patience_s, token.seconds_left())
     deadline = time.monotonic() + patience_s
@@ -343,7 +359,13 @@ def _wait(source: Source, after: int, patience_s: float, token: Credential | Non
             if not _is_over(token):
                 grown.wait(remaining)
             if _is_over(token):
-                return page  # and none of the thousands that wait looks once more
+                return page  # and thousands of waiters do not all look once more
+
+
+def _say_what_is_left(response: R, source: Source, page: Page) -> None:
+    """Tell a reader that began at the start that earlier events were removed, if they were."""
+    if page.removed:
+        response.headers["Stream-Earliest-Offset"] = source.encode(page.removed)
 
 
 def _array(page: Page) -> str:
@@ -363,7 +385,7 @@ def _control(source: Source, page: Page, cursor: str | None) -> str:
 
 
 def _next_cursor(given: str | None) -> str:
-    """The interval that it is now, or one past the reader's own when that is not smaller."""
+    """The current interval, or one past the reader's own if that is not smaller."""
     since = datetime.now(UTC) - _CURSOR_EPOCH
     interval = int(since.total_seconds()) // _CURSOR_INTERVAL_S
     if given is not None and given.isdecimal() and len(given) <= _CURSOR_DIGITS:

@@ -1,7 +1,7 @@
 """How often a principal may call, and how many streams it may hold, in each worker process.
 
-Both are counted in memory: no statement is spent on them, and a fleet of servers gives a principal
-as many times as much as it has workers.
+Both are counted in memory, without a statement; so a principal gets these limits from each worker
+of each server.
 """
 
 import math
@@ -40,8 +40,7 @@ def caller_key(request: HttpRequest) -> str:
 class CallerThrottle(BaseThrottle):
     """A token bucket for each caller; PULLWAKE_RATE_PER_S fills it."""
 
-    def __init__(self) -> None:
-        self._wait_s = 0.0
+    _wait_s = 0.0
 
     def allow_request(self, request: HttpRequest, view: Any) -> bool:
         """Whether the caller has a call left; takes it."""
@@ -56,7 +55,7 @@ class CallerThrottle(BaseThrottle):
             self._wait_s = (1 - left) / rate
             return False
         if len(_buckets) >= _MOST_KNOWN and key not in _buckets:
-            _buckets.clear()  # each begins anew, which is more than it has, and no more than it may
+            _buckets.clear()  # each starts anew with a full bucket, as much as it may have
         _buckets[key] = (left - 1, now)
         return True
 
@@ -89,7 +88,7 @@ class Hold:
         HELD_READS.labels(mode).inc()
 
     def release(self) -> None:
-        """Give it back; a second time does nothing."""
+        """Give the place back; a second call does nothing."""
         key, self._key = self._key, None
         if key is not None:
             _held[key] -= 1
@@ -110,7 +109,7 @@ def held(key: str, mode: str) -> Iterator[None]:
 
 
 class Released(Iterator[str]):
-    """What a stream says, and its place given back when it ends or is closed, even unread."""
+    """Iterates a stream, and gives its place back when it ends or is closed, even unread."""
 
     def __init__(self, said: Iterator[str], place: Hold) -> None:
         self._said = said

@@ -19,13 +19,13 @@ from core.identifiers import ID_REGEX
 
 
 class _TextConverter(PathConverter):
-    """Any text: an encoded slash in it is a slash by the time that WSGI has it."""
+    """Any text: WSGI has decoded an encoded slash by then."""
 
     regex = "(?s:.+)"
 
 
 class _IdConverter(StringConverter):
-    """An id that is looked up: an address with anything else leads nowhere."""
+    """An id that is looked up: an address with anything else does not exist."""
 
     regex = ID_REGEX
 

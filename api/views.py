@@ -1,4 +1,4 @@
-"""What every API view shares: Django REST framework without what JSON alone does not need."""
+"""What every API view shares: Django REST framework, without what JSON alone does not need."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from structlog.contextvars import bind_contextvars
 from api import origins, throttles
 from api.authentication import RunnerAuthentication, caller_name
 from api.permissions import IsAuthenticated, MayReadOrAct, OwnsRunner
-from core import audit
+from core import audit, tracing
 from core.database import hand_back
 from core.errors import Forbidden, Unauthenticated
 from core.principals import Principal
@@ -32,7 +32,7 @@ class ApiView(APIView):
     """A view that reads with `core.bodies.read` and answers with `core.bodies.answer`.
 
     Its authentication, permission and throttle classes are DRF's; content negotiation and
-    versioning are passed by, for all bodies are JSON.
+    versioning are skipped, since all bodies are JSON.
     """
 
     renderer_classes = ()
@@ -47,17 +47,22 @@ class ApiView(APIView):
     """Whether the call only reports, as a heartbeat does: PULLWAKE_AUDIT_REPORTS."""
 
     def initialize_request(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Request:
-        """A request that is gone with its last use.
+        """A request that is freed with its last reference.
 
-        Parsers, of which there are none, would be told of the request by the request: a circle, and
-        for the ten thousand that are held the garbage collector stops everything for a second.
+        With DRF's parsers, which are not used here, the request would refer to itself; for ten
+        thousand held requests the garbage collector would then stop everything for a second.
         """
         initialized = super().initialize_request(request, *args, **kwargs)
         initialized.parser_context.clear()
         return initialized
 
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        """Answer; what it causes goes on with its trace."""
+        with tracing.serving(request):
+            return super().dispatch(request, *args, **kwargs)
+
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        """Look at where it comes from, authenticate, ask the permission and throttle classes."""
+        """Check the origin, authenticate, then ask the permission and throttle classes."""
         bind_contextvars(**_subject(kwargs))
         origins.require_own(request)
         self.perform_authentication(request)
@@ -82,11 +87,9 @@ class ApiView(APIView):
     ) -> HttpResponseBase:
         """Name the allowed methods where the one tried is not, and the length of the body.
 
-        The request is done with the database: a reader that takes its time holds no connection.
+        The request no longer needs the database: a slow reader holds no connection.
         """
         hand_back()
-        if self.who is not None:
-            bind_contextvars(principal=caller_name(request, self.who, response.status_code))
         self._note(request, response)
         if response.status_code == 405:
             response.headers["Allow"] = ", ".join(self.allowed_methods)
@@ -98,29 +101,27 @@ class ApiView(APIView):
         return response
 
     def _note(self, request: Request, response: HttpResponseBase) -> None:
-        """Leave a line of a call that was refused to its caller, and of one that changed things."""
-        refused = response.status_code in (401, 403)
-        if not refused and (request.method in SAFE_METHODS or response.status_code >= 400):
+        """Say who called; and leave a line of what changed things, or was refused to its caller."""
+        status, method = response.status_code, str(request.method)
+        refused = status in (401, 403)
+        changed = status < 400 and method not in SAFE_METHODS
+        if self.who is None and not (refused or changed):
             return
-        method = getattr(self, str(request.method).lower(), None)
-        verb = self.verb or str(getattr(method, "verb", request.method))
-        principal = caller_name(request, self.who, response.status_code)
-        bind_contextvars(principal=principal, verb=verb)
+        principal = caller_name(request, self.who, status)
+        bind_contextvars(principal=principal)
+        if not (refused or changed):
+            return
+        verb = self.verb or str(getattr(getattr(self, method.lower(), None), "verb", method))
+        bind_contextvars(verb=verb)
         if refused or not self.reports or settings.PULLWAKE_AUDIT_REPORTS:
-            audit.note(
-                request,
-                principal=principal,
-                verb=verb,
-                answer=response.status_code,
-                refused=refused,
-            )
+            audit.note(request, principal=principal, verb=verb, answer=status, refused=refused)
 
     @contextmanager
     def recorded(self, row: Model, what: str, *, flag: int = DELETION) -> Iterator[None]:
-        """Do what the block does to the row in one transaction with its entry in the audit log."""
+        """Run the block in one transaction with an entry for the row in the audit log."""
         by = caller_name(self.request, self.who, 200)
         with transaction.atomic():
-            # Before, as a row that was deleted has no key any more.
+            # Before, since a deleted row has lost its key afterwards.
             audit.record(row, f"{what} by {by}, through the API.", flag=flag)
             yield
 
@@ -158,9 +159,11 @@ class EntityResource(ApiView):
     """A view of one entity, for whoever may read it, or may do what its creator may."""
 
     permission_classes = (IsAuthenticated, MayReadOrAct)
+    find = staticmethod(entities.find)
+    """`entities.find_alone` for a view that locks the entity's dispatch state."""
 
     def entity(self, type_name: str, name: str) -> Entity:
-        """The entity, with its dispatch state and runner. Raises NotFound, Forbidden."""
-        entity = entities.find(type_name, name)
+        """The entity, as `find` has it. Raises NotFound, Forbidden."""
+        entity = self.find(type_name, name)
         self.check_object_permissions(self.request, entity)
         return entity

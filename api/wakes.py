@@ -49,7 +49,7 @@ class WakeUnregistration(Body, frozen=True, kw_only=True):
 
 
 class SubscriberView(ApiView):
-    """What is done for a subscriber, by who may act on it."""
+    """Calls made for a subscriber, by a caller with rights in it."""
 
     authentication_classes = (ActingAuthentication,)
 
@@ -73,7 +73,7 @@ class WakeView(SubscriberView):
         operation="registerWake",
     )
     def post(self, request: HttpRequest) -> HttpResponse:
-        """Have an entity woken for what happens at another; the same again changes it."""
+        """Have an entity woken for what happens at another; a second call changes the first's."""
         body = read(request, WakeRegistration)
         wish = conditions.wish(
             body.condition,
@@ -82,8 +82,12 @@ class WakeView(SubscriberView):
             timeout_ms=body.timeoutMs,
         )
         source = sources.require_served(body.sourceUrl, "/sourceUrl")
-        order = registrations.Order(source, wish, body.manifestKey or "")
-        registering.register(self.subscriber(body.subscriberUrl), order)
+        subscriber = self.subscriber(body.subscriberUrl)
+        actor = cast(Actor, self.request.user)
+        near_only = actor.owner not in (None, actor.principal)
+        key = body.manifestKey or ""
+        order = registrations.Order(source, wish, key, near_only=near_only)
+        registering.register(subscriber, order)
         return HttpResponse(status=204)
 
 
@@ -97,7 +101,7 @@ class UnregisterView(SubscriberView):
         operation="unregisterWake",
     )
     def post(self, request: HttpRequest) -> HttpResponse:
-        """Remove a subscriber's registrations, if there are such."""
+        """Remove a subscriber's registrations, if there are any."""
         body = read(request, WakeUnregistration)
         if body.sourceUrl is UNSET and body.manifestKey is UNSET:
             raise InvalidRequest.field("/sourceUrl", "this, or manifestKey, is required")

@@ -1,4 +1,4 @@
-"""Webhook sources, of which this server has none; existing runtimes ask for them at start-up."""
+"""Webhook sources: this server has none, but existing runtimes ask for them at start-up."""
 
 from django.http import HttpRequest, HttpResponse
 
@@ -8,7 +8,7 @@ from core.bodies import Body, JsonObject, answer
 
 
 class WebhookSources(Body, frozen=True, kw_only=True):
-    """The webhook sources, in the name that the protocol gives them."""
+    """The webhook sources, under the name that the protocol gives them."""
 
     webhookSources: list[JsonObject]  # noqa: N815
     """Always empty: none are served."""

@@ -1,4 +1,4 @@
 """Claims: entities leased to runners and fenced by epoch; and what ends or reaps them.
 
-Belongs here: whatever makes, renews or ends a claim, or needs to know of claims. Does not: HTTP.
+Belongs here: whatever makes, renews or ends a claim, or needs to know about claims. Does not: HTTP.
 """

@@ -1,7 +1,7 @@
 """How far a claim reaches: with its write token, and in the name of its entity's creator.
 
-A handler works for its entity's creator, on a runner that may be another's. Where it is, the claim
-opens what the task is about and not the rest of what the creator has.
+A handler works for its entity's creator, on a runner that may belong to another principal. Then the
+claim opens what the task is about, and not everything that the creator has.
 """
 
 from claims.models import ClaimQuerySet, ConsumerClaim
@@ -11,10 +11,10 @@ from dispatch.models import Entity
 
 
 def reaches(claim: ConsumerClaim, entity: Entity) -> bool:
-    """Whether the claim's write token holds for this entity, as far as its creator's rights do.
+    """Whether the claim's write token is valid for this entity, as far as its creator's rights go.
 
-    It does for every one where the runner is the creator's own; else for the claim's entity, that
-    one's parent, and its descendants. The claim comes with its runner and its entity.
+    On the creator's own runner it is, for every entity; on another's, for the claim's entity, its
+    parent, and its descendants. The claim comes with its runner and its entity.
     """
     held, runner = claim.entity, claim.runner
     if held is None or runner is None:
@@ -32,7 +32,7 @@ def acts_for(
 ) -> bool:
     """Whether a runner of the owner holds the creator's entity at this URL, in one statement.
 
-    None: any of the creator's. ``within``: or one that the entity at this URL descends from.
+    None: any entity of the creator's. ``within``: or one that the entity at this URL descends from.
     ``runner_id``: that runner.
     """
     held = _held_by(owner, runner_id).filter(entity__created_by=creator.url)
@@ -44,10 +44,9 @@ def acts_for(
 
 
 def may_read(owner: Principal, entity: Entity, runner_id: str | None = None) -> bool:
-    """Whether a runner of the owner holds an entity that this one is, or descends from, and that
-    one's creator may read it: for that time the owner may read its stream, too.
+    """Whether a runner of the owner holds this entity or an ancestor whose creator may read it.
 
-    ``runner_id``: that runner.
+    While that claim lasts, the owner may read its stream, too. ``runner_id``: that runner.
     """
     above = _held_by(owner, runner_id).filter(entity__in=entities.lineage(entity.url))
     creators = above.values_list("entity__created_by", flat=True).distinct()

@@ -1,7 +1,7 @@
 """Dead letters: work that a handler gave up. The only writer of `DeadLetter`.
 
-Given up, work is acked, so that it stands in the way of nothing that came after it; and kept, so
-that an operator sees it and can redrive it.
+Work that was given up is acked, so that it blocks nothing that came after it, and kept, so that an
+operator sees it and can redrive it.
 """
 
 import uuid
@@ -50,14 +50,14 @@ def keep(
 
 
 def why_not_redriven(letter: DeadLetter, state: DispatchState) -> PullwakeError | None:
-    """What stands against redriving it; None if nothing does."""
+    """The error that forbids redriving it; None if it may be redriven."""
     if letter.redriven_at is not None:
         return InvalidRequest(REDRIVEN_BEFORE)
     return entities.why_not_sent(state)
 
 
 def redrive(letter: DeadLetter) -> str:
-    """Append the work to its entity's stream anew, and wake it: the txid.
+    """Append the work to its entity's stream again, and wake it: the txid.
 
     Raises NotFound for a deleted entity, NotRunning for one that is stopping, stopped or killed,
     InvalidRequest if it was redriven before.
@@ -73,7 +73,7 @@ def redrive(letter: DeadLetter) -> str:
         txid = str(uuid.uuid4())
         given_up = StreamEvent.objects.get(entity=letter.entity, offset=letter.offset)
         event: JsonObject = msgspec.json.decode(given_up.data)
-        # Under a new key: an insert of a known one is an update, which is no work of its own.
+        # Under a new key: inserting a known key is an update, which is not work of its own.
         again = {
             **event,
             "key": new_id("redriven"),
@@ -81,7 +81,7 @@ def redrive(letter: DeadLetter) -> str:
             "headers": {"operation": "insert", "txid": txid},
         }
         log.append(state, [again])
-        # News is worth a try at once, whatever failed before.
+        # A new message is worth a try at once, whatever failed before.
         state.retry_at = None
         wakes.settle(state)
     return txid

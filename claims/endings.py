@@ -10,8 +10,7 @@ from claims import lifecycle
 from claims.lifecycle import Expiry
 from claims.models import ConsumerClaim
 from core.errors import InvalidSignal
-from core.principals import Principal
-from dispatch import entities, shared_states, signals, timers, wakes
+from dispatch import deliveries, entities, shared_states, signals, timers, wakes
 from dispatch.models import DispatchState, Entity
 from dispatch.streams import registrations, waiters
 from runners import changes, registry
@@ -24,10 +23,10 @@ TAKEN_BACK = "It was taken back by an operator."
 
 
 def take_back(claim: ConsumerClaim, to: str | None = None) -> Expiry | None:
-    """An operator takes a claim back: its holder, should it be at work after all, is fenced.
+    """An operator takes a claim back; its holder, should it still be working, is fenced.
 
-    ``to`` is the id of the runner that the entity is dispatched to from then on; raises NotFound.
-    None if the claim ended meanwhile. The entity is woken again at once: it is not blamed.
+    ``to`` is the id of the runner to which the entity is then dispatched; raises NotFound. None if
+    the claim ended meanwhile. The entity is woken again at once: it is not to blame.
     """
     with transaction.atomic():
         runner = None if to is None else registry.lock(to)
@@ -41,7 +40,10 @@ def take_back(claim: ConsumerClaim, to: str | None = None) -> Expiry | None:
 
 
 def kill(entity: Entity, signal: signals.Signal) -> signals.Signalled:
-    """SIGKILL ends the entity at once, and fences its claim. Raises InvalidSignal at its end."""
+    """SIGKILL ends the entity at once, and fences its claim.
+
+    Raises InvalidSignal for an entity that has ended.
+    """
     with transaction.atomic():
         state = entities.lock(entity)
         if state.ended:
@@ -58,21 +60,18 @@ def kill(entity: Entity, signal: signals.Signal) -> signals.Signalled:
 
 
 def delete_entity(entity: Entity) -> None:
-    """Delete an entity, its stream, and the shared states that it alone has; an active claim is
-    fenced. Raises NotFound.
+    """Delete an entity, its stream, and the shared states that only it has; fence an active claim.
+
+    Raises NotFound.
     """
     with transaction.atomic():
         state = entities.lock(entity)
         gone = shared_states.leave(entity)
         holder = _fence(state)
-        # Its claims are cut loose when it goes, and come before registrations in the lock order.
+        # Its claims lose their reference to it, and come before registrations in the lock order.
         list(entity.claims.order_by("pk").select_for_update().values_list("pk"))
         timers.let_go(entity.pk)
-        registrations.forget(
-            state,
-            lambda other: entities.may_read(entity, Principal.parse(other.created_by)),
-            gone,
-        )
+        registrations.forget(state, lambda row: deliveries.may_tell(row, entity), gone)
         entity.delete()
         changes.remove(changes.Kind.ENTITY, entity.url)
         waiters.announce(waiters.ENTITY_FEED)
@@ -104,12 +103,12 @@ def delete_runner(runner_id: str) -> None:
 
 
 def _lock_concerned(runner: Runner) -> dict[int | None, DispatchState]:
-    """The states, by entity, of what is dispatched to a runner or claimed by it."""
+    """The states, by entity, of entities that are dispatched to a runner or claimed by it."""
     held = runner.claims.active().values("entity_id")
     concerned = DispatchState.objects.filter(Q(runner=runner) | Q(entity_id__in=held))
     states = wakes.lock(concerned)
     while len(states) < concerned.count():
-        # One was claimed and dispatched elsewhere while its lock was waited for.
+        # An entity was claimed and dispatched elsewhere while its lock was waited for.
         states = wakes.lock(concerned)
     return {state.entity_id: state for state in states}
 

@@ -1,8 +1,8 @@
-"""The feeds of runners and of entities: what a reader may see of them, read as streams are.
+"""The feeds of runners and of entities: what a reader may see of them, read like streams.
 
-A page is read from the database. Those who wait for more are told by one `Follower` a process and
-feed, which reads each change once for all of them, keeps the newest in memory, and wakes whom a
-change concerns. `runners.changes` says how places are ordered.
+A page is read from the database. Readers that wait for more are served by one `Follower` a process
+and feed, which reads each change once for all of them, keeps the newest in memory, and wakes the
+readers that a change concerns. `runners.changes` defines how places are ordered.
 """
 
 import logging
@@ -35,6 +35,10 @@ logger = logging.getLogger(__name__)
 PACE_S = 0.2
 """Seconds between two looks of a follower, so that those it wakes are told of many changes."""
 
+_EACH_S = 0.001
+"""The same for each reader that it woke. Telling one takes a fifth of that, so a process with a
+thousand readers has most of its time for its other calls."""
+
 _UNSETTLED_S = 0.05
 """The same while it waits for an older transaction to end."""
 
@@ -57,26 +61,29 @@ Show = Callable[[Change, Any], JsonObject]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A change that can be read: its row as JSON, or None where there is none, and its tags."""
+    """A change that can be read: what it says, encoded once for all readers, and its tags."""
 
     change: Change
     place: tuple[int, int]
-    value: str | None
+    upsert: str | None
+    """What all who see it are told, but for how its offset ends; None if the row is gone."""
+    delete: str
+    """The same for those who see it no more."""
     tags: dict[str, str]
     entity_type: EntityType | None
 
     @property
     def size(self) -> int:
-        """About how many bytes it takes."""
-        return len(self.value or "")
+        """Its approximate size in bytes."""
+        return len(self.upsert or "")
 
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """Whose view of a feed it is, and what of it is asked for.
+    """Whose view of a feed it is, and which rows were asked for.
 
-    ``only`` is the runner that an access token is for; ``tags`` are names, with a value or None
-    for any.
+    ``only`` is the runner that an access token is limited to; ``tags`` are names with a value, or
+    None for any value.
     """
 
     kind: Kind
@@ -87,11 +94,11 @@ class Sight:
 
     @property
     def subjects(self) -> tuple[str, str]:
-        """What the caller's rights may be given to."""
+        """The subjects to which the caller's rights may have been given."""
         return (self.caller.url, self.caller.kind)
 
     def sees(self, entry: Entry) -> bool:
-        """Whether a change concerns the caller: what `visible` says of rows."""
+        """Whether a change concerns the caller: `visible`, for one change in memory."""
         change = entry.change
         if change.key == "":
             return change.owner in self.subjects
@@ -104,14 +111,14 @@ class Sight:
         )
 
     def visible(self, rows: Any, since: int) -> Any:
-        """Those of these changes that concern the caller, who reads since this transaction."""
+        """Those of these changes that concern the caller, who has read since this transaction."""
         url = self.caller.url
         mine = Q(owner=url) | Q(owner=self.caller.kind, departed=True) | Q(other_owner=url)
         if self.kind == Kind.ENTITY:
             for entity_type in types.managed_by(self.caller):
                 under = Q(type=entity_type.name, registration=entity_type.registration)
                 mine |= under & Q(departed=False)
-        # What was gone before the caller began to read it never had.
+        # The caller never had what was gone before it began to read.
         rows = rows.filter(mine, Q(gone=False, departed=False) | Q(transaction__gte=since))
         rows = rows.exclude(key="")
         if self.only:
@@ -119,7 +126,7 @@ class Sight:
         if self.type:
             rows = rows.filter(type=self.type)
         if self.tags:
-            # Of those with the names that are asked for, `event` leaves out other values.
+            # Of tags only the names are compared here; `event` leaves out rows with other values.
             tagged = Entity.objects.filter(
                 url=OuterRef("key"), tags__has_keys=[name for name, _ in self.tags]
             )
@@ -129,9 +136,9 @@ class Sight:
         return rows
 
     def must_look_anew(self, place: Place, settled: Settled) -> bool:
-        """Whether what lies past a place does not tell the caller all."""
+        """Whether the changes past a place do not tell the caller everything."""
         if place.transaction >= settled.ahead or place.since > settled.ahead:
-            return True  # it is of another database
+            return True  # the place belongs to another database
         lost = Change.objects.filter(
             kind=self.kind,
             key="",
@@ -143,7 +150,7 @@ class Sight:
         return bool(lost.exists())
 
     def event(self, entry: Entry, since: int) -> str | None:
-        """What the caller, who reads since this transaction, is told of a change that it sees."""
+        """What the caller, reading since this transaction, is told about a change that it sees."""
         change = entry.change
         upsert = not (change.departed or change.gone)
         if change.departed and types.granted(entry.entity_type, self.caller, types.MANAGE):
@@ -152,14 +159,10 @@ class Sight:
             if change.retagged < since:
                 return None
             upsert = False
-        if upsert and entry.value is None:
-            return None  # it was deleted meanwhile, which is told in its turn
-        offset = _encode(_pack(Place(*entry.place, since)))
-        operation = "upsert" if upsert else "delete"
-        value = f',"value":{entry.value}' if upsert else ""
-        key = msgspec.json.encode(change.key).decode()
-        headers = f'{{"operation":"{operation}","offset":"{offset}"}}'
-        return f'{{"type":"{self.kind}","key":{key}{value},"headers":{headers}}}'
+        told = entry.upsert if upsert else entry.delete
+        if told is None:
+            return None  # the row was deleted meanwhile, which is a later change
+        return f'{told}{since:016d}"}}}}'
 
     def _wants(self, tags: dict[str, str]) -> bool:
         return all(name in tags and value in (None, tags[name]) for name, value in self.tags)
@@ -170,9 +173,8 @@ _RESET = '{"headers":{"control":"reset"}}'
 
 
 def _load(kind: Kind, rows: Sequence[Change], show: Show) -> list[Entry]:
-    """The rows behind these changes, as they are now: a few statements."""
+    """Load the rows behind these changes, as they are now: a few statements."""
     living = [each.key for each in rows if not (each.gone or each.departed)]
-    values: dict[str, str] = {}
     found: dict[str, Any] = {}
     if kind == Kind.RUNNER:
         found = {each.pk: each for each in Runner.objects.filter(pk__in=living)}
@@ -183,21 +185,24 @@ def _load(kind: Kind, rows: Sequence[Change], show: Show) -> list[Entry]:
         held = {each.entity_id: each for each in claims.defer("acked_streams")}
         for each in found.values():
             each.claim = held.get(each.pk)
-    for change in rows:
-        if change.key in found:
-            values[change.key] = msgspec.json.encode(show(change, found[change.key])).decode()
     named = {each.type for each in rows if each.registration}
     registered = EntityType.objects.in_bulk(named) if named else {}
     return [
-        Entry(
-            change,
-            (change.transaction, change.pk),
-            values.get(change.key),
-            getattr(found.get(change.key), "tags", {}),
-            _type_of(change, registered),
-        )
-        for change in rows
+        _entry(change, found.get(change.key), show, _type_of(change, registered)) for change in rows
     ]
+
+
+def _entry(change: Change, row: Any, show: Show, entity_type: EntityType | None) -> Entry:
+    place = (change.transaction, change.pk)
+    key = msgspec.json.encode(change.key).decode()
+    begin = f'{{"type":"{change.kind}","key":{key}'
+    end = f'"offset":"{place[0]:016d}_{place[1]:016d}_'
+    upsert = None
+    if row is not None:
+        value = msgspec.json.encode(show(change, row)).decode()
+        upsert = f'{begin},"value":{value},"headers":{{"operation":"upsert",{end}'
+    delete = f'{begin},"headers":{{"operation":"delete",{end}'
+    return Entry(change, place, upsert, delete, getattr(row, "tags", {}), entity_type)
 
 
 def _type_of(change: Change, registered: dict[str, EntityType]) -> EntityType | None:
@@ -222,7 +227,7 @@ def _encode(offset: int) -> str:
 
 
 class Feed:
-    """A feed as a stream that can be read: `dispatch.streams.reads.Source`."""
+    """A feed as a stream that can be read: a `dispatch.streams.reads.Source`."""
 
     def __init__(self, sight: Sight, show: Show) -> None:
         self.sight = sight
@@ -234,11 +239,11 @@ class Feed:
         return f"F{self.sight}"
 
     def encode(self, offset: int) -> str:
-        """Three numbers: transaction, row, and since which transaction it is read."""
+        """Three numbers: transaction, row, and the transaction since which it has been read."""
         return _encode(offset)
 
     def decode(self, text: str) -> int:
-        """The offset that this says. Raises InvalidRequest for another form."""
+        """Parse an offset. Raises InvalidRequest for another form."""
         if text in (offsets.START, offsets.encode(0)):
             return 0
         parts = text.split("_")
@@ -249,12 +254,12 @@ class Feed:
         return _pack(Place(*map(int, parts)))
 
     def end(self) -> End:
-        """Behind all that can be read now."""
+        """The place past all that can be read now."""
         settled = changes.now_settled(self.sight.kind)
         return End(_pack(Place(settled.below - 1, _DIGITS - 1, settled.below)))
 
     def read(self, after: int) -> Page:
-        """The rows that changed past this, as they are; from the start all that there are."""
+        """The rows that changed past this place, as they are now; all rows from the start."""
         sight, place = self.sight, _unpack(after)
         settled = changes.now_settled(sight.kind)
         events = []
@@ -273,11 +278,11 @@ class Feed:
             place = _unpack(page.next_offset)
 
     def follow(self, after: int) -> Page:
-        """`read`, of what this process's follower knows, where that reaches back to there.
+        """`read`, from what this process's follower knows, if that reaches back to the place.
 
-        Who waits goes along with the feed's end, also where nothing there concerns the caller.
+        A waiting reader's place advances with the feed, even where no change concerns it.
         """
-        if connection.in_atomic_block:  # nobody else sees what it sees
+        if connection.in_atomic_block:  # nobody else has this view
             return self.read(after)
         follower = _follower(self.sight.kind, self._show)
         follower.serve(self)
@@ -302,7 +307,7 @@ def _page(sight: Sight, entries: Iterable[Entry], place: Place) -> Page:
             events.append(event)
             size += len(event)
         if count == PAGE_EVENTS or size > PAGE_BYTES:
-            # Perhaps there is no more: then the next page says so, and has no event.
+            # Perhaps nothing is left: then the next page is empty, and says so.
             return Page(events, _pack(place), up_to_date=False)
     return Page(events, _pack(place), up_to_date=True)
 
@@ -311,7 +316,7 @@ def _page(sight: Sight, entries: Iterable[Entry], place: Place) -> Page:
 
 
 class Follower:
-    """Reads what changes in a feed, once for all in this process who wait for it."""
+    """Reads what changes in a feed, once for all its waiting readers in this process."""
 
     def __init__(self, kind: Kind, show: Show) -> None:
         self.kind = kind
@@ -325,11 +330,12 @@ class Follower:
         self._size = 0
         self._start: tuple[int, int] | None = None
         self._end = (0, 0)
+        self._woken = 0
         self._needed_at = 0.0
         self._tidy_at = 0.0
 
     def serve(self, feed: Feed) -> None:
-        """Wake those who wait for this feed when it has news."""
+        """Wake the waiting readers of this feed when it has news."""
         with self._lock:
             self._needed_at = time.monotonic()
             self._feeds[feed.key] = feed
@@ -340,9 +346,9 @@ class Follower:
                 self._thread.start()
 
     def catch_up(self, place: Place) -> None:
-        """Look at once, if a reader is past what is known here: one looks for all that are.
+        """Look at once if a reader is past what is known here; one look serves all readers.
 
-        Else a thousand readers that connect together would each ask the database.
+        Otherwise a thousand readers that connect together would each ask the database.
         """
         reached = (place.transaction, place.pk)
         if self._start is not None and reached <= self._end:
@@ -353,7 +359,7 @@ class Follower:
                 self._advance()
 
     def page(self, sight: Sight, place: Place) -> Page | None:
-        """What lies past a place; None where that is not known here."""
+        """What lies past a place; None if that is not known here."""
         with self._lock:
             reached = (place.transaction, place.pk)
             if self._start is None or not self._start <= reached <= self._end:
@@ -380,8 +386,8 @@ class Follower:
                 try:
                     with self._looking:
                         is_settled = self._advance()
+                    pause = self.pause(is_settled=is_settled)
                     if not is_settled:
-                        pause = _UNSETTLED_S
                         grown.set()
                 except Exception as exc:  # noqa: BLE001  the next look may do better
                     logger.warning("following changes failed, trying again: %s", exc)
@@ -395,8 +401,12 @@ class Follower:
                 if self._is_over():
                     return
 
+    def pause(self, *, is_settled: bool) -> float:
+        """Seconds until its next look."""
+        return max(PACE_S if is_settled else _UNSETTLED_S, self._woken * _EACH_S)
+
     def _is_over(self) -> bool:
-        """Forget those who are gone, now and then; whether nobody is left."""
+        """Drop readers that are gone, from time to time; whether none is left."""
         if time.monotonic() < self._tidy_at:
             return False
         self._tidy_at = time.monotonic() + _IDLE_S
@@ -411,7 +421,7 @@ class Follower:
             return True
 
     def _advance(self) -> bool:
-        """Take in what changed: whether all that was committed could be read."""
+        """Read what changed: whether everything that was committed could be read."""
         settled = changes.now_settled(self.kind)
         end = (settled.below - 1, _DIGITS - 1)
         if self._start is None or end < self._end:  # the first look, or another database
@@ -419,7 +429,7 @@ class Follower:
             return True
         everything = Settled(settled.ahead + _DIGITS, settled.ahead)
         place = Place(*self._end, 0)
-        # One query tells both what can be read, and whether there is more that cannot be yet.
+        # One query tells what can be read, and whether more exists that cannot be read yet.
         found = list(changes.past(self.kind, place, everything)[: PAGE_EVENTS + 1])
         rows = [each for each in found if each.transaction < settled.below]
         if len(rows) > PAGE_EVENTS:
@@ -435,20 +445,18 @@ class Follower:
                 self._start = dropped.place
             self._end = end
             feeds = list(self._feeds.values()) if entries else []
-        for feed in feeds:
-            if any(feed.sight.sees(entry) for entry in entries):
-                waiters.hub.wake(feed.key)
+        seen = (each for each in feeds if any(each.sight.sees(entry) for entry in entries))
+        self._woken = sum(waiters.hub.wake(each.key) for each in seen)
         return len(rows) == len(found)
 
     def _skip(self, end: tuple[int, int]) -> None:
-        """Keep nothing of what lies before this: each reader reads the database once."""
+        """Forget everything before this place: readers there ask the database once."""
         with self._lock:
             self._entries.clear()
             self._size = 0
             self._start = self._end = end
             feeds = list(self._feeds.values())
-        for feed in feeds:
-            waiters.hub.wake(feed.key)
+        self._woken = sum(waiters.hub.wake(each.key) for each in feeds)
 
 
 _pause = threading.Event()

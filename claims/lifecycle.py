@@ -32,8 +32,9 @@ it is woken at once, and the count stays. Should the death show only later, it i
 ends the row.
 
 A runner may name its request to claim by a nonce. Should the answer be lost, the same request
-again gets the same claim, with a new claim token (of the former only the hash is stored) and a
-full lease, as long as the claim has not been used.
+again gets the same claim with the same token and a full lease, as long as the claim has not been
+used. The token is the same because the lost request may yet arrive, as where a server was frozen:
+it must not take the claim from whoever was answered meanwhile.
 
 Each transition is one UPDATE that names consumer_id, epoch and ``status = 'active'``; its row
 count is the verdict. Lock order: dispatch state, claim, wake, tails of wake streams by runner id.
@@ -46,6 +47,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
+from django.conf import settings
 from django.db import transaction
 from django.db.models import BigIntegerField, DateTimeField, ExpressionWrapper, F
 from django.db.models.functions import Greatest, Now
@@ -67,7 +69,7 @@ from core.errors import (
     PullwakeError,
     Unauthenticated,
 )
-from core.identifiers import hash_secret, new_secret
+from core.identifiers import derived_secret, hash_secret, new_secret
 from core.metrics import runner_name, type_name
 from core.prepared import Insert, Param, Select, Update
 from core.tracing import TraceContext
@@ -95,7 +97,7 @@ EXPIRED_DELAY = timedelta(seconds=1)
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What a callback proves itself with: the claim's identity and its token."""
+    """The proof that a callback carries: the claim's identity and its token."""
 
     consumer_id: str
     epoch: int
@@ -105,7 +107,7 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """An offset up to which a stream, named by its path, has been worked off."""
+    """An offset up to which the stream at a path has been processed."""
 
     path: str
     offset: int
@@ -116,9 +118,9 @@ class Acquisition:
     """A claim was made: its secret token, and where the entity's stream stood.
 
     ``just_past`` is the offset before the first work past the cursor, or the tail if there is none.
-    ``attempt`` is 1, and more after failures in a row. ``waited`` is how long its wake was
-    unclaimed; None where a request is answered again. ``sent`` is where in a trace the message was
-    sent that is the first to be done.
+    ``attempt`` is 1, or more after failures in a row. ``waited`` is how long the wake was
+    unclaimed; None if a request is answered again. ``sent`` is the trace position at which the
+    first message to be handled was sent.
     """
 
     claim: ConsumerClaim
@@ -133,12 +135,12 @@ class Acquisition:
 
 @dataclass(frozen=True, slots=True)
 class NotAwake:
-    """There is nothing to claim: the entity is paused, stopping, stopped or killed."""
+    """Nothing can be claimed: the entity is paused, stopping, stopped or killed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A done was taken: whether it was this call that cleared the entity, and its next wake."""
+    """A done was accepted: whether this call cleared the entity, and its next wake."""
 
     entity_cleared: bool
     next_wake: Wake | None
@@ -149,14 +151,14 @@ _RELEASED_BEFORE = Release(entity_cleared=False, next_wake=None)
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A failed was taken; the entity is woken again at ``retry_at``, or not, where it stops."""
+    """A failed was accepted: the entity is woken again at ``retry_at``, or not, if it stops."""
 
     retry_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
 class Expiry:
-    """A claim was expired or taken back; None for ``next_wake`` when none is due now."""
+    """A claim was expired or taken back; ``next_wake`` is None when none is due now."""
 
     next_wake: Wake | None
 
@@ -167,12 +169,12 @@ class Expiry:
 def acquire(
     runner: Runner, subscription_id: str | None = None, nonce: str = ""
 ) -> Acquisition | NotAwake | None:
-    """Claim for this runner the entity of this subscription, or its oldest wake.
+    """Claim for this runner the entity of this subscription, or the one with its oldest wake.
 
-    A request of the runner's that had this nonce before is answered again. None when the runner
-    has no such entity, or no wake at all. A lapsed claim that stands in the way is expired on the
-    spot. Raises NotRunning for a disabled runner, InvalidRequest for another runner's subscription,
-    AlreadyClaimed, NoPendingWork and ClaimLimitReached, in this order.
+    A request that repeats an earlier nonce of the runner's gets the same answer again. None when
+    the runner has no such entity, or no wake at all. A lapsed claim that stands in the way is
+    expired on the spot. Raises NotRunning for a disabled runner, InvalidRequest for another
+    runner's subscription, AlreadyClaimed, NoPendingWork and ClaimLimitReached, in this order.
     """
     try:
         verdict = _acquire_asked(runner, subscription_id, nonce)
@@ -207,7 +209,7 @@ def _acquire_asked(
     while (found := _acquire(runner, oldest, nonce_hash)) is None and (
         runner.wakes.outstanding().exists()
     ):
-        # Another claimer was first at the oldest: then the next oldest is the oldest.
+        # Another claimer took the oldest first: now the next oldest is the oldest.
         oldest = partial(wakes.lock_oldest, runner.pk)
     return found
 
@@ -217,7 +219,7 @@ def _subscription_key(runner: Runner, subscription_id: str | None) -> str:
     own = f"runner:{runner.pk}"
     whole, _, key = f"{own if subscription_id is None else subscription_id}:".partition(f"{own}:")
     key = key.removesuffix(":")
-    # The entity part is a hash: one with a colon is of a runner whose id begins as this one's.
+    # The entity part is a hash; one with a colon belongs to an id that begins like this one.
     if whole or ":" in key:
         raise InvalidRequest.field("/subscription_id", "it is another runner's")
     return key
@@ -226,7 +228,7 @@ def _subscription_key(runner: Runner, subscription_id: str | None) -> str:
 def _acquire(runner: Runner, lock: Lock, nonce_hash: str) -> Acquisition | NotAwake | None:
     with transaction.atomic():
         verdict = _try_acquire(runner, lock, nonce_hash)
-    # Raised after the commit: a lapsed claim that was met stays expired.
+    # Raised after the commit: a lapsed claim that was found stays expired.
     if isinstance(verdict, PullwakeError):
         raise verdict
     if isinstance(verdict, Acquisition):
@@ -263,12 +265,12 @@ def _try_acquire(
 
 
 def _make_claimable(state: DispatchState) -> PullwakeError | None:
-    """Bring about an outstanding wake, over a lapsed claim if need be; or say why there is none."""
+    """Bring about an outstanding wake, expiring a lapsed claim if need be; or say why not."""
     if state.claimed:
         holder = state.entity.claims.active().select_related("runner").get()
         if not _expire_lapsed(holder, state):
             return AlreadyClaimed()
-        # Somebody is here to do the work, so it need not wait out the delay.
+        # Somebody is here to do the work, so the delay need not pass first.
         state.retry_at = None
         wake_next(holder, state)
     else:
@@ -278,7 +280,7 @@ def _make_claimable(state: DispatchState) -> PullwakeError | None:
 
 _ADD = Insert(
     ConsumerClaim,
-    # The time of this statement, which waits for no lock: a lease is a whole one.
+    # The time of this statement, which waits for no lock: so the lease is whole.
     claimed_at=Now(),
     lease_expires_at=ExpressionWrapper(
         Now() + Param("lease", ConsumerClaim._meta.get_field("lease")), DateTimeField()
@@ -289,7 +291,7 @@ _ADD = Insert(
 def _create(
     runner: Runner, state: DispatchState, wake_id: str, generation: int, nonce_hash: str
 ) -> Acquisition:
-    token = new_secret("pwc")
+    token = _claim_token(wake_id, generation, nonce_hash)
     claim = ConsumerClaim(
         consumer_id=wake_id,
         epoch=generation,
@@ -316,26 +318,34 @@ def _told_of(
     return Acquisition(claim, state.entity, token, state.cursor, just_past, attempt, waited, sent)
 
 
+def _claim_token(consumer_id: str, epoch: int, nonce_hash: str) -> str:
+    """A new one, or that of the request with this nonce."""
+    if not nonce_hash:
+        return new_secret("pwc")
+    return derived_secret(settings.SECRET_KEY, "pwc", consumer_id, str(epoch), nonce_hash)
+
+
 def _made_before(runner: Runner, nonce_hash: str) -> ClaimQuerySet:
-    """The claim that a request of this nonce made, unused so far."""
+    """The claim that a request with this nonce made and that is still unused."""
     return ConsumerClaim.objects.active().unused().filter(runner=runner, nonce_hash=nonce_hash)
 
 
 def _answer_again(runner: Runner, state: DispatchState, nonce_hash: str) -> Acquisition | None:
-    """The claim of a locked entity, if a request of this nonce made it and its answer was lost."""
-    token = new_secret("pwc")
+    """The claim of a locked entity, if a request with this nonce made it, and lost its answer."""
     made = _made_before(runner, nonce_hash).filter(entity=state.entity)
+    claim = made.first()
+    if claim is None:
+        return None
+    token = _claim_token(claim.consumer_id, claim.epoch, nonce_hash)
+    # Another's hash stands where SECRET_KEY has changed since.
     again = made.update(
         claim_token_hash=hash_secret(token), lease_expires_at=ClockNow() + F("lease")
     )
-    if not again:
-        return None
-    claim = _made_before(runner, nonce_hash).get(entity=state.entity)
-    return _told_of(claim, state, token)
+    return _told_of(claim, state, token) if again else None
 
 
 def take_over(ended: Sequence[ConsumerClaim]) -> None:
-    """Keep claims that ended on another server: history, which holds and opens nothing.
+    """Store claims that ended on another server: as history, which opens nothing.
 
     Raises ValueError for one that is active.
     """
@@ -348,9 +358,9 @@ def take_over(ended: Sequence[ConsumerClaim]) -> None:
 
 
 def authenticate(consumer_id: str, token: str) -> ConsumerClaim:
-    """The claim, in whatever state, whose token this is.
+    """The claim, in whatever state, that has this token.
 
-    Raises NotFound for an unknown consumer, Unauthenticated for a token that is not its.
+    Raises NotFound for an unknown consumer, Unauthenticated for a token that is not the claim's.
     """
     claims = ConsumerClaim.objects.select_related("runner")
     claim = claims.filter(consumer_id=consumer_id).first()
@@ -371,12 +381,12 @@ def _proven(claims: ClaimQuerySet) -> ClaimQuerySet:
 
 
 def _proof(credentials: Credentials) -> dict[str, Any]:
-    """What `_proven` compares; credentials that name no wake mean the claim's own."""
+    """The values that `_proven` compares; credentials that name no wake mean the claim's own."""
     wake_id = credentials.consumer_id if credentials.wake_id is None else credentials.wake_id
     return {
         "consumer_id": credentials.consumer_id,
         "wake_id": wake_id,
-        # No claim has an epoch past what the column holds.
+        # No claim has an epoch beyond the column's range.
         "epoch": min(credentials.epoch, BigIntegerField.MAX_BIGINT),
         "claim_token_hash": hash_secret(credentials.token),
     }
@@ -390,7 +400,7 @@ _MINT = Update(
 
 
 def mint(credentials: Credentials) -> str:
-    """A new write token for an active claim; the former one is dead. See `_refusal` for errors."""
+    """A new write token for an active claim; the former one opens nothing. Raises as `_refusal`."""
     token = new_secret("pww")
     rows = _MINT.returned(**_proof(credentials), write_token_hash=hash_secret(token))
     if not rows:
@@ -408,9 +418,9 @@ _RENEW = Update(
 
 
 def renew(credentials: Credentials, acks: Sequence[Ack] = ()) -> datetime:
-    """Renew the lease for its full length, counted from now: when it ends. Acks move the cursor.
+    """Renew the lease for its full length from now: when it ends. Acks move the cursor.
 
-    Raises InvalidOffset for a bad ack, then nothing is renewed; see `_refusal` for other errors.
+    Raises InvalidOffset for a bad ack, and then renews nothing; see `_refusal` for other errors.
     """
     if not acks:
         return _renew(credentials)
@@ -438,9 +448,9 @@ def _renew(credentials: Credentials) -> datetime:
 def release(credentials: Credentials, acks: Sequence[Ack] | None = None) -> Release:
     """The work is done: apply the acks, end the claim, free the entity, wake it if work is left.
 
-    Without acks (None) all that the claim delivered is acked. An entity whose claim got nothing
-    done, with work left, waits as after a failure. Raises InvalidOffset for a bad ack; see
-    `_refusal` for other errors. A claim that was released before is not released again.
+    Without acks (None) everything that the claim was given is acked. If the claim achieved nothing,
+    and work is left, the entity waits as after a failure. Raises InvalidOffset for a bad ack; see
+    `_refusal` for other errors. A claim that was already released is not released again.
     """
     with transaction.atomic():
         try:
@@ -451,11 +461,11 @@ def release(credentials: Credentials, acks: Sequence[Ack] | None = None) -> Rele
             raise
         if claim.status == Status.RELEASED:
             return _RELEASED_BEFORE
-        stalled = acks is not None and _is_stalled(state, acks)
+        stalled = _is_stalled(state, claim, acks)
         told = _acks_kept(claim, acks)
         error = "The done acked none of the work." if stalled else ""
         if not end(claim, state, Status.RELEASED, stalled=stalled, acks=told, error=error):
-            # It is as it was before the lock was waited for: another of its dones may have won.
+            # It is as it was before the lock was waited for: another done of its may have won.
             claim.refresh_from_db()
             if claim.status == Status.RELEASED:
                 return _RELEASED_BEFORE
@@ -484,10 +494,10 @@ def fail(
 
 
 def give_up(credentials: Credentials, reason: str = "", acks: Sequence[Ack] | None = None) -> None:
-    """The handler gives its work up: end the claim, and keep what it acks as dead letters.
+    """The handler gives up its work: end the claim, and keep what it acks as dead letters.
 
-    Without acks (None) that is all that the claim delivered. What came since is woken for at once.
-    Raises InvalidOffset for a bad ack; see `_refusal` for other errors.
+    Without acks (None) that is everything that the claim was given. What arrived since wakes the
+    entity at once. Raises InvalidOffset for a bad ack; see `_refusal` for other errors.
     """
     with transaction.atomic():
         claim, state = _lock(credentials)
@@ -503,8 +513,10 @@ def give_up(credentials: Credentials, reason: str = "", acks: Sequence[Ack] | No
 
 
 def expire(claim: ConsumerClaim) -> Expiry | None:
-    """End a claim whose lease has lapsed: None if it was renewed or ended meanwhile, or if
-    another transaction has its entity in hand (then that one, or the next round, sees to it).
+    """End a claim whose lease has lapsed.
+
+    None if it was renewed or ended meanwhile, or if another transaction has locked its entity (then
+    that one, or the next round, takes care of it).
     """
     with transaction.atomic():
         states = DispatchState.objects.filter(entity=claim.entity_id or 0)
@@ -523,9 +535,9 @@ def _expire_lapsed(claim: ConsumerClaim, state: DispatchState) -> bool:
 
 
 def pardon(claim: ConsumerClaim) -> bool:
-    """Count the expiry of one of `pardonable` as a failure no more: whether this call did so.
+    """Stop counting the expiry of one of `pardonable` as a failure: whether this call did so.
 
-    What another transaction has in hand is left to the next round.
+    An entity that another transaction has locked is left to the next round.
     """
     with transaction.atomic():
         states = DispatchState.objects.filter(entity=claim.entity_id or 0)
@@ -548,7 +560,7 @@ def _is_blamed(claim: ConsumerClaim) -> bool:
 
 
 def _ending(claims: Callable[[], ClaimQuerySet]) -> Update:
-    # The database's clock may step back, and a claim must come to its end for all that.
+    # The database's clock may step back, and a claim must end all the same.
     ended_at = Greatest(Now(), F("claimed_at"))
     acks = Param("acked_streams", ConsumerClaim._meta.get_field("acked_streams"))
     return Update(
@@ -579,9 +591,9 @@ def end(
 ) -> bool:
     """The one gate out of a claim: whether this call ended it, and so freed its entity.
 
-    The caller has locked ``state``, the entity's, and saves it after. ``lapsed`` ends it only if
-    its lease is over. A failure, a release that was ``stalled``, and an expiry but for the first in
-    a row delay the next wake, unless the entity's handler is not ``blamed`` for it.
+    The caller has locked ``state``, the entity's, and saves it afterwards. ``lapsed`` ends the
+    claim only if its lease is over. A failure, a release that was ``stalled``, and an expiry except
+    the first in a row delay the next wake, unless the entity's handler is not ``blamed`` for it.
     """
     ending = _END_LAPSED if lapsed else _END
     facts = {"status": status, "acked_streams": list(acks), "error": error}
@@ -591,7 +603,7 @@ def end(
     state.active_epoch = None
     outcome = "given_up" if given_up else "stalled" if stalled else str(status)
     transaction.on_commit(partial(_note_end, claim, state, outcome))
-    if state.signals_open and status != Status.FENCED:  # a fence is the entity's end
+    if state.signals_open and status != Status.FENCED:  # a fence ends the entity
         signals.complete(state, claim.delivered_offset)
     if status == Status.RELEASED:
         registrations.released(state, claim.delivered_offset)
@@ -608,21 +620,21 @@ def end(
 
 
 def next_delay(status: ConsumerClaim.Status, failures: int) -> timedelta:
-    """How long an entity waits after ``failures`` in a row, of which the last ended so."""
+    """How long an entity waits after ``failures`` in a row, the last of which ended like this."""
     if status == Status.FAILED:
         return wakes.delay(FAILED_DELAY, failures)
     return wakes.delay(EXPIRED_DELAY, failures - 1)
 
 
 def wake_next(claim: ConsumerClaim, state: DispatchState) -> Wake | None:
-    """What follows the end of a claim: the entity's next wake, and its runner's refused ones."""
+    """After the end of a claim: emit the entity's next wake, and its runner's refused ones."""
     runner = claim.runner
     if runner is None or runner.max_concurrent_claims is None:
         return wakes.settle(state)
     earlier = state.runner_id is not None and state.runner_id < runner.pk
     if earlier or state.stop_requested:
-        # Two wake streams: their tails are locked in the order of their runners. And one that stops
-        # is closed for who watches it, which comes before any tail.
+        # Two wake streams: their tails are locked in the order of their runners. And an entity that
+        # stops is closed for its watchers, which comes before any tail.
         next_wake = wakes.settle(state)
         reemit_refused(runner)
         return next_wake
@@ -637,7 +649,7 @@ def wake_next(claim: ConsumerClaim, state: DispatchState) -> Wake | None:
 def _free_places(runner: Runner) -> int | None:
     """How many more claims the runner may hold; None without a limit.
 
-    Two claims for two entities must not both find the last place free: so a limited runner's are
+    Two claims for two entities must not both take the last place, so a limited runner's claims are
     counted under the lock of its wake stream's tail, the last in the lock order.
     """
     if runner.max_concurrent_claims is None:
@@ -648,7 +660,7 @@ def _free_places(runner: Runner) -> int | None:
 
 
 def reemit_refused(runner: Runner) -> None:
-    """After a claim of a runner at its limit ended: emit again what it was refused meanwhile."""
+    """After a claim of a runner at its limit ended: emit again the wakes that it was refused."""
     free = _free_places(runner)
     if free:
         wakes.reemit_refused(runner, free)
@@ -686,7 +698,7 @@ _LOCK = Select(
 
 
 def _lock(credentials: Credentials) -> tuple[ConsumerClaim, DispatchState]:
-    """The claim, in whatever state, and the dispatch state of its entity, locked.
+    """Lock the dispatch state of the claim's entity: the claim, in whatever state, and that.
 
     The claim is as it was before the lock was waited for. Raises what `_find` raises, and Fenced
     where the entity was deleted.
@@ -706,14 +718,14 @@ def _lock(credentials: Credentials) -> tuple[ConsumerClaim, DispatchState]:
 
 
 def _acks_kept(claim: ConsumerClaim, acks: Sequence[Ack] | None) -> list[dict[str, Any]]:
-    """The acks as they are kept with the claim."""
+    """The acks as they are stored with the claim."""
     if acks is None:
         return [{"path": f"{claim.entity_url}/main", "offset": claim.delivered_offset}]
     return [{"path": ack.path, "offset": ack.offset} for ack in acks]
 
 
 def _acknowledge(state: DispatchState, claim: ConsumerClaim, acks: Sequence[Ack] | None) -> None:
-    """Move the cursor; raises InvalidOffset, and nothing is applied."""
+    """Move the cursor. Raises InvalidOffset, and then applies nothing."""
     if acks is None:
         state.cursor = max(state.cursor, claim.delivered_offset)
         return
@@ -725,9 +737,13 @@ def _acknowledge(state: DispatchState, claim: ConsumerClaim, acks: Sequence[Ack]
     state.cursor = max([state.cursor, *(ack.offset for ack in acks)])
 
 
-def _is_stalled(state: DispatchState, acks: Sequence[Ack]) -> bool:
-    """Whether these acks leave work, and the claim did not even the first that it was given."""
-    cursor = max([state.cursor, *(ack.offset for ack in acks)])
+def _is_stalled(state: DispatchState, claim: ConsumerClaim, acks: Sequence[Ack] | None) -> bool:
+    """Whether these acks leave work, and do not even cover the first that the claim was given.
+
+    A queued message is not done with by an ack, nor by the lack of one: it has to be taken.
+    """
+    acked = [claim.delivered_offset] if acks is None else [ack.offset for ack in acks]
+    cursor = max([state.cursor, *acked])
     left = state.last_work_offset > cursor or state.queue_waiting
     given = state.given_offset
     return left and given is not None and (given == 0 or cursor < given)
@@ -742,7 +758,7 @@ def _note_end(claim: ConsumerClaim, state: DispatchState, outcome: str) -> None:
 
 
 def _facts(claim: ConsumerClaim) -> dict[str, Any]:
-    """What the log says of a claim."""
+    """What the log says about a claim."""
     return {
         "consumer_id": claim.consumer_id,
         "epoch": claim.epoch,

@@ -17,9 +17,9 @@ QUIET = timedelta(minutes=10)
 
 
 class OrphanReason(models.TextChoices):
-    """Why nobody can be at work on an active claim; the first that holds is the one that is told.
+    """Why nobody can be working on an active claim; the first reason that holds is shown.
 
-    A dead runner's lease lapses, too, so what is wrong with the runner comes first.
+    A dead runner's lease lapses, too, so a reason that concerns the runner comes first.
     """
 
     RUNNER_GONE = "runner_gone", "its runner is gone"
@@ -30,10 +30,10 @@ class OrphanReason(models.TextChoices):
 
 
 class ClaimQuerySet(models.QuerySet["ConsumerClaim"]):
-    """Claims, by what the API, the admin, metrics and commands ask of them."""
+    """Claims, selected by what the API, the admin, metrics and commands ask about them."""
 
     def active(self) -> "ClaimQuerySet":
-        """Holding their entity."""
+        """Those that hold their entity."""
         return self.filter(status=ConsumerClaim.Status.ACTIVE)
 
     def ended(self) -> "ClaimQuerySet":
@@ -53,8 +53,8 @@ class ClaimQuerySet(models.QuerySet["ConsumerClaim"]):
     def with_orphan_reason(self) -> "ClaimQuerySet":
         """With ``orphan_reason``, one of `OrphanReason` or "", and ``orphaned_since``.
 
-        The reason is "" for exactly those that `orphaned` leaves out. When a runner was disabled
-        is not kept: its last change, then, is since when, or the claim if that came later.
+        The reason is "" for exactly those that `orphaned` leaves out. It is not recorded when a
+        runner was disabled, so the time is its last change, or the claim if that came later.
         """
         seen_until = "runner__liveness__lease_expires_at"
         known: list[tuple[Q, OrphanReason, str]] = [
@@ -88,11 +88,11 @@ class ClaimQuerySet(models.QuerySet["ConsumerClaim"]):
         )
 
     def unused(self) -> "ClaimQuerySet":
-        """Whose runner has shown in no way that it knows of it."""
+        """Those whose runner has not shown that it knows of the claim."""
         return self.filter(last_heartbeat_at=None, write_token_hash="")
 
     def blameless(self) -> "ClaimQuerySet":
-        """Whose lease could not be renewed for no fault of the entity's handler.
+        """Those whose lease could not be renewed through no fault of the entity's handler.
 
         The runner's own liveness lease is over, or it is gone or disabled, or another process of it
         has registered since; or the servers were away, and have not been back for as long as the
@@ -108,10 +108,10 @@ class ClaimQuerySet(models.QuerySet["ConsumerClaim"]):
         return self.filter(dead | Exists(back))
 
     def pardonable(self) -> "ClaimQuerySet":
-        """Lately expired, and blamed on the entity's handler, although their runner was dead.
+        """Recently expired, and blamed on the entity's handler, although their runner was dead.
 
-        Of a runner that dies, the claims' leases mostly lapse before its own: only then does it
-        show, in that it was not heard of since, or in that another process registers.
+        When a runner dies, its claims' leases mostly lapse before its own. Its death shows only
+        later, when it was not heard from since, or when another process of it registers.
         """
         silent = Q(
             runner__liveness__lease_expires_at__lte=Now(),
@@ -127,9 +127,9 @@ class ClaimQuerySet(models.QuerySet["ConsumerClaim"]):
         )
 
     def quiet(self) -> "ClaimQuerySet":
-        """Active and renewed, but with nothing written to the entity's stream for `QUIET`.
+        """Active and renewed, but nothing was written to the entity's stream for `QUIET`.
 
-        What others send to it is not written by its holder.
+        What others send to the entity is not written by its holder.
         """
         written = StreamEvent.objects.filter(entity=OuterRef("entity"), message_key=None)
         newest = Subquery(written.order_by("-offset").values("created_at")[:1])
@@ -142,7 +142,7 @@ class ClaimQuerySet(models.QuerySet["ConsumerClaim"]):
         )
 
     def opened_by(self, token_hash: str) -> "ClaimQuerySet":
-        """Active, and whose claim or write token has this hash."""
+        """Active, with a claim token or write token that has this hash."""
         return self.active().filter(Q(claim_token_hash=token_hash) | Q(write_token_hash=token_hash))
 
 
@@ -150,7 +150,7 @@ class ConsumerClaim(models.Model):
     """A runner's hold on an entity: leased, and fenced by (consumer_id, epoch)."""
 
     class Status(models.TextChoices):
-        """Active ends in one of the others, and none of those is left again."""
+        """Active ends as one of the others, and none of those ever changes."""
 
         ACTIVE = "active"
         RELEASED = "released"
@@ -198,7 +198,7 @@ class ConsumerClaim(models.Model):
         default_permissions = ("view",)
         permissions = [("expire_consumerclaim", "Can take claims back")]
         indexes = [
-            # Small however many claims there were; no index on what a heartbeat writes.
+            # Small however many claims exist; no index on what a heartbeat writes.
             models.Index(fields=["runner"], name="claim_active", condition=Q(status="active")),
             models.Index(
                 fields=["write_token_hash"], name="claim_write_token", condition=Q(status="active")
@@ -206,7 +206,7 @@ class ConsumerClaim(models.Model):
             models.Index(fields=["runner", "-id"], name="claim_runner_newest"),
             models.Index(fields=["status", "ended_at"], name="claim_ended"),
             models.Index(fields=["claimed_at"], name="claim_claimed"),
-            # Which claims lie in a part of its entity's stream, however many there were.
+            # Finds the claims in a part of an entity's stream, however many exist.
             models.Index(fields=["entity", "delivered_offset"], name="claim_in_stream"),
         ]
         constraints = [
@@ -243,7 +243,7 @@ class ConsumerClaim(models.Model):
 
     @property
     def lease_end(self) -> datetime:
-        """When the lease of an active claim ends; a constraint gives each of those one."""
+        """When the lease of an active claim ends; a constraint guarantees one."""
         assert self.lease_expires_at is not None  # noqa: S101
         return self.lease_expires_at
 
@@ -251,7 +251,7 @@ class ConsumerClaim(models.Model):
 class DeadLetter(models.Model):
     """Work that a handler gave up: acked, and kept for an operator to redrive.
 
-    Written by `claims.dead_letters` alone. The event stays in its entity's stream.
+    Only `claims.dead_letters` writes these. The event stays in its entity's stream.
     """
 
     entity = models.ForeignKey(Entity, on_delete=models.CASCADE, related_name="dead_letters")
@@ -283,8 +283,8 @@ class DeadLetter(models.Model):
 class ServerPulse(models.Model):
     """When any server last lived and last came back, and what the reaper last did: one row.
 
-    Written by `claims.reaper` alone. Without it, a reaper that starts after an outage would blame
-    runners for not renewing what nobody could have renewed.
+    Only `claims.reaper` writes it. Without it, a reaper that starts after an outage would blame
+    runners for not renewing when nobody could renew.
     """
 
     id = models.PositiveSmallIntegerField(primary_key=True, default=1)
@@ -308,7 +308,7 @@ class ServerPulse(models.Model):
 class ClaimTally(models.Model):
     """How many claims began and ended in five minutes, so that no chart counts claims.
 
-    Written by `claims.tallies` alone.
+    Only `claims.tallies` writes these.
     """
 
     since = models.DateTimeField(primary_key=True)

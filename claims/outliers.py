@@ -1,7 +1,7 @@
-"""Who stands out of late: runners whose claims fail, and entities that are claimed all the time.
+"""Recent outliers: runners whose claims fail, and entities that are claimed all the time.
 
-Each looks at the newest claims only, by an index, so that it costs the same however many there are.
-`ClaimQuerySet.quiet` has the claims that write nothing.
+Each query reads only the newest claims, by an index, so its cost does not grow.
+`ClaimQuerySet.quiet` finds the claims that write nothing.
 """
 
 from collections import Counter, defaultdict
@@ -27,7 +27,7 @@ _LINE = 200
 
 @dataclass(frozen=True, slots=True)
 class Failures:
-    """Claims of one runner that failed for one reason, of all that it ended in the same time."""
+    """Claims of one runner that failed for one reason, and how many it ended in the same time."""
 
     runner_id: str | None
     runner_name: str
@@ -39,7 +39,7 @@ class Failures:
 
 @dataclass(frozen=True, slots=True)
 class Talker:
-    """An entity, how many of the newest claims were of it, and how many that makes an hour."""
+    """An entity, how many of the newest claims were for it, and how many an hour that makes."""
 
     entity_id: int
     url: str
@@ -49,7 +49,7 @@ class Talker:
 
 
 def failures(now: datetime, limit: int) -> list[Failures]:
-    """By runner and the first line of the error, the most first: two statements at the most."""
+    """By runner and first line of the error, the most first: two statements at most."""
     failed = ConsumerClaim.objects.filter(
         status=ConsumerClaim.Status.FAILED, ended_at__gt=now - SPAN
     )
@@ -79,7 +79,7 @@ def failures(now: datetime, limit: int) -> list[Failures]:
 
 
 def _ended(runner_ids: set[str], now: datetime) -> dict[str, int]:
-    """How many claims of each runner ended in the same time, of its newest."""
+    """How many claims of each runner ended in the same time, among its newest."""
     own = ConsumerClaim.objects.ended().filter(runner=OuterRef(OuterRef("pk")))
     newest = own.order_by("-pk").values("pk")[:SAMPLE]
     lately = ConsumerClaim.objects.filter(pk__in=newest, ended_at__gt=now - SPAN).order_by()

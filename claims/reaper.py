@@ -1,11 +1,10 @@
-"""The reaper: takes back lapsed claims, emits stale wakes again, wakes what waited out a delay.
+"""The reaper: expires lapsed claims, emits stale wakes again, wakes entities after their delay.
 
 It runs inside every server, and as the command `expire_claims`; any number may run at once, and a
-round may be repeated at any time. Nothing depends on it for correctness: a claim that meets a
-lapsed one expires it on the spot. It goes round what it cannot lock, to the next round.
-
-It distrusts itself. Servers leave a pulse; where none did for two intervals, nobody could renew, so
-no claim is blamed until it has had its own lease's length since a server came back.
+round may be repeated at any time. Correctness never depends on it: a claim that meets a lapsed one
+expires it on the spot. It skips what it cannot lock, until the next round. It distrusts itself.
+Servers leave a pulse; where none did for two intervals, nobody could renew, so no claim is blamed
+until a server has been back for that claim's lease.
 """
 
 import logging
@@ -46,12 +45,12 @@ class Round:
 
 
 def absence() -> timedelta:
-    """For how long no server may leave a pulse before all of them count as having been away."""
+    """How long without a pulse counts as all servers having been away."""
     return 2 * timedelta(milliseconds=settings.PULLWAKE_REAPER_INTERVAL_MS) + timedelta(seconds=1)
 
 
 def pulse() -> None:
-    """Note that a server lives, and, if none did for `absence`, that one came back."""
+    """Record that a server lives, and, if none did for `absence`, that one came back."""
     seen = ServerPulse.objects.filter(pk=1).update(
         resumed_at=Case(When(seen_at__lt=Now() - absence(), then=Now()), default=F("resumed_at")),
         seen_at=Now(),
@@ -108,17 +107,17 @@ def _expire(claim: ConsumerClaim) -> bool:
         return lifecycle.expire(claim) is not None
     except OperationalError as exc:
         if not is_lock_refused(exc):
-            raise  # the database is away, for this claim as for all
+            raise  # the database is away, for this claim and for all others
         logger.warning("claim %s is left to the next round: %s", claim, exc)
         return False
     except Exception:
-        # One claim that cannot be expired must not keep the others from it.
+        # A claim that cannot be expired must not keep the others from it.
         logger.exception("claim %s could not be expired", claim)
         return False
 
 
 class Housekeeper(threading.Thread):
-    """The thread of a server that leaves its pulse, reaps, and now and then prunes."""
+    """The thread of a server that leaves its pulse, reaps, and from time to time prunes."""
 
     def __init__(self) -> None:
         super().__init__(name="pullwake-housekeeper", daemon=True)

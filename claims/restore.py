@@ -21,10 +21,10 @@ class Recovery:
 
 
 def recover() -> Recovery:
-    """Start every entity's generations past those that the lost rows had, in one transaction.
+    """Start every entity's generations past those of the lost rows, in one transaction.
 
-    What was active in the backup is fenced: its holder, should it still be at work, may have
-    ended that claim and hold another. No server may run meanwhile. It may be repeated.
+    Claims that were active in the backup are fenced: their holders, should they still be working,
+    may have ended them and hold others. No server may run meanwhile. It may be repeated.
     """
     with transaction.atomic():
         take_as_long_as_needed()

@@ -1,8 +1,8 @@
 """Why an entity stands, in one sentence, and what would help.
 
-An entity stands when nobody is at work on what it has to do: its runner cannot or may not claim,
-it is paused, it waits out a delay, its wake is unclaimed, or its work was given up. Pages,
-confirmations and the API all say it with the functions here.
+An entity stands when nobody is working on what it has to do: its runner cannot or may not claim, it
+is paused, it waits out a delay, its wake is unclaimed, or its work was given up. Pages,
+confirmations and the API all use the functions here.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,7 +24,7 @@ from runners.models import Runner
 
 
 class Reason(StrEnum):
-    """Why nobody is at work; the names are the API's."""
+    """Why nobody is working; the names are the API's."""
 
     PAUSED = "paused"
     NO_RUNNER = "no_runner"
@@ -70,7 +70,7 @@ class Trouble:
 
     @property
     def lasts(self) -> bool:
-        """Whether it lasts until somebody does something; a full runner has room again."""
+        """Whether it lasts until somebody acts; a full runner will have room again."""
         return self.reason in CANNOT_WORK
 
 
@@ -87,8 +87,13 @@ class Standing:
     claim: ConsumerClaim | None = None
     """The orphaned one that holds it."""
 
+    @property
+    def lasts(self) -> bool:
+        """Whether it stands until somebody does something."""
+        return self.reason in (*CANNOT_WORK, Reason.PAUSED, Reason.ORPHANED, Reason.GIVEN_UP)
+
     def sentence(self, now: datetime) -> str:
-        """The whole: ``Stands for 40 min: ci-17 is disabled.``"""
+        """The whole sentence: ``Stands for 40 min: ci-17 is disabled.``"""
         long = "" if self.since is None else f" for {span_of(now - self.since)}"
         return f"Stands{long}: {self.says}."
 
@@ -114,7 +119,7 @@ def trouble_of(runner: Runner | None, *, held: int, now: datetime) -> Trouble | 
 
 
 def outlook(state: Any, *, held: int, now: datetime) -> str:
-    """What becomes of the work of an entity once it is free, in a clause: for confirmations.
+    """What happens to the work of an entity once it is free, in a clause: for confirmations.
 
     It promises nothing that a runner in trouble will not do. ``held`` is how many claims the
     entity's runner, which has its liveness, then holds.
@@ -134,7 +139,7 @@ def outlook(state: Any, *, held: int, now: datetime) -> str:
 
 
 def with_standing(states: DispatchStateQuerySet) -> DispatchStateQuerySet:
-    """With what `of` looks at."""
+    """With the columns that `of` reads."""
     letters = DeadLetter.objects.filter(entity=OuterRef("pk"), redriven_at=None)
     given_up = letters.order_by().values("entity").annotate(n=Count("pk")).values("n")
     return (
@@ -167,7 +172,7 @@ def find(entity_id: int) -> Standing | None:
 
 
 def of(state: Any, claim: Any = None) -> Standing | None:
-    """Why an entity stands; None if somebody is at work, or there is nothing to do.
+    """Why an entity stands; None if somebody is working, or there is nothing to do.
 
     ``state`` is one of `with_standing`, ``claim`` its active one, with its orphan reason.
     """
@@ -210,7 +215,7 @@ def _given_up(state: Any) -> Standing | None:
 
 
 def _orphaned(state: Any, claim: Any) -> Standing | None:
-    """A disabled runner that lives goes on with its claims to the end."""
+    """A disabled runner that lives keeps its claims to the end."""
     now = state.now
     lapsed = claim.lease_expires_at <= now
     if not claim.orphan_reason:
@@ -230,9 +235,15 @@ def _orphaned(state: Any, claim: Any) -> Standing | None:
 
 
 def of_all(pks: Iterable[int]) -> dict[int, Standing]:
-    """`of` those of these entities that nobody holds, by their keys: one statement."""
-    states: Any = with_standing(DispatchState.objects.filter(pk__in=list(pks), active_epoch=None))
-    found = ((state.pk, of(state)) for state in states)
+    """`of` these entities, by their keys: one statement, and one more where some are claimed."""
+    states: Any = list(with_standing(DispatchState.objects.filter(pk__in=list(pks))))
+    claimed = [state.pk for state in states if state.claimed]
+    claims = {}
+    if claimed:
+        active: Any = ConsumerClaim.objects.active().with_orphan_reason()
+        rows = active.select_related("runner__liveness").filter(entity__in=claimed)
+        claims = {claim.entity_id: claim for claim in rows}
+    found = ((state.pk, of(state, claims.get(state.pk))) for state in states)
     return {pk: standing for pk, standing in found if standing is not None}
 
 
@@ -243,8 +254,10 @@ _CANDIDATES = 200
 
 
 def heir_of(owner: str, kind: str | None, but: Iterable[str] = ()) -> Runner | None:
-    """The online runner of this owner's, and of this kind if one is named, that has room, holds the
-    fewest claims, and whose own do not fail. ``but`` are the ids of those that it takes over from.
+    """The online runner of this owner's that could best take over.
+
+    It is of this kind, if one is named, has room, holds the fewest claims, and its own claims do
+    not fail. ``but`` are the ids of the runners that it takes over from.
     """
     able = Runner.objects.able().filter(owner_principal=owner).exclude(pk__in=but)
     if kind is not None:

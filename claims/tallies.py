@@ -1,7 +1,7 @@
 """Counts of claims in slices of five minutes: the only writer of `ClaimTally`.
 
-A slice is counted once, when it is over, from two indexes, so that the overview costs the same
-however many claims there are. What came after the last slice is counted when it is looked at.
+A slice is counted once, when it is over, from two indexes, so the overview costs the same however
+many claims exist. Claims after the last slice are counted when the overview is opened.
 """
 
 from datetime import datetime, timedelta
@@ -32,7 +32,7 @@ def count(since: datetime, until: datetime) -> dict[str, int]:
 
 
 def catch_up() -> int:
-    """Count the slices that are over and not counted yet, and drop old ones: how many."""
+    """Count the slices that are over and not counted yet, and delete old ones: how many."""
     pulse = with_now(ServerPulse.objects.all()).first()
     if pulse is None:
         return 0
@@ -42,7 +42,7 @@ def catch_up() -> int:
     while start + SLICE + GRACE <= now and len(fresh) < MOST_SLICES:
         fresh.append(ClaimTally(since=start, **count(start, start + SLICE)))
         start += SLICE
-    # Another server may have counted the same.
+    # Another server may have counted the same slice.
     ClaimTally.objects.bulk_create(fresh, ignore_conflicts=True)
     if fresh:
         ClaimTally.objects.filter(since__lt=now - KEPT).delete()
@@ -63,6 +63,6 @@ def _next_slice(now: datetime) -> datetime:
 
 
 def floor(when: datetime, size: timedelta = SLICE) -> datetime:
-    """The beginning of the slice that this is in."""
+    """The beginning of the slice that contains this time."""
     epoch = datetime(2020, 1, 1, tzinfo=when.tzinfo)
     return when - (when - epoch) % size

@@ -34,7 +34,7 @@ _CLAIM_OF = _by_write_token("entity", "runner")
 
 
 def claim_of(token: str) -> ConsumerClaim | None:
-    """The active claim that has this write token, with its entity and its runner, or None."""
+    """The active claim with this write token, with its entity and its runner, or None."""
     return _CLAIM_OF.first(token_hash=hash_secret(token))
 
 
@@ -51,8 +51,9 @@ def require_holder(entity: Entity, token: str) -> ConsumerClaim:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """Whether the events are new, the stream's tail after them, and the oldest work, if any, that
-    came after the claim: a handler acks its own last append, and has not seen that.
+    """Whether the events are new, the tail after them, and the oldest work since the claim.
+
+    That work, if any, matters because a handler acks its own last append, and has not seen it.
     """
 
     is_new: bool
@@ -63,7 +64,7 @@ class Written:
 def append(
     entity: Entity, token: str, events: Sequence[Any], sequence: producers.Sequence | None = None
 ) -> Written:
-    """Append events to the entity's main stream; it is not woken by them.
+    """Append events to the entity's main stream; they do not wake it.
 
     Raises Unauthenticated unless the token is the active claim's write token, and what
     `producers.advance` and `manifests.orders` raise.
@@ -89,6 +90,6 @@ def append(
             wakes.save(state)
         unseen = wakes.oldest_work(state, max(state.cursor, claim.delivered_offset))
     for order in watched:
-        # What was being appended there meanwhile did not see the registration, and lies before it.
+        # Events being appended there meanwhile did not see the registration, and lie before it.
         wakes.watch(order.source_url, order.watched)
     return Written(appended.is_new, appended.tail, unseen)

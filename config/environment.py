@@ -1,6 +1,6 @@
-"""How settings are read from the environment: what is wrong with one is a sentence with a hint.
+"""Reads settings from the environment; a wrong one is reported in a sentence with a hint.
 
-Each reader remembers the name that it was asked for, so that a misspelt one is found out.
+Each reader records the name that it was asked for, so that a misspelt one is found.
 """
 
 import difflib
@@ -34,7 +34,7 @@ _NO = ("0", "no", "false", "off", "n", "")
 
 
 class Environment(environ.Env):  # type: ignore[misc]  # it ships no types
-    """django-environ's, which takes no value for another; see `environ.Env`."""
+    """django-environ's, without values that name other variables; see `environ.Env`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,16 +46,16 @@ class Environment(environ.Env):  # type: ignore[misc]  # it ships no types
         return super().get_value(var, *args, **kwargs)
 
     def bool(self, var: str, default: bool) -> bool:
-        """Whether it says yes; raises ImproperlyConfigured where it says neither yes nor no."""
+        """Whether it says yes; raises ImproperlyConfigured for neither yes nor no."""
         text = self.str(var, "yes" if default else "no")
         if text.lower() not in (*_YES, *_NO):
             raise ImproperlyConfigured(f"{var} is {text!r}; it must be yes or no.")
         return text.lower() in _YES
 
     def number(self, name: str, default: int, low: int, high: int) -> int:
-        """A whole number; raises ImproperlyConfigured for anything else, or one out of bounds."""
+        """A whole number within bounds; raises ImproperlyConfigured for anything else."""
         text = self.str(name, str(default))
-        # The longest bound has ten digits: more are out of it, and not worth reading.
+        # The longest bound has ten digits: more are out of bounds, and not worth parsing.
         is_number = text.isascii() and text.isdecimal() and len(text) < 20
         if not is_number or not low <= int(text) <= high:
             raise ImproperlyConfigured(f"{name} is {text!r}; it must be a number, {low} to {high}.")
@@ -72,10 +72,10 @@ class Environment(environ.Env):  # type: ignore[misc]  # it ships no types
         return text
 
     def database(self, name: str, *, sqlite: str = "") -> dict[str, Any]:
-        """Django's settings of the database at a URL; raises ImproperlyConfigured.
+        """Django's settings for the database at a URL; raises ImproperlyConfigured.
 
-        ``sqlite`` is what one of SQLite's would look like, where it may be such. What is wrong is
-        said without the URL, which may hold a password.
+        ``sqlite`` is an example of an SQLite URL, if one is allowed. Errors never show the URL,
+        which may hold a password.
         """
         url = self.str(name)
         scheme = url.partition("://")[0] if "://" in url else ""
@@ -99,10 +99,10 @@ class Environment(environ.Env):  # type: ignore[misc]  # it ships no types
         return {**config, "ENGINE": _ENGINES[scheme]}
 
     def refuse_misspelt(self) -> None:
-        """Raise ImproperlyConfigured for a variable that nobody reads and nearly is a setting.
+        """Raise ImproperlyConfigured for a variable that nobody reads and that nearly is a setting.
 
-        Others that begin as ours do are let be: of a newer version, or of Kubernetes, which has
-        PULLWAKE_SERVICE_HOST and such of a service of that name.
+        Other names that begin like ours are ignored: they may belong to a newer version, or to
+        Kubernetes, which sets PULLWAKE_SERVICE_HOST and the like for a service of that name.
         """
         known = {name.removeprefix(PREFIX): name for name in self.read if name.startswith(PREFIX)}
         for name in sorted(os.environ):

@@ -1,4 +1,4 @@
-"""Django's handlers for what no view answered: the API's errors, and pages for the admin."""
+"""Django's handlers for requests that no view answered: the API's errors, and admin pages."""
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
@@ -9,9 +9,9 @@ from core.errors import Forbidden, InvalidRequest, NotFound, PullwakeError, Rate
 
 
 def _answer(request: HttpRequest, error: PullwakeError, *, again: bool = False) -> HttpResponse:
-    """The error, as a page for whoever looks at the admin in a browser.
+    """The error, as a page for a person who uses the admin in a browser.
 
-    ``again``: what was tried can be, from the page of this address.
+    ``again``: the failed action can be repeated, from the page at this address.
     """
     browser = "text/html" in request.headers.get("Accept", "")
     if browser and request.path_info.startswith("/admin/"):
@@ -48,7 +48,7 @@ def permission_denied(request: HttpRequest, exception: Exception | None = None) 
 
 
 def stale_form(request: HttpRequest, reason: str = "") -> HttpResponse:
-    """CSRF_FAILURE_VIEW: mostly a form that was open while its reader logged in anew."""
+    """CSRF_FAILURE_VIEW: mostly a form that stayed open while its reader logged in again."""
     return _answer(request, Forbidden("This form is out of date. Nothing was done."), again=True)
 
 
@@ -58,7 +58,7 @@ def server_error(request: HttpRequest) -> HttpResponse:
 
 
 def locked_out(request: HttpRequest, *refused: object) -> HttpResponse:
-    """What whoever tried too many passwords gets; django-axes calls it, too."""
+    """The answer after too many wrong passwords; django-axes calls it, too."""
     wait_s = int(settings.AXES_COOLOFF_TIME.total_seconds())
     sentence = f"Too many passwords were tried. Try again in {wait_s // 60} minutes."
     return _answer(request, RateLimited(sentence, retry_after_s=wait_s))

@@ -1,4 +1,4 @@
-"""Every setting of Pullwake, all by environment; the README's table says what each does."""
+"""Every setting of Pullwake, read from the environment; the README's table describes each."""
 
 import ipaddress
 import os
@@ -30,7 +30,7 @@ VAR_DIR = BASE_DIR / "var"
 
 
 def _make_var() -> None:
-    """Make var/, where it is needed: for development mode's key, and for SQLite."""
+    """Create var/ where it is needed: for development mode's key, and for SQLite."""
     try:
         VAR_DIR.mkdir(exist_ok=True)
         with tempfile.TemporaryFile(dir=VAR_DIR):
@@ -50,14 +50,14 @@ def _is_loopback(host: str) -> bool:
 
 
 def _own_secret_key() -> str:
-    """This checkout's key for development mode, in var/: random, and nobody else's to read."""
+    """This checkout's key for development mode, in var/: random, and readable by its owner only."""
     _make_var()
     path = VAR_DIR / "secret_key"
     if not path.exists():
         with tempfile.NamedTemporaryFile("w", dir=VAR_DIR) as file:  # of mode 600
             file.write(secrets.token_urlsafe(50))
             file.flush()
-            # Whole or not at all: another process may be starting, too, and the first one's stays.
+            # Written whole or not at all: of two processes that start, the first one's key stays.
             with suppress(FileExistsError):
                 os.link(file.name, path)
     return path.read_text()
@@ -68,7 +68,7 @@ def _own_secret_key() -> str:
 PULLWAKE_MODE = env.choice("PULLWAKE_MODE", "production", ("production", "development"))
 DEVELOPMENT = PULLWAKE_MODE == "development"
 
-# Never on: a technical error page would break the one error shape that runners are promised.
+# Never on: a technical error page would break the error shape that runners are promised.
 DEBUG = False
 
 SECRET_KEY = env.str("SECRET_KEY", "")
@@ -315,9 +315,9 @@ else:
     # A peer that vanished without a word is missed within seconds.
     _vigilance = {
         "connect_timeout": 5,
-        "tcp_user_timeout": 5_000,
-        "keepalives_idle": 5,
-        "keepalives_interval": 2,
+        "tcp_user_timeout": 3_000,
+        "keepalives_idle": 3,
+        "keepalives_interval": 1,
         "keepalives_count": 3,
     }
     _database["OPTIONS"] = {
@@ -541,9 +541,7 @@ LOGGING = {
             "()": "structlog.stdlib.ProcessorFormatter",
             "processors": [
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.dev.ConsoleRenderer()
-                if DEVELOPMENT
-                else structlog.processors.JSONRenderer(),
+                structlog.dev.ConsoleRenderer(),
             ],
             "foreign_pre_chain": [
                 # Of the request that is being answered.
@@ -554,9 +552,15 @@ LOGGING = {
                 structlog.stdlib.ExtraAdder(),
                 structlog.processors.format_exc_info,
             ],
+        },
+        "json": {"()": "config.serving.log_lines.JsonLines"},
+    },
+    "handlers": {
+        "stderr": {
+            "class": "logging.StreamHandler",
+            "formatter": "lines" if DEVELOPMENT else "json",
         }
     },
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines"}},
     "loggers": {
         # The caller is told of every 4xx; a log line for each would be the caller's to write.
         "django.request": {"level": "ERROR"},

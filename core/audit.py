@@ -5,8 +5,6 @@ secret: nothing of a header but the id, nothing of a query or a body.
 """
 
 import logging
-import re
-import secrets
 
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth import get_user_model
@@ -21,23 +19,14 @@ NO_OPERATOR = "(no operator)"
 """The user whose entries of the audit log are of what no operator did."""
 
 _MAX_TARGET = 512
-_REQUEST_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
-
-
-def identify(request: HttpRequest) -> str:
-    """The request's id: a proxy's or the caller's X-Request-ID, or else one that is given here."""
-    request_id: str = request.META.get("HTTP_X_REQUEST_ID", "")
-    if not _REQUEST_ID.fullmatch(request_id):
-        request_id = request.META["HTTP_X_REQUEST_ID"] = secrets.token_hex(8)
-    return request_id
 
 
 def note(
     request: HttpRequest, *, principal: str, verb: str, answer: int | str, refused: bool = False
 ) -> None:
-    """Leave the line of a request.
+    """Log one line for a request.
 
-    ``principal``: the key of the one who asked; ``answer``: an HTTP status, or a word.
+    ``principal`` is the caller's key; ``answer`` is an HTTP status, or a word.
     """
     facts = {
         "principal": principal,
@@ -45,7 +34,7 @@ def note(
         "target": request.path[:_MAX_TARGET],
         "answer": answer,
         "address": client_address(request),
-        "request_id": identify(request),
+        "request_id": request.META.get("HTTP_X_REQUEST_ID", ""),
     }
     if refused:
         logger.warning("refused", extra=facts)
@@ -54,9 +43,9 @@ def note(
 
 
 def record(row: Model, message: str, *, flag: int) -> None:
-    """Leave an entry in the operators' audit log, for what no operator did.
+    """Add an entry to the operators' audit log for something that no operator did.
 
-    Each needs a user there: it is one whose name no form takes, and who cannot log in.
+    Each entry needs a user: this one has a name that no form accepts, and cannot log in.
     """
     users = get_user_model()._default_manager
     nobody, _ = users.get_or_create(username=NO_OPERATOR, defaults={"is_active": False})

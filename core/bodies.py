@@ -43,19 +43,20 @@ class Body(Struct, frozen=True, omit_defaults=True):
 def raw_body(request: HttpRequest) -> bytes:
     """The bytes of the request's body.
 
-    Raises PayloadTooLarge past PULLWAKE_MAX_BODY_BYTES, UnsupportedMediaType for a body that does
-    not say it is JSON (a web page may not say so to a foreign server, unless CORS lets it), and
-    InvalidRequest for one that was cut short.
+    Raises PayloadTooLarge past PULLWAKE_MAX_BODY_BYTES, UnsupportedMediaType for a body that is not
+    declared as JSON (a web page cannot declare that to a foreign server unless CORS allows it), and
+    InvalidRequest for a body that was cut short.
     """
     limit: int = settings.PULLWAKE_MAX_BODY_BYTES
-    length = int(request.META.get("CONTENT_LENGTH") or 0)
+    meta = request.META
+    length = int(meta.get("CONTENT_LENGTH") or 0)
     if length > limit:
         raise PayloadTooLarge
-    hand_back()  # the body may come by drops
-    if "HTTP_TRANSFER_ENCODING" in request.META:
-        # Django reads as far as Content-Length, so a chunked body has to be taken from the server.
+    hand_back()  # the body may arrive slowly
+    if "HTTP_TRANSFER_ENCODING" in meta:
+        # Django reads as far as Content-Length, so a chunked body is read from the server itself.
         try:
-            body: bytes = request.META["wsgi.input"].read(limit + 1)
+            body: bytes = meta["wsgi.input"].read(limit + 1)
         except Exception as exc:  # noqa: BLE001  each server has errors of its own for bad chunks
             raise InvalidRequest(f"The body could not be read: {exc}.") from None
         if len(body) > limit:
@@ -64,32 +65,33 @@ def raw_body(request: HttpRequest) -> bytes:
         body = request.body
         if len(body) < length:
             raise InvalidRequest("The body is shorter than its Content-Length.")
-    media_type = request.META.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
+    media_type = meta.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
     if body and media_type != "application/json":
         raise UnsupportedMediaType
     return body
 
 
 def clean_text(text: str, limit: int) -> str:
-    """A text that only reports, as a database can keep it: no NULs, ``limit`` characters."""
+    """A text that is only reported, fit for a database: without NULs, ``limit`` characters."""
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}")[:limit]
 
 
 def decode(raw: bytes, kind: type[T], *, any_text: bool = False, reports: Sequence[str] = ()) -> T:
-    """The value of ``kind`` that this JSON says; unknown keys are passed over.
+    """Decode JSON as a value of ``kind``; unknown keys are ignored.
 
     Raises InvalidRequest for what is not JSON, is nested deeper than `MAX_DEPTH`, or is not of that
-    kind; then its details name every bad field. No database takes half a surrogate pair or a NUL in
-    a string: they are refused, too, but with ``any_text`` the first become U+FFFD, and the second
-    are left to the caller, for `clean_text`; the same for the top-level fields in ``reports``.
+    kind; the details then name every bad field. No database can store half a surrogate pair or a
+    NUL in a string, so both are refused. With ``any_text`` half a pair becomes U+FFFD and NULs are
+    left to the caller, for `clean_text`; the same holds for the top-level fields named in
+    ``reports``.
     """
     text = ""
     try:
-        text = raw.decode()  # the decoder does not look into what it passes over
+        text = raw.decode()  # the decoder does not look into what it ignores
         if any_text and "\\u" in text:
             text = _ESCAPES.sub(_without_half, text)
         elif reports and "\\u" in text:
-            # Half a pair is a NUL from here on: kept where it is reported, refused elsewhere.
+            # Half a pair is a NUL from here on: kept in a report, refused elsewhere.
             text = _ESCAPES.sub(_with_nul, text)
         value = _decoded(text, kind)
         if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _is_deep(msgspec.json.decode(text)):
@@ -112,7 +114,7 @@ def decode(raw: bytes, kind: type[T], *, any_text: bool = False, reports: Sequen
 
 
 def read(request: HttpRequest, kind: type[T], *, empty: bool = False, any_text: bool = False) -> T:
-    """The request's body as ``kind``; see `raw_body` and `decode`. ``empty``: none means ``{}``."""
+    """The request's body as ``kind``; see `raw_body` and `decode`. ``empty``: none is ``{}``."""
     raw = raw_body(request)
     if not raw and empty:
         raw = b"{}"
@@ -122,7 +124,7 @@ def read(request: HttpRequest, kind: type[T], *, empty: bool = False, any_text: 
 def parameter(request: HttpRequest, name: str) -> str | None:
     """A query parameter.
 
-    Raises InvalidRequest when it is given twice (neither could be meant), or holds a NUL.
+    Raises InvalidRequest when it is given twice, since either could be meant, or holds a NUL.
     """
     values = request.GET.getlist(name)
     if len(values) > 1:
@@ -151,13 +153,13 @@ def _decoded(text: str, kind: type[T]) -> T:
     try:
         value: T = _decoder(cast(Hashable, kind)).decode(text)
     except msgspec.ValidationError:
-        # JSON has one kind of number: who writes 3e4 or 30000.0 has written an integer.
+        # JSON has one kind of number: a client that writes 3e4 or 30000.0 has written an integer.
         value = msgspec.convert(_whole(msgspec.json.decode(text)), kind)
     return value
 
 
 def _whole(value: Any) -> Any:
-    """The value, with integers for the floats in it that are integers."""
+    """The value, with each float that is a whole number made an integer."""
     if isinstance(value, float):
         return int(value) if value.is_integer() and abs(value) < _EXACT else value
     if isinstance(value, dict):
@@ -191,7 +193,7 @@ def _inside(value: Any) -> Iterable[Any]:
 
 
 def _nuls(value: Any, path: str) -> Iterator[dict[str, str]]:
-    """Every string of ``value`` that holds a NUL, be it a key, as JSON pointer and message."""
+    """Find every string in ``value`` that holds a NUL, as a JSON pointer and a message."""
     if isinstance(value, str) and "\0" in value:
         yield {"path": path, "message": "holds a NUL character"}
     elif isinstance(value, dict):
@@ -204,7 +206,7 @@ def _nuls(value: Any, path: str) -> Iterator[dict[str, str]]:
 
 
 def _problems(kind: Any, value: Any, path: str) -> Iterator[dict[str, str]]:
-    """Every field of ``value`` that is not what ``kind`` says, as JSON pointer and message."""
+    """Find every field of ``value`` that does not fit ``kind``, as a JSON pointer and a message."""
     try:
         msgspec.convert(value, kind)
         return
@@ -216,7 +218,7 @@ def _problems(kind: Any, value: Any, path: str) -> Iterator[dict[str, str]]:
 
 
 def _said_of(kind: Any) -> Iterator[str]:
-    """What a field's type says of itself: what else it might be expected to take, and why not."""
+    """What a field's type adds to an error: what it seems to take, and why it does not."""
     if get_origin(kind) is Annotated:
         yield from (m.description for m in get_args(kind)[1:] if m.description is not None)
     elif get_origin(kind) is Union or isinstance(kind, type(int | str)):
@@ -245,7 +247,7 @@ def _problems_inside(container: Any, value: Any, path: str) -> Iterator[dict[str
 
 
 def _container(kind: Any, value: Any) -> Any:
-    """The Struct, list or dict type within ``kind`` that ``value`` was meant to be, or None."""
+    """The Struct, list or dict type in ``kind`` that ``value`` was meant to be, or None."""
     if get_origin(kind) is Annotated:
         return _container(get_args(kind)[0], value)
     if get_origin(kind) is Union or isinstance(kind, type(int | str)):

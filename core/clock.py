@@ -1,4 +1,4 @@
-"""Times: the database's, which alone decides, and their form on the wire."""
+"""Times: the database's clock, which alone decides, and how times look on the wire."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -9,7 +9,7 @@ from django.db.models.functions import Now
 
 
 class ClockNow(Now):
-    """The time as it is when a row is written, not when its statement began to wait for a lock."""
+    """The time at which a row is written, not at which its statement began to wait for a lock."""
 
     def as_postgresql(self, compiler: Any, connection: Any, **context: Any) -> Any:
         """``now()`` is the time of the statement, or of the transaction."""
@@ -31,7 +31,7 @@ Rows = TypeVar("Rows", bound="models.QuerySet[Any]")
 
 
 def with_now(rows: Rows) -> Rows:
-    """Rows with ``now``, the database's time of the statement that fetches them."""
+    """Add ``now`` to the rows: the database's time when the statement fetches them."""
     timed: Rows = rows.annotate(now=Now())
     return timed
 
@@ -42,7 +42,7 @@ def iso(when: datetime) -> str:
 
 
 def from_iso(text: str) -> datetime:
-    """The moment that an ISO-8601 text names; without a zone it is UTC's. Raises ValueError."""
+    """Parse ISO-8601 text; a time without a zone is UTC. Raises ValueError."""
     moment = datetime.fromisoformat(text)
     try:
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
@@ -61,7 +61,7 @@ def epoch_ms(when: datetime) -> int:
 
 
 def span_of(length: timedelta) -> str:
-    """A length of time in its largest unit, two for hours and days: 42 s, 5 min, 3 h 20 min."""
+    """A duration in its largest unit, or two units for hours and days: 42 s, 5 min, 3 h 20 min."""
     seconds = abs(int(length.total_seconds()))
     minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
     if seconds < 100:

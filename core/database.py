@@ -1,4 +1,4 @@
-"""What a database's refusal means, and how long statements take and commits wait."""
+"""What a database's refusal means, and how long statements run and commits wait."""
 
 import os
 import socket
@@ -6,7 +6,15 @@ from contextlib import suppress
 from typing import Any
 
 import psycopg
-from django.db import DatabaseError, InterfaceError, OperationalError, connection
+from django.conf import settings
+from django.db import (
+    DEFAULT_DB_ALIAS,
+    DatabaseError,
+    InterfaceError,
+    OperationalError,
+    connection,
+    connections,
+)
 from django.db.models import BooleanField, Func
 from psycopg.errors import (
     IdleInTransactionSessionTimeout,
@@ -24,30 +32,33 @@ long, of a process that was frozen meanwhile, has been ended.
 
 
 def hand_back() -> None:
-    """Give the connection back to the pool; inside a transaction it is still needed.
+    """Give the connection back to the pool, unless a transaction still needs it.
 
-    Before whatever a caller can make last: those who wait for it would hold all that there are.
+    Call it before anything that a caller can prolong: enough slow callers would hold every
+    connection.
     """
-    if not connection.in_atomic_block:
-        connection.close_if_unusable_or_obsolete()
+    # Looked up once: each use of `django.db.connection` asks which thread this is.
+    database = connections[DEFAULT_DB_ALIAS]
+    if database.connection is not None and not database.in_atomic_block:
+        database.close_if_unusable_or_obsolete()
 
 
 def is_passing(exc: BaseException) -> bool:
-    """Whether the database could not serve now: it is away, busy, shutting down or a standby."""
+    """Whether the failure will pass: the database is away, busy, shutting down, or a standby."""
     if isinstance(exc, PoolTimeout | OperationalError | InterfaceError):
         return True
     return isinstance(exc, DatabaseError | psycopg.Error) and isinstance(_cause(exc), _PASSING)
 
 
 def is_lock_refused(exc: BaseException) -> bool:
-    """Whether another held a lock for longer than PULLWAKE_LOCK_TIMEOUT_MS."""
+    """Whether another transaction held a lock for longer than PULLWAKE_LOCK_TIMEOUT_MS."""
     return isinstance(_cause(exc), LockNotAvailable)
 
 
 def lock_name(*names: str) -> None:
-    """Keep others that lock one of these names waiting until the transaction ends.
+    """Make others that lock one of these names wait until this transaction ends.
 
-    For rows that are yet to come, which nobody can lock. On SQLite writers wait for each other.
+    For rows that do not exist yet, which nobody can lock. SQLite has one writer at a time anyway.
     """
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
@@ -59,7 +70,7 @@ def lock_name(*names: str) -> None:
 
 
 def take_as_long_as_needed() -> None:
-    """Let this transaction's statements run without a limit: for commands, not for requests."""
+    """Let this transaction's statements take any time: for commands, not for requests."""
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
             for name in ("statement_timeout", "idle_in_transaction_session_timeout"):
@@ -67,9 +78,9 @@ def take_as_long_as_needed() -> None:
 
 
 def cut(silent: "psycopg.Connection[Any]") -> None:
-    """End a connection of another thread's, whose wait then fails.
+    """Close a connection that another thread is waiting on, so that its wait fails.
 
-    A peer that is frozen takes what is sent to it, and no timeout of TCP's ends the wait.
+    A frozen peer goes on acknowledging what it is sent, so no TCP timeout ends such a wait.
     """
     with (
         suppress(OSError, psycopg.Error),
@@ -79,9 +90,9 @@ def cut(silent: "psycopg.Connection[Any]") -> None:
 
 
 class Unflushed(Func):
-    """A condition that always holds: what its statement writes need not be on the disk to commit.
+    """A condition that is always true; the commit of its statement does not wait for the disk.
 
-    For what repeats itself: a crash of the database may lose the last moments of it.
+    For what is repeated anyway: a crash of the database may lose the last second of it.
     """
 
     output_field = BooleanField()
@@ -92,6 +103,31 @@ class Unflushed(Func):
 
     def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
         """SQLite's commits wait for no disk as it is."""
+        return "1", []
+
+
+BRIEFLY = 6
+"""By what `HeldBriefly` divides PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS: half a second by default."""
+
+
+class HeldBriefly(Func):
+    """A condition that always holds: what its statement locks is needed by many, and soon.
+
+    From then on until the transaction ends, PostgreSQL ends the session sooner where it is idle,
+    as that of a frozen server is; one that may be idle for ever still may.
+    """
+
+    output_field = BooleanField()
+
+    def as_postgresql(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        """The setting lasts as long as the transaction."""
+        name = "idle_in_transaction_session_timeout"
+        idle_ms = settings.PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS // BRIEFLY
+        wanted = f"CASE CURRENT_SETTING('{name}') WHEN '0' THEN '0' ELSE '{idle_ms}' END"
+        return f"SET_CONFIG('{name}', {wanted}, TRUE) IS NOT NULL", []
+
+    def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        """SQLite has one writer, which holds all there is."""
         return "1", []
 
 

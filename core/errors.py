@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 
 def pointer(*steps: object) -> str:
-    """The JSON pointer to where these steps lead."""
+    """The JSON pointer that these steps spell."""
     return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in steps)
 
 
@@ -130,6 +130,19 @@ class ProducerGap(PullwakeError):
         super().__init__()
         self.expected = expected
         self.received = received
+
+
+class OffsetGone(PullwakeError):
+    """The events that follow this offset were removed."""
+
+    code = "OFFSET_GONE"
+
+    def __init__(self, *, earliest: str) -> None:
+        super().__init__(
+            f"The events that follow this offset were removed: what is left follows {earliest}.",
+            details={"earliest_offset": earliest},
+        )
+        self.earliest = earliest
 
 
 class PayloadTooLarge(PullwakeError):

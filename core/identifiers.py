@@ -1,8 +1,10 @@
-"""Ids that callers choose, and the offsets of streams: their forms, from the wire contract."""
+"""Ids that callers choose, and stream offsets: their forms, from the wire contract."""
 
 import hashlib
+import hmac
 import re
 import secrets
+from base64 import urlsafe_b64encode
 from urllib.parse import unquote
 
 from core.errors import NotFound
@@ -20,12 +22,12 @@ _ID = re.compile(ID_PATTERN)
 
 
 def is_id(text: str) -> bool:
-    """Whether this may be an id."""
+    """Whether this is a valid id."""
     return _ID.fullmatch(text) is not None
 
 
 def is_entity_url(text: str) -> bool:
-    """Whether this may be an entity's URL, ``/type/id``."""
+    """Whether this is a valid entity URL, ``/type/id``."""
     root, *ids = text.split("/")
     return not root and len(ids) == 2 and all(map(is_id, ids))
 
@@ -36,12 +38,12 @@ MAX_SHARED_STATE_NAME = 512
 
 
 def is_shared_state_name(text: str) -> bool:
-    """Whether this may be a shared state's id: slashes are as good as other characters."""
+    """Whether this is a valid shared state id; it may hold slashes."""
     return 1 <= len(text) <= MAX_SHARED_STATE_NAME and text.isprintable()
 
 
 def shared_state_name(url: str) -> str | None:
-    """The id in a shared state's URL, of which characters may be encoded; None in another's."""
+    """The id in a shared state's URL, percent-decoded; None if the URL is not a shared state's."""
     if not url.startswith(SHARED_STATE_PREFIX):
         return None
     name = unquote(url.removeprefix(SHARED_STATE_PREFIX), errors="replace")
@@ -49,7 +51,7 @@ def shared_state_name(url: str) -> str | None:
 
 
 def require_id(*ids: str) -> None:
-    """Raise NotFound for an id in an address that could name nothing."""
+    """Raise NotFound for an id in an address that cannot name anything."""
     if not all(map(is_id, ids)):
         raise NotFound
 
@@ -60,15 +62,25 @@ def new_id(prefix: str) -> str:
 
 
 def new_txid() -> int:
-    """A transaction's number, as clients look for it in an event's headers; JavaScript's own."""
+    """A new transaction number, exact in JavaScript; clients look for it in an event's headers."""
     return secrets.randbits(53)
 
 
 def new_secret(prefix: str) -> str:
-    """A bearer secret of 256 random bits; the prefix tells what it opens."""
+    """A new bearer secret of 256 random bits; the prefix says what it opens."""
     return f"{prefix}_{secrets.token_urlsafe(32)}"
 
 
+def derived_secret(key: str, prefix: str, *facts: str) -> str:
+    """A bearer secret like `new_secret`'s, the same for the same facts to whoever has the key."""
+    message = "\0".join(("pullwake.secret", prefix, *facts))
+    digest = hmac.digest(key.encode(), message.encode(), "sha256")
+    return f"{prefix}_{urlsafe_b64encode(digest).rstrip(b'=').decode()}"
+
+
 def hash_secret(secret: str) -> str:
-    """What is stored of a secret. It has 256 random bits, so a plain SHA-256 cannot be searched."""
+    """The hash that is stored of a secret.
+
+    A secret has 256 random bits, so plain SHA-256 is enough: nobody can search that space.
+    """
     return hashlib.sha256(secret.encode()).hexdigest()

@@ -1,8 +1,8 @@
-"""The kit of metrics: where they are kept, and names in them that cannot grow without bound.
+"""The kit of metrics: where they are kept, and label values that cannot grow without bound.
 
-Each room has its own in its ``metrics.py``, counted by the process that does the thing: in memory
-that a server's workers share (prometheus-client's multiprocess form), without a statement. What the
-database knows is asked of it when Prometheus scrapes, in `config.serving.metrics`.
+Each room has its own metrics in its ``metrics.py``, counted by the process that does the work, in
+memory that a server's workers share (prometheus-client's multiprocess mode), without a statement.
+What the database knows is read when Prometheus scrapes, in `config.serving.metrics`.
 """
 
 from django.conf import settings
@@ -19,10 +19,10 @@ WAITS = (0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 1800, 7200, float("inf"))
 
 
 class Names:
-    """The values of a label: the first PULLWAKE_METRICS_NAMES that come, and `OTHER` for the rest.
+    """Values of a label: the first PULLWAKE_METRICS_NAMES that appear, and `OTHER` for the rest.
 
-    Whoever may call may make up entity types and runners, and each is a time series of Prometheus's
-    for as long as the process lives.
+    Any caller can invent entity types and runners, and each one is a Prometheus time series for as
+    long as the process lives.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
-"""How many rows of a kind one may have: counted where a row is made, and not for every one.
+"""How many rows of a kind a principal may have, counted where a row is made, but not for every row.
 
-The limit is soft: what is left is handed out in parts, so that a count of many rows is not made for
-each new one, and several processes may hand out at once.
+The limit is soft: what is left is handed out in portions, so that a large count is not repeated for
+each new row, and several processes may hand out at once.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ _room: dict[tuple[str, int, str], int] = {}
 
 
 def take(noun: str, limit: int, owner: str, count: Callable[[], int]) -> None:
-    """Take a place among the owner's; ``limit`` 0 is none. Raises RateLimited."""
+    """Take one of the owner's places; a ``limit`` of 0 means no limit. Raises RateLimited."""
     if not limit:
         return
     key = (noun, limit, owner)

@@ -7,9 +7,10 @@ from django.db import migrations
 
 
 class AddIndexConcurrently(operations.AddIndexConcurrently):
-    """Adds an index while others write to its table; for a migration with ``atomic = False``.
+    """Adds an index while others write to the table; for a migration with ``atomic = False``.
 
-    One that was broken off is begun again. SQLite has one writer anyway, and adds it as any.
+    An index whose creation was interrupted is built again. SQLite has one writer anyway, and adds
+    it normally.
     """
 
     def database_forwards(
@@ -21,7 +22,7 @@ class AddIndexConcurrently(operations.AddIndexConcurrently):
                 self, app_label, schema_editor, from_state, to_state
             )
             return
-        # What was broken off is there already, and is used by nobody.
+        # An interrupted index exists, but no query uses it.
         name = schema_editor.quote_name(self.index.name)
         schema_editor.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
         super().database_forwards(app_label, schema_editor, from_state, to_state)
@@ -29,7 +30,7 @@ class AddIndexConcurrently(operations.AddIndexConcurrently):
     def database_backwards(
         self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any
     ) -> None:
-        """Remove it, as gently."""
+        """Remove the index, without locking others out."""
         gentle = schema_editor.connection.vendor == "postgresql"
         operation = operations.AddIndexConcurrently if gentle else migrations.AddIndex
         operation.database_backwards(self, app_label, schema_editor, from_state, to_state)

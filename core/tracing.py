@@ -1,13 +1,15 @@
-"""Trace contexts, as W3C's Trace Context has them, and where spans are made, if any are.
+"""Trace contexts, as defined by W3C Trace Context, and where spans are made, if any are.
 
-A message keeps the context that it was sent in, and its wake's claim hands it to the runner: so
-what is done for it is one trace, whoever makes spans. The server makes some where PULLWAKE_TRACES
-is on: `config.serving.spans`. Without it nothing of OpenTelemetry is imported.
+A message keeps the context that it was sent in, a wake event that of the append which it tells of,
+and the claim of its wake hands that to the runner, so that everything done for it is one trace,
+whoever makes spans. The server makes some where
+PULLWAKE_TRACES is on: `config.serving.spans`. Without that, nothing of OpenTelemetry is imported.
 """
 
 import re
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
@@ -26,14 +28,14 @@ _MOST_STATE = 512
 
 @dataclass(frozen=True, slots=True)
 class TraceContext:
-    """The place in a trace that something is done in; ``state`` is the tracestate, or ""."""
+    """A position in a trace; ``state`` is the tracestate, or ""."""
 
     traceparent: str
     state: str = ""
 
     @classmethod
     def parse(cls, traceparent: str, state: str = "") -> "TraceContext | None":
-        """What the two headers say; None where W3C has the first ignored, and then the second."""
+        """Parse the two headers; None if W3C says to ignore the first, and so the second."""
         match = _TRACEPARENT.fullmatch(traceparent.strip(" \t"))
         if match is None:
             return None
@@ -42,7 +44,7 @@ class TraceContext:
             return None
         if _NONE.fullmatch(trace_id) or _NONE.fullmatch(parent_id):
             return None
-        # Of a later version what this one knows: whether it is sampled.
+        # Of a later version only what this version defines is kept: whether it is sampled.
         flags = flags if version == "00" else f"{int(flags, 16) & 1:02x}"
         return cls(f"00-{trace_id}-{parent_id}-{flags}", state if _is_state(state) else "")
 
@@ -57,7 +59,7 @@ class TraceContext:
 
 
 def _is_state(text: str) -> bool:
-    """Whether this is a tracestate; one that is not is left out, and the traceparent kept."""
+    """Whether this is a valid tracestate; an invalid one is dropped, and the traceparent kept."""
     members = [each for each in text.split(",") if each.strip(" \t")]
     if len(text) > _MOST_STATE or len(members) > _MOST_MEMBERS:
         return False
@@ -74,10 +76,10 @@ def sent_with(meta: Mapping[str, Any]) -> TraceContext | None:
 
 
 class Span(Protocol):
-    """Of one request."""
+    """The span of one request."""
 
     def end(self, route: str, status: int, facts: Mapping[str, Any]) -> None:
-        """Say what came of it."""
+        """End the span, and record the outcome."""
 
 
 class Tracer(Protocol):
@@ -87,12 +89,12 @@ class Tracer(Protocol):
         """The span of a request, which is the current one in the block."""
 
     def current(self) -> TraceContext | None:
-        """Where the current span is."""
+        """The position of the current span."""
 
     def claimed(
         self, sent: TraceContext, waited: timedelta, facts: Mapping[str, Any]
     ) -> TraceContext:
-        """Spans of a wake's wait, and of its claim, which has just been made: where that is.
+        """Add spans for a wake's wait and for its new claim; return the claim's position.
 
         ``sent`` is where the message was sent.
         """
@@ -102,6 +104,25 @@ tracer: Tracer | None = None
 """This process's, where PULLWAKE_TRACES is on."""
 
 
-def context_of(request: HttpRequest) -> TraceContext | None:
-    """Where a request is done: in its span, or else where its caller says."""
-    return sent_with(request.META) if tracer is None else tracer.current()
+_at_hand: ContextVar[HttpRequest | None] = ContextVar("request", default=None)
+
+
+@contextmanager
+def serving(request: HttpRequest) -> Iterator[None]:
+    """Have `cause` tell of this request while the block runs."""
+    token = _at_hand.set(request)
+    try:
+        yield
+    finally:
+        _at_hand.reset(token)
+
+
+def cause() -> str | None:
+    """The position of what is done now, as it is stored: the span of the request that is served, or
+    else what its caller sent. None where there is neither.
+    """
+    request = _at_hand.get()
+    if request is None:
+        return None
+    place = sent_with(request.META) if tracer is None else tracer.current()
+    return None if place is None else place.dump()

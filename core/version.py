@@ -1,4 +1,4 @@
-"""The server's version, of pyproject.toml; the OpenAPI document and /metrics name the same."""
+"""The server's version, from pyproject.toml; the OpenAPI document and /metrics name the same."""
 
 import tomllib
 from pathlib import Path

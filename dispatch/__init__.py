@@ -1,5 +1,5 @@
-"""Entities, their types and streams, and the wakes that tell runners of their work.
+"""Entities, their types and streams, and the wakes that tell runners about their work.
 
 Belongs here: when an entity is woken, and what its stream holds. Does not: who holds it; of the
-active claim it knows the epoch alone.
+active claim this room knows only the epoch.
 """

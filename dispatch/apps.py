@@ -4,6 +4,6 @@ from django.apps import AppConfig
 
 
 class DispatchConfig(AppConfig):
-    """Entities, their streams, and the wakes that their work makes."""
+    """Entities, their streams, and the wakes that their work causes."""
 
     name = "dispatch"

@@ -1,6 +1,6 @@
-"""A runner comes, or comes back: it is told again at once of the wakes that wait for it.
+"""A runner arrives or returns: its waiting wakes are emitted again at once.
 
-A runner commits its offset on receipt; so one that restarted would otherwise wait for the reaper.
+A runner commits its offset on receipt, so one that restarted would otherwise wait for the reaper.
 """
 
 from django.db import transaction
@@ -14,7 +14,7 @@ from runners.models import Runner
 
 
 def register(owner: Principal, runner_id: str, facts: JsonObject) -> Runner:
-    """`registry.register`, and its unclaimed wakes emitted again. Raises Forbidden."""
+    """`registry.register`, and emit its unclaimed wakes again. Raises Forbidden."""
     with transaction.atomic():
         runner = registry.register(owner, runner_id, facts)
         waiters.announce(waiters.RUNNER_FEED)

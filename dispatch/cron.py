@@ -1,4 +1,4 @@
-"""Cron expressions, and the streams that stand for them: `/_cron/` and what they are made of.
+"""Cron expressions, and the streams that stand for them, `/_cron/…`.
 
 Nobody reads such a stream. Its path is what a subscriber registers at, and what its wakes name as
 their source.
@@ -40,9 +40,10 @@ _DAYS = (-3, -1)
 
 @dataclass(frozen=True, slots=True)
 class Cron:
-    """When it ticks: an expression of 5 fields, or of 6 with seconds first, in a time zone.
+    """A schedule: an expression of 5 fields, or of 6 with seconds first, in a time zone.
 
-    ``timezone`` is ICU's name. Raises ValueError for what is no expression, or never ticks.
+    ``timezone`` is ICU's name. Raises ValueError for an invalid expression, or one that never
+    ticks.
     """
 
     expression: str
@@ -57,7 +58,7 @@ class Cron:
 
     @classmethod
     def of(cls, path: str) -> "Cron":
-        """That of a stream's path, whichever ICU its zone's name is of. Raises ValueError."""
+        """Parse a stream's path, whichever ICU named its zone. Raises ValueError."""
         coded = path.removeprefix(PREFIX)
         if len(coded) > _MAX_CODED:
             raise ValueError("too long for the path of a cron stream")
@@ -70,7 +71,7 @@ class Cron:
 
     @property
     def path(self) -> str:
-        """Of its stream, as a runtime computes it: JSON without spaces, base64url, no padding."""
+        """Its stream's path, as runtimes compute it: JSON without spaces, base64url, no padding."""
         said = {"expression": self.expression, "timezone": self.timezone}
         return PREFIX + urlsafe_b64encode(msgspec.json.encode(said)).rstrip(b"=").decode()
 
@@ -86,7 +87,7 @@ class Cron:
 
 
 def _plain(expression: str) -> str:
-    """The expression without what cronsim does not know. Raises ValueError for one too long."""
+    """The expression without what cronsim does not know. Raises ValueError if it is too long."""
     if len(expression) > MAX_LENGTH:
         raise ValueError(f"longer than {MAX_LENGTH} characters")
     named = _NAMED.get(expression.strip().lower())

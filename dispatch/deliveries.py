@@ -1,8 +1,9 @@
-"""Telling subscribers what they wait for: the second transaction of a wake between entities.
+"""Tell subscribers what they wait for: the second transaction of a wake between entities.
 
-The first, of the source, left a delivery or a time (`dispatch.streams.registrations`). This one
-appends the wake to the subscriber's stream, settles it, and removes what it told: exactly once,
-whoever runs it and however often. It locks the subscriber alone.
+The first transaction, the source's, left a delivery or a due time
+(`dispatch.streams.registrations`). This one appends the wake to the subscriber's stream, settles
+it, and removes what it told: exactly once, whoever runs it and however often. It locks only the
+subscriber.
 """
 
 import logging
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def deliver_due(*, limit: int) -> int:
-    """Tell the subscribers of whatever is due of ``limit`` registrations: how many were told."""
+    """Tell the subscribers of at most ``limit`` due registrations: how many were told."""
     due = Registration.objects.due().values_list("subscriber_id", flat=True)[:limit]
     return sum(map(_deliver_or_leave, dict.fromkeys(due)))
 
@@ -34,8 +35,8 @@ def _deliver_or_leave(subscriber_id: int) -> int:
         return deliver(subscriber_id)
     except Exception as exc:
         if is_passing(exc) and not is_lock_refused(exc):
-            raise  # the database is away, for this one as for all
-        # One that cannot be told must not keep the others from it.
+            raise  # the database is away, for this one and for all others
+        # One that fails must not keep the others waiting.
         logger.warning(
             "wakes for entity %d are left to the next round: %s",
             subscriber_id,
@@ -46,7 +47,7 @@ def _deliver_or_leave(subscriber_id: int) -> int:
 
 
 def deliver(subscriber_id: int) -> int:
-    """Tell a subscriber what is due: of how many registrations; 0 if another has it in hand."""
+    """Tell a subscriber what is due: of how many registrations; 0 if another does it."""
     with transaction.atomic():
         states = DispatchState.objects.filter(pk=subscriber_id)
         for state in wakes.lock(states, skip_locked=True):
@@ -54,44 +55,46 @@ def deliver(subscriber_id: int) -> int:
                 registrations.drop(subscriber_id)
                 return 0
             rows = registrations.due_of(subscriber_id)
-            events = [event for row in rows for event in _wakes_of(row, state)]
-            if events:
-                log.append(state, events)
-                # News is worth a try at once, whatever failed before.
+            wake_events = [each for row in rows for each in _wakes_of(row, state)]
+            if wake_events:
+                events, traces = zip(*wake_events, strict=True)
+                log.append(state, events, traces=traces)
+                # A new message is worth a try at once, whatever failed before.
                 state.retry_at = None
                 wakes.settle(state)
             return len(rows)
     return 0
 
 
-def _wakes_of(row: Registration, state: DispatchState) -> list[JsonObject]:
-    """The wakes that are due of a locked registration, which then has told them."""
+def _wakes_of(row: Registration, state: DispatchState) -> list[tuple[JsonObject, str | None]]:
+    """The wakes that are due for a locked registration, which is then marked as told."""
     if row.tick_at is not None and row.tick_at <= state.now:
         registrations.tick(row, state.now)
-    found: list[JsonObject] = []
+    found: list[tuple[JsonObject, str | None]] = []
     up_to = None
     more = False
     if row.deliver_at is not None and row.deliver_at <= state.now:
-        # A wake holds a page of changes at the most; the others are in the next.
+        # A wake holds at most a page of changes; the rest go into the next one.
         left = list(page(row.deliveries.all()))
         told = [(offset, text) for offset, text in left if text is not None]
         more = len(told) < len(left) or len(left) == PAGE_EVENTS
         up_to = told[-1][0] if told else None
-        if _may_read(row, state.entity):
-            found += [_wake(row, state, each) for each in _grouped(row, told)]
+        if _may_be_told(row):
+            found += [(_wake(row, state, each), _trace(each)) for each in _grouped(row, told)]
     else:
         more = row.deliver_at is not None
     if row.timeout_at is not None and row.timeout_at <= state.now:
-        found.append(_timeout(row, state))
+        found.append((_timeout(row, state), None))
         row.timeout_at = None
     registrations.told(row, up_to, more=more)
     return found
 
 
 def _grouped(row: Registration, told: Sequence[tuple[int, str]]) -> Iterator[list[JsonObject]]:
-    """The deliveries that go into one wake each: what they say, and at which offset.
+    """Group deliveries by the wake that they go into: what they say, and at which offset.
 
-    A child's result has a wake of its own, unless what comes shortly after is waited for.
+    A child's result has a wake of its own, unless the subscriber asked to wait for what follows
+    shortly.
     """
     group: list[JsonObject] = []
     for offset, data in told:
@@ -113,6 +116,11 @@ def _wake(row: Registration, state: DispatchState, group: list[JsonObject]) -> J
     return _event(row, state, offsets.encode(group[-1]["offset"]), value)
 
 
+def _trace(group: list[JsonObject]) -> str | None:
+    """The trace in which the newest of these happened that happened in one."""
+    return next((each["trace"] for each in reversed(group) if "trace" in each), None)
+
+
 def _timeout(row: Registration, state: DispatchState) -> JsonObject:
     assert row.timeout_at is not None  # noqa: S101  it is over
     key = f"timeout-{epoch_ms(row.timeout_at)}"
@@ -129,15 +137,30 @@ def _event(row: Registration, state: DispatchState, key: str, value: JsonObject)
     }
 
 
-def _may_read(row: Registration, subscriber: Entity) -> bool:
-    """Whether the subscriber's creator may read the source, which decides when it is told."""
+def _may_be_told(row: Registration) -> bool:
+    """Whether the subscriber may hear about the source; checked when the wake is told."""
     if sources.is_cron(row.source_url):
         return True
-    creator = Principal.parse(subscriber.created_by)
     if not sources.is_entity(row.source_url):
         shared = shared_states.at(row.source_url)
+        creator = Principal.parse(row.subscriber.created_by)
         return shared is not None and shared_states.may_use(shared, creator)
     source = entities.at(row.source_url)
     if source is None:
-        return row.closed  # it was looked at when it was deleted
-    return entities.may_read(source, creator)
+        return row.closed  # it was checked when the source was deleted
+    return may_tell(row, source)
+
+
+def may_tell(row: Registration, source: Entity) -> bool:
+    """Whether the subscriber may hear about this entity: its creator must be allowed to read it.
+
+    If a handler on another principal's runner asked, the entity must also be near the subscriber,
+    or the runner's owner's to read: the rest of what the creator has is no part of the task.
+    """
+    subscriber = row.subscriber
+    if not entities.may_read(source, Principal.parse(subscriber.created_by)):
+        return False
+    if not row.near_only or entities.is_near(subscriber, source):
+        return True
+    runner = subscriber.dispatch_state.runner
+    return runner is not None and entities.may_read(source, Principal.parse(runner.owner_principal))

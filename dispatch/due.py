@@ -1,7 +1,7 @@
-"""What is due by the clock: each kind in batches, by any number of servers at once.
+"""Work that is due by the clock: each kind in batches, by any number of servers at once.
 
-Every process of a server runs a `Timekeeper`. Rows say when something of theirs is due, in an
-index; whoever locks one first does it, and the others go round it.
+Every process of a server runs a `Timekeeper`. Rows say when they are due, in an index; whichever
+process locks a row first does it, and the others skip it.
 """
 
 import logging

@@ -61,11 +61,23 @@ _ENTITY = Select(
 
 def find(type_name: str, name: str) -> Entity:
     """The entity at an address, with its dispatch state and its runner. Raises NotFound."""
+    return _found(_ENTITY, type_name, name)
+
+
+def _found(rows: Select[Entity], type_name: str, name: str) -> Entity:
     require_id(type_name, name)
-    entity = _ENTITY.first(url=f"/{type_name}/{name}")
+    entity = rows.first(url=f"/{type_name}/{name}")
     if entity is None:
         raise NotFound(f"There is no entity /{type_name}/{name}.")
     return entity
+
+
+_ENTITY_ALONE = Select(lambda: Entity.objects.filter(url=Param("url")))
+
+
+def find_alone(type_name: str, name: str) -> Entity:
+    """`find` without the dispatch state, for who locks that anyway. Raises NotFound."""
+    return _found(_ENTITY_ALONE, type_name, name)
 
 
 def find_at(url: str) -> Entity:
@@ -83,14 +95,14 @@ def at(url: str) -> Entity | None:
 
 
 def may_act(entity: Entity, principal: Principal) -> bool:
-    """Whether the principal may do what the creator may."""
+    """Whether the principal has the creator's rights in the entity."""
     return entity.created_by == principal.url or types.granted(
         types.of(entity), principal, types.MANAGE
     )
 
 
 def may_read(entity: Entity, principal: Principal) -> bool:
-    """Whether the principal may read the entity and its stream: its runner's owner may, too."""
+    """Whether the principal may read the entity and its stream; its runner's owner may, too."""
     runner = entity.dispatch_state.runner
     return (runner is not None and runner.owner_principal == principal.url) or may_act(
         entity, principal
@@ -108,10 +120,10 @@ _LINEAGE = """
 
 
 def lineage(url: str) -> RawSQL:
-    """The keys of the entity at a URL, its parent, and so on; for ``__in``.
+    """The keys of the entity at a URL, its parent, and so on, for ``__in``.
 
-    A parent is older than its child: one that was made anew at the URL of an earlier one is not
-    the parent of what that had, and no circle is walked.
+    A parent is older than its child. So an entity that was created later at the URL of a former
+    parent is not taken for it, and the walk cannot loop.
     """
     return RawSQL(_LINEAGE, [url])  # noqa: S611  the URL is a parameter
 
@@ -128,7 +140,7 @@ def is_near(held: Entity, entity: Entity) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """That an entity, the subscriber, is to be woken for what happens at the one that is made."""
+    """A request to wake an entity, the subscriber, for what happens at the entity being made."""
 
     subscriber: str
     wish: Wish
@@ -137,7 +149,7 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """The runner that an entity is made with, and whose it must be: URLs, or None for anybody's."""
+    """The runner of a new entity, and the principals (URLs) that may own it; None for any."""
 
     runner_id: str
     owners: tuple[str, ...] | None
@@ -163,15 +175,13 @@ def create(
     message: Message | None = None,
     watch: Watch | None = None,
 ) -> tuple[Entity, int]:
-    """Make an entity, and wake it if it is made with a first message: it, and the call's txid.
+    """Make an entity, and wake it for a first message, if any: it, and the call's txid.
 
-    All of it or nothing.
-
-    Raises, in this order: Forbidden where the type is registered and not open to the caller;
-    NotFound for a parent, Forbidden for one that is not the caller's to act on; the same for who is
-    to ``watch`` it, and for the runner; InvalidRequest where args, message or sandbox are not what
-    is asked for; DuplicateUrl; RateLimited past PULLWAKE_MAX_ENTITIES; NotRunning for a subscriber
-    at its end.
+    Everything happens, or nothing. Raises, in this order: Forbidden where the type is registered
+    and not open to the caller; NotFound for a parent, Forbidden for a parent in which the caller
+    lacks the rights; the same for the subscriber in ``watch``, and for the runner; InvalidRequest
+    for invalid args, message or sandbox; DuplicateUrl; RateLimited past PULLWAKE_MAX_ENTITIES;
+    NotRunning for a subscriber that has ended.
     """
     url = f"/{type_name}/{name}"
     entity_type = types.find(type_name)
@@ -191,7 +201,7 @@ def create(
     _require_room(tags)
     sandbox = _resolve(sandbox, above, runner)
     with transaction.atomic():
-        if target is not None:  # again, for it may have changed hands, and now it is locked
+        if target is not None:  # again, since it may have changed hands before it was locked
             runner = target.check(registry.lock(target.runner_id))
         try:
             with transaction.atomic():
@@ -219,7 +229,7 @@ def create(
         if message is not None:
             deliver(state, message, str(uuid.uuid4()))
         if watch is not None and subscriber is not None:
-            # Last: how it began is no news to who had it made.
+            # Last: a subscriber that made the entity does not hear how it began.
             order = Order(url, watch.wish, watch.manifest_key)
             state.watched = max(state.watched, order.watched)
             registrations.register(subscriber, order)
@@ -240,8 +250,9 @@ def _target(
 ) -> _Target | None:
     """The runner that the caller names, else the parent's, else the type's default, else none.
 
-    A child's was consented to for its parent. The registrar may name a default that is yet to
-    come, so whoever else registers that id must get nothing.
+    A child may use its parent's runner: its owner agreed to that for the parent. A type's registrar
+    may name a default that does not exist yet, so another principal that registers that id must get
+    nothing.
     """
     if runner_id is not None:
         return _Target(runner_id, (caller.url,))
@@ -255,7 +266,7 @@ def _target(
 def _resolve(
     asked: JsonObject | None, parent: Entity | None, runner: Runner | None
 ) -> JsonObject | None:
-    """The sandbox as it is stored: without ``inherit``, which means the parent's.
+    """The sandbox as it is stored, with ``inherit`` replaced by the parent's.
 
     Raises InvalidRequest for a profile that the runner does not advertise.
     """
@@ -299,9 +310,9 @@ def update(
 
 
 def move(entity: Entity, runner_id: str) -> bool:
-    """Dispatch an entity to this runner, whoever owns it: for operators. Whether it moved.
+    """Dispatch an entity to this runner, whoever owns it: whether it moved; for operators.
 
-    Its outstanding wake goes along; a running claim stays where it is. Raises NotFound for the
+    Its outstanding wake moves along; a running claim stays where it is. Raises NotFound for the
     runner, NotRunning for an entity that is stopped or killed.
     """
     with transaction.atomic():
@@ -323,9 +334,9 @@ def redirect(state: DispatchState, runner: Runner) -> None:
 
 
 def wake_now(entity: Entity) -> Wake:
-    """Wake an entity without waiting for a delay to pass, or emit its unclaimed wake again.
+    """Wake an entity before its delay has passed, or emit its unclaimed wake again.
 
-    Raises what `why_not_woken` says.
+    Raises what `why_not_woken` returns.
     """
     with transaction.atomic():
         state = lock(entity)
@@ -343,7 +354,7 @@ def wake_now(entity: Entity) -> Wake:
 
 
 def why_not_woken(state: DispatchState) -> PullwakeError | None:
-    """What stands against waking an entity now, whatever its delay; None if nothing does."""
+    """The error that forbids waking an entity now, whatever its delay; None if it may be woken."""
     closed = why_not_sent(state)
     if closed is not None:
         return closed
@@ -364,9 +375,9 @@ def _require_room(tags: Mapping[str, str]) -> None:
 
 
 def set_tag(entity: Entity, key: str, value: str | None) -> int:
-    """Set a tag, or with None take it away: the txid, which the stream's event bears.
+    """Set a tag, or remove it with None: the txid, which the stream's event carries.
 
-    Raises InvalidRequest for one too many.
+    Raises InvalidRequest for one tag too many.
     """
     txid = new_txid()
     with transaction.atomic():
@@ -388,7 +399,7 @@ def _replace_tags(
     txid: int,
     named: str | None = None,
 ) -> None:
-    """Give an entity these tags, and tell its stream of each that changed, and of the ``named``."""
+    """Give an entity these tags; append an event for each that changed, and for the ``named``."""
     Entity.objects.filter(pk=state.entity_id).update(tags=tags, updated_at=Now())
     changes.retag(state.entity.url)
     waiters.announce(waiters.ENTITY_FEED)
@@ -416,8 +427,8 @@ def _replace_tags(
 def send(entity: Entity, message: Message, after: timedelta = timedelta()) -> str:
     """Append a message to the entity's stream and wake it: the message's txid.
 
-    ``after``: not now, but this much later, by `dispatch.timers`; it is accepted or refused now.
-    A key that was sent before is the same message: the first stands, and its txid is answered.
+    ``after`` delays the message by this much (`dispatch.timers`); it is accepted or refused now. A
+    key that was sent before means the same message: the first one stands, and its txid is returned.
     Raises NotRunning for an entity that is stopping, stopped or killed, InvalidRequest for a
     payload that its type does not allow.
     """
@@ -444,9 +455,9 @@ def send(entity: Entity, message: Message, after: timedelta = timedelta()) -> st
 
 
 def _txid_of(entity: Entity, key: str, *, delayed: bool) -> str | None:
-    """The txid of the message that has this key already, or None.
+    """The txid of the message that already has this key, or None.
 
-    Where one that is to be sent now has the key of a delayed one, the latter is not sent any more
+    If the message to be sent now has the key of a delayed one, the delayed one will not be sent
     when its time comes.
     """
     first = StreamEvent.objects.filter(entity=entity, message_key=key).first()
@@ -457,12 +468,12 @@ def _txid_of(entity: Entity, key: str, *, delayed: bool) -> str | None:
 
 
 def why_not_sent(state: DispatchState) -> NotRunning | None:
-    """What stands against sending an entity a message; None if nothing does."""
+    """The error that forbids sending an entity a message; None if it may be sent."""
     return NotRunning("The entity is stopping, stopped or killed.") if state.closed else None
 
 
 def problem_with(entity: Entity, message: Message) -> InvalidRequest | None:
-    """What its type has against a message: found before the lock, for a check takes its time."""
+    """What its type has against a message; asked before the lock, for a check takes time."""
     if message.type is None:  # only a typed one has a schema
         return None
     try:
@@ -500,8 +511,8 @@ def deliver(state: DispatchState, message: Message, txid: str) -> None:
     key = message.key if message.key is not None else new_id("msg")
     headers = {"operation": "insert", "txid": txid}
     event = {"type": "inbox", "key": key, "value": value, "headers": headers}
-    log.append(state, [event], message_key=key, trace=message.trace)
-    # News is worth a try at once, whatever failed before.
+    log.append(state, [event], message_key=key, traces=[message.trace])
+    # A new message is worth a try at once, whatever failed before.
     state.retry_at = None
 
 
@@ -513,7 +524,7 @@ def end_of_queue(state: DispatchState) -> str:
 def created_events(
     entity: Entity, entity_type: EntityType | None, now: datetime, txid: int
 ) -> list[JsonObject]:
-    """What an entity's stream begins with: that it was made, and the type's slash commands."""
+    """The first events of an entity's stream: that it was made, and its type's slash commands."""
     value: JsonObject = {
         "entity_type": entity.type,
         "timestamp": iso(now),
@@ -538,8 +549,12 @@ def created_events(
 
 
 def lock(entity: Entity) -> DispatchState:
-    """The entity's dispatch state, locked until the transaction ends. Raises NotFound."""
-    state = wakes.lock_of(entity.pk)
+    """The entity's dispatch state, locked until the transaction ends. Raises NotFound.
+
+    Its entity is the one that was found before: what that says may have changed since, but for what
+    never does.
+    """
+    state = wakes.lock_alone(entity)
     if state is None:
         raise NotFound("The entity was deleted.")
     return state

@@ -1,9 +1,9 @@
-"""Sending what is due: each timer's message once, by whichever server comes first.
+"""Send what is due: each timer's message once, by whichever server is first.
 
-A timer is locked before the states of its target and its owner, and none of them is waited for:
-what somebody else holds is left to the next round. So two that fire do not wait for each other, nor
-does one that fires and one that cancels. The message, the owner's entry, the wakes and the end of
-the timer are one transaction.
+A timer is locked before the states of its target and its owner, and a locked row is never waited
+for: it is left to the next round. So two servers that fire do not wait for each other, nor does one
+that fires and one that cancels. The message, the owner's entry, the wakes and the end of the timer
+are one transaction.
 """
 
 import logging
@@ -26,20 +26,20 @@ BATCH = 100
 def fire_due(*, limit: int = BATCH) -> int:
     """Fire timers whose time has come, the most overdue first: how many of at most ``limit``."""
     if not Timer.objects.due().exists():
-        return 0  # and nothing is locked, which on SQLite would be the database
+        return 0  # and no lock is taken, which on SQLite would be the whole database's
     try:
         with transaction.atomic():
             return _fire(timers.lock_due(limit))
     except Exception as exc:
         if is_passing(exc) and not is_lock_refused(exc):
-            raise  # the database is away, for these as for all
+            raise  # the database is away, for these and for all others
         logger.warning("timers are fired one by one, for not together: %s", exc)
     oldest = Timer.objects.due().order_by("due_at", "pk")[:limit]
     return sum(_fire_alone(pk) for pk in list(oldest.values_list("pk", flat=True)))
 
 
 def _fire_alone(pk: int) -> int:
-    """Fire a timer; one that cannot be fired is set aside, and keeps no other from it."""
+    """Fire one timer; one that fails is set aside, and does not keep the others waiting."""
     with transaction.atomic():
         due = timers.lock_due(1, pk=pk)
         try:
@@ -57,14 +57,14 @@ def _fire_alone(pk: int) -> int:
 
 
 def _fire(due: Sequence[Timer]) -> int:
-    """Fire locked timers, but those whose entities another has locked: how many."""
+    """Fire locked timers, except those whose entities another transaction has locked: how many."""
     if not due:
         return 0
     problems = {timer.pk: _problem_with(timer) for timer in due}
     states = _lock_concerned(due)
     registrations.lock_at(states.values())
     free = [timer for timer in due if _concerned(timer) <= states.keys()]
-    # Their owner came to its end while they were locked: they are cancelled.
+    # Their owner ended while they were being locked: they are cancelled.
     dropped = [each for each in free if each.owner_id and states[each.owner_id].ended]
     free = [each for each in free if each not in dropped]
     sent = _sent_before(free)
@@ -91,14 +91,14 @@ def _concerned(timer: Timer) -> set[int]:
 
 
 def _lock_concerned(due: Iterable[Timer]) -> dict[int, DispatchState]:
-    """The states, by entity, of targets and owners that nobody else has locked."""
+    """Lock the states, by entity, of timers' targets and owners, but none locked elsewhere."""
     concerned = set[int]().union(*map(_concerned, due))
     states = DispatchState.objects.filter(pk__in=concerned)
     return {state.entity_id: state for state in wakes.lock(states, skip_locked=True)}
 
 
 def _sent_before(due: Sequence[Timer]) -> set[tuple[int | None, str | None]]:
-    """The targets and keys of those messages that were sent at once meanwhile."""
+    """The targets and keys of messages that were meanwhile sent directly."""
     known = StreamEvent.objects.filter(
         entity__in={each.target_id for each in due}, message_key__in={each.key for each in due}
     )
@@ -106,9 +106,9 @@ def _sent_before(due: Sequence[Timer]) -> set[tuple[int | None, str | None]]:
 
 
 def _problem_with(timer: Timer) -> str | None:
-    """What stands against sending a timer's message, besides its target's state; None if nothing.
+    """What forbids sending a timer's message, besides its target's state; None if nothing.
 
-    Its payload was checked when it was set: a check takes its time, and others are to fire.
+    Its payload was checked when it was set: a check takes time, and other timers are due.
     """
     if timer.error or timer.target_id is None:
         return timer.error or f"The entity {timer.target_url} was deleted."

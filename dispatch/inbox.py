@@ -1,6 +1,6 @@
-"""Messages of an entity's inbox after they were sent: edited, cancelled and deleted.
+"""Messages in an entity's inbox: edited, cancelled and deleted.
 
-A message is what the events of its key amount to. Each edit is one more of them, in which
+A message is the sum of the events with its key. Each edit adds one more, from which
 `dispatch.streams.work` sees what is still to be done.
 """
 
@@ -24,12 +24,12 @@ from dispatch.streams.scan import scan
 def edit(entity: Entity, key: str, change: JsonObject) -> str:
     """Change a message's ``payload``, ``mode``, ``position`` or ``status``: the edit's txid.
 
-    Raises NotFound for a message that is not there, was cancelled or deleted, NotRunning for an
+    Raises NotFound for a message that does not exist, was cancelled or deleted, NotRunning for an
     entity that was killed, and InvalidRequest for a payload that its type does not allow, or a
-    status that does not go with the mode.
+    status that does not fit the mode.
     """
     message = _read(entity, key)
-    if "payload" in change:  # before the lock, for a check takes its time
+    if "payload" in change:  # before the lock, since a check takes time
         asked = message.require()
         types.check_message(
             types.of(entity), change["payload"], asked.get("message_type"), "/payload"
@@ -50,13 +50,13 @@ def delete(entity: Entity, key: str) -> str:
 
 
 def queued(state: DispatchState, *, up_to: int) -> "QuerySet[QueuedMessage]":
-    """The messages up to an offset that wait in a locked entity's queue, and are not held back."""
+    """The messages up to an offset that wait in a locked entity's queue and are not held back."""
     waiting = QueuedMessage.objects.filter(entity=state.entity_id, held=False, offset__lte=up_to)
     return waiting.order_by("offset")
 
 
 def cancel(state: DispatchState, keys: Sequence[str]) -> None:
-    """Cancel messages of a locked entity, if there are any; the caller settles it."""
+    """Cancel these messages of a locked entity, if any; the caller settles it."""
     value = {"status": "cancelled", "cancelled_at": iso(state.now)}
     events = [_event(key, "update", value, str(uuid.uuid4())) for key in keys]
     if events:
@@ -64,7 +64,7 @@ def cancel(state: DispatchState, keys: Sequence[str]) -> None:
 
 
 def _completed(state: DispatchState, known: JsonObject, change: JsonObject) -> JsonObject:
-    """The change, and what goes with it: whether the message now waits in the queue."""
+    """The change with all that it implies: whether the message now waits in the queue."""
     value = dict(change)
     mode = value.get("mode", known.get("mode"))
     waits = mode in work.QUEUED_MODES
@@ -80,7 +80,7 @@ def _completed(state: DispatchState, known: JsonObject, change: JsonObject) -> J
         value["processed_at"] = iso(state.now)
     if status == "cancelled":
         value["cancelled_at"] = iso(state.now)
-    # To be done from now on, and not since it was sent: handlers are given what came since.
+    # It becomes work now, not when it was sent: handlers have been given what came since.
     moved = "mode" in value and change.get("status") in (None, "pending") and mode != "paused"
     if moved and (waited or waits or mode != known.get("mode")) and "payload" in known:
         value.setdefault("payload", known["payload"])
@@ -92,7 +92,7 @@ def _append(state: DispatchState, key: str, operation: str, value: JsonObject | 
     event = _event(key, operation, value, txid)
     log.append(state, [event])
     if work.is_work(event, by_handler=False):
-        state.retry_at = None  # news is worth a try at once, whatever failed before
+        state.retry_at = None  # a new message is worth a try at once, whatever failed before
     wakes.settle(state)
     return txid
 
@@ -116,7 +116,7 @@ _NONE = "There is no such message."
 
 @dataclass(frozen=True, slots=True)
 class _Message:
-    """What the events of a key amount to up to an offset: None if to no message."""
+    """The sum of a key's events up to an offset: None if they make no message."""
 
     value: JsonObject | None
     tail: int
@@ -132,7 +132,7 @@ class _Message:
         return _Message(value, self.tail)
 
     def require(self, *, cancelled: bool = False) -> JsonObject:
-        """Its value. Raises NotFound, unless ``cancelled`` also for one that was."""
+        """Its value. Raises NotFound; with ``cancelled`` also for a message that was cancelled."""
         if self.value is None:
             raise NotFound(_NONE)
         if self.value.get("status") == "cancelled" and not cancelled:
@@ -146,7 +146,7 @@ def _read(entity: Entity, key: str) -> _Message:
     first = sent.values_list("offset", flat=True).first() or (
         queued.values_list("offset", flat=True).first()
     )
-    if first is None:  # known without a look at the whole stream
+    if first is None:  # found without reading the whole stream
         raise NotFound(_NONE)
     tail = entity.dispatch_state.tail
     none = _Message(None, tail)

@@ -6,12 +6,12 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What is sent to an entity.
+    """A message to be sent.
 
-    ``sender`` is a principal's or an entity's URL; ``principal`` that of the principal whose
-    rights held, ``agent`` that of the entity that speaks. Without a ``position`` a queued message
-    goes to the end of the queue. ``trace`` is where it was sent: a `core.tracing.TraceContext`, as
-    that is kept.
+    ``sender`` is the URL of a principal or an entity; ``principal`` the URL of the principal whose
+    rights were used, ``agent`` that of the entity that speaks. A queued message without a
+    ``position`` goes to the end of the queue. ``trace`` is where it was sent, a dumped
+    `core.tracing.TraceContext`.
     """
 
     payload: Any

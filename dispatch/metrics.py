@@ -1,4 +1,4 @@
-"""What this room counts: messages and wakes, and whether this process hears of wakes at once."""
+"""What this room counts: messages, wakes, and whether this process hears about wakes at once."""
 
 from prometheus_client import Counter, Gauge
 

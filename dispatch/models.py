@@ -1,4 +1,4 @@
-"""Entities, their work, and the wakes that tell runners of it.
+"""Entities, their work, and the wakes that tell runners about it.
 
 `dispatch.entities` writes entities, `dispatch.types` their types, `dispatch.wakes` dispatch states
 and wakes, `dispatch.streams.log` events. No status is stored: it is computed from the dispatch
@@ -13,7 +13,7 @@ from urllib.parse import quote
 from django.db import models
 from django.db.models import Case, Count, F, OuterRef, Q, Subquery, When, Window
 from django.db.models.functions import Coalesce, Now, RowNumber
-from django.db.models.lookups import Exact
+from django.db.models.lookups import Exact, IsNull
 
 from core.identifiers import SHARED_STATE_PREFIX
 from core.principals import UNENCODED
@@ -36,11 +36,17 @@ class EntityType(models.Model):
     slash_commands = models.JSONField(null=True, blank=True)
     serve_endpoint = models.TextField(null=True, blank=True)
     externally_writable_collections = models.JSONField(null=True, blank=True)
-    # The id of a runner that may be yet to come: whose it is counts when an entity is made.
+    # The id of a runner that may not exist yet: its owner is checked when an entity is made.
     default_runner = models.CharField(
         max_length=128, null=True, blank=True, db_column="default_runner_id"
     )
     permission_grants = models.JSONField(default=list, blank=True)
+    retain_events = models.PositiveIntegerField(
+        null=True, blank=True, help_text="acked events that a living entity keeps; null: all"
+    )
+    retain_days = models.PositiveIntegerField(
+        null=True, blank=True, help_text="for which a living entity keeps them; null: for ever"
+    )
     registered_by = PrincipalField()
     registration = models.CharField(
         max_length=28,
@@ -58,6 +64,7 @@ class EntityType(models.Model):
         default_permissions = ("view",)
         permissions = [
             ("transfer_entitytype", "Can transfer entity types"),
+            ("retain_entitytype", "Can change what entity types keep"),
             ("remove_entitytype", "Can remove entity types"),
         ]
         constraints = [
@@ -83,18 +90,18 @@ STATUSES = {
 
 
 class EntityQuerySet(models.QuerySet["Entity"]):
-    """Entities, with what is computed of them."""
+    """Entities, with computed columns."""
 
     def with_status(self, status: str) -> "EntityQuerySet":
-        """Whose status is this one of `STATUSES`."""
+        """Entities with this one of `STATUSES`."""
         return self.filter(STATUSES[status])
 
     def of(self, states: "DispatchStateQuerySet") -> "EntityQuerySet":
-        """Whose dispatch state is one of these."""
+        """The entities of these dispatch states."""
         return self.filter(pk__in=states.values("pk"))
 
     def with_pending_since(self) -> "EntityQuerySet":
-        """With ``pending_since``: when the oldest unacked work came, or None."""
+        """With ``pending_since``: when the oldest unacked work arrived, or None."""
         return self.annotate(pending_since=_pending_since("dispatch_state__"))
 
 
@@ -137,6 +144,8 @@ class Entity(models.Model):
         indexes = [
             models.Index(fields=["created_by", "-id"], name="entity_creator"),
             models.Index(fields=["type", "-id"], name="entity_type"),
+            models.Index(fields=["parent", "-id"], name="entity_parent", condition=~Q(parent="")),
+            models.Index(fields=["created_at"], name="entity_created"),
         ]
         constraints = [
             models.CheckConstraint(condition=canonical("created_by"), name="entity_creator_url"),
@@ -156,12 +165,17 @@ FAILING = 2
 
 
 _PENDING = Q(last_work_offset__gt=F("cursor")) | Q(queue_waiting=True)
+# One condition of two columns: by an index of one SQLite would look at every state without a wake.
+_WOKEN_OR_CLAIMED = Coalesce(
+    "outstanding_wake", "active_epoch", output_field=models.BigIntegerField()
+)
+_UNWOKEN = Q(IsNull(_WOKEN_OR_CLAIMED, True)) & _PENDING
 
 
 def _oldest_work(field: str, state: str = "") -> Subquery:
-    """This of the oldest work past a dispatch state's cursor.
+    """This column of the oldest work past a dispatch state's cursor.
 
-    ``state`` is the path from the rows asked for to their dispatch state.
+    ``state`` is the lookup path from the queried rows to their dispatch state.
     """
     events = StreamEvent.objects.filter(
         work=True, entity_id=OuterRef("pk"), offset__gt=OuterRef(f"{state}cursor")
@@ -178,30 +192,30 @@ def _pending_since(state: str = "") -> Coalesce:
 
 
 class DispatchStateQuerySet(models.QuerySet["DispatchState"]):
-    """Dispatch states, by what is to be done about them."""
+    """Dispatch states, selected by what has to be done about them."""
 
     def pending(self) -> "DispatchStateQuerySet":
         """With work past the cursor, or a queued message to take."""
         return self.filter(_PENDING)
 
     def failing(self) -> "DispatchStateQuerySet":
-        """Whose claims ended again and again without a release, and that are tried still."""
+        """Those whose claims ended repeatedly without a release, and that are still retried."""
         return self.filter(failures__gte=FAILING, ended="")
 
     def stranded(self) -> "DispatchStateQuerySet":
-        """With pending work that no runner is there for."""
+        """With pending work, but no runner that could do it."""
         return self.pending().awake().filter(runner=None)
 
     def waiting(self) -> "DispatchStateQuerySet":
-        """With pending work that could be done and that nobody holds."""
+        """With pending work that could be done, and no claim."""
         return self.pending().awake().filter(active_epoch=None)
 
     def with_pending_since(self) -> "DispatchStateQuerySet":
-        """With ``pending_since``: when the oldest unacked work came, or None."""
+        """With ``pending_since``: when the oldest unacked work arrived, or None."""
         return self.annotate(pending_since=_pending_since())
 
     def longest_waiting(self) -> "DispatchStateQuerySet":
-        """For each runner, and for none, the one that waits longest, oldest first.
+        """For each runner, and for none, the state that waits longest, oldest first.
 
         With ``pending_since``, and ``n``: how many of that runner's wait.
         """
@@ -214,8 +228,8 @@ class DispatchStateQuerySet(models.QuerySet["DispatchState"]):
     def with_first_work(self) -> "DispatchStateQuerySet":
         """With ``first_work``: the offset of the oldest work past the cursor, or None.
 
-        And with ``first_trace``, what its message has for ``trace``; where no work lies past the
-        cursor that of the message which is the next to be taken from the queue.
+        And with ``first_trace``, the ``trace`` of its message; where no work lies past the cursor,
+        that of the message that is next in the queue.
         """
         queue = QueuedMessage.objects.filter(entity_id=OuterRef("entity_id"))
         head = Subquery(queue.order_by("position", "offset").values("offset")[:1])
@@ -227,21 +241,20 @@ class DispatchStateQuerySet(models.QuerySet["DispatchState"]):
         }
         return self.annotate(**named)
 
-    def counts(self) -> "models.QuerySet[DispatchState, tuple[int, ...]]":
-        """For each runner how many of these are claimed, woken, and waiting with work."""
-        by_runner = self.order_by().values("runner")
-        return by_runner.annotate(
-            active_count=Count("active_epoch"),
-            woken_count=Count("outstanding_wake"),
-            waiting_count=Count("pk", filter=_PENDING & Q(active_epoch=None)),
-        ).values_list("active_count", "woken_count", "waiting_count")
+    def claimed(self) -> "DispatchStateQuerySet":
+        """Whose entity a claim holds."""
+        return self.filter(active_epoch__isnull=False)
+
+    def unwoken(self) -> "DispatchStateQuerySet":
+        """With pending work, and neither a wake nor a claim: in a delay, paused, or at its end."""
+        return self.filter(_UNWOKEN)
 
     def awake(self) -> "DispatchStateQuerySet":
-        """Neither paused nor at its end."""
+        """Neither paused nor ended."""
         return self.filter(paused=False, ended="")
 
     def retry_due(self) -> "DispatchStateQuerySet":
-        """Whose delay after a failure is over."""
+        """Those whose delay after a failure is over."""
         return self.filter(retry_at__lte=Now())
 
 
@@ -253,13 +266,13 @@ class DispatchState(models.Model):
     """
 
     class End(models.TextChoices):
-        """How an entity came to its end."""
+        """How an entity ended."""
 
         STOPPED = "stopped"
         KILLED = "killed"
 
     class Watched(models.IntegerChoices):
-        """What others asked to be told of an entity; it only goes up."""
+        """What others asked to be told about an entity; it only grows."""
 
         NOT = 0
         FOR_RUNS = 1
@@ -319,6 +332,8 @@ class DispatchState(models.Model):
     now: datetime  # of `core.clock.with_now`
     first_work: int | None = None  # of `with_first_work`
     first_trace: str | None = None
+    kept: "dict[str, object]"
+    """How it was in the database when it was locked, or saved since."""
     before: "tuple[object, ...] | None" = None
     """What was `seen` of it when it was locked; None of one that is new."""
 
@@ -326,10 +341,16 @@ class DispatchState(models.Model):
         default_permissions = ("view",)
         indexes = [
             models.Index(fields=["runner"], name="state_to_do", condition=_PENDING),
+            models.Index(fields=["runner"], name="state_unwoken", condition=_UNWOKEN),
+            models.Index(
+                fields=["runner"],
+                name="state_claimed",
+                condition=Q(active_epoch__isnull=False),
+            ),
             models.Index(
                 fields=["retry_at"], name="state_retry", condition=Q(retry_at__isnull=False)
             ),
-            # What operators look for is rare: each of these is small.
+            # Operators look for rare rows: each of these indexes is small.
             models.Index(
                 fields=["failures"], name="state_failing", condition=Q(failures__gte=FAILING)
             ),
@@ -366,7 +387,7 @@ class DispatchState(models.Model):
 
     @property
     def pending(self) -> bool:
-        """Whether work lies past the cursor, or a queued message is to be taken."""
+        """Whether work lies past the cursor, or a message waits in the queue."""
         return self.last_work_offset > self.cursor or self.queue_waiting
 
     @property
@@ -376,17 +397,17 @@ class DispatchState(models.Model):
 
     @property
     def failing(self) -> bool:
-        """Whether its claims ended again and again without a release."""
+        """Whether its claims ended repeatedly without a release."""
         return self.failures >= FAILING
 
     @property
     def awake(self) -> bool:
-        """Whether it may be woken at all: neither paused nor at its end."""
+        """Whether it may be woken at all: neither paused nor ended."""
         return not (self.paused or self.closed)
 
     @property
     def closed(self) -> bool:
-        """Whether it takes no message any more: it is stopping, stopped or killed."""
+        """Whether it takes no more messages: it is stopping, stopped or killed."""
         return bool(self.stop_requested or self.ended)
 
     @property
@@ -405,7 +426,7 @@ class DispatchState(models.Model):
 
 
 class WakeQuerySet(models.QuerySet["Wake"]):
-    """Wakes, by whether they still matter."""
+    """Wakes, selected by whether they still matter."""
 
     def outstanding(self) -> "WakeQuerySet":
         """Emitted, and neither claimed nor withdrawn."""
@@ -470,8 +491,8 @@ class Wake(models.Model):
 class ExactBoolean(Exact):
     """A boolean column by itself, as Django 5.2 writes it on every database.
 
-    On SQLite Django 6.1 compares it with 1, and an index serves only conditions written as its own
-    is: ``event_work``, made under the one, would be of no use under the other.
+    Django 6.1 compares it with 1 on SQLite, and an index serves only conditions that are written as
+    its own is: ``event_work``, made under 5.2, would be of no use under 6.1.
     """
 
     def as_sql(self, compiler: Any, connection: Any) -> tuple[str, Any]:
@@ -503,7 +524,7 @@ class StreamEvent(models.Model):
     class Meta:
         default_permissions = ()
         indexes = [
-            # However much a handler wrote, the oldest work past the cursor is one probe away.
+            # However much a handler wrote, the oldest work past the cursor is one lookup away.
             models.Index(fields=["entity", "offset"], name="event_work", condition=Q(work=True)),
         ]
         constraints = [
@@ -522,7 +543,7 @@ class StreamEvent(models.Model):
 class QueuedMessage(models.Model):
     """A message of mode queued or paused that no handler has taken yet: work, wherever it lies.
 
-    `dispatch.streams.work` alone writes these, from the events of the stream.
+    Only `dispatch.streams.work` writes these, from the events of the stream.
     """
 
     entity = models.ForeignKey(
@@ -575,9 +596,9 @@ class Producer(ProducerPlace):
 
 
 class SharedState(models.Model):
-    """A stream that several entities write to and read; it goes with the last that has it.
+    """A stream that several entities read and write; it goes with the last one that has it.
 
-    `dispatch.shared_states` makes and deletes these, and says who may use one.
+    `dispatch.shared_states` makes and deletes these, and decides who may use one.
     """
 
     name = models.CharField(max_length=512)
@@ -604,12 +625,12 @@ class SharedState(models.Model):
 
     @property
     def stream_path(self) -> str:
-        """Where it is read and written, and what registrations know it by."""
+        """Where it is read and written, and how registrations name it."""
         return f"{SHARED_STATE_PREFIX}{self.name}"
 
     @property
     def urls(self) -> list[str]:
-        """How it may be named as a source: its characters as they are, or encoded."""
+        """The URLs that may name it as a source: with its characters as they are, or encoded."""
         encoded = quote(self.name, safe=UNENCODED)
         return sorted({self.stream_path, f"{SHARED_STATE_PREFIX}{encoded}"})
 
@@ -655,7 +676,7 @@ class SharedStateProducer(ProducerPlace):
 
 
 class SharedStateLink(models.Model):
-    """That an entity has a shared state, or observes one, which may be yet to come."""
+    """Says that an entity has a shared state, or observes one, which may not exist yet."""
 
     entity = models.ForeignKey(
         Entity, on_delete=models.CASCADE, related_name="shared_state_links", db_index=False
@@ -682,22 +703,22 @@ class SharedStateLink(models.Model):
 
 
 class RegistrationQuerySet(models.QuerySet["Registration"]):
-    """Registrations, by what is to be done about them."""
+    """Registrations, selected by what has to be done about them."""
 
     def due(self) -> "RegistrationQuerySet":
-        """Of which something is due, longest due first."""
+        """Those that are due, longest due first."""
         return self.filter(due_at__lte=Now()).order_by("due_at", "pk")
 
 
 class Registration(models.Model):
-    """That an entity, the subscriber, is to be woken when something happens at a source.
+    """A request to wake an entity, the subscriber, when something happens at a source.
 
-    The source is an entity, that may be yet to come, or another stream.
-    `dispatch.streams.registrations` writes these, and when each is due.
+    The source is an entity, which may not exist yet, or another stream.
+    `dispatch.streams.registrations` writes these, and sets when each is due.
     """
 
     class Condition(models.TextChoices):
-        """What is to happen."""
+        """What has to happen."""
 
         RUN_FINISHED = "run_finished"
         CHANGE = "change"
@@ -741,6 +762,12 @@ class Registration(models.Model):
     closed = models.BooleanField(
         default=False, help_text="its source is at its end: it goes with its last delivery"
     )
+    near_only = models.BooleanField(
+        default=False,
+        db_default=False,
+        help_text="told of its subscriber's parent and descendants, and of what its runner's owner "
+        "may read",
+    )
     created_at = models.DateTimeField(db_default=Now())
 
     objects = RegistrationQuerySet.as_manager()
@@ -767,11 +794,19 @@ class Registration(models.Model):
     def __str__(self) -> str:
         return f"registration {self.pk} of entity {self.subscriber_id}"
 
+    @property
+    def awaited(self) -> str:
+        """What is to happen, in words: ``finished run``, or ``changes of todo (insert)``."""
+        if self.condition == self.Condition.RUN_FINISHED:
+            return "finished run"
+        of = f" of {', '.join(self.collections)}" if self.collections else ""
+        return f"changes{of}" + (f" ({', '.join(self.ops)})" if self.ops else "")
+
 
 class Delivery(models.Model):
-    """What a registration's subscriber is yet to be told of: an event of the source.
+    """An event of the source that a registration's subscriber has not been told of yet.
 
-    It is written in the transaction that appends the event, and goes in the one that appends the
+    It is written in the transaction that appends the event, and deleted in the one that appends the
     wake to the subscriber's stream.
     """
 
@@ -794,26 +829,26 @@ class Delivery(models.Model):
 
 
 class TimerQuerySet(models.QuerySet["Timer"]):
-    """Timers, by whether they are still to fire."""
+    """Timers, selected by whether they will still fire."""
 
     def pending(self) -> "TimerQuerySet":
-        """Not fired yet: those that have are gone."""
+        """Not fired yet; fired timers are deleted."""
         return self.filter(failed_at=None)
 
     def due(self) -> "TimerQuerySet":
-        """To fire now."""
+        """To be fired now."""
         return self.pending().filter(due_at__lte=Now())
 
     def late(self) -> "TimerQuerySet":
-        """To fire a while ago: nobody fires them."""
+        """Overdue: nobody seems to fire them."""
         return self.pending().filter(due_at__lte=Now() - LATE)
 
     def failed(self) -> "TimerQuerySet":
-        """Whose message could not be sent."""
+        """Those whose message could not be sent."""
         return self.filter(failed_at__isnull=False)
 
     def with_owner_url(self) -> "TimerQuerySet":
-        """With ``owner_url``: of whose schedule it is, or None."""
+        """With ``owner_url``: the entity whose schedule it is, or None."""
         return self.annotate(owner_url=F("owner__url"))
 
 
@@ -824,8 +859,8 @@ LATE = timedelta(seconds=10)
 class Timer(models.Model):
     """A message to be sent once, at a time: a delayed send, or an entity's own schedule.
 
-    The transaction that sends it deletes the row. What could not be sent stays for operators to
-    see. `dispatch.timers` alone writes these; nothing of one that is pending ever changes.
+    The transaction that sends the message deletes the row. A message that could not be sent stays
+    for operators to see. Only `dispatch.timers` writes these; a pending timer never changes.
     """
 
     target = models.ForeignKey(
@@ -874,7 +909,7 @@ class Timer(models.Model):
             ),
         ]
         constraints = [
-            # Of schedules several may send the same message: the first does.
+            # Several schedules may send the same message: the first one does.
             models.UniqueConstraint(
                 fields=["target", "key"],
                 name="timer_message_once",

@@ -1,7 +1,7 @@
-"""Entities that another server had: made in bulk, each with its stream and where it stood there.
+"""Entities from another server: made in bulk, each with its stream and its place in it.
 
-What `dispatch.entities.create` makes of one is made of many, in a few statements; who may and what
-is allowed was decided there, and its caller has held the facts to the rules of ours.
+`dispatch.entities.create` makes one; this makes many, in a few statements. The other server decided
+who may and what is allowed; the caller has checked the facts against our rules.
 """
 
 from collections.abc import Sequence
@@ -31,9 +31,10 @@ from runners.models import Runner
 class Arrival:
     """An entity as another server had it.
 
-    ``generation`` is above every epoch that was given there. ``events`` are those of its main
-    stream, of which the first ``acked`` are done with; None: all. ``pending``: it was to be woken.
-    Where no event is left to do, as without its stream, it is woken by an event that says so.
+    ``generation`` is above every epoch that was granted there. ``events`` are those of its main
+    stream, of which the first ``acked`` are done; None: all. ``pending``: it was about to be woken.
+    If no event is left to do, for instance without its stream, it is woken by an event that says
+    so.
     """
 
     url: str
@@ -57,7 +58,7 @@ class Arrival:
 def take_over(arrivals: Sequence[Arrival]) -> int:
     """Make these entities, parents before their children, and wake those that are due: how many.
 
-    All or none of them. Raises IntegrityError for a URL that there is. A runner that is not there
+    All of them or none. Raises IntegrityError for a URL that exists. A runner that does not exist
     is left out.
     """
     urls = [each.url for each in arrivals]
@@ -118,7 +119,7 @@ def _entity(arrival: Arrival) -> Entity:
 
 
 def _stream(entity: Entity, arrival: Arrival) -> list[JsonObject]:
-    """Its events, which begin with its creation, whether or not the other server kept them."""
+    """Its events, beginning with its creation, even if the other server did not keep that."""
     if any(event["type"] == "entity_created" for event in arrival.events):
         return list(arrival.events)
     begin = created_events(entity, arrival.entity_type, entity.created_at, new_txid())
@@ -126,7 +127,7 @@ def _stream(entity: Entity, arrival: Arrival) -> list[JsonObject]:
 
 
 def _woken_by(state: DispatchState) -> JsonObject:
-    """What an entity is woken for whose work did not come along."""
+    """The event that wakes an entity whose work did not come along."""
     at = iso(state.now)
     value = {"timestamp": at, "source": state.entity.url, "timeout": False, "changes": []}
     headers = {"operation": "insert", "timestamp": at, "txid": new_txid()}

@@ -1,4 +1,4 @@
-"""Registering from without: a call names the subscriber and the source, and locks the source."""
+"""Registering by a call, which names subscriber and source, and locks the source."""
 
 from django.db import transaction
 
@@ -10,7 +10,7 @@ from dispatch.streams.registrations import Order
 
 
 def register(subscriber: Entity, order: Order) -> None:
-    """Have the subscriber woken for what happens at the source from now on, should it be to come.
+    """Wake the subscriber for what happens at the source from now on; the source may not exist yet.
 
     Raises what `registrations.register` raises.
     """
@@ -18,5 +18,5 @@ def register(subscriber: Entity, order: Order) -> None:
     with transaction.atomic():
         if sources.is_entity(url) and not wakes.watch(url, order.watched):
             lock_name(url)
-            wakes.watch(url, order.watched)  # it may have come while its name was waited for
+            wakes.watch(url, order.watched)  # it may have been made while its name was waited for
         registrations.register(subscriber, order)

@@ -1,6 +1,7 @@
-"""Schedules of entities: set and cancelled by a call, and what becomes of them in the manifest.
+"""Schedules of entities: set and cancelled by a call, and how their manifest entries end.
 
-Each is an entry of its entity's manifest; `dispatch.streams.schedules` does what such entries say.
+Each is an entry in its entity's manifest; `dispatch.streams.schedules` does what such entries ask
+for.
 """
 
 import uuid
@@ -27,9 +28,9 @@ def set_future_send(
 ) -> str:
     """Have the entity send a message at a time, once, with the caller's rights: the txid.
 
-    It replaces the schedule of that name. ``near_only``: no further than to what is near the
-    entity. Raises NotFound for the target, Forbidden for one that is not the caller's to act on,
-    InvalidRequest for a payload that its type does not allow, NotRunning at the entity's end.
+    It replaces the schedule of that name. ``near_only``: the target must be near the entity. Raises
+    NotFound for the target, Forbidden for one in which the caller lacks the rights, InvalidRequest
+    for a payload that its type does not allow, NotRunning for an entity that has ended.
     """
     target = entity
     if asked.targetUrl not in (None, entity.url):
@@ -67,9 +68,9 @@ def set_future_send(
 def set_cron(
     entity: Entity, name: str, cron: Cron, payload: Any, *, debounce_ms: int, timeout_ms: int
 ) -> str:
-    """Have the entity woken whenever a cron expression says: the txid.
+    """Have the entity woken whenever a cron expression ticks: the txid.
 
-    It replaces the schedule of that name. Raises NotRunning at the entity's end.
+    It replaces the schedule of that name. Raises NotRunning for an entity that has ended.
     """
     wake = {"on": "change", "debounceMs": debounce_ms, "timeoutMs": timeout_ms}
     value = {
@@ -84,16 +85,16 @@ def set_cron(
 
 
 def cancel(entity: Entity, name: str) -> str:
-    """Cancel a schedule, if there is one: the txid. Raises NotRunning at the entity's end."""
+    """Cancel a schedule, if it exists: the txid. Raises NotRunning for an entity that has ended."""
     with transaction.atomic():
         return _append(_lock(entity), name, "delete", None)
 
 
 def objections(owner: Entity, events: Sequence[Any]) -> dict[int, str]:
-    """What the types of their targets have against messages that a handler's entries schedule.
+    """What types have against messages that a handler's entries schedule, by index of the event.
 
-    By the index of the event. Looked for before the owner is locked, for a check takes its time; to
-    fire a timer takes none. A target that is not the creator's to act on is left to that time.
+    Looked up before the owner is locked, since a check takes time; firing a timer then takes none.
+    Whether the creator has rights in the target is checked when it fires.
     """
     found: dict[int, str] = {}
     known: dict[str, JsonObject] = {}
@@ -128,8 +129,9 @@ def _objection(owner: Entity, entry: JsonObject) -> str | None:
 
 
 def note(state: DispatchState, timer: Timer, error: str | None) -> None:
-    """Append to the owner's stream, whose locked state this is, that its schedule's message was
-    sent, or why it was not; the caller saves it.
+    """Append to the owner's stream that its schedule's message was sent, or why it was not.
+
+    ``state`` is the owner's locked state; the caller saves it.
     """
     entry = msgspec.json.decode(timer.entry)
     if error is None:

@@ -22,7 +22,7 @@ import msgspec
 MOST_ERRORS = 100
 MAX_MESSAGE = 500
 _MEMORY_BYTES = 512 * 1024 * 1024
-# Linear in the text, but in this as well: a pattern that compiles to more is refused.
+# Matching is linear in the text, but also in this: a pattern that compiles to more is refused.
 _PATTERNS = jsonschema_rs.RegexOptions(size_limit=256 * 1024, dfa_size_limit=1024 * 1024)
 
 
@@ -59,7 +59,7 @@ def _check(channel: Any, schema: bytes, value: bytes) -> None:
     try:
         validator.validate(decoded)
     except jsonschema_rs.ValidationError as first:
-        # Told at once: to find all of them takes the engine far longer, and may be cut short.
+        # The first error is sent at once: finding all takes far longer, and may be cut short.
         _write(channel, [_told(first)])
         _write(
             channel, [_told(each) for each in islice(validator.iter_errors(decoded), MOST_ERRORS)]
@@ -75,7 +75,7 @@ def main(budget_s: float) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with socket.socket(fileno=0) as connection, connection.makefile("rwb") as channel:
         while schema := channel.readline():
-            # Its default action ends the process, also amid a call into the engine.
+            # Its default action ends the process, even in the middle of a call into the engine.
             signal.setitimer(signal.ITIMER_PROF, budget_s)
             _check(channel, schema.rstrip(b"\n"), channel.readline().rstrip(b"\n"))
             signal.setitimer(signal.ITIMER_PROF, 0)

@@ -1,8 +1,8 @@
-"""JSON Schemas that a type's registrar gives, and what is checked by them.
+"""JSON Schemas that a type's registrar supplies, and values checked against them.
 
-Whoever writes a schema or a value may mean to stall the server. So the engine, whose regexes are
-linear in the text, runs in a process beside the server (`dispatch.schema_checker`), which a check
-that exceeds its budget of CPU time or memory ends. Call neither function while a lock is held.
+The author of a schema or a value may want to stall the server. So the engine, whose regexes are
+linear in the text, runs in a separate process (`dispatch.schema_checker`), which is ended when a
+check exceeds its budget of CPU time or memory. Call neither function while holding a lock.
 """
 
 import atexit
@@ -36,7 +36,7 @@ _SILENCE_S = 10.0
 def check_schema(schema: Any, path: str, *, whose: str = "") -> None:
     """Raise InvalidRequest for what is not a JSON Schema; ``path`` names the field.
 
-    ``whose``: the URL of the principal that gives it, as for `check`; "" where none calls.
+    ``whose`` is the URL of the schema's author, as for `check`; "" when no principal calls.
     """
     encoded = msgspec.json.encode(schema)
     if len(encoded) > MAX_SCHEMA_BYTES:
@@ -49,8 +49,8 @@ def check_schema(schema: Any, path: str, *, whose: str = "") -> None:
 def check(value: Any, schema: Any, path: str, *, whose: str) -> None:
     """Raise InvalidRequest with up to 100 places in ``value`` that the schema does not allow.
 
-    ``whose``: the schema's author, who has one place in the queue, however many checks of theirs
-    wait. Raises ServiceUnavailable when too many do.
+    ``whose`` is the schema's author, who has one place in the queue however many checks of theirs
+    wait. Raises ServiceUnavailable when too many checks wait.
     """
     verdict = _checker.check(whose, msgspec.json.encode(schema), msgspec.json.encode(value))
     if isinstance(verdict, str):
@@ -66,14 +66,14 @@ def check(value: Any, schema: Any, path: str, *, whose: str) -> None:
 
 
 class _Turn:
-    """What one at a time may have."""
+    """A turn that one caller at a time may have."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
 
     @contextmanager
     def taken(self, deadline: float) -> Iterator[None]:
-        """Have it for as long as the block takes. Raises ServiceUnavailable at the deadline."""
+        """Hold the turn while the block runs. Raises ServiceUnavailable at the deadline."""
         if not self._lock.acquire(timeout=max(0, deadline - time.monotonic())):
             raise ServiceUnavailable("Too many checks by schemas are waiting; try again.")
         try:
@@ -83,7 +83,7 @@ class _Turn:
 
 
 class _Checker:
-    """The process beside this one, begun at the first check and again whenever one ended it."""
+    """The checking process, started at the first check and again whenever a check ended it."""
 
     def __init__(self) -> None:
         self._turn = _Turn()
@@ -94,9 +94,9 @@ class _Checker:
     def check(self, whose: str, schema: bytes, value: bytes = b"") -> Any:
         """None, the sentence why it cannot be checked, or the errors.
 
-        Raises ServiceUnavailable when too many wait.
+        Raises ServiceUnavailable when too many checks wait.
         """
-        hand_back()  # it may wait for others
+        hand_back()  # it may wait for other checks
         deadline = time.monotonic() + _QUEUE_S
         own = self._turns.setdefault(whose, _Turn())
         with own.taken(deadline), self._turn.taken(deadline):
@@ -115,7 +115,7 @@ class _Checker:
             try:
                 verdict = self._read()
             except (OSError, EOFError):
-                self.end()  # to find the other errors took too long
+                self.end()  # finding the other errors took too long
         return verdict
 
     def _read(self) -> Any:
@@ -134,10 +134,10 @@ class _Checker:
                 [sys.executable, "-I", str(Path(schema_checker.__file__)), str(BUDGET_S)],
                 stdin=its.fileno(),
                 stdout=subprocess.DEVNULL,
-                # What the engine says as it is ended, the caller would be the author of.
+                # What the engine prints as it is ended would be written by the caller.
                 stderr=subprocess.DEVNULL,
             )
-        with ours:  # the file keeps it open
+        with ours:  # the file object keeps it open
             ours.settimeout(_SILENCE_S)
             self._channel = ours.makefile("rwb")
 

@@ -1,8 +1,8 @@
-"""Shared states: streams that several entities write to, each with an id of its writers' choice.
+"""Shared states: streams that several entities write to, each with an id that a writer chose.
 
 An entity *has* the shared states that were put in its name, and *observes* those that its manifest
-names. What it has goes with the last entity that has it. Observing gives an entity's creator
-nothing; it lets the entity's runner use what its creator may.
+names. What it has is deleted with the last entity that has it. Observing gives an entity's creator
+no rights; it lets the entity's runner use what the creator may use.
 """
 
 from collections.abc import Sequence
@@ -55,12 +55,12 @@ def find_usable(name: str, principal: Principal) -> SharedState:
 def may_use(state: SharedState, principal: Principal) -> bool:
     """Whether the principal may read and write a shared state.
 
-    Whoever may act on an entity that has it, and the owner of that one's runner; and of an entity
-    that observes it the same two, if its creator may act on one that has it.
+    Those may who have the rights in an entity that has it, or own that entity's runner; and the
+    same two for an entity that observes it, if its creator has the rights in one that has it.
     """
     links = SharedStateLink.objects.filter(name=state.name)
     having, observing = links.filter(manifest=""), links.exclude(manifest="")
-    # As nearly always, and without a look at types.
+    # The usual case, and it needs no look at types.
     if having.filter(_made(principal) | _runs(principal)).exists():
         return True
     if _concerned(having, principal).exists():
@@ -81,12 +81,12 @@ Links = QuerySet[SharedStateLink]
 
 
 def _concerned(links: Links, principal: Principal) -> Links:
-    """Those of entities that the principal may act on, or owns the runner of."""
+    """Those of the entities in which the principal has the rights, or whose runner it owns."""
     return links.filter(_runs(principal) | _may_act(links, principal))
 
 
 def _acted_on(links: Links, principal: Principal) -> Links:
-    """Those of entities that the principal may act on: `entities.may_act`, for many at once."""
+    """Those of the entities in which the principal has the rights: `entities.may_act` for many."""
     return links.filter(_may_act(links, principal))
 
 
@@ -114,24 +114,24 @@ def _may_act(links: Links, principal: Principal) -> Q:
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """A shared state, and whether it was made just now."""
+    """A shared state, and whether this call made it."""
 
     state: SharedState
     is_new: bool
 
 
 def put(caller: Principal, name: str, owner: Entity) -> Put:
-    """Make the shared state of this name unless there is one, and let the owner have it.
+    """Make the shared state of this name unless it exists, and let the owner have it.
 
-    Raises Forbidden where the owner is not the caller's to act on, and for one that the owner does
-    not have yet and the caller may not use; RateLimited past PULLWAKE_MAX_SHARED_STATES; NotFound
-    for an owner that was deleted meanwhile.
+    Raises Forbidden for an owner in which the caller lacks the rights, and for a shared state that
+    the owner does not have yet and the caller may not use; RateLimited past
+    PULLWAKE_MAX_SHARED_STATES; NotFound for an owner that was meanwhile deleted.
     """
     if not entities.may_act(owner, caller):
         raise Forbidden("The owner is not the caller's to act on.")
     own = SharedStateLink.objects.filter(entity=owner, name=name, manifest="")
     known = _STATE.first(name=name)
-    if known is not None and own.exists():  # as at each wake after the first
+    if known is not None and own.exists():  # usual: each wake after the first puts it again
         return Put(known, is_new=False)
     with transaction.atomic():
         entities.lock(owner)
@@ -151,7 +151,7 @@ def _lock_or_make(caller: Principal, name: str) -> tuple[SharedState, bool]:
     try:
         with transaction.atomic():
             return SharedState.objects.create(name=name, created_by=caller.url), True
-    except IntegrityError:  # another was first
+    except IntegrityError:  # another call was first
         return _locking().get(name=name), False
 
 
@@ -162,7 +162,7 @@ def _locking() -> QuerySet[SharedState]:
 def append(
     state: SharedState, events: Sequence[Any], sequence: producers.Sequence | None = None
 ) -> Appended:
-    """Append events to a shared state, and leave word for whoever waits for such.
+    """Append events to a shared state, and record deliveries for those who wait for such events.
 
     Raises NotFound, and what `producers.advance` raises.
     """
@@ -179,9 +179,9 @@ def append(
 
 
 def leave(entity: Entity) -> list[str]:
-    """Before an entity that is locked is deleted: delete what no other entity has.
+    """Before a locked entity is deleted: delete the shared states that no other entity has.
 
-    The URLs of what was deleted.
+    Returns the URLs of what was deleted.
     """
     links = SharedStateLink.objects.filter(manifest="")
     own = list(links.filter(entity=entity).order_by("name").values_list("name", flat=True))

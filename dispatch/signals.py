@@ -1,9 +1,9 @@
-"""Signals to entities, as POSIX names them; `claims.endings.kill` is the one that ends a claim.
+"""Signals to entities, named as in POSIX; `claims.endings.kill` is the one that ends a claim.
 
-SIGSTOP pauses, SIGCONT resumes, SIGTERM stops. The others change nothing here and are work for the
-handler, as is the SIGCONT that resumes: it starts the queue again. A SIGSTOP or SIGTERM that comes
-during a claim is left unhandled, for its handler to see, and is no work: `complete` says at the
-end of the claim what it did.
+SIGSTOP pauses, SIGCONT resumes, SIGTERM stops. The other signals change nothing here and are work
+for the handler, as is a SIGCONT that resumes: it starts the queue again. A SIGSTOP or SIGTERM that
+arrives during a claim stays unhandled, for its handler to see, and is not work: `complete` records
+at the end of the claim what it did.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ SERVER = "/_electric/server"
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """What is signalled; ``sender`` is a principal's URL."""
+    """A signal to be sent; ``sender`` is a principal's URL."""
 
     name: str
     sender: str
@@ -43,7 +43,7 @@ class Signal:
 
 @dataclass(frozen=True, slots=True)
 class Signalled:
-    """What a signal did: the entity's status before and after it."""
+    """The effect of a signal: the entity's status before and after it."""
 
     previous_state: str
     new_state: str
@@ -64,7 +64,7 @@ def send(entity: Entity, signal: Signal) -> Signalled:
         resumes = before == "paused" and signal.name == "SIGCONT"
         changed = signal.name not in HANDLERS and _change(state, signal.name)
         if signal.name in HANDLERS or resumes:
-            # News is worth a try at once, whatever failed before.
+            # A new message is worth a try at once, whatever failed before.
             state.retry_at = None
             signalled = record(entity, state, signal, before=before)
         elif state.claimed and signal.name in CLOSING:
@@ -77,8 +77,7 @@ def send(entity: Entity, signal: Signal) -> Signalled:
 
 
 def _change(state: DispatchState, name: str) -> bool:
-    """Whether the signal changed anything; stopping an unclaimed entity is left to `settle`, and so
-    is what becomes of its wake."""
+    """Apply the signal: whether it changed anything. `settle` stops an unclaimed entity."""
     if state.stop_requested:
         return False
     if name == "SIGTERM":
@@ -100,7 +99,8 @@ def record(
 ) -> Signalled:
     """Append a signal to the stream of an entity whose locked state this is; the caller saves it.
 
-    ``before`` is the status it met; ``changed`` whether it changed it, None if it is unhandled.
+    ``before`` is the status in which it found the entity; ``changed`` is whether it changed that,
+    None if it is unhandled.
     """
     stopped = state.stop_requested and not state.claimed
     after = DispatchState.End.STOPPED.value if stopped else state.status
@@ -133,10 +133,10 @@ def _handled(state: DispatchState, *, changed: bool, before: str, after: str) ->
 
 
 def complete(state: DispatchState, since: int) -> None:
-    """At the end of a claim: what the SIGSTOPs and SIGTERMs that its handler left unhandled did.
+    """At the end of a claim: record the effect of SIGSTOPs and SIGTERMs left unhandled.
 
-    They lie past the offset ``since``, and there are some where ``signals_open``. Without this the
-    next handler would heed them.
+    They lie past the offset ``since``, and exist only where ``signals_open``. Without this the next
+    handler would obey them.
     """
     state.signals_open = False
     left: dict[str, str] = {}

@@ -29,7 +29,7 @@ from dispatch.models import Entity, Timer, TimerQuerySet
 
 
 def delay(target: Entity, message: Message, txid: str, due_at: datetime) -> None:
-    """Have an entity, which is locked, sent a message at a time; one without a key gets one."""
+    """Have a locked entity sent a message at a time; a message without a key is given one."""
     key = message.key if message.key is not None else f"scheduled-task-{txid}"
     timer = Timer(due_at=due_at)
     fill(timer, target, replace(message, key=key), txid)
@@ -37,7 +37,7 @@ def delay(target: Entity, message: Message, txid: str, due_at: datetime) -> None
 
 
 def fill(timer: Timer, target: Entity, message: Message, txid: str) -> None:
-    """Give a timer, yet to be added, the message that it sends, which has a key."""
+    """Give a timer that is not added yet the message that it will send, which has a key."""
     timer.target = target
     timer.target_url = target.url
     timer.key = message.key or ""
@@ -46,12 +46,12 @@ def fill(timer: Timer, target: Entity, message: Message, txid: str) -> None:
 
 
 def message_of(timer: Timer) -> Message:
-    """What it sends."""
+    """The message that it sends."""
     return msgspec.json.decode(timer.message, type=Message)
 
 
 def txid_of(target: Entity, key: str) -> str | None:
-    """The txid of the message with this key that is to be sent to an entity, or None."""
+    """The txid of the pending message with this key to an entity, or None."""
     waiting = Timer.objects.pending().filter(target=target, key=key)
     return waiting.values_list("txid", flat=True).first()
 
@@ -75,14 +75,15 @@ def add(timer: Timer) -> None:
 
 
 def cancel(owner_id: int, schedule: str) -> None:
-    """An entity's schedule fires no more; the entity is locked."""
+    """Cancel an entity's schedule; the entity is locked."""
     Timer.objects.pending().filter(owner=owner_id, schedule=schedule).delete()
 
 
 def cancel_all(owner_id: int) -> None:
-    """A locked entity has come to its end: its schedules fire no more.
+    """Cancel all schedules of a locked entity that ended.
 
-    It waits for nobody, as who may hold one finds its owner at its end, and drops it.
+    This waits for nobody: a process that holds one of the timers finds the owner ended, and drops
+    it.
     """
     pending = Timer.objects.pending().filter(owner=owner_id)
     keys = list(_unused(pending).values_list("pk", flat=True))
@@ -91,13 +92,13 @@ def cancel_all(owner_id: int) -> None:
 
 
 def let_go(entity_id: int) -> None:
-    """A locked entity is to be deleted: its schedules go, and what is for it will fail."""
+    """A locked entity is about to be deleted: its schedules go; timers aimed at it will fail."""
     Timer.objects.filter(owner=entity_id).delete()
     Timer.objects.filter(target=entity_id).update(target=None)
 
 
 def lock_due(limit: int, **which: Any) -> list[Timer]:
-    """Lock timers whose time has come, the most overdue first, but those that another has locked.
+    """Lock due timers, the most overdue first, skipping those that another has locked.
 
     Inside a transaction.
     """
@@ -111,7 +112,7 @@ def _unused(timers: TimerQuerySet) -> TimerQuerySet:
 
 
 def end(fired: Iterable[int], failed: Mapping[int, str]) -> None:
-    """Locked timers have fired, or failed for these reasons."""
+    """Record that locked timers have fired, or failed for these reasons."""
     Timer.objects.filter(pk__in=list(fired)).delete()
     for pk, error in failed.items():
         Timer.objects.filter(pk=pk).update(failed_at=Now(), error=error)

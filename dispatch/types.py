@@ -1,8 +1,8 @@
-"""Entity types: registered, and what they allow whom and which messages.
+"""Entity types: registered, and what they allow to whom and in which messages.
 
 A type that nobody registered is open: anybody makes its entities, with any arguments and messages.
-Registering its name takes over none of these: the rights of registrar and grantees, and what a type
-asks of messages, hold for the entities that were made under that registration.
+Registering its name takes over none of these: the rights of registrar and grantees, and the rules
+for messages, hold for the entities that were made under that registration.
 """
 
 from collections.abc import Iterator, Mapping
@@ -43,7 +43,7 @@ def find(name: str) -> EntityType | None:
 
 
 def of(entity: Entity) -> EntityType | None:
-    """The type that an entity was made under, or None: also where its name is registered anew."""
+    """The type that an entity was made under, or None, also if its name was registered anew."""
     entity_type = find(entity.type) if entity.registration else None
     if entity_type is None or entity_type.registration != entity.registration:
         return None
@@ -51,7 +51,7 @@ def of(entity: Entity) -> EntityType | None:
 
 
 def granted(entity_type: EntityType | None, principal: Principal, *permissions: str) -> bool:
-    """Whether the registrar is this principal, or granted it one of these permissions."""
+    """Whether the principal is the registrar, or was granted one of these permissions."""
     if entity_type is None:
         return False
     subjects = {("principal", principal.url), ("principal_kind", principal.kind)}
@@ -78,11 +78,11 @@ def check_message(
 
 
 def register(caller: Principal, name: str, facts: JsonObject) -> EntityType:
-    """Register a type, or update what is given of one and raise its revision.
+    """Register a type, or update the given fields of one and raise its revision.
 
-    ``facts`` are fields of `EntityType`. Raises Forbidden for a type that is not the caller's to
-    change, for another's default runner, and for whom PULLWAKE_TYPE_REGISTRARS leaves out;
-    RateLimited past PULLWAKE_MAX_TYPES.
+    ``facts`` are fields of `EntityType`. Raises Forbidden for a type that the caller may not
+    change, for another principal's default runner, and for callers outside
+    PULLWAKE_TYPE_REGISTRARS; RateLimited past PULLWAKE_MAX_TYPES.
     """
     default_runner = facts.get("default_runner")
     if default_runner is not None:
@@ -105,8 +105,8 @@ def register(caller: Principal, name: str, facts: JsonObject) -> EntityType:
 def add_schemas(caller: Principal, name: str, schemas: Mapping[str, JsonObject]) -> EntityType:
     """Add to a type's ``inbox_schemas`` and ``state_schemas``, and raise its revision.
 
-    Raises SchemaKeyExists for a key that is there, InvalidRequest past `MAX_SCHEMAS` or
-    `MAX_SCHEMAS_BYTES`, NotFound, and Forbidden for a type that is not the caller's to change.
+    Raises SchemaKeyExists for a key that exists, InvalidRequest past `MAX_SCHEMAS` or
+    `MAX_SCHEMAS_BYTES`, NotFound, and Forbidden for a type that the caller may not change.
     """
     with transaction.atomic():
         entity_type = _require_manager(name, _lock(name), caller)
@@ -128,7 +128,7 @@ def add_schemas(caller: Principal, name: str, schemas: Mapping[str, JsonObject])
 def delete(name: str, caller: Principal | None = None) -> None:
     """Delete a type; its entities live on. ``caller`` None: an operator.
 
-    Raises NotFound, and Forbidden for a type that is not the caller's to change.
+    Raises NotFound, and Forbidden for a type that the caller may not change.
     """
     with transaction.atomic():
         entity_type = _require_manager(name, _lock(name), caller)
@@ -137,9 +137,9 @@ def delete(name: str, caller: Principal | None = None) -> None:
 
 
 def transfer(name: str, registrar: Principal) -> bool:
-    """Make another principal a type's registrar, for operators: whether it was not yet.
+    """Make another principal a type's registrar, for operators: whether that changed anything.
 
-    Its registration, and with it the entities that were made under it, goes along. Raises NotFound.
+    Its registration, and so the entities that were made under it, stay with it. Raises NotFound.
     """
     with transaction.atomic():
         entity_type = _require_manager(name, _lock(name), None)
@@ -149,8 +149,27 @@ def transfer(name: str, registrar: Principal) -> bool:
         return True
 
 
+def retain(name: str, events: int | None, days: int | None) -> bool:
+    """Set what living entities of a type keep of their acked events, for operators: whether that
+    is another than before. None: all of them, or for ever. Raises NotFound.
+    """
+    with transaction.atomic():
+        entity_type = _require_manager(name, _lock(name), None)
+        if (entity_type.retain_events, entity_type.retain_days) == (events, days):
+            return False
+        _change(entity_type, {"retain_events": events, "retain_days": days})
+        return True
+
+
+def retaining() -> list[EntityType]:
+    """Those whose living entities do not keep all acked events; schemas deferred."""
+    rows = EntityType.objects.exclude(registration="").order_by("name")
+    limited = rows.exclude(retain_events=None, retain_days=None)
+    return list(limited.only("name", "registration", "retain_events", "retain_days"))
+
+
 def managed_by(principal: Principal) -> list[EntityType]:
-    """Those whose entities the principal may do with what their creators may; schemas deferred."""
+    """Types in whose entities the principal has the creators' rights; schemas deferred."""
     rows = _naming(principal, EntityType.objects.exclude(registration="")).only(
         "name", "registration", "registered_by", "permission_grants"
     )
@@ -158,10 +177,10 @@ def managed_by(principal: Principal) -> list[EntityType]:
 
 
 def seen_by(principal: Principal, after: str = "") -> Iterator[EntityType]:
-    """Those that the principal registered, may use, or has entities of; by name, past ``after``.
+    """Types that the principal registered, may use, or has entities of; by name, past ``after``.
 
-    Others' are passed over by the database, and of the rest a few are held at a time: each may be
-    large, and a registrar may have many.
+    The database skips other types, and the rest are loaded a few at a time: each may be large, and
+    a registrar may have many.
     """
     rows = _naming(principal, _for(principal).filter(name__gt=after), Q(has_own=True))
     names = list(rows.order_by("name").values_list("name", flat=True))
@@ -173,7 +192,7 @@ def seen_by(principal: Principal, after: str = "") -> Iterator[EntityType]:
 def _naming(
     principal: Principal, rows: "QuerySet[EntityType]", which: Q | None = None
 ) -> "QuerySet[EntityType]":
-    """Those that the principal registered, or that name it or its kind in a grant, or ``which``."""
+    """Types that the principal registered, that name it or its kind in a grant, or ``which``."""
     named = (
         Q(registered_by=principal.url)
         | Q(granted_to__contains=f'"{principal.url}"')
@@ -184,7 +203,7 @@ def _naming(
 
 
 def find_seen(principal: Principal, name: str) -> EntityType:
-    """One of `seen_by`. Raises NotFound, or Forbidden for one that is not of those."""
+    """One of `seen_by`. Raises NotFound, or Forbidden for a type outside it."""
     entity_type = _for(principal).filter(pk=name).first()
     if entity_type is None:
         raise NotFound(f"There is no entity type {name}.")
@@ -208,7 +227,7 @@ def _lock(name: str) -> EntityType | None:
 
 def _change(entity_type: EntityType, facts: JsonObject) -> EntityType:
     """Change a locked type, and raise its revision."""
-    if not entity_type.registration:  # a server of the last version registered it
+    if not entity_type.registration:  # a server of the previous version registered it
         facts = {**facts, "registration": new_id("reg")}
     EntityType.objects.filter(pk=entity_type.pk).update(
         revision=F("revision") + 1, updated_at=Now(), **facts
@@ -219,7 +238,7 @@ def _change(entity_type: EntityType, facts: JsonObject) -> EntityType:
 
 
 def _managers(entity_type: EntityType) -> set[str]:
-    """Who may do what the creators of its entities may: URLs of principals, and kinds of them."""
+    """Who has the creators' rights in its entities: URLs of principals, and kinds of principals."""
     return {entity_type.registered_by} | {
         grant["subject_value"]
         for grant in entity_type.permission_grants
@@ -228,7 +247,7 @@ def _managers(entity_type: EntityType) -> set[str]:
 
 
 def _have_looked_anew(subjects: set[str]) -> None:
-    """Have these, who may see more entities now, or fewer, read the feed of them from the start."""
+    """Make these, whose rights have changed, read the feed of entities from the start."""
     for subject in sorted(subjects):
         changes.depart(changes.Kind.ENTITY, subject)
     if subjects:
@@ -252,7 +271,7 @@ def _require_registrar(caller: Principal) -> None:
 
 
 def _check_default(caller: Principal, runner_id: str) -> None:
-    """Whoever names a runner that exists must own it; one that is yet to come may be named, too."""
+    """A named runner that exists must be the caller's; it may also not exist yet."""
     try:
         runner = registry.find(runner_id)
     except NotFound:

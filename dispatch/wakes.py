@@ -27,14 +27,14 @@ from typing import TypeVar
 
 from django.conf import settings
 from django.db import OperationalError, connection, transaction
-from django.db.models import DateTimeField, ExpressionWrapper, F, Q, Subquery
+from django.db.models import DateTimeField, ExpressionWrapper, F, Q, QuerySet, Subquery
 from django.db.models.functions import Greatest, Now
 
 from core.clock import Milliseconds, epoch_ms, with_now
-from core.database import is_lock_refused, lock_name
+from core.database import HeldBriefly, is_lock_refused, lock_name
 from core.identifiers import new_id
 from core.metrics import type_name
-from core.prepared import Insert, Param, Select, Update, Values, save_all
+from core.prepared import Insert, Param, SaveChanged, Select, Update, Values
 from dispatch import timers
 from dispatch.metrics import WAKES_EMITTED, WAKES_EMITTED_AGAIN
 from dispatch.models import (
@@ -54,7 +54,7 @@ MAX_DELAY = timedelta(hours=1)
 
 
 def lock(states: DispatchStateQuerySet, *, skip_locked: bool = False) -> list[DispatchState]:
-    """Lock these dispatch states, in the one order that cannot deadlock; inside a transaction.
+    """Lock these dispatch states in the one order that cannot deadlock; inside a transaction.
 
     Each gets ``now``, the database's time. ``skip_locked`` leaves out those that another holds.
     """
@@ -66,22 +66,37 @@ State = TypeVar("State", DispatchState, DispatchState | None)
 
 
 def remember(state: State) -> State:
-    """A state that was just locked, with what the feed of entities shows of it so far."""
+    """A state that was just locked, with how it is in the database, and what its feed shows."""
     if state is not None:
+        state.kept = vars(state).copy()
         state.before = state.seen
     return state
 
 
 def _locking(states: DispatchStateQuerySet, *, skip_locked: bool = False) -> DispatchStateQuerySet:
+    return _locking_alone(states.select_related("entity"), skip_locked=skip_locked)
+
+
+def _locking_alone(
+    states: DispatchStateQuerySet, *, skip_locked: bool = False
+) -> DispatchStateQuerySet:
     return (
         with_now(states)
-        .select_related("entity")
         .order_by("entity_id")
         .select_for_update(of=("self",), skip_locked=skip_locked)
     )
 
 
 _STATE_OF = Select(lambda: _locking(DispatchState.objects.filter(entity=Param("entity"))))
+_STATE_ALONE = Select(lambda: _locking_alone(DispatchState.objects.filter(entity=Param("entity"))))
+
+
+def lock_alone(entity: Entity) -> DispatchState | None:
+    """`lock` for the state of an entity that is at hand; None when it was deleted."""
+    state = remember(_STATE_ALONE.first(entity=entity.pk))
+    if state is not None:
+        state.entity = entity
+    return state
 
 
 def lock_of(entity_id: int) -> DispatchState | None:
@@ -95,7 +110,7 @@ _STATE_CLAIMED = Select(
 
 
 def lock_claimed(entity_id: int) -> DispatchState | None:
-    """`lock_of` for a state that may be taken; it has ``first_work``, as `take` needs it."""
+    """`lock_of` for a state to be taken; it has ``first_work``, which `take` needs."""
     return remember(_STATE_CLAIMED.first(entity=entity_id))
 
 
@@ -109,9 +124,9 @@ _STATE_SUBSCRIBED = Select(
 
 
 def lock_subscribed(runner_id: str, subscription_key: str) -> DispatchState | None:
-    """`lock` for the state, of the runner's, whose subscription this is; None if none is.
+    """`lock` for the runner's state with this subscription; None if there is none.
 
-    It has ``first_work``, as `take` needs it.
+    It has ``first_work``, which `take` needs.
     """
     found = _STATE_SUBSCRIBED.first(runner=runner_id, subscription_key=subscription_key)
     return remember(found)
@@ -133,8 +148,9 @@ _STATE_OLDEST = Select(
 
 
 def lock_oldest(runner_id: str) -> DispatchState | None:
-    """`lock` for the state whose wake is the runner's oldest; None when there is no wake, or when
-    that one was taken while its lock was waited for. It has ``first_work``, as `take` needs it.
+    """`lock` for the state with the runner's oldest wake; None if there is none to take.
+
+    It has ``first_work``, which `take` needs.
     """
     return remember(_STATE_OLDEST.first(runner=runner_id))
 
@@ -147,9 +163,7 @@ _BEGIN = Insert(DispatchState, watched=registrations.watched_from_birth(Param("u
 
 
 def begin(entity: Entity, runner: Runner | None) -> DispatchState:
-    """The dispatch state, locked, of an entity that has just been made; with the entity as it is
-    in the database.
-    """
+    """The locked dispatch state of an entity that has just been made; with the entity as stored."""
     lock_name(entity.url)
     _BEGIN.add(DispatchState(entity=entity, runner=runner), url=entity.url)
     state = lock_of(entity.pk)
@@ -159,8 +173,9 @@ def begin(entity: Entity, runner: Runner | None) -> DispatchState:
 
 
 def begin_all(states: Sequence[DispatchState]) -> int:
-    """Begin with these states, of entities that have just been made, and wake those that are due:
-    how many. Inside a transaction.
+    """Add these states, of entities just made, and wake those that are due: how many.
+
+    Inside a transaction.
     """
     DispatchState.objects.bulk_create(states)
     changes.write_all(changes.Kind.ENTITY, [_shown(each.entity, each.runner) for each in states])
@@ -171,7 +186,7 @@ def begin_all(states: Sequence[DispatchState]) -> int:
 
 
 def _show(entity: Entity, runner: Runner | None) -> None:
-    """Have the feed show an entity to its creator, and to the owner of its runner."""
+    """Show an entity in the feeds of its creator and of the owner of its runner."""
     changes.write(changes.Kind.ENTITY, **_shown(entity, runner))
     waiters.announce(waiters.ENTITY_FEED)
 
@@ -187,39 +202,40 @@ def _shown(entity: Entity, runner: Runner | None) -> dict[str, str]:
     }
 
 
-_SAVE = save_all(DispatchState)
+_SAVE = SaveChanged(DispatchState)
 
 
 def save(state: DispatchState) -> None:
     """Write a locked dispatch state back, and tell the feed of entities if it shows the change."""
-    _SAVE.count(**vars(state))
-    if state.seen == state.before:
+    _SAVE.save(state, state.kept)
+    seen = state.seen
+    if seen == state.before:
         return
-    state.before = state.seen
+    state.before = seen
     if not changes.note(changes.Kind.ENTITY, state.entity.url):
-        # A server of the last version made it.
+        # A server of the previous version created it.
         _show(state.entity, state.runner)
     waiters.announce(waiters.ENTITY_FEED)
 
 
 def watch(url: str, level: DispatchState.Watched) -> bool:
-    """Have the entity at a URL look for registrations from now on: whether there is one.
+    """Have the entity at a URL look up registrations from now on: whether there is such an entity.
 
-    It is locked until the transaction ends. Outside of one, whatever is being appended to its
-    stream is waited for.
+    It is locked until the transaction ends. Outside a transaction, appends in progress to its
+    stream are waited for.
     """
     states = DispatchState.objects.filter(entity__url=url)
     return bool(states.update(watched=Greatest("watched", level)))
 
 
 def due(state: DispatchState) -> bool:
-    """Whether the entity may be woken now, were it neither claimed nor woken."""
+    """Whether the entity may be woken now, if it is neither claimed nor woken."""
     retry_over = state.retry_at is None or state.retry_at <= state.now
     return state.pending and state.awake and state.runner_id is not None and retry_over
 
 
 def settle(state: DispatchState) -> Wake | None:
-    """Do what the state of an entity asks for, and save it: the new wake, or None.
+    """Do what the state of an entity requires, and save it: the new wake, or None.
 
     An entity without a claim that was asked to stop stops; one that is due is woken. One that is
     paused, or whose work was withdrawn, has its wake withdrawn.
@@ -255,19 +271,19 @@ def settle_all(states: Iterable[DispatchState]) -> None:
 def end(state: DispatchState, how: DispatchState.End) -> None:
     """The entity stops or is killed: it is never woken again, and its schedules are cancelled.
 
-    Once all is in its stream the caller closes it for those who watch it (`registrations.close`),
-    and then withdraws its wake.
+    Once all its events are appended, the caller closes it for those who watch it
+    (`registrations.close`), and then withdraws its wake.
     """
     timers.cancel_all(state.entity_id)
     state.ended = how
     state.stop_requested = state.paused = False
     state.retry_at = None
-    # Not in this transaction: two that watch each other and end would wait for each other.
+    # Not in this transaction: two entities that watch each other and end would deadlock.
     transaction.on_commit(partial(registrations.drop, state.entity_id), robust=True)
 
 
 def withdraw(state: DispatchState) -> None:
-    """Take the outstanding wake, if there is one, off its runner's stream."""
+    """Remove the outstanding wake, if there is one, from its runner's stream."""
     if state.outstanding_wake_id is not None:
         Wake.objects.outstanding().filter(pk=state.outstanding_wake_id).update(
             status=Wake.Status.WITHDRAWN
@@ -278,7 +294,7 @@ def withdraw(state: DispatchState) -> None:
 def redirect(state: DispatchState, runner: Runner | None) -> None:
     """Dispatch the entity to another runner, or to none; the caller settles it.
 
-    An outstanding wake goes with it as a new generation. A claim stays where it is.
+    An outstanding wake moves along as a new generation. A claim stays where it is.
     """
     if state.runner_id != (runner and runner.pk):
         withdraw(state)
@@ -301,7 +317,8 @@ _TAKE = Update(
 def take(state: DispatchState) -> tuple[str, int]:
     """A claim takes the outstanding wake of a locked state: the wake's id and generation.
 
-    ``given_offset`` is, then, that of the first work, or 0 where a queued message is the only one.
+    ``given_offset`` is set to the offset of the first work, or 0 where a queued message is the only
+    work.
     """
     ((wake_id, generation),) = _TAKE.returned(wake=state.outstanding_wake_id)
     state.outstanding_wake = None
@@ -313,10 +330,10 @@ def take(state: DispatchState) -> tuple[str, int]:
 
 
 def start_over() -> None:
-    """After a restore: withdraw all wakes, and raise generations and offsets past all there were.
+    """After a restore: withdraw all wakes, and raise generations and offsets past all that existed.
 
-    By the database's time in milliseconds: no entity is woken more often, so this is more than
-    was handed out since the backup, and than another restore of it handed out since.
+    Generations start from the database's time in milliseconds: no entity is woken more often than
+    that, so this is more than was handed out since the backup, or since an earlier restore of it.
     """
     newest = with_now(DispatchState.objects.all()).first()
     if newest is None:
@@ -338,9 +355,9 @@ def wake_all_due() -> int:
 
 
 def put_back(state: DispatchState) -> None:
-    """Undo `take` in the transaction that took, for a claim that was refused after all.
+    """Undo `take` in the same transaction, for a claim that was refused after all.
 
-    What follows in it is not saved of ``state``, so nothing of that changed.
+    ``state`` is not saved afterwards in it, so nothing of it changed.
     """
     Wake.objects.filter(entity=state.entity_id, generation=state.generation).update(
         status=Wake.Status.OUTSTANDING
@@ -351,7 +368,7 @@ def _first_work(state: DispatchState) -> int | None:
     """The offset of the oldest work past the cursor of a state that a claim has locked."""
     if state.first_work is not None and state.first_work > state.cursor:
         return state.first_work
-    # It was looked for before the lock was waited for, and the state has changed since.
+    # It was looked up before the lock was waited for, and the state has changed since.
     found = _oldest_work(state, state.cursor)
     if found is not None:
         state.first_trace = found[1]
@@ -381,7 +398,7 @@ def oldest_work(state: DispatchState, after: int) -> int | None:
 
 
 def reemit(wakes: WakeQuerySet) -> int:
-    """Emit outstanding wakes of one runner again, oldest first: how many. Wakes in use are left."""
+    """Emit outstanding wakes of one runner again, oldest first: how many. Skips locked ones."""
     with transaction.atomic():
         return _emit_again(_lock_unused(wakes.outstanding().order_by("pk")))
 
@@ -395,7 +412,7 @@ _MANY = 10_000
 
 
 def _emit_again(locking: WakeQuerySet) -> int:
-    """Emit these wakes of one runner again, in the order that they were emitted in: how many.
+    """Emit these wakes of one runner again, in the order in which they were emitted: how many.
 
     It takes the same few statements however many there are.
     """
@@ -424,8 +441,8 @@ WHERE id = again.moved
 
 
 def _move(wakes: list[int], offset: int) -> None:
-    """Give these wakes the offsets that follow this one, in the order that they have."""
-    # The ORM numbers no rows in an UPDATE but by a subquery or a branch for each.
+    """Give these wakes, in their order, the offsets that follow this one."""
+    # The ORM can number rows in an UPDATE only by a subquery or a branch for each.
     sql = _MOVE.format(now=_now(), wakes=", ".join(["%s"] * len(wakes)))
     with connection.cursor() as cursor:
         cursor.execute(sql, [offset, *wakes])
@@ -439,11 +456,11 @@ def _now() -> str:
 
 
 def reemit_refused(runner: Runner, free: int) -> None:
-    """After a claim of a runner at its limit ended: its wakes were refused, and are due again.
+    """After a claim of a runner at its limit ended: emit the wakes again that it was refused.
 
-    ``free`` is how many claims it may make now. The places that wakes emitted again have not yet
-    taken are taken: so when two claims end, two wakes are emitted again, whether or not the first
-    was claimed in between.
+    ``free`` is how many claims it may make now. Places that wakes emitted again have not used yet
+    count as taken: so when two claims end, two wakes are emitted again, whether or not the first
+    one was claimed in between.
     """
     outstanding = runner.wakes.outstanding()
     if outstanding[:free].count() >= free:
@@ -455,12 +472,12 @@ UNSEEN = timedelta(hours=1)
 
 
 def reemit_stale(*, limit: int) -> int:
-    """Emit again what stayed unclaimed for one claim lease of its runner, or for
-    PULLWAKE_WAKE_REEMIT_MS: a runner commits its offset on receipt, so it may have died with the
-    wake in its hands. How many of at most ``limit``.
+    """Emit again what stayed unclaimed too long: how many of at most ``limit``.
 
-    Not those of a runner whose liveness is over: it gets them once it is back. Of one that never
-    was alive only those younger than `UNSEEN`: it may do without heartbeats, or never come.
+    Too long is one claim lease of its runner, or PULLWAKE_WAKE_REEMIT_MS: a runner commits its
+    offset on receipt, so it may have died after that. Wakes of a runner whose liveness has lapsed
+    are left: it gets them when it returns. For a runner that was never seen, only wakes younger
+    than `UNSEEN`: it may work without heartbeats, or never come.
     """
     online = Q(runner__liveness__lease_expires_at__gt=Now()) | Q(
         runner__liveness__lease_expires_at=None, created_at__gt=Now() - UNSEEN
@@ -472,7 +489,7 @@ def reemit_stale(*, limit: int) -> int:
     by_runner: dict[str, list[int]] = {}
     for pk, runner_id in oldest:
         by_runner.setdefault(runner_id or "", []).append(pk)
-    # A transaction for each runner: two tails are never held at once.
+    # One transaction for each runner: two tails are never locked at once.
     return sum(_reemit_or_leave(stale.filter(pk__in=wakes)) for wakes in by_runner.values())
 
 
@@ -484,7 +501,7 @@ def _unclaimed_for_long() -> Q:
 
 
 def _reemit_or_leave(wakes: WakeQuerySet) -> int:
-    """`reemit`; none if the runner's tail is held by another for long, for the next round."""
+    """`reemit`; none if another process holds the runner's tail for long, until the next round."""
     try:
         return reemit(wakes)
     except OperationalError as exc:
@@ -494,7 +511,7 @@ def _reemit_or_leave(wakes: WakeQuerySet) -> int:
 
 
 def retry_due(*, limit: int) -> int:
-    """Wake the entities whose delay after a failure is over: how many of at most ``limit``."""
+    """Wake entities whose delay after a failure is over: how many of at most ``limit``."""
     overdue = DispatchState.objects.retry_due()
     woken = 0
     for entity_id in overdue.order_by("retry_at").values_list("pk", flat=True)[:limit]:
@@ -508,7 +525,12 @@ def retry_due(*, limit: int) -> int:
     return woken
 
 
-_TAIL = Select(lambda: WakeStream.objects.filter(runner=Param("runner")).select_for_update())
+def _tail() -> QuerySet[WakeStream]:
+    """Of a runner: all of its entities need it."""
+    return WakeStream.objects.filter(HeldBriefly(), runner=Param("runner"))
+
+
+_TAIL = Select(lambda: _tail().select_for_update())
 
 
 def lock_tail(runner_id: str) -> None:
@@ -563,7 +585,7 @@ def _note(state: DispatchState, wake: Wake) -> None:
 
 
 _ADVANCE = Update(
-    lambda: WakeStream.objects.filter(runner=Param("runner")),
+    _tail,
     returning=["tail"],
     tail=F("tail") + Param("count", WakeStream._meta.get_field("tail")),
 )

@@ -1,7 +1,7 @@
-"""Time zones by the names that the runtimes' ICU gives them, so that both ends write one path.
+"""Time zones under the names that the runtimes' ICU uses, so that both ends write one path.
 
-A runtime computes the address of a cron stream itself, with the zone's name as its ICU has it. That
-keeps names which the tz database has long replaced, and does not merge zones that it has merged.
+A runtime computes the address of a cron stream itself, with its ICU's name of the zone. ICU keeps
+names that the tz database has long replaced, and does not merge zones that it has merged.
 """
 
 from functools import cache

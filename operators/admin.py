@@ -1,4 +1,4 @@
-"""Every page: Django's admin looks for them here."""
+"""Imports every page, since Django's admin looks for them here."""
 
 from operators import (
     audit,

@@ -1,8 +1,8 @@
-"""Who was authenticated elsewhere, by a provider or a proxy: let in by its groups, or not.
+"""Admits, by their groups, people who were authenticated by a login provider or a proxy.
 
-Its account here is kept for its name in the audit log, and for the roles of the moment: it has no
-password, and what its groups map to is set anew at each login. A local account, one that has or had
-a password, is not to be had this way, nor is a superuser's.
+Their account here exists for the audit log and for their current roles: it has no password, and the
+roles that their groups map to are set at each login. This way nobody gets a local account, one that
+has or had a password, nor a superuser's.
 """
 
 import re
@@ -31,7 +31,7 @@ _NAME = re.compile(r"[^\s/\x00-\x1f\x7f]{1,150}")
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Who somebody is elsewhere."""
+    """A person, as the provider or proxy knows them."""
 
     name: str
     groups: frozenset[str]
@@ -40,13 +40,13 @@ class Person:
 
     @property
     def roles(self) -> frozenset[str]:
-        """The roles that PULLWAKE_OPERATOR_GROUPS maps its groups to."""
+        """The roles that PULLWAKE_OPERATOR_GROUPS maps the person's groups to."""
         mapped = settings.PULLWAKE_OPERATOR_GROUPS
         return frozenset(mapped[group] for group in self.groups if group in mapped)
 
 
 def admit(request: HttpRequest, person: Person) -> None:
-    """Log somebody in, with its roles. Raises Forbidden for who is to stay out, and logs it."""
+    """Log a person in, with their roles. Raises Forbidden for one to be kept out."""
     try:
         user = _account(person)
     except Forbidden:
@@ -57,7 +57,7 @@ def admit(request: HttpRequest, person: Person) -> None:
 
 
 def refuse(request: HttpRequest, name: str) -> None:
-    """Leave the line of somebody who is to stay out."""
+    """Log that a person was kept out."""
     key = acting_as(name).key
     audit.note(request, principal=key, verb="log in", answer="refused", refused=True)
 
@@ -70,7 +70,7 @@ def page_of(request: HttpRequest, error: PullwakeError, status: int) -> HttpResp
 
 @transaction.atomic
 def _keep(person: Person) -> Any:
-    """The account, with the roles of the moment; None for who may have none."""
+    """The account, with the current roles; None for a person who may have none."""
     users = get_user_model()._default_manager
     user = users.select_for_update().filter(username=person.name).first()
     if user is not None and (user.has_usable_password() or user.is_superuser):
@@ -102,7 +102,7 @@ def _account(person: Person) -> Any:
 
 
 def groups_of(said: object) -> frozenset[str]:
-    """Groups, as a claim or a header has them: a list, or names with commas between them."""
+    """Groups from a claim or a header: a list, or names separated by commas."""
     if isinstance(said, str):
         said = said.split(",")
     named: Iterable[Any] = said if isinstance(said, list) else ()

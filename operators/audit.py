@@ -57,11 +57,11 @@ class LogEntryAdmin(OperatorAdmin):
     search_help_text = "Id of what was acted on"
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Django's would let in whoever may change log entries, too."""
+        """Django's would also admit everybody who may change log entries."""
         return bool(request.user.has_perm("admin.view_logentry"))
 
     def change_view(self, request: HttpRequest, object_id: str, *args: Any, **kwargs: Any) -> Any:
-        """An entry has no page: its line says it all."""
+        """An entry has no page: its line has everything."""
         return HttpResponseRedirect(reverse("admin:admin_logentry_changelist"))
 
 
@@ -70,9 +70,9 @@ _NEWEST = 5_000
 
 
 def last(row: Model, *done: str) -> LogEntry | None:
-    """The newest entry on a row that begins with one of these: who did it, through the API, too.
+    """The newest entry on a row that begins with one of these: who did it, also through the API.
 
-    One statement. None where it is older than the newest `_NEWEST` entries.
+    One statement. None if it is older than the newest `_NEWEST` entries.
     """
     newest = LogEntry.objects.order_by("-pk").values("pk")[:_NEWEST]
     said = Q()
@@ -84,7 +84,7 @@ def last(row: Model, *done: str) -> LogEntry | None:
 
 
 def of_entities(beginning: str) -> list[tuple[str, str]]:
-    """The keys of entities whose newest entries begin so, and what these say, of the last month."""
+    """The keys of entities whose newest entry begins so, and that entry, of the last month."""
     entries = LogEntry.objects.filter(
         content_type=ContentType.objects.get_for_model(Entity),
         action_time__gt=Now() - timedelta(days=30),

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from django.contrib import admin
@@ -18,9 +18,12 @@ from core.clock import span_of
 from core.errors import Fenced
 from dispatch.models import DispatchState, Wake
 from dispatch.streams import offsets
+from operators import timeline
 from operators.kit.forms import TargetForm, propose_heir
 from operators.kit.lists import (
     ENTITY,
+    SPANS,
+    ages,
     column,
     exact,
     moment_column,
@@ -70,7 +73,7 @@ def _effect(claim: Any) -> str:
 
 def _outlook(claim: Any) -> str:
     state = claim.entity.dispatch_state
-    # Its runner, should it be the entity's still, has one place more without it.
+    # Its runner, if the entity stays with it, then has one place more.
     held = claim.held - (claim.runner_id == state.runner_id)
     return outlook(state, held=held, now=claim.now)
 
@@ -141,8 +144,8 @@ TAKE_BACK_AND_MOVE = Verb(
 
 STATUS = {
     **values("status", Status.values),
-    # A constraint says the same twice; a planner that hears it twice expects few rows, and so does
-    # not search for them among all that ended.
+    # A constraint says the same; with both, a planner expects few rows, and does not search for
+    # them among all that ended.
     "active": ("active", where(status=Status.ACTIVE, ended_at=None)),
 }
 ORPHANED = {
@@ -159,19 +162,10 @@ def _with_error(rows: Any, text: str) -> Any:
 
 
 ENDED = [status for status in Status if status != Status.ACTIVE]
-SPANS = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(days=7)}
-CLAIMED_WITHIN = {
-    word: (f"in the last {word}", where(claimed_at__gt=Now() - span))
-    for word, span in SPANS.items()
-}
-CLAIMED_BEFORE = {
-    f"older-{word}": (f"more than {a} ago", where(claimed_at__lte=Now() - SPANS[word]))
-    for word, a in (("hour", "an hour"), ("day", "a day"))
-}
-# With the status an index finds them, also where none is new.
+# With the status an index finds them, even if none is new.
 ENDED_WITHIN = {
     word: (f"in the last {word}", where(status__in=ENDED, ended_at__gt=Now() - span))
-    for word, span in SPANS.items()
+    for word, (span, _) in SPANS.items()
 }
 
 # --- Claims -----------------------------------------------------------------------------------
@@ -200,7 +194,7 @@ class ConsumerClaimAdmin(OperatorAdmin):
         exact("runner id", "runner", "runner_id"),
         exact("entity URL", "entity", "entity__url"),
         exact("text of the error", "error", _with_error),
-        words("claimed", "age", {**CLAIMED_WITHIN, **CLAIMED_BEFORE}),
+        words("claimed", "age", ages("claimed_at")),
         words("ended", "ended", ENDED_WITHIN),
         words("work", "work", {"quiet": ("writes nothing for ten minutes", ClaimQuerySet.quiet)}),
     )
@@ -222,6 +216,7 @@ class ConsumerClaimAdmin(OperatorAdmin):
         return {
             "reason": OrphanReason(row.orphan_reason).label if row.orphan_reason else "",
             "steps": list(_steps(row)),
+            "timeline": row.entity and timeline.around(_state_of(row), row),
             "delivered": offsets.encode(row.delivered_offset),
             "acks": [
                 (ack["path"], offsets.encode(ack["offset"])) for ack in row.acked_streams or []
@@ -244,6 +239,11 @@ class ConsumerClaimAdmin(OperatorAdmin):
         lapsed = claim.lease_expires_at <= claim.now
         ends = moment(claim.lease_expires_at, claim.now)
         return lines(badge("lapsed") if lapsed else quiet("lease ends"), ends)
+
+
+def _state_of(claim: Any) -> Any:
+    claim.entity.dispatch_state.now = claim.now
+    return claim.entity.dispatch_state
 
 
 # --- A claim's story --------------------------------------------------------------------------

@@ -1,8 +1,8 @@
-"""An entity's stream as a person reads it: messages, the agent's text, runs, tools, errors; between
-them who claimed it, and how far it is acked.
+"""An entity's stream as a person reads it: messages, the agent's text, runs, tools, errors.
 
-A page is a range of offsets, read by their index, so it costs the same however long the stream is.
-Everything here is of strangers: templates escape it, and `_plain` shows what would hide.
+Between them stand the claims and the cursor. A page is a range of offsets, read by index, so it
+costs the same however long the stream is. Strangers wrote everything here: templates escape it, and
+`_plain` makes hidden characters visible.
 """
 
 import hashlib
@@ -40,10 +40,10 @@ MOST_RAW = 500
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """Something in the conversation; ``at`` orders them, ``join`` names what texts are parts of.
+    """An item of the conversation; ``at`` is its place, ``join`` names what its text is a part of.
 
-    ``kind`` is message, text, tool, error, signal, state, claim or cursor; ``more`` is how many
-    characters of ``text`` are left out.
+    ``kind`` is message, text, tool, error, signal, state, claim, cursor or removed; ``more`` is how
+    many characters of ``text`` are left out.
     """
 
     kind: str
@@ -62,7 +62,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A page of it: which offsets it begins and ends at, and whether there is more before."""
+    """A page of it: its first and last offset, and whether there is more before it."""
 
     items: list[Item]
     first: int
@@ -78,7 +78,7 @@ class Conversation:
 
 
 def newest(entity: Entity, state: Any = None) -> Conversation:
-    """The newest page; of an entity whose dispatch ``state``, with ``now``, is known or not."""
+    """The newest page; with the entity's dispatch ``state``, which has ``now``, if it is known."""
     state = state or _state(entity)
     rows, older = _before(entity, state.tail + 1)
     first = rows[0].offset if rows else state.tail + 1
@@ -94,7 +94,7 @@ def before(entity: Entity, offset: int) -> Conversation:
 
 
 def after(entity: Entity, offset: int) -> Conversation:
-    """What came after an offset, a page of it at the most, and the newest claims as they are."""
+    """What came after an offset, at most a page, and the newest claims as they are."""
     state = _state(entity)
     rows = list(_read(entity).filter(offset__gt=offset).order_by("offset")[:PAGE])
     last = rows[-1].offset if rows else offset
@@ -138,7 +138,8 @@ def _page(
     last: int,
     claims_from: int | None = None,
 ) -> Conversation:
-    begin = claims_from if claims_from is not None else first if older else 0
+    begins = claims_from is None and not older
+    begin = claims_from if claims_from is not None else first - begins
     held: Any = ConsumerClaim.objects.filter(
         entity=entity, delivered_offset__gte=begin, delivered_offset__lte=last
     )
@@ -147,6 +148,9 @@ def _page(
     items = [*_joined(map(_item, rows)), *map(_claim, claims)]
     if first - 1 <= state.cursor <= last or claims_from is not None:
         items.append(Item("cursor", state.cursor + 0.25, what="Acked up to here"))
+    if begins and first > 1:
+        told = "Event 1 was" if first == 2 else f"Events 1 to {first - 1} were"
+        items.append(Item("removed", first - 0.75, what=f"{told} removed"))
     items.sort(key=lambda each: each.at)
     facts = [(each.pk, each.status, each.orphan_reason) for each in claims]
     seen = hashlib.sha256(repr((state.tail, state.cursor, facts)).encode()).hexdigest()[:16]
@@ -159,7 +163,7 @@ def _claim(claim: Any) -> Item:
 
 
 def _joined(items: Iterable[Item]) -> list[Item]:
-    """The texts of one run that follow each other as one."""
+    """Join the texts of one run that follow each other."""
     joined: list[Item] = []
     for item in items:
         former = joined[-1] if joined else None
@@ -240,7 +244,7 @@ def _message(key: str, value: dict[str, Any], operation: str) -> _Said | None:
 
 
 def _text_of(payload: Any) -> Any:
-    """What a payload says, if it says it in one of the usual ways, else the payload."""
+    """The text of a payload, if it has one in a usual place, else the payload."""
     if isinstance(payload, dict):
         for name in ("text", "content", "message"):
             if isinstance(payload.get(name), str) and len(payload) == 1:
@@ -342,7 +346,7 @@ _SHOWN = {"\n", "\t", "\u200c", "\u200d"}
 
 
 def _plain(text: str) -> str:
-    """The text with what would turn, hide or command other text shown as that."""
+    """The text, with characters that would turn, hide or command other text made visible."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(

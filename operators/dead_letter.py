@@ -1,4 +1,4 @@
-"""Dead letters: work that handlers gave up, as operators see it and redrive it."""
+"""Dead letters: work that handlers gave up, which operators see and redrive."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def _effect(letter: Any) -> str:
     appended = "The work is appended to its entity's stream anew"
     if state.claimed:
         return f"{appended}. The active claim handles it, or the next one does."
-    state.last_work_offset = state.tail + 1  # as it then is
+    state.last_work_offset = state.tail + 1  # after this verb
     return f"{appended}; {outlook(state, held=letter.held, now=letter.now)}."
 
 

@@ -1,18 +1,21 @@
 """Entities, as operators see them and act on them."""
 
 import json
+from datetime import timedelta
 from typing import Any
 
 from django import forms
 from django.contrib import admin
 from django.db.models import Exists, OuterRef, QuerySet, Value
 from django.db.models.fields.json import KeyTextTransform
+from django.db.models.functions import Now
 from django.db.models.lookups import Exact
 from django.http import HttpRequest
 from django.utils.html import format_html
 from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
 
 from claims import endings
+from claims.models import ConsumerClaim
 from claims.reports import held_by
 from claims.standing import Trouble, outlook, trouble_of
 from core.bodies import decode
@@ -21,11 +24,13 @@ from core.principals import Principal
 from dispatch import entities, signals
 from dispatch.messages import Message
 from dispatch.models import STATUSES, DispatchState, Entity, EntityType, Registration
-from operators import audit, conversation
+from operators import audit, conversation, timeline
 from operators import state as states
+from operators.family import family_of
 from operators.kit.forms import NeededReasonForm, ReasonForm, TargetForm, propose_heir
 from operators.kit.lists import (
     Narrow,
+    ages,
     column,
     exact,
     moment_column,
@@ -49,8 +54,6 @@ from operators.kit.verbs import Order, Verb
 from operators.remedies import stands
 from operators.shared_state import shared_states_of
 from operators.talking import TalkingAdmin
-from operators.timer import timers_of
-from operators.watching import family_of
 
 # --- What may be done to an entity --------------------------------------------------------------
 
@@ -108,7 +111,7 @@ def _resume_effect(entity: Any) -> str:
         raise InvalidRequest("It is not paused.")
     if not state.pending or state.claimed:
         return "Resumes."
-    state.paused = False  # as it then is
+    state.paused = False  # after this verb
     return f"Resumes, and as work is pending, {_outlook(entity)}."
 
 
@@ -127,7 +130,7 @@ def _trouble(entity: Any) -> Trouble | None:
 
 
 def _warning(entity: Any) -> str:
-    """That its runner will not claim the wake."""
+    """A warning if its runner will not claim the wake."""
     trouble = _trouble(entity)
     if trouble is None:
         return ""
@@ -140,7 +143,7 @@ def _outlook(entity: Any) -> str:
 
 
 def _may_be_woken(entity: Any) -> bool:
-    """And somebody is there to claim it."""
+    """Whether it may be woken, and a runner is there to claim it."""
     trouble = _trouble(entity)
     lost = trouble is not None and trouble.lasts
     return not lost and entities.why_not_woken(entity.dispatch_state) is None
@@ -161,7 +164,7 @@ def _send_effect(entity: Any) -> str:
         return f"{appended}, and waits until the entity is resumed."
     if state.claimed:
         return f"{appended}. The active claim handles it, or the next one does."
-    state.last_work_offset = state.tail + 1  # as it then is
+    state.last_work_offset = state.tail + 1  # after this verb
     return f"{appended}; {_outlook(entity)}."
 
 
@@ -198,7 +201,7 @@ def _lives(entity: Any) -> bool:
 
 
 def _is_open(entity: Any) -> bool:
-    """Whether it takes messages, and has not been asked to stop."""
+    """Whether it takes messages, and was not asked to stop."""
     return not entity.dispatch_state.closed
 
 
@@ -299,9 +302,9 @@ def _whose_state(narrow: Narrow) -> Narrow:
 
 
 def _with_tag(rows: Any, said: str) -> Any:
-    """Those of the newest that have the tag, ``key=value``."""
+    """Those among the newest that have the tag, ``key=value``."""
     key, _, value = said.partition("=")
-    # Not ``tags__…``: a key may hold what a lookup is made of.
+    # Not ``tags__…``: a key may contain the separators of lookups.
     return newest_of(rows.filter(Exact(KeyTextTransform(key, "tags"), Value(value))))
 
 
@@ -312,7 +315,23 @@ def _created_by(rows: Any, key: str) -> Any:
         return rows.none()
 
 
+def _with_last_error(rows: Any, text: str) -> Any:
+    """Whose newest claim of all ended with an error that has this text, of the newest claims."""
+    later = ConsumerClaim.objects.filter(entity=OuterRef("entity"), pk__gt=OuterRef("pk"))
+    newest = newest_of(ConsumerClaim.objects.filter(~Exists(later), error__icontains=text))
+    return rows.filter(pk__in=newest.values("entity"))
+
+
+def _waits_longer(length: timedelta) -> Narrow:
+    waiting: Any = DispatchState.objects.waiting().with_pending_since()
+    return lambda rows: rows.of(waiting.filter(pending_since__lte=Now() - length))
+
+
 WORK = {word: (label, _whose_state(narrow)) for word, (label, narrow) in states.WORK.items()}
+WORK |= {
+    "waiting-minutes": ("waits for ten minutes or more", _waits_longer(timedelta(minutes=10))),
+    "waiting-hours": ("waits for an hour or more", _waits_longer(timedelta(hours=1))),
+}
 
 
 def _with_status(status: str) -> Narrow:
@@ -348,10 +367,13 @@ class EntityAdmin(TalkingAdmin):
         words("status", "status", STATUS),
         words("work", "work", WORK),
         words("waits for others", "waits", WAITS),
+        words("created", "age", ages("created_at")),
         exact("type", "type", "type"),
         exact("creator (kind:id)", "creator", _created_by),
         exact("tag (key=value)", "tag", _with_tag),
         exact("runner id", "runner", "dispatch_state__runner_id"),
+        exact("parent's URL", "parent", "parent"),
+        exact("text of the last error", "error", _with_last_error),
     )
     search_fields = ("url__startswith",)
     search_help_text = "Part of the URL, or a tag such as team=search"
@@ -370,10 +392,10 @@ class EntityAdmin(TalkingAdmin):
     def get_search_results(
         self, request: HttpRequest, queryset: "QuerySet[Any]", search_term: str
     ) -> tuple["QuerySet[Any]", bool]:
-        """By how the URL begins, the subscription key, a tag, or a part of the URL.
+        """Search by the beginning of the URL, the subscription key, a tag, or a part of the URL.
 
-        The first slash may be left out, as it is in the names of wake streams. No index finds parts
-        or tags: those of the newest `SEARCHED` are looked at.
+        The first slash may be left out, as in the names of wake streams. No index finds parts or
+        tags: only the newest `SEARCHED` are looked at.
         """
         term = search_term.strip()
         if not term:
@@ -390,6 +412,8 @@ class EntityAdmin(TalkingAdmin):
     def story(self, request: HttpRequest, row: Any) -> dict[str, Any]:
         state = row.dispatch_state
         state.now = row.now
+        shown = timeline.newest(state)
+        active = next((each.claim for each in shown.spells if each.holds), None)
         return {
             "state": state,
             "done": audit.last(row, "Pause") if state.paused else None,
@@ -397,13 +421,13 @@ class EntityAdmin(TalkingAdmin):
             "status": state.status,
             "creator": principal(row.created_by),
             "facts": {"Tags": row.tags, "Spawn args": row.spawn_args, "Sandbox": row.sandbox},
-            "claims": list(row.claims.order_by("-pk")[:10]),
-            "wakes": list(row.wakes.order_by("-generation")[:10]),
+            "timeline": shown,
+            "ahead": timeline.ahead(state, active),
             "claims_url": list_of("claims_consumerclaim", entity=row.url),
             "wakes_url": list_of("dispatch_wake", entity=row.url),
             "letters_url": list_of("claims_deadletter", entity=row.url),
-            **timers_of(row, row.now),
-            **family_of(row),
+            "timers_url": list_of("dispatch_timer", entity=row.url),
+            **family_of(row, row.now),
             "shared_states": shared_states_of(row),
             "conversation": conversation.newest(row, state),
             "type_known": EntityType.objects.filter(pk=row.type).exists(),

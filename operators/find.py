@@ -1,4 +1,4 @@
-"""Ctrl+K: whatever has this in its id, its URL or its tags, by the same searches as the lists."""
+"""Ctrl+K: whatever has this text in its id, its URL or its tags, by the lists' own searches."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Logging in: what is written down of it, and the one-time login of development mode."""
+"""Logging in: its log lines, and the one-time login of development mode."""
 
 from datetime import timedelta
 from typing import Any
@@ -30,9 +30,9 @@ _VALID = timedelta(days=1)
 
 
 def one_time_path() -> str:
-    """Where the developer is logged in, once: nobody makes it up, whatever SECRET_KEY they know.
+    """The path that logs the developer in, once: nobody can guess it, even knowing SECRET_KEY.
 
-    Its secret's hash is kept as the key of a session without anybody in it.
+    The hash of its secret is stored as the key of a session without a user.
     """
     users = get_user_model()._default_manager
     users.update_or_create(
@@ -48,10 +48,10 @@ def one_time_path() -> str:
 
 
 def login_once(request: HttpRequest, token: str) -> HttpResponse:
-    """Log the developer in, with a secret that is gone with it."""
+    """Log the developer in, with a secret that is thereby used up."""
     if not settings.DEVELOPMENT:
         raise Http404
-    if request.method != "GET":  # whoever only looks whether the address is there
+    if request.method != "GET":  # for a request that only checks whether the address exists
         return HttpResponseNotAllowed(["GET"])
     kept = Session.objects.filter(session_key=_session_key(token), expire_date__gt=Now())
     if not kept.delete()[0]:
@@ -67,13 +67,13 @@ def _session_key(secret: str) -> str:
 
 @receiver(user_logged_in)
 def note_login(request: HttpRequest, user: Any, **kwargs: Any) -> None:
-    """Leave a line of who is in."""
+    """Log that a person is in."""
     _note(request, user.get_username(), "ok")
 
 
 @receiver(user_login_failed)
 def note_failure(request: HttpRequest | None, credentials: dict[str, Any], **kwargs: Any) -> None:
-    """Leave a line of who is not."""
+    """Log that a person was refused."""
     if request is not None:
         _note(request, str(credentials.get("username", "")), "refused")
 

@@ -63,7 +63,7 @@ def begin(request: HttpRequest) -> HttpResponse:
 
 @require_GET
 def callback(request: HttpRequest) -> HttpResponse:
-    """The browser is back: let in who it brings, or say why not."""
+    """The browser is back: admit the person it brings, or say why not."""
     wanted = request.session.pop(_NEXT, reverse("admin:index"))
     try:
         id_token, claims = _proven(request)
@@ -117,7 +117,7 @@ def _person(claims: dict[str, Any]) -> Person:
 
 @require_POST
 def logout(request: HttpRequest) -> HttpResponse:
-    """Log out here, and of who came from the provider there, too."""
+    """Log out here, and, for a person who came from the provider, there too."""
     id_token = request.session.get(_ID_TOKEN)
     if id_token is None:
         return admin.site.logout(request)

@@ -1,7 +1,7 @@
-"""The figures on the admin's front page, each of which leads to the list behind it.
+"""The figures on the admin's front page, each a link to the list behind it.
 
 None of them counts claims, wakes or events that are over: `claims.tallies` has those. So the page
-costs what is going on now, not what ever happened.
+costs what is going on now, not all that ever happened.
 """
 
 from collections.abc import Sequence
@@ -113,7 +113,7 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
 
 
 def figures(span: str, user: Any) -> dict[str, Any]:
-    """All figures; ``span``, of `SPANS`, is the chart's; ``user`` is who may press buttons."""
+    """All figures; ``span``, one of `SPANS`, is the chart's; ``user`` is who may press buttons."""
     pulse = with_now(ServerPulse.objects.all()).first()
     now = timezone.now() if pulse is None else pulse.now
     runners = _runners()
@@ -158,7 +158,7 @@ def figures(span: str, user: Any) -> dict[str, Any]:
 
 
 def _runners() -> dict[str, Figure]:
-    """How many runners, by each word for their health and for their presence."""
+    """How many runners have each health and each presence."""
     rows: Any = with_presence(Runner.objects.all()).order_by()
     found = list(
         rows.values_list("condition", "presence").annotate(
@@ -180,7 +180,7 @@ def _runners() -> dict[str, Figure]:
 
 
 def _claims() -> tuple[Figure, list[Figure]]:
-    """Those active, and the orphaned of them by reason."""
+    """The active claims, and the orphaned ones among them by reason."""
     rows: Any = ConsumerClaim.objects.active().with_orphan_reason().order_by()
     found = {
         reason: (n, oldest)
@@ -245,7 +245,7 @@ def _work(waiting: Sequence[Any]) -> list[Figure]:
 
 
 def _standing(waiting: Sequence[Any], now: datetime, user: Any) -> list[Stands]:
-    """Of the runners whose entities wait longest, one of these each: why it stands, what helps."""
+    """For each runner whose entities wait longest, one entity: why it stands, what helps."""
     oldest = {
         each.pk: each
         for each in waiting
@@ -269,7 +269,7 @@ def _standing(waiting: Sequence[Any], now: datetime, user: Any) -> list[Stands]:
 
 
 def _worst_failing() -> list[DispatchState]:
-    """Each with ``how`` its newest claim ended, and with what ``error``."""
+    """For each, ``how`` its newest claim ended, and with what ``error``."""
     ended = ConsumerClaim.objects.exclude(status=ConsumerClaim.Status.ACTIVE)
     newest = ended.filter(entity=OuterRef("pk")).order_by("-pk")
     failing = DispatchState.objects.failing().select_related("entity")
@@ -280,7 +280,7 @@ def _worst_failing() -> list[DispatchState]:
 
 
 def _wakes() -> tuple[Figure, Figure]:
-    """All that are unclaimed, and those that are for minutes."""
+    """All unclaimed wakes, and those unclaimed for minutes."""
     old = Q(created_at__lte=Now() - OLD_WAKE)
     found = Wake.objects.outstanding().aggregate(
         n=Count("pk"), oldest=Min("created_at"), old=Count("pk", filter=old)
@@ -304,13 +304,13 @@ def _dead_letters() -> Figure:
 
 
 def _waits() -> Figure:
-    """Entities that are to be woken for what happens elsewhere, or by a cron expression."""
+    """Entities that wait for something elsewhere, or for a cron expression."""
     waiting = Registration.objects.aggregate(n=Count("subscriber", distinct=True))["n"]
     return Figure("entities that wait for others", waiting, list_of("dispatch_entity", waits="yes"))
 
 
 def _timers() -> list[Figure]:
-    """Those that wait for their time, those of them that are late, and failures of the last day."""
+    """Timers that wait for their time, the late ones among them, and failures of the last day."""
     is_late = Q(due_at__lte=Now() - LATE)
     found = Timer.objects.pending().aggregate(
         n=Count("pk"), late=Count("pk", filter=is_late), oldest=Min("due_at", filter=is_late)
@@ -409,7 +409,7 @@ class _Totals:
             (each.since, {name: getattr(each, name) for name in OUTCOMES}) for each in rows
         ]
         until = self.slices[-1][0] + tallies.SLICE if self.slices else now - SPANS["hour"][0]
-        # Without a reaper there are no slices: no more than an hour is counted here and now.
+        # Without a reaper there are no slices: at most an hour is counted here.
         until = max(until, now - SPANS["hour"][0])
         self.slices.append((until, tallies.count(until, now + timedelta(minutes=1))))
 

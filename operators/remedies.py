@@ -1,4 +1,4 @@
-"""What helps an entity that stands, as buttons for whoever may press them."""
+"""What helps an entity that stands, as buttons for those who may press them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from claims import standing
 from claims.standing import Remedy, Standing
 from operators.kit.markup import list_of, verb_url
 
-# Of each: its label, the page that confirms it, the permissions, and the row that it is about.
+# For each: its label, the page that confirms it, the permissions, and the row that it acts on.
 _BUTTONS = {
     Remedy.MOVE: ("Move", "dispatch_entity_move", ["dispatch.move_entity"], "entity"),
     Remedy.WAKE: ("Wake now", "dispatch_entity_wake", ["dispatch.wake_entity"], "entity"),
@@ -32,14 +32,14 @@ _BUTTONS = {
 
 @dataclass(frozen=True, slots=True)
 class Button:
-    """What is offered, and where it is confirmed."""
+    """A button, and where it is confirmed."""
 
     label: str
     url: str
 
 
 def stands(entity_id: int, now: datetime, user: Any) -> dict[str, Any]:
-    """For a page: why an entity ``stands``, in a sentence, and the ``remedies``; if it does."""
+    """For a page: why an entity ``stands``, in a sentence, and the ``remedies``, if it does."""
     found = standing.find(entity_id)
     if found is None:
         return {}
@@ -47,7 +47,7 @@ def stands(entity_id: int, now: datetime, user: Any) -> dict[str, Any]:
 
 
 def buttons(found: Standing, user: Any) -> Iterator[Button]:
-    """What would help, as far as this user may do it."""
+    """The remedies that this user may apply."""
     entity = found.state.entity
     about = {
         "entity": entity.pk,

@@ -1,7 +1,8 @@
-"""Who a proxy has authenticated: PULLWAKE_REMOTE_USER_HEADER, from PULLWAKE_REMOTE_USER_PROXIES.
+"""People authenticated by a proxy: PULLWAKE_REMOTE_USER_HEADER, PULLWAKE_REMOTE_USER_PROXIES.
 
-Each request says anew who it is of: a login ends with the header, and follows its groups. From any
-other address the header says nothing, and is gone before anything else sees it.
+Each request names its user again: a login ends with the header, and follows its groups. From any
+address that is not such a proxy's the header means nothing, and is removed before anything else
+sees it.
 """
 
 import ipaddress

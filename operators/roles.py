@@ -20,6 +20,7 @@ ROLES = {
         "send_",
         "move_",
         "transfer_",
+        "retain_",
         "remove_",
         "delete_runner",
     ),
@@ -30,7 +31,7 @@ APPS = ("runners", "dispatch", "claims")
 
 
 def make_roles(using: str, **kwargs: Any) -> None:
-    """After a migration: make the groups that are not there. Those that are stay as they are."""
+    """After a migration: create the missing groups. Existing ones stay as they are."""
     Group = apps.get_model("auth", "Group")
     Permission = apps.get_model("auth", "Permission")
     groups = Group.objects.using(using)

@@ -8,6 +8,7 @@ from typing import Any, get_args
 from django.contrib import admin
 from django.db import transaction
 from django.db.models import Count, F, OuterRef, Q, QuerySet, Subquery
+from django.db.models.fields.json import KeyTextTransform
 from django.http import HttpRequest
 from django.utils.html import format_html
 
@@ -53,7 +54,7 @@ MOST_MOVED = 1_000
 def _enable_effect(runner: Any) -> str:
     if runner.enabled:
         raise InvalidRequest("It is already enabled.")
-    runner.admin_status = Runner.AdminStatus.ENABLED  # as it then is
+    runner.admin_status = Runner.AdminStatus.ENABLED  # after this verb
     trouble = trouble_of(runner, held=runner.held, now=runner.now)
     if trouble is not None:
         return (
@@ -133,10 +134,10 @@ def _move(runner: Any, order: Order, why: str = "Move") -> str:
 
 
 def _move_all(states: "QuerySet[DispatchState]", target: str, order: Order, said: str) -> int:
-    """Move at most `MOST_MOVED` of these: how many. Each has its audit entry."""
+    """Move at most `MOST_MOVED` of these: how many. Each gets its audit entry."""
     moved = 0
     for state in states.select_related("entity").order_by("pk")[:MOST_MOVED]:
-        # An entity that ends meanwhile stays, and does not keep the others from moving.
+        # An entity that ends meanwhile stays, and does not stop the others from moving.
         with suppress(NotRunning), transaction.atomic():
             if entities.move(state.entity, target):
                 moved += 1
@@ -144,8 +145,8 @@ def _move_all(states: "QuerySet[DispatchState]", target: str, order: Order, said
     return moved
 
 
-# A drained runner is a disabled one whose entities were moved: what it holds, it works off. Which
-# entities come back when that is undone, the audit log knows.
+# A drained runner is a disabled one whose entities were moved; it finishes its claims.
+# The audit log knows which entities return when that is undone.
 
 
 def _drain_effect(runner: Any) -> str:
@@ -170,7 +171,7 @@ def _drain(runner: Any, order: Order) -> str:
 
 
 def _drained(runner: Any) -> list[tuple[str, "QuerySet[DispatchState]"]]:
-    """To which runners it was drained, and the entities that are still there."""
+    """The runners that it was drained to, and the entities that are still there."""
     prefix = f"Drain: from {runner} to "
     entries = audit.of_entities(prefix)
     away: dict[str, set[int]] = {}
@@ -310,6 +311,11 @@ def _owned_by(rows: Any, key: str) -> Any:
         return rows.none()
 
 
+def _with_last_error(rows: Any, text: str) -> Any:
+    said = KeyTextTransform("last_error", "liveness__diagnostics")
+    return rows.annotate(said=said).filter(said__icontains=text)
+
+
 @admin.register(Runner)
 class RunnerAdmin(OperatorAdmin):
     row_order = "pk"
@@ -331,6 +337,7 @@ class RunnerAdmin(OperatorAdmin):
         words("kind", "kind", values("kind", Runner.Kind.values)),
         words("admin status", "admin_status", values("admin_status", Runner.AdminStatus.values)),
         exact("owner (kind:id)", "owner", _owned_by),
+        exact("text of the last error", "error", _with_last_error),
     )
     search_fields = ("id__icontains", "label__icontains")
     search_help_text = "Part of the id or label, or an owner such as user:alice"
@@ -338,7 +345,7 @@ class RunnerAdmin(OperatorAdmin):
     def get_queryset(self, request: HttpRequest) -> "QuerySet[Any]":
         rows: Any = super().get_queryset(request).select_related("liveness")
         filtered = {"health", "liveness"} & set(request.GET)
-        return with_presence(rows) if filtered else with_failures(with_held(rows))
+        return with_failures(with_held(with_presence(rows) if filtered else rows))
 
     def with_prospects(self, rows: "QuerySet[Any]") -> "QuerySet[Any]":
         each = Runner.objects.filter(pk=OuterRef("pk")).order_by().values("pk")
@@ -434,7 +441,7 @@ def _diagnostics(client: dict[str, Any], now: datetime) -> Iterator[tuple[str, s
 
 
 def _told_time(value: Any, now: datetime) -> Any:
-    """A client's time as any other; whatever else it wrote there stays as it is."""
+    """A client's time, shown like any other; any other text is shown as it is."""
     try:
         when = datetime.fromisoformat(value)
     except (TypeError, ValueError):

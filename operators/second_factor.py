@@ -1,8 +1,8 @@
 """The second factor of local passwords: an authenticator's codes (TOTP), and recovery codes.
 
-PULLWAKE_TOTP says whether operators may have one, or must. django-otp keeps the devices; no code
-is good twice, and one guess after another has to wait longer. It is an extra: while that setting is
-off nothing of it is imported. Who logs in elsewhere has a second factor there.
+PULLWAKE_TOTP says whether operators may have one, or must. django-otp stores the devices; no code
+works twice, and repeated guesses must wait longer and longer. It is an extra: while that setting is
+off nothing of it is imported. People who log in elsewhere have a second factor there.
 """
 
 from collections.abc import Callable
@@ -40,19 +40,19 @@ DEVICES = (TOTPDevice, StaticDevice)
 
 
 class CodeField(forms.CharField):
-    """A code, of an authenticator or for recovery."""
+    """A code, from an authenticator or for recovery."""
 
     def __init__(self, **facts: Any) -> None:
         attrs = {"autocomplete": "one-time-code", "class": " ".join(BASE_INPUT_CLASSES)}
         super().__init__(max_length=32, widget=forms.TextInput(attrs=attrs), **facts)
 
     def clean(self, value: Any) -> str:
-        """Without the spaces that authenticators show."""
+        """Remove the spaces that authenticators show."""
         return str(super().clean(value)).replace(" ", "").lower()
 
 
 class LoginForm(AuthenticationForm):  # type: ignore[misc]
-    """Who has a second factor says both at once: a wrong code counts as a wrong password does."""
+    """A person with a second factor enters both: a wrong code counts as a wrong password."""
 
     code = CodeField(required=False, label="Code, if you have a second factor")
 
@@ -81,9 +81,9 @@ class _CodeForm(forms.Form):
 def with_second_factor(
     get_response: Callable[[HttpRequest], HttpResponse],
 ) -> Callable[[HttpRequest], HttpResponse]:
-    """Middleware, after django-otp's: no page of the admin without it, for who has or must have it.
+    """Middleware, after django-otp's: who has or must have a second factor needs it for each page.
 
-    A session that began before its user had one ends.
+    A session that began before its user had a second factor ends.
     """
 
     def answer(request: HttpRequest) -> HttpResponse:
@@ -143,7 +143,7 @@ def remove(user: Any) -> bool:
 
 
 def _act(request: HttpRequest, form: forms.Form) -> list[str]:
-    """Do what was asked for with a right code: the new recovery codes, if there are such."""
+    """Do what was asked for with a right code: the new recovery codes, if any."""
     user: Any = request.user
     code, asked = form.cleaned_data["code"], request.POST.get("do")
     if not _has_device(user):
@@ -174,7 +174,7 @@ def _note(request: HttpRequest, verb: str) -> None:
 
 
 def _is_asked(user: Any) -> bool:
-    """Whether somebody logs in with a password here; the one-time login is development mode's."""
+    """Whether a person logs in with a password here; the one-time login is development mode's."""
     if not user.is_authenticated or not user.has_usable_password():
         return False
     return not (settings.DEVELOPMENT and user.get_username() == DEVELOPER)
@@ -185,20 +185,20 @@ def _has_device(user: Any) -> bool:
 
 
 def _verified(user: Any, code: str) -> Any:
-    """The device that this is a code of, or None; recovery codes are no six digits."""
+    """The device that produced this code, or None; recovery codes are not six digits."""
     kind = TOTPDevice if code.isdecimal() else StaticDevice
     device = kind.objects.filter(user=user, confirmed=True).first()
     return device and django_otp.verify_token(user, device.persistent_id, code)
 
 
 def _unconfirmed(user: Any) -> Any:
-    """The authenticator that a user is about to add."""
+    """The authenticator that a user is adding."""
     own = TOTPDevice.objects.filter(user=user, confirmed=False)
     return own.first() or TOTPDevice.objects.create(user=user, confirmed=False, name="own")
 
 
 def _new_codes(user: Any) -> list[str]:
-    """New recovery codes, each good once; the former are good no more."""
+    """New recovery codes, each good for one use; former ones become invalid."""
     with transaction.atomic():
         StaticDevice.objects.filter(user=user).delete()
         device = StaticDevice.objects.create(user=user, name="recovery")

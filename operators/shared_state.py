@@ -50,7 +50,7 @@ class SharedStateAdmin(OperatorAdmin):
 
 
 def shared_states_of(entity: Entity) -> list[Any]:
-    """For an entity's page: those that it has or observes; without ``state`` one yet to come."""
+    """For an entity's page: those that it has or observes; no ``state`` if yet to come."""
     state = SharedState.objects.filter(name=OuterRef("name")).values("pk")
     links = SharedStateLink.objects.filter(entity=entity.pk).order_by("pk")
     return list(links.annotate(state=Subquery(state))[:SHOWN])

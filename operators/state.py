@@ -1,4 +1,4 @@
-"""Dispatch states: the rows that are locked, as they are. An entity's page tells what they mean."""
+"""Dispatch states: the locked rows, as they are. An entity's page explains what they mean."""
 
 from typing import Any
 

@@ -28,12 +28,12 @@ from runners.models import AccessToken, AccessTokenQuerySet, Runner
 
 
 def new_id_of_form() -> str:
-    """What tells a form that is sent twice from two forms."""
+    """An id that distinguishes a form sent twice from two forms."""
     return new_id("form")
 
 
 def _validities() -> list[tuple[int, str]]:
-    """How long a token may be valid; PULLWAKE_TOKEN_DAYS is one of them."""
+    """How long a token may be valid; PULLWAKE_TOKEN_DAYS is one of the choices."""
     days = sorted({30, 90, 365, settings.PULLWAKE_TOKEN_DAYS} - {0})
     return [*((each, f"{each} days") for each in days), (0, "until it is revoked")]
 
@@ -105,7 +105,7 @@ def _validity(token: Any) -> str:
 
 
 def _purpose(token: Any) -> str:
-    """What it is for: one runner, /metrics, or all that its principal may."""
+    """What it opens: one runner, /metrics, or all that its principal may do."""
     if token.scope:
         return "metrics"
     return RUNNER(token) if token.runner_id else "any"
@@ -151,7 +151,7 @@ def _fence_effect(token: Any) -> str:
 
 
 def _fence(token: Any, order: Order) -> str:
-    """Once nobody believes it any more: it could claim anew what was taken back."""
+    """Fence them once no server accepts the token any more: before that it could claim again."""
     if not tokens.revoke_at_once(token):
         raise NotRunning("It has already been revoked.")
     taken = sum(endings.take_back(claim) is not None for claim in _claims_of(token))
@@ -246,7 +246,7 @@ class AccessTokenAdmin(OperatorAdmin):
         if request.method == "POST" and form.is_valid():
             asked = form.cleaned_data
             sent = request.session.get(SENT, [])
-            if asked["once"] in sent:  # the page was loaded again, which sends its form again
+            if asked["once"] in sent:  # the page was reloaded, which sends its form again
                 messages.warning(request, "This token was issued before: it is not shown again.")
                 return HttpResponseRedirect(self._url("changelist"))
             request.session[SENT] = [*sent[-9:], asked["once"]]

@@ -45,7 +45,7 @@ def _is_open(wake: Any) -> bool:
 
 
 def _of_its_entity(verb: Verb) -> Verb:
-    """The verb of an entity, for the one whose unclaimed wake this is."""
+    """An entity's verb, for the entity whose unclaimed wake this is."""
 
     def told(wake: Any) -> Any:
         if not _is_open(wake):

@@ -1,13 +1,11 @@
-"""What changed of runners and entities, in an order that readers can follow: the only writer.
+"""What changed about runners and entities, in an order that readers can follow: the only writer.
 
 A change has a *place*: the number of the transaction that made it, and the key of its row. On
-PostgreSQL transactions end in another order than they are numbered in, and no writer is to wait for
-another. So a reader takes only what is below the oldest transaction that is still under way
-(`now_settled`): nothing can turn up there any more. On SQLite writers follow each other, and the
-number is a count.
-
-A reader also remembers the transaction below which its first look was (``since``): what left its
-sight before that it never had.
+PostgreSQL transactions do not end in the order of their numbers, and no writer should wait for
+another. So a reader takes only what lies below the oldest transaction that is still running
+(`now_settled`): nothing can appear there any more. On SQLite writers follow each other, and the
+number is a counter. A reader also remembers the transaction below which it first looked
+(``since``): rows that it lost sight of before then, it never had.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,11 +34,11 @@ class Transaction(Func):
         self.kind = kind
 
     def as_postgresql(self, compiler: Any, connection: Any, **context: Any) -> Any:
-        """It is not reused, as those that rows carry are."""
+        """The number is never reused, like those that rows carry."""
         return "pg_current_xact_id()::text::bigint", []
 
     def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
-        """One more than there was; the newest row of a kind is never pruned."""
+        """One more than the largest so far; the newest row of a kind is never pruned."""
         newest = f"""SELECT MAX("transaction") FROM runners_change WHERE kind = '{self.kind}'"""  # noqa: S608
         return f"COALESCE(({newest}), 0) + 1", []
 
@@ -56,7 +54,7 @@ _MOVE = {
 
 
 def note(kind: str, key: str) -> bool:
-    """Something changed of a row that the feed has: False if it has none."""
+    """Note that a row in the feed changed: False if the feed has no such row."""
     return bool(_MOVE[Kind(kind)].count(key=key))
 
 
@@ -64,15 +62,15 @@ _KNOWN = Select(lambda: Change.objects.filter(kind=Param("kind"), key=Param("key
 
 
 def write(kind: str, key: str, **facts: Any) -> None:
-    """Something changed of a row, new or not, and these columns of it are so now.
+    """Note that a row changed, new or not, and set these columns of it.
 
-    The caller holds what keeps others from making the same row. Whoever had a former one by this
-    key in sight, and has not the new one, is told that it is gone.
+    The caller holds a lock that keeps others from creating the same row. Readers that could see a
+    former row by this key, and cannot see the new one, are told that it is gone.
     """
     before = _KNOWN.first(kind=kind, key=key)
     here: dict[str, Any] = {"transaction": Transaction(kind), "changed_at": Now()}
     if before is None:
-        # A server of the last version made the row, should two heartbeats of it race here.
+        # Only if a server of the previous version created the row can two heartbeats race here.
         new = Change(kind=kind, key=key, **here, **facts)
         Change.objects.bulk_create([new], ignore_conflicts=True)
         return
@@ -86,7 +84,7 @@ def write(kind: str, key: str, **facts: Any) -> None:
 
 
 def write_all(kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """`write` for each of these rows, in few statements where they are new; ``key`` is a fact."""
+    """`write` for each of these rows, in few statements if they are new; ``key`` is a fact."""
     keys = [facts["key"] for facts in rows]
     before = Change.objects.filter(kind=kind, key__in=keys, departed=False)
     known = set(before.values_list("key", flat=True))
@@ -106,7 +104,7 @@ def remove(kind: str, key: str) -> None:
 
 
 def retag(key: str) -> None:
-    """An entity's tags changed: it may leave what readers ask for."""
+    """An entity's tags changed: it may no longer match what readers ask for."""
     kind = Kind.ENTITY
     Change.objects.filter(kind=kind, key=key, departed=False).update(
         retagged=Transaction(kind), transaction=Transaction(kind), changed_at=Now()
@@ -114,7 +112,7 @@ def retag(key: str) -> None:
 
 
 def depart(kind: str, owner: str, key: str = "", **facts: Any) -> None:
-    """This principal, or each of a kind, is to see the row no more; without a key: to look anew."""
+    """A principal, or each of a kind, no longer sees the row; without a key it must reread all."""
     Change.objects.create(
         kind=kind, key=key, owner=owner, departed=True, transaction=Transaction(kind), **facts
     )
@@ -134,14 +132,14 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """All transactions below ``below`` are over; none from ``ahead`` on has begun."""
+    """All transactions below ``below`` have ended; none from ``ahead`` on has begun."""
 
     below: int
     ahead: int
 
 
-# Transactions are numbered for the whole server. One that is surely another database's holds nobody
-# back here; one that has just ended is waited for once more.
+# Transactions are numbered for the whole server. One that certainly belongs to another database
+# holds nobody back here; one that has just ended is waited for once more.
 _SETTLED = """
 SELECT COALESCE(MIN(number), ahead), ahead
 FROM (
@@ -162,7 +160,7 @@ GROUP BY ahead
 
 
 def now_settled(kind: str) -> Settled:
-    """How far a feed may be read now."""
+    """How far a feed can be read now."""
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
             cursor.execute(_SETTLED)
@@ -175,7 +173,7 @@ def now_settled(kind: str) -> Settled:
 
 
 def past(kind: str, place: Place, settled: Settled) -> Any:
-    """The changes past a place that can be read, in their order."""
+    """The changes past a place that can be read, in order."""
     later = Q(transaction__gt=place.transaction) | Q(pk__gt=place.pk)
     return Change.objects.filter(
         later,
@@ -186,9 +184,9 @@ def past(kind: str, place: Place, settled: Settled) -> Any:
 
 
 def over(before: Any) -> Any:
-    """What may be pruned: of what left a feed before this time all but the newest.
+    """What may be pruned: rows that left a feed before this time, except the newest one.
 
-    That one marks how far back readers may have missed something (`is_pruned_since`).
+    The newest marks how far back readers may have missed something (`is_pruned_since`).
     """
     left = Change.objects.filter(Q(gone=True) | Q(departed=True), changed_at__lt=before)
     for kind in Kind:
@@ -207,9 +205,9 @@ def over(before: Any) -> Any:
 
 
 def start_over() -> None:
-    """After a restore: what was counted since the backup is not counted again.
+    """After a restore: skip the numbers counted since the backup, so that none is used twice.
 
-    PostgreSQL numbers transactions itself, and perhaps anew: all that there is then comes first.
+    PostgreSQL numbers transactions itself, and may start over: all present rows then come first.
     """
     if connection.vendor == "postgresql":
         Change.objects.update(transaction=0, retagged=0)

@@ -1,4 +1,4 @@
-"""The sixteen diagnostic fields of a runner: each kept only if valid, unknown keys dropped."""
+"""The sixteen diagnostic fields of a runner: each is kept only if valid; others are dropped."""
 
 import math
 from collections.abc import Callable
@@ -70,6 +70,6 @@ FIELDS: dict[str, Callable[[Any], Any]] = {
 
 
 def cleaned(reported: JsonObject) -> JsonObject:
-    """The valid fields of a report; empty when none is."""
+    """The valid fields of a report; empty when there are none."""
     fields = {name: clean(reported[name]) for name, clean in FIELDS.items() if name in reported}
     return {name: value for name, value in fields.items() if value is not _INVALID}

@@ -1,6 +1,6 @@
 """A runner's health: a pure function of its rows, the number of its claims, and the time.
 
-The rules are the wire contract's section Health; `claims.reports` gathers what they are asked of.
+The rules are in the wire contract's section Health; `claims.reports` gathers the inputs.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,7 +21,7 @@ MANY_FAILURES = 3
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """The worst of what is wrong, and each thing that is, in a sentence."""
+    """The worst status, and each thing that is wrong, in a sentence."""
 
     status: Status
     issues: Sequence[str]
@@ -36,9 +36,9 @@ def liveness(runner: Runner, now: datetime) -> Liveness:
 
 
 def presence(runner: Runner, *, claims: int, now: datetime) -> Presence:
-    """`liveness` as people are told it: one that said that it stops, and then did, has stopped.
+    """`liveness` as people see it: a runner that announced its stop is then "stopped".
 
-    Unless it left ``claims``. The protocol knows it as expired.
+    Not if it left ``claims`` behind. In the protocol it is expired.
     """
     status = liveness(runner, now)
     said = (runner.liveness.diagnostics or {}).get("status")
@@ -48,9 +48,9 @@ def presence(runner: Runner, *, claims: int, now: datetime) -> Presence:
 def health(
     runner: Runner, *, claims: int, lapsed: int, failed: int, ended: int, now: datetime
 ) -> Health:
-    """The health of a runner that holds ``claims`` active claims, ``lapsed`` of them lapsed.
+    """The health of a runner that holds ``claims`` active claims, of which ``lapsed`` have lapsed.
 
-    Of the ``ended`` claims that it had last, ``failed`` failed of late.
+    Of its last ``ended`` claims, ``failed`` failed recently.
     """
     unhealthy = list(_unhealthy(runner, now))
     degraded = [*_degraded(runner, claims, lapsed), *_failing(failed, ended)]
@@ -92,5 +92,5 @@ def _failing(failed: int, ended: int) -> Iterable[str]:
 
 
 def fails(failed: int, ended: int) -> bool:
-    """Whether so many failures among the claims that ended last are too many."""
+    """Whether this many failures among the claims that ended last are too many."""
     return failed >= MANY_FAILURES and 2 * failed >= ended

@@ -1,6 +1,6 @@
-"""Runners: who they are, whether they live, the access tokens of all who call; and what changed.
+"""Runners: who they are, whether they live, the access tokens of all callers; and what changed.
 
-`runners.registry` is the only writer of `Runner` and `RunnerLiveness`, `runners.changes` that of
+`runners.registry` is the only writer of `Runner` and `RunnerLiveness`, `runners.changes` of
 `Change`.
 """
 
@@ -35,15 +35,15 @@ def canonical(column: str) -> Q:
     for kind in Principal.KINDS:
         beginning = f"{URL_PREFIX}{kind}%3A"
         kinds |= Q(**{f"{column}__startswith": beginning}) & ~Q(**{column: beginning})
-    # No database has the same regular expressions as the other, but both can strip characters:
-    # nothing is left of a key that holds those of a URL alone.
+    # The databases' regular expressions differ, but both can strip characters:
+    # stripping what only a URL may hold leaves nothing of a valid key.
     key = Substr(column, len(URL_PREFIX) + 1)
     rest = Func(key, Value(URL_CHARACTERS), function="LTRIM", output_field=models.TextField())
     return kinds & Q(Exact(rest, Value("")))
 
 
 class RunnerQuerySet(models.QuerySet["Runner"]):
-    """Runners, by what a caller or an operator asks of them."""
+    """Runners, selected by what a caller or an operator asks about them."""
 
     def owned_by(self, principal: Principal) -> "RunnerQuerySet":
         """Those that this principal owns."""
@@ -54,11 +54,11 @@ class RunnerQuerySet(models.QuerySet["Runner"]):
         return self.filter(admin_status=Runner.AdminStatus.ENABLED)
 
     def able(self) -> "RunnerQuerySet":
-        """Those that can be at work: enabled, and heard of in time."""
+        """Those that can be working: enabled, and heard from in time."""
         return self.enabled().filter(liveness__lease_expires_at__gt=Now())
 
     def unable(self) -> "RunnerQuerySet":
-        """Those that cannot be at work: disabled, never seen, or with a lapsed liveness lease."""
+        """Those that cannot be working: disabled, never seen, or with a lapsed liveness lease."""
         return self.exclude(
             admin_status=Runner.AdminStatus.ENABLED, liveness__lease_expires_at__gt=Now()
         )
@@ -126,7 +126,7 @@ class Runner(models.Model):
 
     @property
     def wake_stream_path(self) -> str:
-        """Where it reads its wakes."""
+        """The path at which it reads its wakes."""
         return f"/runners/{self.id}/wake"
 
     @property
@@ -136,10 +136,10 @@ class Runner(models.Model):
 
 
 class RunnerLiveness(models.Model):
-    """What a runner last said of itself.
+    """What a runner last said about itself.
 
-    Written every few seconds, so it is narrow, has no index on what a heartbeat writes, and its
-    pages keep room (fillfactor, migration 0002): every heartbeat is a HOT update.
+    It is written every few seconds, so it is narrow, has no index on what a heartbeat writes, and
+    its pages keep room (fillfactor, migration 0002): every heartbeat is a HOT update.
     """
 
     runner = models.OneToOneField(
@@ -160,9 +160,9 @@ class RunnerLiveness(models.Model):
 
 
 class WakeStream(models.Model):
-    """The tail of a runner's wake stream; the row whose lock hands out its offsets.
+    """The tail of a runner's wake stream; locking this row hands out its offsets.
 
-    `dispatch.wakes` moves it. It is its own row, for it is locked last and the runner first.
+    `dispatch.wakes` moves it. It is a separate row because it is locked last, and the runner first.
     """
 
     runner = models.OneToOneField(
@@ -178,7 +178,7 @@ class WakeStream(models.Model):
 
 
 class AccessTokenQuerySet(models.QuerySet["AccessToken"]):
-    """Access tokens by whether they open anything."""
+    """Access tokens, selected by whether they are valid."""
 
     def valid(self) -> "AccessTokenQuerySet":
         """Those neither revoked nor expired."""
@@ -190,13 +190,13 @@ class AccessTokenQuerySet(models.QuerySet["AccessToken"]):
 
 
 class AccessToken(models.Model):
-    """A bearer credential bound to one principal, or to one runner of it; only its hash is kept.
+    """A bearer credential bound to one principal, or to one of its runners; only its hash is kept.
 
-    One whose scope is metrics reads /metrics, and does nothing in its principal's name.
+    A token with scope "metrics" reads /metrics and does nothing in its principal's name.
     """
 
     class Scope(models.TextChoices):
-        """What it opens."""
+        """What the token opens."""
 
         ALL = "", "all that its principal may"
         METRICS = "metrics", "metrics"
@@ -204,7 +204,7 @@ class AccessToken(models.Model):
     principal = PrincipalField()
     token_hash = models.CharField(max_length=64, unique=True)
     label = models.CharField(max_length=256, blank=True)
-    # Not a foreign key: the runner that it is for may have to register with it first.
+    # Not a foreign key: the runner may register with this token.
     runner_id = models.CharField("runner", max_length=128, null=True, blank=True)
     scope = models.CharField(
         max_length=16, choices=Scope.choices, default=Scope.ALL, db_default=Scope.ALL, blank=True
@@ -245,18 +245,17 @@ class AccessToken(models.Model):
 
 
 class Change(models.Model):
-    """Where the newest change of a runner or of an entity stands in its feed: a row for each.
+    """The place of the newest change of a runner or an entity in its feed: one row for each.
 
-    `runners.changes` alone writes these, in the transaction that makes the change; a feed's events
-    are the rows themselves, as they are when they are read. So a feed holds each once, at its
-    newest place. What was deleted stays as a row that is ``gone``, for PULLWAKE_RETENTION_DAYS.
-
-    A row that is ``departed`` tells its ``owner`` that ``key`` is out of its sight, or, without
-    a key, that what it may see is to be read anew: its rights in other people's entities changed.
+    Only `runners.changes` writes these rows, in the transaction that makes the change; a feed's
+    events are the rows themselves, as they are when they are read. So a feed holds each row once,
+    at its newest place. A deleted row stays as ``gone`` for PULLWAKE_RETENTION_DAYS. A row that is
+    ``departed`` tells its ``owner`` that ``key`` is out of its sight, or, without a key, that it
+    must read everything again because its rights in other people's entities changed.
     """
 
     class Kind(models.TextChoices):
-        """Of which feed it is."""
+        """The feed it belongs to."""
 
         RUNNER = "runner"
         ENTITY = "entity"

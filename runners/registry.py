@@ -43,8 +43,8 @@ def register(owner: Principal, runner_id: str, facts: JsonObject) -> Runner:
             own = Runner.objects.owned_by(owner)
             quotas.take("runners", settings.PULLWAKE_MAX_RUNNERS, owner.url, own.count)
         runner = None
-        while runner is None:  # a deletion may come between the two
-            # Two first registrations may race: one inserts, both go on from the row.
+        while runner is None:  # the runner may be deleted between the two
+            # Two first registrations may race: one inserts, and both go on from that row.
             Runner.objects.bulk_create([new], ignore_conflicts=True)
             runner = _lock(runner_id)
         if runner.owner_principal != owner.url:
@@ -89,15 +89,15 @@ def lock(runner_id: str) -> Runner:
 
 
 def lock_own(caller: Principal, runner_id: str) -> Runner:
-    """The caller's runner, locked against its deletion until the transaction ends.
+    """The caller's runner, locked against deletion until the transaction ends.
 
-    Raises NotFound, or Forbidden for another's.
+    Raises NotFound, or Forbidden for another principal's runner.
     """
     return require_owner(lock(runner_id), caller.url)
 
 
 def require_owner(runner: Runner, *owners: str) -> Runner:
-    """The runner, if it is one of these principals'; they are URLs. Raises Forbidden."""
+    """The runner, if one of these principals (URLs) owns it. Raises Forbidden."""
     if runner.owner_principal not in owners:
         raise Forbidden(f"The runner {runner.pk} is another principal's.")
     return runner
@@ -119,7 +119,7 @@ def set_admin_status(runner_id: str, status: Runner.AdminStatus) -> Runner:
 
 
 def _tell(runner: Runner) -> Runner:
-    """The runner, with its feed told how it is; of its claims the reaper knows, and tells that."""
+    """The runner, once its feed has its health; the reaper looks at its claims, and tells those."""
     alive = liveness(runner, runner.now)
     verdict = health(runner, claims=0, lapsed=0, failed=0, ended=0, now=runner.now)
     changes.write(
@@ -132,7 +132,7 @@ def _tell(runner: Runner) -> Runner:
 
 
 def told(alive: str, status: str) -> str:
-    """A runner's liveness and its health, as its feed has them."""
+    """A runner's liveness and health, as its feed shows them."""
     return f"{alive} {status}"
 
 
@@ -140,7 +140,7 @@ def told(alive: str, status: str) -> str:
 def _note(*names: str) -> Update:
     facts: JsonObject = {name: Param(name, RunnerLiveness._meta.get_field(name)) for name in names}
     own = RunnerLiveness.objects.filter
-    # Lost with the database, a heartbeat comes again.
+    # A heartbeat that a crash of the database loses is repeated.
     return Update(lambda: own(Unflushed(), runner=Param("runner")), **facts)
 
 
@@ -152,10 +152,10 @@ def heartbeat(
     wake_stream_offset: str | None = None,
     diagnostics: JsonObject | None = None,
 ) -> None:
-    """Note that a runner lives, on it and in the database; None keeps what was there.
+    """Record that a runner lives, on it and in the database; None keeps the former value.
 
-    ``now`` is the database's time. That one is online again is news to its feed, another heartbeat
-    none. Raises NotFound when the runner was deleted meanwhile.
+    ``now`` is the database's time. Its feed is told when the runner comes online, and not of
+    further heartbeats. Raises NotFound when the runner was deleted meanwhile.
     """
     facts: JsonObject = {"last_seen_at": now, "lease_expires_at": lease_expires_at}
     if wake_stream_offset is not None:

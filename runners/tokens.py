@@ -1,4 +1,4 @@
-"""Access tokens: issued once, stored hashed, remembered for a moment, watched while in use."""
+"""Access tokens: issued once, stored hashed, cached for a moment, watched while in use."""
 
 import logging
 import random
@@ -51,7 +51,7 @@ _HELD_S = 900.0
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """A valid access token: whose it is, what it is for, and when it expires."""
+    """A valid access token: whose it is, what it opens, and when it expires."""
 
     principal: Principal
     runner_id: str | None
@@ -60,7 +60,7 @@ class Credential:
     expires_at: datetime | None
 
     def seconds_left(self) -> float:
-        """For how long it still opens anything, as far as this process has heard."""
+        """For how many seconds it is still valid, as far as this process knows."""
         if self.token_hash in _revoked:
             return 0.0
         if self.expires_at is None:
@@ -76,10 +76,10 @@ def issue(
     runner_id: str | None = None,
     scope: AccessToken.Scope = AccessToken.Scope.ALL,
 ) -> tuple[AccessToken, str]:
-    """A new token and its secret, which is never to be had again.
+    """Issue a new token: the row, and its secret, which cannot be shown again.
 
-    ``runner_id``: it may act as that runner of the principal's, and nothing else; the runner need
-    not exist yet. ``scope``: metrics is for /metrics alone, and of no runner.
+    ``runner_id`` limits it to that runner of the principal's, which need not exist yet. With
+    ``scope`` "metrics" it opens /metrics alone, and belongs to no runner.
     """
     secret = new_secret(METRICS_PREFIX if scope == AccessToken.Scope.METRICS else PREFIX)
     token = AccessToken.objects.create(
@@ -94,12 +94,12 @@ def issue(
 
 
 def revoke(token: AccessToken) -> bool:
-    """Whether this call revoked it; it opens nothing from `REMEMBERED` from now on."""
+    """Revoke a token: whether this call did it; it opens nothing after `REMEMBERED`."""
     return bool(AccessToken.objects.filter(pk=token.pk, revoked_at=None).update(revoked_at=Now()))
 
 
 def revoke_at_once(token: AccessToken) -> bool:
-    """The same, and no server believes the token any more when this returns, `REMEMBERED` later."""
+    """Revoke a token, and return only when no server accepts it any more, `REMEMBERED` later."""
     revoked = revoke(token)
     time.sleep(REMEMBERED.total_seconds())
     return revoked
@@ -129,13 +129,13 @@ def verify(secret: str, address: str = "") -> Credential | None:
 
 
 def last_known(secret: str) -> Credential | None:
-    """The token as this process verified it last, however long ago, or None."""
+    """The token as this process last verified it, however long ago, or None."""
     known = _remembered.get(hash_secret(secret))
     return known[1] if known is not None and known[1].seconds_left() > 0 else None
 
 
 def forget() -> None:
-    """Ask the database again for every token; for tests."""
+    """Forget all cached tokens, so that the database is asked again; for tests."""
     _remembered.clear()
     _uses.clear()
     _revoked.clear()
@@ -146,7 +146,7 @@ def forget() -> None:
 
 @contextmanager
 def held_open(credential: Credential | None, revoked: threading.Event) -> Iterator[None]:
-    """``revoked`` is set if the token is revoked while the block lasts."""
+    """Sets ``revoked`` if the token is revoked while the block runs."""
     if credential is None:
         yield
         return
@@ -162,7 +162,7 @@ def held_open(credential: Credential | None, revoked: threading.Event) -> Iterat
 
 
 def note_uses() -> None:
-    """Write down which were used since, and from where: one statement an address."""
+    """Record which tokens were used since, and from where: one statement an address."""
     with _lock:
         used, by_address = dict(_uses), defaultdict(list)
         _uses.clear()
@@ -176,7 +176,7 @@ def note_uses() -> None:
 
 
 def end_revoked(since: timedelta) -> None:
-    """Forget the tokens that were revoked in this time, and end what they hold open."""
+    """Forget the tokens that were revoked in this time, and end the streams that they hold open."""
     if not _remembered and not _holders:
         return
     revoked = AccessToken.objects.filter(revoked_at__gt=Now() - since)
@@ -193,7 +193,7 @@ def end_revoked(since: timedelta) -> None:
 
 
 class Watch(threading.Thread):
-    """The thread of a server that ends what revoked tokens hold, and writes down last uses."""
+    """The thread of a server that ends what revoked tokens hold, and records last uses."""
 
     INTERVAL_S = 2.0
     MARGIN = timedelta(seconds=30)

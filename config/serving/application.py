@@ -1,7 +1,7 @@
 """The WSGI application: pages go through all of MIDDLEWARE, the API through `API_MIDDLEWARE`.
 
-No session, message or CSRF work is done for a call of the API, and what is held of the thousands
-that wait is a seventh less. Each part goes through Django's own handler.
+So a call of the API does no session, message or CSRF work, and a held request takes a seventh less
+memory. Each part goes through Django's own handler.
 """
 
 import re
@@ -18,15 +18,15 @@ from config.serving.requests import ObservedHandler
 API_MIDDLEWARE = ("django.middleware.security.SecurityMiddleware",)
 """What calls of the API go through, the outermost first; none of it looks at views."""
 
-# An entity type may be named admin, too: its streams are the API's.
+# An entity type may be named "admin", too: its streams belong to the API.
 _PAGE = re.compile(r"/(admin|static)/(?![^/]+/main$)")
 
 
 class ApiHandler(ObservedHandler):
-    """Django's handler with a chain of its own.
+    """Django's handler with a middleware chain of its own.
 
-    It uses parts of `django.core.handlers.base.BaseHandler` that no documentation promises: what
-    `load_middleware` sets, and `_get_response`; tests/serving/test_application.py has a test of it.
+    It uses undocumented parts of `django.core.handlers.base.BaseHandler`: what `load_middleware`
+    sets, and `_get_response`; tests/serving/test_application.py tests them.
     """
 
     def load_middleware(self, is_async: bool = False) -> None:
@@ -47,12 +47,12 @@ class PageHandler(ObservedHandler):
     """Django's handler with all of MIDDLEWARE."""
 
     def route(self, request: HttpRequest) -> str:
-        """The admin has hundreds of addresses, and is one."""
+        """The admin has hundreds of addresses, and counts as one."""
         return "/static/" if request.path.startswith("/static/") else "/admin/"
 
 
 class Application:
-    """Gives each request to the handler that it is for."""
+    """Passes each request to the handler responsible for it."""
 
     def __init__(self) -> None:
         self._pages = PageHandler()

@@ -15,6 +15,6 @@ class ServingConfig(AppConfig):
     name = "config.serving"
 
     def ready(self) -> None:
-        """Begin to report errors, of servers and of commands."""
+        """Start reporting errors, of servers and of commands."""
         if settings.SENTRY_DSN:
             error_reports.start()

@@ -1,4 +1,4 @@
-"""What `manage.py check` and every start say of settings that start, and then disappoint."""
+"""Checks, at `manage.py check` and every start, of settings that start but then fail users."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from django.core import checks
 
 @checks.register()
 def check_hosts(**kwargs: Any) -> list[checks.CheckMessage]:
-    """A production server whose callers would all be refused, or claim and never call back."""
+    """A production server that would refuse all callers, or hand out claims without a way back."""
     if settings.DEVELOPMENT or settings.HOSTS_ARE_NAMED:
         return []
     return [
@@ -24,7 +24,7 @@ def check_hosts(**kwargs: Any) -> list[checks.CheckMessage]:
 
 @checks.register()
 def check_logins(**kwargs: Any) -> list[checks.CheckMessage]:
-    """Logins elsewhere that let nobody in, or everybody."""
+    """External logins that admit nobody, or everybody."""
     found: list[checks.CheckMessage] = []
     elsewhere = settings.PULLWAKE_OIDC_ISSUER or settings.PULLWAKE_REMOTE_USER_HEADER
     if elsewhere and not settings.PULLWAKE_OPERATOR_GROUPS:

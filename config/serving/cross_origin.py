@@ -6,10 +6,10 @@ from django.http.response import HttpResponseBase
 
 
 class CrossOrigin(CorsMiddleware):
-    """django-cors-headers', but any OPTIONS is answered with 204, as the wire contract has it."""
+    """django-cors-headers', but any OPTIONS is answered with 204, as the wire contract says."""
 
     def check_preflight(self, request: HttpRequest) -> HttpResponseBase | None:
-        """The answer to an OPTIONS, wherever it goes."""
+        """The answer to an OPTIONS for any address."""
         preflight = super().check_preflight(request)
         if request.method != "OPTIONS":
             return preflight

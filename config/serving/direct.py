@@ -1,7 +1,7 @@
-"""The database's own address on PostgreSQL, past whatever proxy shares its sessions out.
+"""The database's own address on PostgreSQL, past any proxy that pools its sessions.
 
-For what a session must hold, and for what must take its time: LISTEN's is of its own kind, in
-`dispatch.streams.waiters`.
+For what a session must keep, and for what may take long. The connection for LISTEN is a separate
+one, in `dispatch.streams.waiters`.
 """
 
 from collections.abc import Iterator
@@ -15,14 +15,14 @@ from django.db import DEFAULT_DB_ALIAS, OperationalError, connection, connection
 
 
 def connect() -> Any:
-    """A connection of Django's that is the caller's to close; none is made before it is used."""
+    """A connection of Django's that the caller closes; it connects when first used."""
     default = connections[DEFAULT_DB_ALIAS]
     return type(default)({**default.settings_dict, **settings.DIRECT_DATABASE}, DEFAULT_DB_ALIAS)
 
 
 @contextmanager
 def as_default() -> Iterator[None]:
-    """Let all that this thread asks of the database go there."""
+    """Send this thread's statements there."""
     default = connections[DEFAULT_DB_ALIAS]
     with closing(connect()) as own:
         connections[DEFAULT_DB_ALIAS] = own
@@ -33,9 +33,9 @@ def as_default() -> Iterator[None]:
 
 
 def require(stderr: OutputWrapper) -> None:
-    """Raise SystemCheckError where it is a pooling proxy's; warn of sessions without limits.
+    """Raise SystemCheckError where it is a pooling proxy's; warn about sessions without limits.
 
-    No check of Django's, for those are run by commands that need no database.
+    It is not one of Django's checks, since commands that need no database run those.
     """
     if _is_pooled():
         error = checks.Error(
@@ -57,7 +57,7 @@ def require(stderr: OutputWrapper) -> None:
 
 
 def _is_pooled() -> bool:
-    """Whether the process that was named when the connection began is not the one that answers."""
+    """Whether another server process answers than the one that the connection began with."""
     with closing(connect()) as asking:
         try:
             with asking.cursor() as cursor:
@@ -72,7 +72,7 @@ def _is_pooled() -> bool:
 
 
 def _limits_unset() -> list[str]:
-    """Which limits sessions of requests are to have, and have not."""
+    """Which limits the sessions of requests should have, and lack."""
     wanted = {
         "lock_timeout": settings.PULLWAKE_LOCK_TIMEOUT_MS,
         "statement_timeout": settings.PULLWAKE_STATEMENT_TIMEOUT_MS,

@@ -1,7 +1,7 @@
-"""Errors for Sentry, where SENTRY_DSN is set: those that the log calls errors, and no secret.
+"""Error reports to Sentry, where SENTRY_DSN is set: what the log calls errors, and no secret.
 
-Nothing of a request is sent but its id, its principal, and what it is about. What looks like a
-token is taken out wherever it stands, for an error's own text may be about one.
+Of a request only its id, its principal and its target are sent. Whatever looks like a token is
+removed wherever it stands, since an error's own text may contain one.
 """
 
 import re
@@ -22,11 +22,11 @@ _SECRET = re.compile(r"pw[a-z]_[A-Za-z0-9_-]{8,}|[0-9a-f]{64}|(?<=://)[^/\s@]+@"
 
 
 def start() -> None:
-    """Begin to report."""
+    """Start reporting."""
     sentry_sdk.init(
         dsn=settings.SENTRY_DSN,
         release=f"pullwake@{VERSION}",
-        # Its others look at requests, and at what variables hold.
+        # Its other integrations look at requests, and at the values of variables.
         default_integrations=False,
         auto_enabling_integrations=False,
         integrations=[
@@ -43,12 +43,12 @@ def start() -> None:
 
 
 def flush() -> None:
-    """Send what is left to be sent."""
+    """Send what is still queued."""
     sentry_sdk.flush(timeout=1)
 
 
 def _without_secrets(event: Any, hint: Any) -> Any:
-    # Django's line of a 500 has the request with it, whose address may hold a login.
+    # Django's line for a 500 carries the request, whose address may contain a login.
     event.get("extra", {}).pop("request", None)
     event["tags"] = {**event.get("tags", {}), **get_contextvars()}
     return _scrubbed(event)

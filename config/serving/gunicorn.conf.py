@@ -14,27 +14,29 @@ env = environ.Env()
 
 _host = env.str("HOST", "127.0.0.1").strip("[]")
 bind = f"{f'[{_host}]' if ':' in _host else _host}:{env.int('PORT', 8000)}"
-# SQLite has one writer, and its waiters hear of each other only within a process.
+# SQLite has one writer, and its waiters hear about each other only within a process.
 workers = env.int("WEB_CONCURRENCY", 2) if env.str("DATABASE_URL", "").startswith("postgres") else 1
 worker_class = "config.serving.worker.Worker"
 # Each held long-poll is a connection.
 worker_connections = 20_000
 keepalive = 75
+# All is sent by `peers.Peer.sendall`; gevent's own would only do the same, without its deadlines.
+sendfile = False
 timeout = 30
 # The master waits for its workers' drain, and for what they finish after it.
 graceful_timeout = 6 + env.int("PULLWAKE_DRAIN_S", 0)
 control_socket_disable = True
-# A header must not serve the admin below another path.
+# A header must not move the admin to another path.
 forwarder_headers = ""
 accesslog = None
 loglevel = "warning"
 
-# A connection is a file: take as many as the system grants.
+# A connection is a file descriptor: take as many as the system grants.
 _soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (_hard, _hard))
 
-# Where the workers keep what they count, so that any of them can tell Prometheus of all. Made here,
-# for prometheus-client looks for it when it is imported.
+# Where the workers keep their counters, so that any of them can report all of them. Created here,
+# since prometheus-client looks for it when it is imported.
 _prefix = f"pullwake-metrics-{os.getpid()}-"
 _counted = Path(os.environ.get("PROMETHEUS_MULTIPROC_DIR", ""))
 if not _counted.name.startswith(_prefix):  # else this is read again, after a SIGHUP
@@ -43,10 +45,10 @@ os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_counted)
 
 
 def child_exit(server: Any, worker: Any) -> None:
-    """Forget what a worker that has ended says of its present; what it counted stays.
+    """Forget what an ended worker reported about its present; its counters stay.
 
-    As prometheus-client's mark_process_dead, which is not imported here: gevent has patched nothing
-    in the master, from which the next worker is forked.
+    Like prometheus-client's mark_process_dead, which is not imported here: the master, from which
+    the next worker is forked, is not patched by gevent.
     """
     for path in _counted.glob(f"gauge_live*_{worker.pid}.db"):
         with suppress(FileNotFoundError):
@@ -54,12 +56,12 @@ def child_exit(server: Any, worker: Any) -> None:
 
 
 def on_exit(server: Any) -> None:
-    """Leave nothing behind."""
+    """Remove the counters."""
     shutil.rmtree(_counted, ignore_errors=True)
 
 
 def post_worker_init(worker: Any) -> None:
-    """Begin what a server does besides answering, once Django is set up."""
+    """Start what a server does besides answering, once Django is set up."""
     from config.serving import process
 
     worker.process = process.Process()

@@ -1,10 +1,10 @@
-"""The parts of gunicorn that `config.serving.worker` uses and that no documentation promises.
+"""The undocumented parts of gunicorn and gevent that `config.serving.worker` uses.
 
 Of `GeventWorker`: the overridden init_process, handle_exit, handle_quit, handle, handle_request,
 handle_error and run; the attributes alive, cfg, sockets and worker_connections; and notify. Of the
-socket that `handle` is given, gunicorn uses recv, sendall and what a plain socket does alike.
-Of gevent's `StreamServer`: wrap_socket_and_handle, do_read, do_handle and stop_accepting. Each has
-a test in tests/serving/test_gunicorn_parts.py.
+socket that `handle` is given, gunicorn uses recv, sendall and what a plain socket does alike. Of
+gevent's `StreamServer`: wrap_socket_and_handle, do_read, do_handle and stop_accepting. Each has a
+test in tests/serving/test_gunicorn_parts.py.
 """
 
 import os
@@ -29,7 +29,7 @@ HANDSHAKE_S = 0.05
 
 
 class Server(StreamServer):  # type: ignore[misc]
-    """gevent's, whose peers have a deadline for the handshake of TLS."""
+    """gevent's server, with a deadline for the TLS handshake."""
 
     patience_s: float
 
@@ -58,7 +58,7 @@ def start_servers(worker: Any, patience_s: float) -> list[StreamServer]:
 
 
 def close_servers(servers: list[StreamServer]) -> None:
-    """Take what has connected already, and then nobody: who is refused tries another server."""
+    """Accept what has connected already, and then nobody: a refused client tries another server."""
     for server in servers:
         server.stop_accepting()
         turn_away(server.socket)
@@ -67,8 +67,8 @@ def close_servers(servers: list[StreamServer]) -> None:
         for server in servers:
             while accepted := server.do_read():
                 server.do_handle(*accepted)
-        # Each begins while the listener is there, whose name gunicorn asks for.
+        # Each begins while the listener exists, whose name gunicorn asks for.
         sleep(0.001)
     for server in servers:
-        # At once: gevent closes in the loop's next round, and resets who connects until then.
+        # At once: gevent closes in the loop's next round, and resets whoever connects until then.
         os.close(server.socket.detach())

@@ -1,8 +1,9 @@
-"""Whether this process can still do its work: what /livez tells a supervisor, which starts another.
+"""Whether this process can still work: what /livez tells a supervisor, which then replaces it.
 
-That the database is away is no reason to: a process started anew would find it no more. It is one
-that this process gets no answer of a database which answers others, or that a thread of its has
-ended. (A worker whose loop is stuck answers nothing, and gunicorn's master replaces it.)
+The database's absence is no reason to replace it: a new process would miss it just as much. A
+reason is that this process gets no answer from a database that answers others, or that one of its
+threads has ended. (A worker whose loop is stuck answers nothing, and gunicorn's master replaces
+it.)
 """
 
 import logging
@@ -19,10 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 class SelfCheck(threading.Thread):
-    """The thread of a server that finds out whether its pool is of use.
+    """The thread of a server that checks whether its pool still works.
 
-    Other threads ask the database all the time. When none has been answered since the last look, it
-    makes a connection that is not the pool's.
+    Other threads use the database all the time. When none got an answer since the last look, this
+    one opens a connection outside the pool.
     """
 
     EVERY_S = 2.0
@@ -52,7 +53,7 @@ class SelfCheck(threading.Thread):
             logger.warning("new connections to the database are made, and the pool's not answered")
 
     def unanswered_s(self) -> float:
-        """For how long the database has been there, and has not answered this process."""
+        """For how many seconds the database has been reachable without answering this process."""
         since = self._unanswered_since
         return 0.0 if since is None else time.monotonic() - since
 
@@ -77,7 +78,7 @@ needed: list[threading.Thread] = []
 
 
 def trouble() -> str | None:
-    """Why this process is of no more use, a sentence; None while it is."""
+    """Why this process should be replaced, a sentence; None if it should not."""
     ended = [thread.name for thread in needed if not thread.is_alive()]
     if ended:
         return f"This process is without {', '.join(ended)}: start another."

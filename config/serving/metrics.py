@@ -1,6 +1,6 @@
 """``GET /metrics``: what Prometheus scrapes; docs/metrics.md lists all of it.
 
-The state of the whole system is asked of the database, and is the same from every server. What was
+The state of the whole system is read from the database, and is the same from every server. What was
 done and how long it took is counted by each server, over all its workers: `core.metrics`.
 """
 
@@ -41,10 +41,10 @@ NO_RUNNER = "(none)"
 
 
 class Scrape(Collector):
-    """All metrics, collected anew for each scrape."""
+    """All metrics, collected for each scrape."""
 
     def collect(self) -> Iterator[Metric]:
-        """What was counted comes also while the database is away."""
+        """The counters are reported even while the database is away."""
         facts = {
             "version": VERSION,
             "python": platform.python_version(),
@@ -68,7 +68,7 @@ class Scrape(Collector):
 
 
 def _counted() -> Iterable[Metric]:
-    """What all workers of this server counted; outside a server, what this process did."""
+    """What all workers of this server counted; outside a server, what this process counted."""
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         found: Iterable[Metric] = MultiProcessCollector(None).collect()  # type: ignore[no-untyped-call]
         return found
@@ -139,7 +139,7 @@ def _figures() -> Iterator[GaugeMetricFamily]:
 
 
 def _by_runner_and_type(name: str, says: str, rows: "QuerySet[Any, Any]") -> GaugeMetricFamily:
-    """Those of which there are most, PULLWAKE_METRICS_NAMES at the most, and the others as one."""
+    """The largest groups, at most PULLWAKE_METRICS_NAMES, and the rest as one."""
     counted: Counter[tuple[str, str]] = Counter()
     for runner, type_name, count in rows.annotate(n=Count("pk")).order_by(
         "-n", *rows.query.values_select

@@ -1,4 +1,4 @@
-"""What a browser may do with a page of ours, and the API's own page."""
+"""What a browser may do with our pages, and the page about the API."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,10 +8,10 @@ from django.conf import settings
 from django.http import Http404, HttpRequest, HttpResponse
 from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerSplitView
 
-# Who came from a login provider logs out there, too, whither the form's answer sends the browser.
+# Whoever logged in at a provider also logs out there, where the form's answer sends the browser.
 _PROVIDER = urlsplit(settings.PULLWAKE_OIDC_ISSUER)
 _FORMS = f"'self' {_PROVIDER.scheme}://{_PROVIDER.netloc}" if _PROVIDER.netloc else "'self'"
-# The admin's theme has its templates' expressions evaluated, and hides by inline styles.
+# The admin's theme evaluates its templates' expressions, and hides elements by inline styles.
 POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; font-src 'self'; connect-src 'self'; "
@@ -23,7 +23,7 @@ POLICY = (
 def with_policy(
     get_response: Callable[[HttpRequest], HttpResponse],
 ) -> Callable[[HttpRequest], HttpResponse]:
-    """Middleware: every page has the policy."""
+    """Middleware that gives every page the policy."""
 
     def answer(request: HttpRequest) -> HttpResponse:
         response = get_response(request)
@@ -34,7 +34,7 @@ def with_policy(
 
 
 class Closable:
-    """A view of the API's description, which PULLWAKE_API_DOCS closes."""
+    """A view of the API's description, which PULLWAKE_API_DOCS can close."""
 
     http_method_names = ("get", "head")
 
@@ -52,4 +52,4 @@ class SchemaView(Closable, SpectacularJSONAPIView):  # type: ignore[misc]
 
 
 class DocsView(Closable, SpectacularSwaggerSplitView):  # type: ignore[misc]
-    """A page to read it and to try it; its script is fetched, as the policy has none within."""
+    """A page to read and try the API; its script is a file, since the policy allows none inline."""

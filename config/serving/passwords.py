@@ -1,4 +1,4 @@
-"""Logins must not stop the rest: hashed beside gevent's loop, and tried one after another."""
+"""Logins must not stall other requests: passwords are hashed in another thread, one at a time."""
 
 import os
 import sys
@@ -25,7 +25,7 @@ def _pool() -> ThreadPool:
 
 
 class Hasher(PBKDF2PasswordHasher):
-    """Django's own hasher, and its hashes; in a gevent worker they are made in another thread."""
+    """Django's own hasher and hashes; in a gevent worker they are computed in another thread."""
 
     def encode(self, password: str, salt: str, iterations: int | None = None) -> str:
         """The hash, as it is stored."""
@@ -46,10 +46,10 @@ PATIENCE_S = 10.0
 
 
 class LoginTurns:
-    """Middleware: a process tries logins one after another.
+    """Middleware: a process handles logins one after another.
 
-    django-axes looks at the failures so far, and counts the next one after its password was looked
-    at: of those that come at once each would be a guess. Whoever waits holds no connection.
+    django-axes looks at the failures so far, and counts the next one after checking its password,
+    so several at once would each be a free guess. A waiting login holds no connection.
     """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:

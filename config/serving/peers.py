@@ -1,4 +1,4 @@
-"""A connection whose peer must not take for ever: to send a request, or to take an answer."""
+"""Connections with deadlines, for peers that send or read too slowly."""
 
 import ctypes
 import errno
@@ -16,8 +16,8 @@ SLICE = 64 * 1024
 class Peer:
     """gevent's socket with deadlines; waiting for a request to begin is gunicorn's ``keepalive``.
 
-    A request that is not there in time ends like one whose peer has closed: what was to come of it
-    is missing. A peer that does not take its answer counts as gone.
+    A request that does not arrive in time ends as if its peer had closed: the rest is missing. A
+    peer that does not read its answer counts as gone.
     """
 
     def __init__(self, sock: Any, patience_s: float) -> None:
@@ -29,15 +29,20 @@ class Peer:
         return getattr(self._sock, name)
 
     def idle(self) -> None:
-        """The request is answered, and none has begun."""
+        """The request is answered, and no other has begun."""
         self._deadline = None
 
+    def begin(self) -> None:
+        """A request has begun, maybe in what came with the one before it."""
+        if self._deadline is None:
+            self._deadline = time.monotonic() + self._patience_s
+
     def recv(self, size: int) -> bytes:
-        """What is there of the request; nothing once the peer has had its time."""
+        """The next part of the request; nothing once the peer's time is up."""
         if self._deadline is None:
             self._sock.settimeout(None)
             first: bytes = self._sock.recv(size)
-            self._deadline = time.monotonic() + self._patience_s
+            self.begin()
             return first
         left = self._deadline - time.monotonic()
         if left <= 0:
@@ -64,7 +69,7 @@ class Peer:
 
 
 def keep_little(listener: socket.socket) -> None:
-    """Let the system keep little of what the peers of this socket do not take."""
+    """Let the system buffer only little of what this socket's peers do not read."""
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SLICE)
 
 
@@ -78,12 +83,12 @@ _NO_SYN = (
 
 
 def turn_away(listener: socket.socket) -> None:
-    """Let nobody begin to connect to this socket any more; who has begun still comes.
+    """Let nobody begin to connect to this socket any more; handshakes in progress are completed.
 
-    Closing it resets whoever has connected and is not yet accepted, and there is no moment without
-    such a one under load: a proxy has then sent its request, and must not repeat a POST. Who is
-    not heard asks again after a second, and is refused: so it goes to another server. Elsewhere
-    than on Linux, it is closed as it is.
+    Closing it would reset connections that are not accepted yet, and under load there always is
+    one: a proxy has then sent its request, and must not repeat a POST. A client that gets no answer
+    retries after a second, is then refused, and goes to another server. Elsewhere than on Linux it
+    is simply closed.
     """
     if sys.platform != "linux":
         return
@@ -94,9 +99,9 @@ def turn_away(listener: socket.socket) -> None:
 
 
 def let_in(listener: socket.socket) -> None:
-    """Undo `turn_away`, for the socket is not to close after all: other processes have it, too.
+    """Undo `turn_away` for a socket that stays open: other processes still use it.
 
-    One of several workers stops where gunicorn reloads (SIGHUP), or is to have fewer of them.
+    One of several workers stops when gunicorn reloads (SIGHUP), or reduces their number.
     """
     if sys.platform == "linux":
         with suppress(FileNotFoundError):  # nobody is turned away

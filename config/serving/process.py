@@ -34,8 +34,8 @@ class Process:
 
     def start(self) -> None:
         """Begin; Django is set up and all that is needed is imported."""
-        # What was loaded stays, and requests leave no garbage: little is left to collect, and each
-        # full collection would go through all that ten thousand held requests hold.
+        # What was loaded stays, and requests leave no garbage: there is little to collect, and each
+        # full collection would go through everything that ten thousand held requests hold.
         gc.collect()
         gc.freeze()
         gc.set_threshold(10_000, 10, 100)
@@ -48,14 +48,12 @@ class Process:
         self._sampler.start()
         life.needed += [self._housekeeper, self._timekeeper, self._watch]
         if not settings.SQLITE:
-            life.needed.append(life.self_check)
-        if not settings.SQLITE and settings.PULLWAKE_STATEMENT_TIMEOUT_MS:
-            life.needed.append(self._watchdog)
+            life.needed += [life.self_check, self._watchdog]
         for thread in life.needed:
             thread.start()
 
     def answer(self, exc: BaseException) -> HttpResponse:
-        """The answer to what failed before it became a request."""
+        """The answer to a failure before there was a request."""
         return error_response(translate(exc))
 
     @property
@@ -65,13 +63,13 @@ class Process:
         return patience_s
 
     def drain(self) -> int:
-        """Say that this server is not ready: for how many seconds it still serves."""
+        """Report this server as not ready: for how many seconds it still serves."""
         probes.draining.set()
         drain_s: int = settings.PULLWAKE_DRAIN_S
         return drain_s
 
     def stop(self) -> None:
-        """Begin no further round, answer what is held, and announce what is left to be."""
+        """Begin no further round, answer held requests, and send the last announcements."""
         life.needed.clear()
         life.self_check.stop()
         self._housekeeper.stop()
@@ -83,7 +81,7 @@ class Process:
         announcer.close()
 
     def flush(self) -> None:
-        """Send the spans and errors that are left; the caller waits no longer than it likes."""
+        """Send the spans and errors that are left; the caller decides how long to wait."""
         if settings.PULLWAKE_TRACES:
             self._spans.flush()
         if settings.SENTRY_DSN:

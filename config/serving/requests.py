@@ -1,11 +1,13 @@
-"""What is kept of every request: its id, its figures, its line in the log, and its span.
+"""What is recorded of every request: its id, its metrics, its log line, and its span.
 
-What becomes known of it on the way, as who calls and about what, is bound by whoever knows it with
-structlog's ``bind_contextvars``, and is then in each line of the log until the request is answered.
+What becomes known on the way, such as who calls about what, is bound with structlog's
+``bind_contextvars`` where it becomes known, and is then part of each log line until the request is
+answered.
 """
 
 import logging
 import re
+import secrets
 import time
 from functools import cache
 
@@ -16,7 +18,7 @@ from django.http.response import HttpResponseBase
 from prometheus_client import Counter, Histogram
 from structlog.contextvars import bind_contextvars, clear_contextvars, get_contextvars
 
-from core import audit, tracing
+from core import tracing
 from core.addresses import client_address
 from core.metrics import REGISTRY
 
@@ -42,6 +44,7 @@ NO_ROUTE = "(none)"
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _UNTRACED = {"/livez", "/readyz", "/metrics", "/_electric/health"}
 _MAX_PATH = 512
+_REQUEST_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 
 
 class ObservedHandler(WSGIHandler):
@@ -50,7 +53,7 @@ class ObservedHandler(WSGIHandler):
     def get_response(self, request: HttpRequest) -> HttpResponseBase:
         """Answer."""
         began = time.perf_counter()
-        request_id = audit.identify(request)
+        request_id = _identify(request)
         clear_contextvars()
         bind_contextvars(request_id=request_id)
         held = "live=" in request.META["QUERY_STRING"]
@@ -88,11 +91,19 @@ class ObservedHandler(WSGIHandler):
         return NO_ROUTE if match is None else _written(match.route)
 
 
+def _identify(request: HttpRequest) -> str:
+    """The request's id: a proxy's or the caller's X-Request-ID, or else one that is given here."""
+    request_id: str = request.META.get("HTTP_X_REQUEST_ID", "")
+    if not _REQUEST_ID.fullmatch(request_id):
+        request_id = request.META["HTTP_X_REQUEST_ID"] = secrets.token_hex(8)
+    return request_id
+
+
 def _method(request: HttpRequest) -> str:
     return request.method if request.method in _METHODS else "(other)"
 
 
-@cache  # as many as there are patterns
+@cache  # as many label values as there are patterns
 def _written(pattern: str) -> str:
     """``_electric/runners/<id:runner_id>`` as ``/_electric/runners/:runner_id``."""
     return "/" + re.sub(r"<(?:\w+:)?(\w+)>", r":\1", pattern)

@@ -1,4 +1,4 @@
-"""What a worker looks up about itself every few seconds: its pool, and what the system gives it."""
+"""What a worker measures about itself every few seconds: its pool, and its use of the system."""
 
 import logging
 import os
@@ -80,7 +80,7 @@ _OF_PROCESS: dict[str, Gauge] = {
 
 
 class Sampler(threading.Thread):
-    """The thread of a worker that looks."""
+    """The thread of a worker that measures."""
 
     INTERVAL_S = 5.0
 
@@ -104,7 +104,7 @@ class Sampler(threading.Thread):
             self._stopped.wait(self.INTERVAL_S)
 
     def sample(self) -> None:
-        """Look once."""
+        """Measure once."""
         for metric in self._process.collect():
             for sample in metric.samples:
                 if sample.name in _OF_PROCESS:
@@ -124,6 +124,6 @@ class Sampler(threading.Thread):
             self._count(name, stats.get(name, 0) * unit, counter)
 
     def _count(self, name: str, total: float, counter: Counter) -> None:
-        """Add to a counter by how much a total grew."""
+        """Add the growth of a total to a counter."""
         counter.inc(max(total - self._seen.get(name, 0.0), 0.0))
         self._seen[name] = total

@@ -1,6 +1,6 @@
-"""Spans by OpenTelemetry, which is imported here alone, and where PULLWAKE_TRACES is on.
+"""Spans by OpenTelemetry, which is imported only here, and only if PULLWAKE_TRACES is on.
 
-Where they are sent, and how many are kept, is said by OpenTelemetry's own OTEL_* variables.
+OpenTelemetry's own OTEL_* variables say where they are sent, and how many are kept.
 """
 
 import os
@@ -26,14 +26,14 @@ _propagator = TraceContextTextMapPropagator()
 
 
 class _Span:
-    """Of one request."""
+    """The span of one request."""
 
     def __init__(self, span: trace.Span, method: str) -> None:
         self._span = span
         self._method = method
 
     def end(self, route: str, status: int, facts: Mapping[str, Any]) -> None:
-        """Say what came of it."""
+        """End the span, and record the outcome."""
         self._span.update_name(f"{self._method} {route}")
         self._span.set_attributes(
             {"http.route": route, "http.response.status_code": status, **_named(facts)}
@@ -63,15 +63,13 @@ class Spans:
             yield _Span(span, method)
 
     def current(self) -> TraceContext | None:
-        """Where the current span is."""
+        """The position of the current span."""
         return _place(None)
 
     def claimed(
         self, sent: TraceContext, waited: timedelta, facts: Mapping[str, Any]
     ) -> TraceContext:
-        """Spans of a wake's wait, and of its claim: they are of the message's trace, and linked to
-        the request that claimed.
-        """
+        """Spans of a wake's wait and its claim, in the message's trace, linked to the request."""
         now = time.time_ns()
         begun = now - int(waited.total_seconds() * 1e9)
         asked = trace.get_current_span().get_span_context()
@@ -86,7 +84,7 @@ class Spans:
         return _place(trace.set_span_in_context(claim, Context())) or sent
 
     def flush(self) -> None:
-        """Send what is left to be sent."""
+        """Send what is still queued."""
         self._provider.shutdown()
 
 

@@ -1,7 +1,7 @@
-"""What stops a command before it has begun, said in one sentence with a hint.
+"""What stops a command from starting, in one sentence with a hint.
 
-The exit status tells a supervisor what to make of it: a wrong setting wants a person, a database
-that is away wants patience.
+The exit status tells a supervisor what to do: a wrong setting needs a person, an absent database
+needs patience.
 """
 
 import errno
@@ -20,7 +20,7 @@ UNAVAILABLE = 69
 
 
 class CannotStart(Exception):
-    """Why a command cannot begin, with a hint; ``status`` is its exit status."""
+    """Why a command cannot start, with a hint; ``status`` is its exit status."""
 
     def __init__(self, sentence: str, status: int) -> None:
         super().__init__(sentence)
@@ -29,7 +29,7 @@ class CannotStart(Exception):
 
 _MIGRATE = "run manage.py migrate first"
 
-# Of what libpq, PostgreSQL and SQLite say: what to do about it, and the exit status.
+# Messages of libpq, PostgreSQL and SQLite: what to do about each, and the exit status.
 _HINTS = (
     ("no such (table|column)|relation .* does not exist", _MIGRATE, BAD_SETTING),
     ("column .* does not exist", _MIGRATE, BAD_SETTING),
@@ -63,7 +63,7 @@ _HINTS = (
 
 
 def explain(exc: BaseException) -> CannotStart | None:
-    """What stopped a command, None where that is no matter of settings or of the database."""
+    """Explain what stopped a command; None if neither settings nor the database did."""
     match exc:
         case CannotStart():
             return exc
@@ -78,7 +78,7 @@ def explain(exc: BaseException) -> CannotStart | None:
 
 
 def database() -> str:
-    """The database as people name it, without its password."""
+    """The database's name for people, without its password."""
     config = settings.DATABASES["default"]
     if settings.SQLITE:
         return f"SQLite in {config['NAME']}"
@@ -88,7 +88,7 @@ def database() -> str:
 
 
 def _reason(text: str) -> str:
-    """What it comes down to: libpq first says the address, and PostgreSQL later where it stands."""
+    """A database's error without the address that libpq prefixes, and the position that follows."""
     reason = re.split(r"FATAL: +|failed: ", text)[-1]
     return re.sub(r"( Is the server running| LINE \d+:| Multiple connection).*$", "", reason)
 

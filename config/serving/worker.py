@@ -1,7 +1,7 @@
-"""The gunicorn worker: gevent's, that stops at once and answers what it holds.
+"""The gunicorn worker: gevent's, with a quick stop that answers held requests.
 
-Nothing of Django is imported here: it is set up after gevent has put its parts in the place of
-Python's, or database drivers would wait in their own way and hold up all else.
+Nothing of Django is imported here: it is set up after gevent has replaced Python's blocking parts;
+otherwise database drivers would block the whole process while they wait.
 """
 
 import logging
@@ -41,8 +41,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
     """Serves until SIGTERM, and on for PULLWAKE_DRAIN_S, while proxies see that it is not ready.
 
     Then held requests are answered, those in flight finish, and it exits. From SIGTERM on each
-    answer is its connection's last. gunicorn's own waits for idle keep-alive connections too, and
-    looks once a second.
+    answer is its connection's last. gunicorn's own worker waits for idle keep-alive connections,
+    too, and checks once a second.
     """
 
     process: "Process"
@@ -63,14 +63,14 @@ class Worker(GeventWorker):  # type: ignore[misc]
             self.stopping.set()
 
     def handle_quit(self, sig: int, frame: Any) -> None:
-        """SIGINT and SIGQUIT: the same without a drain, as Ctrl-C reaches worker and master."""
+        """SIGINT and SIGQUIT: the same without a drain, since Ctrl-C reaches worker and master."""
         self.hurried.set()
         self.handle_exit(sig, frame)
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         """One connection, whose peer has deadlines.
 
-        Its first request is expected: proxies connect as they have one.
+        Its first request is expected at once: proxies connect when they have one.
         """
         peer = Peer(client, self.process.peer_timeout_s)
         self.expected.add(peer)
@@ -80,8 +80,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
             self.expected.discard(peer)
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Any:
-        """One request, known while it is in flight."""
+        """One request, counted while it is in flight."""
         self.expected.discard(sock)
+        sock.begin()
         self.in_flight.add(req)
         try:
             return super().handle_request(listener_name, req, sock, addr)
@@ -90,7 +91,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             sock.idle()
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
-        """Answer what never became a request in the one shape of errors, and close."""
+        """Answer what never became a request with an error in the contract's shape, and close."""
         error: BaseException = exc
         if isinstance(exc, ParseException):
             error = InvalidRequest(f"The request is not HTTP that this server takes: {exc}.")
@@ -122,14 +123,14 @@ class Worker(GeventWorker):  # type: ignore[misc]
         with Timeout(FLUSH_S, False):
             self.process.flush()
         logging.shutdown()
-        # Python would take apart all that it has imported, for most of a second.
+        # Python would dismantle everything that it has imported, for most of a second.
         os._exit(0)
 
     def _is_done(self) -> bool:
         return not self.in_flight and not self.expected
 
     def _notify_until(self, deadline: float, over: Callable[[], bool]) -> None:
-        """Go on serving, and tell the master so, until then or until it is over."""
+        """Go on serving, and keep the master informed, until then or until it is over."""
         while time.monotonic() < deadline:
             self.notify()
             # First, for whom it took last is not known before.

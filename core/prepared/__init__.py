@@ -1,9 +1,9 @@
-"""Statements that are compiled once, for the few that runners have run all the time.
+"""Statements that are compiled once, for the few that runners run all the time.
 
 Belongs here: how a query becomes a prepared statement. Does not: any statement; each stands beside
 the verb that runs it.
 """
 
-from core.prepared.statements import Insert, Param, Select, Update, Values, save_all
+from core.prepared.statements import Insert, Param, SaveChanged, Select, Update, Values
 
-__all__ = ["Insert", "Param", "Select", "Update", "Values", "save_all"]
+__all__ = ["Insert", "Param", "SaveChanged", "Select", "Update", "Values"]

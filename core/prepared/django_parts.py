@@ -1,4 +1,4 @@
-"""The parts of Django's ORM that `core.prepared` uses and that no documentation promises.
+"""The undocumented parts of Django's ORM that `core.prepared` uses.
 
 Each has a test in tests/core/test_django_parts.py, run on every supported Django.
 """

@@ -1,4 +1,4 @@
-"""The parts of psycopg that `core.prepared` uses and that no documentation promises.
+"""The undocumented parts of psycopg that `core.prepared` uses.
 
 Each has a test in tests/core/test_psycopg_parts.py.
 """
@@ -12,7 +12,7 @@ ServerCursor = psycopg.Cursor[Any]
 
 
 class LoggedCursor(psycopg.Cursor[Any]):
-    """The same while Django logs queries: it looks for the text where its own cursor keeps it."""
+    """The same while Django logs queries, and looks for the text where its own cursor keeps it."""
 
     def _get_prepared(self, pgq: Any, prepare: bool | None = None) -> Any:
         self._query = pgq

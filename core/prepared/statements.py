@@ -1,13 +1,14 @@
-"""Statements that are compiled once: for the few that runners have run all the time.
+"""Statements that are compiled once, for the few that runners run all the time.
 
-Django builds and compiles a query anew each time that it runs, which takes several times as long
-as running it (docs/performance.md has the numbers). A prepared one is written as any other, with a
-`Param` wherever each run has a value of its own, and is compiled by its first run.
+Django builds and compiles a query each time that it runs, which takes several times as long as
+running it (docs/performance.md has the numbers). A prepared statement is written like any other
+query, with a `Param` for each value that differs between runs, and is compiled by its first run.
 """
 
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, Generic, TypeVar
 
@@ -23,9 +24,9 @@ Row = tuple[Any, ...]
 
 
 class Param(Expression):
-    """The value that a run gives by this name.
+    """A value that each run supplies under this name.
 
-    ``field`` says how it is stored; without, it is text or a number, as every database takes it.
+    ``field`` says how it is stored; without one it is text or a number, as every database takes it.
     """
 
     def __init__(self, name: str, field: Any = None) -> None:
@@ -38,13 +39,13 @@ class Param(Expression):
         return "%s", (self,)
 
     def bound(self, values: dict[str, Any], database: BaseDatabaseWrapper) -> Any:
-        """What a run sends in its place."""
+        """The value to send for this placeholder in one run."""
         value = values[self.name]
         return value if self.stored_as is None else self.stored_as.get_db_prep_save(value, database)
 
 
 class _Statement:
-    """SQL with params, and what becomes of its rows' columns."""
+    """SQL with params, and what its rows' columns become."""
 
     def __init__(self, sql: str, params: Sequence[Any], compiler: Any, columns: list[Any]) -> None:
         self._params = [each for each in params if not isinstance(each, str | int)]
@@ -54,7 +55,7 @@ class _Statement:
         self._answers = bool(columns)
 
     def run(self, values: dict[str, Any]) -> tuple[int, list[Row]]:
-        """How many rows it concerned, and those that it answers."""
+        """Run it: how many rows it concerned, and the rows that it returned."""
         # Looked up once: each use of `django.db.connection` asks which thread this is.
         database = connections[DEFAULT_DB_ALIAS]
         params = [p.bound(values, database) if isinstance(p, Param) else p for p in self._params]
@@ -68,7 +69,7 @@ class _Statement:
 
 
 def _with_literals(sql: str, params: Sequence[Any]) -> str:
-    """The SQL with the texts and numbers that are the same in each run written out.
+    """The SQL with the texts and numbers that never change written out.
 
     A plan for any value of ``status`` could not use an index of the active rows.
     """
@@ -84,7 +85,7 @@ def _literal(value: Any) -> str:
 
 
 def _cursor(database: Any) -> Any:
-    """A cursor whose statements PostgreSQL prepares, for it binds at the server."""
+    """A cursor whose statements PostgreSQL prepares, because it binds parameters on the server."""
     if database.vendor != "postgresql":
         return database.cursor()
     database.ensure_connection()
@@ -97,7 +98,7 @@ class _Prepared(ABC):
 
     def _run(self, values: dict[str, Any]) -> tuple[int, list[Row]]:
         if self._statement is None:
-            # Only when all is compiled, for another thread may run it at the same time.
+            # Set only when all is compiled, since another thread may run it at the same time.
             self._statement = self._compiled()
         return self._statement.run(values)
 
@@ -157,7 +158,7 @@ class Select(Values, Generic[M]):
 
 
 class Update(_Prepared):
-    """A prepared ``UPDATE``; for filters on the table itself only."""
+    """A prepared ``UPDATE``; its filters may use columns of the table itself only."""
 
     def __init__(
         self,
@@ -191,9 +192,9 @@ class Update(_Prepared):
 
 
 class Insert(_Prepared):
-    """A prepared ``INSERT`` of one row, of all its columns but a key that the database gives.
+    """A prepared ``INSERT`` of one row: all its columns but a key that the database gives.
 
-    ``values`` are the columns that the database computes, of params that are no columns, too.
+    ``values`` are the columns that the database computes, also from params that are not columns.
     """
 
     def __init__(self, model: type[Model], **values: Expression) -> None:
@@ -215,9 +216,35 @@ class Insert(_Prepared):
         return _Statement(sql, bound, compiler, [parts.Col(self._model._meta.db_table, key)])
 
 
-def save_all(model: type[Model]) -> Update:
-    """A prepared ``UPDATE`` that writes back all columns of a row, which gives the values."""
-    key = model._meta.pk
-    fields = [field for field in model._meta.concrete_fields if field is not key]
-    written: dict[str, Any] = {field.name: Param(field.attname, field) for field in fields}
-    return Update(lambda: model._default_manager.filter(pk=Param(key.attname, key)), **written)
+class SaveChanged:
+    """Prepared ``UPDATE``s, each of the columns of a row that changed together."""
+
+    def __init__(self, model: type[Model]) -> None:
+        self._model = model
+        self._updates: dict[tuple[str, ...], Update] = {}
+
+    @cached_property
+    def _columns(self) -> list[str]:
+        fields = self._model._meta.concrete_fields
+        return [field.attname for field in fields if not field.primary_key]
+
+    def save(self, row: Model, kept: dict[str, Any]) -> None:
+        """Write back what is another now than is ``kept``, if anything is, and keep it."""
+        values = vars(row)
+        changed = tuple([name for name in self._columns if values[name] != kept[name]])
+        if not changed:
+            return
+        update = self._updates.get(changed)
+        if update is None:
+            update = self._updates[changed] = self._update(changed)
+        update.count(**values)
+        for name in changed:
+            kept[name] = values[name]
+
+    def _update(self, changed: Sequence[str]) -> Update:
+        meta: Any = self._model._meta
+        key = meta.pk
+        fields = [meta.get_field(name) for name in changed]
+        written: dict[str, Any] = {field.name: Param(field.attname, field) for field in fields}
+        rows = self._model._default_manager.filter(pk=Param(key.attname, key))
+        return Update(lambda: rows, **written)

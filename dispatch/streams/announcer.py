@@ -1,9 +1,9 @@
-"""Telling other processes which streams grew: NOTIFY, after the commit and for many at once.
+"""Tells other processes which streams grew: NOTIFY, after the commit and for many at once.
 
-In the transaction that writes, PostgreSQL would hold one lock of the whole cluster until that is on
-the disk, and all writers would queue up for it. So a process notifies on a connection of its own,
-one NOTIFY at a time, of whatever grew while the last one was under way. A process that ends between
-a commit and its NOTIFY loses the hint, which costs a sweep (`dispatch.streams.waiters`).
+Within the writing transaction PostgreSQL would hold one lock of the whole cluster until the commit
+is on the disk, and all writers would queue for it. So a process notifies on a connection of its
+own, one NOTIFY at a time, for everything that grew while the last one ran. A process that ends
+between a commit and its NOTIFY loses the hint, which costs one sweep (`dispatch.streams.waiters`).
 """
 
 import atexit
@@ -36,7 +36,7 @@ Connection = psycopg.Connection[tuple[object, ...]]
 
 
 def connect() -> Connection:
-    """A connection at the database's own address that commits each statement."""
+    """A connection to the database's own address that commits each statement."""
     params: dict[str, Any] = {"conninfo": settings.PULLWAKE_LISTEN_URL}
     if not settings.PULLWAKE_LISTEN_URL:
         params = connection.get_connection_params()
@@ -47,7 +47,7 @@ def connect() -> Connection:
 
 
 class Announcer:
-    """Tells other processes of streams, by key; on PostgreSQL."""
+    """Tells other processes which streams grew, by key; on PostgreSQL."""
 
     pid: int | None = None
     """The database's process that notifies in this one's name."""
@@ -62,7 +62,7 @@ class Announcer:
         self._closing = False
 
     def announce(self, key: str) -> None:
-        """Notify of this stream, soon."""
+        """Notify of this stream soon."""
         with self._lock:
             self._keys.add(key)
             if self._thread is None or not self._thread.is_alive():
@@ -74,14 +74,14 @@ class Announcer:
         self._due.set()
 
     def close(self) -> None:
-        """Notify of what is left, and stop; it waits no longer than a moment for that."""
+        """Notify of what is left, and stop; waits only a moment for that."""
         self._closing = True
         self._due.set()
         if self._thread is not None:
             self._thread.join(_FAREWELL_S)
 
     def cut_if_stuck(self) -> None:
-        """Give up a NOTIFY that has been under way for too long."""
+        """Give up a NOTIFY that has been running too long."""
         ours, since = self._connection, self._since
         if ours is not None and since is not None and time.monotonic() - since > STUCK_S:
             cut(ours)
@@ -102,7 +102,7 @@ class Announcer:
             if self._connection is None or self._connection.closed:
                 self._connection = connect()
                 self.pid = self._connection.info.backend_pid
-                # A hint need not outlive a crash, and does not wait for the disk.
+                # A hint need not survive a crash, so it does not wait for the disk.
                 self._connection.execute("SET synchronous_commit = off")
             self._since = time.monotonic()
             self._connection.execute(_NOTIFY, [CHANNEL, sorted(keys)])

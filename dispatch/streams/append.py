@@ -1,4 +1,4 @@
-"""Appending what others wrote: each retry of an idempotent producer once."""
+"""Appending what others wrote; a retry of an idempotent producer is appended once."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from dispatch.streams import log, producers
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """Whether the events are new, and the stream's tail after them."""
+    """Whether the events were new, and the stream's tail after them."""
 
     is_new: bool
     tail: int
@@ -22,9 +22,9 @@ def append(
     sequence: producers.Sequence | None = None,
     objections: Mapping[int, str] | None = None,
 ) -> Appended:
-    """Append what its handler wrote to the stream of an entity whose locked state this is.
+    """Append a handler's events to the stream of an entity whose locked state this is.
 
-    The caller saves it. ``sequence`` is an idempotent producer's, ``objections`` are those of
+    The caller saves it. ``sequence`` comes from an idempotent producer, ``objections`` are those of
     `log.append`. Raises what `producers.advance` raises.
     """
     is_new = sequence is None or producers.advance(state.entity, sequence)
@@ -36,7 +36,7 @@ def append(
 def append_shared(
     state: SharedState, events: Sequence[Any], sequence: producers.Sequence | None = None
 ) -> Appended:
-    """The same to a shared state that is locked; the caller saves its tail."""
+    """Append to a locked shared state; the caller saves its tail."""
     is_new = sequence is None or producers.advance(state, sequence)
     if is_new:
         log.append_shared(state, events)

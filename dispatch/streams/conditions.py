@@ -1,4 +1,4 @@
-"""What a subscriber may wait for at a source, and which events are that."""
+"""What a subscriber may wait for at a source, and which events match."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -16,7 +16,7 @@ Name = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
 class RunFinished(Body, frozen=True, kw_only=True, tag_field="on", tag="runFinished"):
-    """A run of the source comes to its end."""
+    """A run of the source ends."""
 
     includeResponse: bool | UnsetType = UNSET  # noqa: N815
     """Whether the run's text comes with the wake; true unless said otherwise."""
@@ -27,7 +27,7 @@ class RunFinished(Body, frozen=True, kw_only=True, tag_field="on", tag="runFinis
 
 
 class Change(Body, frozen=True, kw_only=True, tag_field="on", tag="change"):
-    """An event comes: of any collection and operation, or of these."""
+    """An event arrives: of any collection and operation, or of these."""
 
     collections: Annotated[list[Name], Meta(max_length=64)] | UnsetType = UNSET
     """The collections that count, by their name or the type of their events; all unless said
@@ -48,9 +48,9 @@ Condition = Literal["runFinished"] | RunFinished | Change
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What is to be waited for, as a `Registration` has it.
+    """What to wait for, as a `Registration` stores it.
 
-    ``types``: the event types of collections that are called otherwise; None where nobody said.
+    ``types`` are the event types of collections with other names; None if the caller named none.
     """
 
     condition: Registration.Condition
@@ -70,7 +70,7 @@ def wish(
     timeout_ms: int | UnsetType = UNSET,
     types: Mapping[str, str] | None = None,
 ) -> Wish:
-    """What a condition asks for; what is said beside it stands before what is said in it."""
+    """What a condition asks for; fields beside the condition win over fields in it."""
     if condition == "runFinished":
         condition = RunFinished()
     assert not isinstance(condition, str)  # noqa: S101  there is no other such word
@@ -100,7 +100,7 @@ def _types_of(name: str, types: Mapping[str, str]) -> Collection[str]:
 
 
 def is_finished_run(event: Any) -> bool:
-    """Whether this says that a run came to its end."""
+    """Whether this event says that a run ended."""
     match event:
         case {
             "type": "run",
@@ -113,7 +113,7 @@ def is_finished_run(event: Any) -> bool:
 
 
 def is_begun_run(event: Any) -> bool:
-    """Whether this says that a run began."""
+    """Whether this event says that a run began."""
     return isinstance(event, dict) and event.get("type") == "run" and _kind(event) == "insert"
 
 
@@ -138,7 +138,7 @@ _OF_A_MESSAGE = ("from", "from_principal", "from_agent", "payload", "timestamp",
 
 
 def change(registration: Registration, event: JsonObject) -> JsonObject:
-    """What a wake says of an event that matches."""
+    """What a wake says about a matching event."""
     runs = registration.condition == Registration.Condition.RUN_FINISHED
     said: JsonObject = {
         "collection": "runs" if runs else event["type"],

@@ -1,4 +1,4 @@
-"""Streams of events: append only, their offsets handed out under a lock until the commit.
+"""Streams of events: append only, with offsets handed out under a lock until the commit.
 
 An entity's main stream is locked by its dispatch state, a shared state's by its own row.
 """
@@ -33,18 +33,18 @@ def append(
     *,
     by_handler: bool = False,
     message_key: str | None = None,
-    trace: str | None = None,
+    traces: Sequence[str | None] = (),
     objections: Mapping[int, str] | None = None,
 ) -> None:
     """Append events to the stream of an entity whose locked state this is; the caller saves it.
 
     Each event whose ``headers.operation`` is a string is given ``headers.offset``, the offset just
-    after it. `work.is_work` decides which of them the entity is woken for: of those that its own
-    handler wrote (``by_handler``), none. ``message_key`` is that of an inbox message that is not
-    to come twice, which then is the only event, and ``trace`` is kept with it. Others that wait for
-    such events are left word, and manifest events are done as they say, but for the
-    ``objections``, by index, to messages that they schedule. Raises InvalidRequest where one asks
-    for what is not done.
+    after it. `work.is_work` decides which of them wake the entity; those that its own handler wrote
+    (``by_handler``) never do. ``message_key`` is the key of an inbox message that must not arrive
+    twice, which is then the only event; ``traces``, of each event or of none, are kept with them.
+    Deliveries are recorded for those who wait for such events, and manifest events take effect,
+    except for the ``objections``, by index, to messages that they schedule. Raises InvalidRequest
+    for a manifest event that asks for something we do not do.
     """
     begin = state.tail
     rows = []
@@ -59,7 +59,7 @@ def append(
                 offset=offset,
                 message_key=message_key,
                 work=is_work,
-                trace=trace,
+                trace=traces[offset - begin - 1] if traces else None,
                 data=data,
                 created_at=state.now,
             )
@@ -68,20 +68,28 @@ def append(
         _ADD.add(rows[0])
     else:
         StreamEvent.objects.bulk_create(rows)
-    for index, event in enumerate(events):
-        work.follow(state, event, begin + index + 1, by_handler=by_handler)
-        schedules.follow(state, event, (objections or {}).get(index))
-    registrations.follow(state, events, begin, manifests.orders(events))
-    observing.follow(state, events)
+    for offset, event in enumerate(events, start=begin + 1):
+        work.follow(state, event, offset, by_handler=by_handler)
+    orders: Sequence[registrations.Order] = ()
+    if any(map(_is_manifest, events)):
+        for index, event in enumerate(events):
+            schedules.follow(state, event, (objections or {}).get(index))
+        observing.follow(state, events)
+        orders = manifests.orders(events)
+    registrations.follow(state, events, begin, orders)
     waiters.announce(waiters.entity_stream_key(state.entity_id))
+
+
+def _is_manifest(event: Any) -> bool:
+    return isinstance(event, dict) and event.get("type") == "manifest"
 
 
 def take_over(streams: Sequence[tuple[DispatchState, Sequence[JsonObject]]]) -> None:
     """Append what streams had on another server; the caller saves the states.
 
-    All that was to come of it came there: nobody who waits is told, and manifest events ask for
-    nothing. What nobody acked is work here, too. Each event has a type, and a message, signal or
-    wake a key; a key of a message has at most 256 characters.
+    Their effects happened there: nobody who waits is told, and manifest events ask for nothing.
+    What was not acked there is work here. Each event has a type, and a message, signal or wake has
+    a key; a message's key has at most 256 characters.
     """
     rows = []
     for state, events in streams:
@@ -107,14 +115,14 @@ def take_over(streams: Sequence[tuple[DispatchState, Sequence[JsonObject]]]) -> 
     for state, events in streams:
         known = set()
         for offset, event in enumerate(events, start=state.tail - len(events) + 1):
-            # A message that is sent again under its key changes the former one.
+            # A message that is sent again under its key changes the earlier one.
             named = (event["type"], event.get("key"))
             work.follow(state, event, offset, by_handler=named in known)
             known.add(named)
 
 
 def _key_of_message(event: JsonObject) -> str | None:
-    """The key of a message that is sent, and not changed, and that says in which transaction."""
+    """The key of a message that is sent, not changed, and that names its transaction."""
     match event:
         case {
             "type": "inbox",
@@ -126,7 +134,7 @@ def _key_of_message(event: JsonObject) -> str | None:
 
 
 def _moment(event: JsonObject, now: datetime) -> datetime:
-    """When an event says that it was appended; ``now`` where it does not."""
+    """When an event says that it was appended; ``now`` if it does not."""
     for part in ("headers", "value"):
         said = event.get(part)
         timestamp = said.get("timestamp") if isinstance(said, dict) else None
@@ -137,7 +145,7 @@ def _moment(event: JsonObject, now: datetime) -> datetime:
 
 
 def append_shared(state: SharedState, events: Sequence[Any]) -> None:
-    """Append events to a shared state that is locked; the caller saves its tail.
+    """Append events to a locked shared state; the caller saves its tail.
 
     Each is given ``headers.offset`` as in `append`.
     """
@@ -150,7 +158,7 @@ def append_shared(state: SharedState, events: Sequence[Any]) -> None:
 
 
 def _placed(events: Sequence[Any], begin: int) -> Iterator[tuple[int, Any, str]]:
-    """Of each event that follows this offset its own, the event, and the text that readers get."""
+    """Each event after this offset: its own offset, the event, and the text that readers get."""
     for offset, event in enumerate(events, start=begin + 1):
         yield offset, event, msgspec.json.encode(_with_offset(event, offset)).decode()
 

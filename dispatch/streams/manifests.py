@@ -32,9 +32,9 @@ _KINDS = ("child", "source", "shared-state", "schedule")
 
 
 def orders(events: Sequence[Any]) -> list[Order]:
-    """What the manifest events among these ask for: the last of each key.
+    """The requests in these events, the last one for each key.
 
-    Raises InvalidRequest for a condition or a source that nobody could be told of.
+    Raises InvalidRequest for a condition or a source that this server cannot watch.
     """
     found: dict[str, Order] = {}
     for event in events:
@@ -47,7 +47,7 @@ def orders(events: Sequence[Any]) -> list[Order]:
 
 
 def ask_for_wakes(events: Sequence[Any]) -> bool:
-    """Whether a manifest event is among these that may ask to wait for something."""
+    """Whether one of these events is a manifest event that may ask to wait for something."""
     return any(
         isinstance(event, dict)
         and event.get("type") == "manifest"
@@ -58,7 +58,7 @@ def ask_for_wakes(events: Sequence[Any]) -> bool:
 
 
 def orders_at_entities(events: Sequence[Any]) -> list[Order]:
-    """Those of `orders` that ask to wait for something at an entity."""
+    """Those of `orders` that wait for something at an entity."""
     return [
         each
         for each in orders(events)
@@ -67,9 +67,9 @@ def orders_at_entities(events: Sequence[Any]) -> list[Order]:
 
 
 def observed(events: Sequence[Any]) -> dict[str, str | None]:
-    """Of each key of the manifest events among these, the shared state that it now names.
+    """For each key of these manifest events, the shared state that it now names.
 
-    None: none any more. Keys that name none before or after are left out.
+    None: it no longer names one. Keys that name none before and after are left out.
     """
     found: dict[str, str | None] = {}
     for event in events:
@@ -103,9 +103,9 @@ def _is_partial(value: JsonObject) -> bool:
 
 
 def _schedule(key: str, value: JsonObject) -> Order:
-    """What a schedule asks for: one that sends a message is a timer, and asks for nothing here.
+    """A schedule's request: one that sends a message is a timer, and asks for nothing here.
 
-    Nor does one that cannot be done, of which its owner hears (`dispatch.streams.schedules`).
+    Nor does one that cannot be done; its owner is told (`dispatch.streams.schedules`).
     """
     cron = schedules.cron_of(value)
     if cron is None:
@@ -116,7 +116,7 @@ def _schedule(key: str, value: JsonObject) -> Order:
 
 
 def _source(value: JsonObject) -> str:
-    """The URL of what it waits for, "" where it says none."""
+    """The URL of what it waits for, "" if it names none."""
     config = value.get("config")
     named = {**value, **(config if isinstance(config, dict) else {})}
     url: object = None

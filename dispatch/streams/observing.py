@@ -9,9 +9,9 @@ from dispatch.streams import manifests
 
 
 def follow(state: DispatchState, events: Sequence[Any]) -> None:
-    """Keep what these events, just appended to the stream of a locked entity, say of that.
+    """Record what these events, just appended to the stream of a locked entity, say it observes.
 
-    It costs nothing where no manifest event is among them that may name a shared state.
+    This costs nothing if none of them is a manifest event that may name a shared state.
     """
     for key, name in manifests.observed(events).items():
         manifest = hashlib.sha256(key.encode()).hexdigest()

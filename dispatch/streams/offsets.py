@@ -1,7 +1,7 @@
-"""Offsets of streams: opaque to readers, increasing, and equal to a count of events in here.
+"""Stream offsets: opaque and increasing for readers, a count of events internally.
 
-``<offset>_1`` is a place of its own to clients, who compare offsets as strings: just before the
-first work after that offset. In here it is that offset.
+``<offset>_1`` is a separate place for clients, who compare offsets as strings: just before the
+first work after that offset. Internally it equals that offset.
 """
 
 import re
@@ -19,19 +19,19 @@ def encode(offset: int) -> str:
 
 
 def encode_just_past(offset: int) -> str:
-    """The wire form of the place between an offset and the event that comes after it."""
+    """The wire form of the place between an offset and the next event."""
     return f"{encode(offset)}_1"
 
 
 def decode(text: str, path: str = "/offset") -> int:
-    """The offset that this says, -1 being the start.
+    """Parse an offset; -1 is the start.
 
-    Raises InvalidRequest for another form; ``path`` is the JSON pointer of the field.
+    Raises InvalidRequest for any other form; ``path`` is the JSON pointer of the field.
     """
     if text == START:
         return 0
     match = _FORM.fullmatch(text)
     if match is None:
         raise InvalidRequest.field(path, "expected -1, now, or an offset that a stream gave")
-    # Another epoch of a stream than ours, the first half, is past every tail.
+    # The first half is a stream's epoch: a stream of another epoch than ours is past every tail.
     return _MAX if int(match[1]) else int(match[2])

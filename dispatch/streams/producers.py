@@ -1,7 +1,7 @@
-"""Idempotent producers: an append that is retried is appended once.
+"""Idempotent producers: a retried append is appended once.
 
-The rules are the Durable Streams protocol's, as the wire contract's section on the main stream
-gives them.
+The rules are those of the Durable Streams protocol, as the wire contract's section on the main
+stream gives them.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ HEADERS = ("Producer-Id", "Producer-Epoch", "Producer-Seq")
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
-    """What an append says of itself: who writes, in which epoch, and its number therein."""
+    """What an append says about its producer: the id, the epoch, and the number within it."""
 
     producer_id: str
     epoch: int
@@ -30,9 +30,10 @@ class Sequence:
 
     @classmethod
     def parse(cls, headers: Mapping[str, str], *, longest: int = 256) -> "Sequence | None":
-        """Of a request's headers, None without any. Raises InvalidRequest for some, or bad ones.
+        """Parse a request's headers; None without any.
 
-        ``longest``: characters that the id may have.
+        Raises InvalidRequest for an incomplete set, or bad values. ``longest``: characters that the
+        id may have.
         """
         given = {name: headers[name] for name in HEADERS if name in headers}
         if not given:
@@ -50,7 +51,7 @@ class Sequence:
 def advance(stream: Entity | SharedState, append: Sequence) -> bool:
     """Whether this append is new; False for a duplicate. The stream is locked.
 
-    Raises ProducerFenced for a lower epoch, ProducerGap for a number that is not the next, and
+    Raises ProducerFenced for a lower epoch, ProducerGap for a number that is not the next one,
     InvalidRequest for a new epoch that does not begin at 0, and RateLimited past
     PULLWAKE_MAX_PRODUCERS.
     """

@@ -1,14 +1,14 @@
-"""Reading a durable stream page by page: a runner's wakes, an entity's events, a shared state."""
+"""Reading a stream page by page: a runner's wakes, an entity's events, a shared state."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import msgspec
 from django.db.models import QuerySet
 
 from core.clock import epoch_ms
-from core.errors import NotFound
+from core.errors import NotFound, OffsetGone
 from core.prepared import Param, Select, Values
 from dispatch.models import DispatchState, SharedState, SharedStateEvent, StreamEvent, Wake
 from dispatch.streams import offsets, waiters
@@ -22,18 +22,20 @@ _GONE = "The stream is gone."
 class Page:
     """What lies past an offset: JSON texts, where they end, and whether that is the tail.
 
-    ``closed``: it is, and nothing will ever come after it.
+    ``closed``: it is the tail, and nothing will follow. ``removed``: the offset of the newest event
+    that was removed, where the page begins with what is left; 0 where nothing was.
     """
 
     events: list[str]
     next_offset: int
     up_to_date: bool
     closed: bool = False
+    removed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The offset of a stream's newest event, and whether that is its last."""
+    """The offset of a stream's newest event, and whether it is the last one ever."""
 
     tail: int
     closed: bool = False
@@ -44,16 +46,17 @@ class Source(Protocol):
 
     @property
     def key(self) -> str:
-        """What `waiters` know it by."""
+        """Its key in `waiters`."""
 
     def read(self, after: int) -> Page:
-        """What lies past this offset, from the beginning of it; the real tail if it is past that.
+        """What lies past this offset, from the oldest; the real tail for an offset beyond it.
 
-        Raises NotFound when the stream is gone.
+        From the start that is what is left. Raises NotFound when the stream is gone, OffsetGone
+        where events that follow another offset are.
         """
 
     def follow(self, after: int) -> Page:
-        """`read`, by one who waits for more; it may be a moment behind."""
+        """`read`, for a reader that waits for more; it may lag a moment behind."""
 
     def end(self) -> "End":
         """Where it ends. Raises NotFound when the stream is gone."""
@@ -62,11 +65,11 @@ class Source(Protocol):
         """The wire form of an offset."""
 
     def decode(self, text: str) -> int:
-        """The offset that this says, 0 being the start. Raises InvalidRequest for another form."""
+        """Parse an offset, 0 being the start. Raises InvalidRequest for another form."""
 
 
 class Counted:
-    """A stream whose offsets count its events, and of which each reader looks for itself."""
+    """A stream whose offsets count its events; each reader reads the database."""
 
     encode = staticmethod(offsets.encode)
     decode = staticmethod(offsets.decode)
@@ -104,7 +107,7 @@ _SHARED_EVENTS = Values(lambda: _between(SharedStateEvent.objects.filter(state=P
 
 @dataclass(frozen=True, slots=True)
 class WakesOf(Counted):
-    """A runner's wake stream: a view of the wakes that are outstanding."""
+    """A runner's wake stream: a view of its outstanding wakes."""
 
     runner_id: str
 
@@ -119,7 +122,7 @@ class WakesOf(Counted):
         return End(stream.tail)
 
     def read(self, after: int) -> Page:
-        # The tail first: all below it is committed by now, so nothing can turn up there later.
+        # The tail first: all below it is committed by now, so nothing can appear there later.
         tail = self.end().tail
         wakes = _WAKES.all(runner=self.runner_id, after=after, tail=tail)
         return _page([(wake.offset, self._event(wake)) for wake in wakes], End(tail))
@@ -153,12 +156,12 @@ class EventsOf(Counted):
 
     def read(self, after: int) -> Page:
         end = self.end()
-        return _page(_EVENTS.all(entity=self.entity_id, after=after, tail=end.tail), end)
+        return _kept(_EVENTS.all(entity=self.entity_id, after=after, tail=end.tail), after, end)
 
 
 @dataclass(frozen=True, slots=True)
 class SharedEventsOf(Counted):
-    """A shared state, which ends with its deletion alone."""
+    """A shared state, which ends only when it is deleted."""
 
     state_id: int
 
@@ -174,11 +177,25 @@ class SharedEventsOf(Counted):
 
     def read(self, after: int) -> Page:
         end = self.end()
-        return _page(_SHARED_EVENTS.all(state=self.state_id, after=after, tail=end.tail), end)
+        found = _SHARED_EVENTS.all(state=self.state_id, after=after, tail=end.tail)
+        return _kept(found, after, end)
+
+
+def _kept(found: "Sequence[tuple[int, str | None]]", after: int, end: End) -> Page:
+    """The events that were found past an offset of a stream whose oldest may have been removed.
+
+    Every offset has had its event: what does not follow at once was removed.
+    """
+    before = found[0][0] - 1 if found else end.tail
+    if before <= after:
+        return _page(found, end)
+    if after:
+        raise OffsetGone(earliest=offsets.encode(before))
+    return replace(_page(found, end), removed=before)
 
 
 def _page(found: "Sequence[tuple[int, str | None]]", end: End) -> Page:
-    """The events that were found past an offset, up to the first whose text was left out."""
+    """The events found past an offset, up to the first one whose text was left out."""
     told = [(offset, text) for offset, text in found if text is not None]
     cut = len(told) < len(found) or len(found) == PAGE_EVENTS
     last = told[-1][0] if cut else end.tail

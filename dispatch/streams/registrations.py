@@ -1,20 +1,18 @@
-"""Who is to be woken for what happens where: the only writer of registrations and deliveries.
+"""Who is woken for what happens where: the only writer of registrations and deliveries.
 
 An event that a registration waits for leaves a delivery in the transaction that appends it, and
-`dispatch.deliveries` tells the subscriber in one of its own: no transaction holds two entities.
-What is due when is a time of the registration's row.
-
-An entity that nobody watches pays nothing: its dispatch state says so (``watched``). That is set
-under its lock before a registration counts, so that no event which comes after it is missed.
-
-Lock order: dispatch state, claim, name of a source that is yet to come, registrations by key, wake,
-tails. All registrations that a transaction changes are therefore locked by one statement.
+`dispatch.deliveries` tells the subscriber in a transaction of its own: no transaction holds two
+entities. When something is due is a time in the registration's row. An entity that nobody watches
+pays nothing: its dispatch state says so (``watched``). That is set under its lock before a
+registration counts, so that no later event is missed. Lock order: dispatch state, claim, name of a
+source that does not exist yet, registrations by key, wake, tails. So all registrations that a
+transaction changes are locked by one statement.
 """
 
 import hashlib
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -24,7 +22,7 @@ from django.db import transaction
 from django.db.models import Case, Exists, Q, QuerySet, Value, When
 from django.db.models.functions import Now
 
-from core import quotas
+from core import quotas, tracing
 from core.bodies import JsonObject
 from core.clock import with_now
 from core.database import lock_name
@@ -55,19 +53,21 @@ _TICK: JsonObject = {"type": "cron_tick", "key": "", "headers": {"operation": "i
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a subscriber wants at a source, under a manifest key or without; None: nothing more.
+    """What a subscriber wants at a source, under a manifest key or without one; None: nothing more.
 
     ``payload``: what it is told at each tick of a cron source, as JSON; empty: nothing.
+    ``near_only``: someone other than its creator asks, and must not read all that the creator may.
     """
 
     source_url: str
     wish: Wish | None
     manifest_key: str = ""
     payload: str = ""
+    near_only: bool = False
 
     @property
     def watched(self) -> DispatchState.Watched:
-        """What the source must look for registrations of."""
+        """The kinds of events for which the source must look up registrations."""
         if self.wish is None:
             return DispatchState.Watched.NOT
         if self.wish.condition == _RUN_FINISHED:
@@ -76,7 +76,7 @@ class Order:
 
     @property
     def identity(self) -> str:
-        """What is registered once by a subscriber."""
+        """The fields that identify a subscriber's registration."""
         said: Any = ["manifest", self.manifest_key]
         if not self.manifest_key and self.wish is not None:
             wish = self.wish
@@ -86,17 +86,18 @@ class Order:
 
 
 def _place(url: str) -> str:
-    """A source by one URL of it: of a cron stream's zone each ICU has its own name."""
+    """A source by one canonical URL: each ICU has its own names for a cron stream's zone."""
     return Cron.of(url).path if sources.is_cron(url) else url
 
 
 def register(subscriber: Entity, order: Order) -> None:
-    """Register, in a transaction that has locked the source and made it look for registrations.
+    """Register, in a transaction that has locked the source and made it look up registrations.
 
-    A second call changes the first's, and keeps what that is yet to deliver. Raises NotFound for a
-    subscriber that was deleted, NotRunning for one at its end, RateLimited for one too many.
+    A second call changes the first one's, and keeps what is not delivered yet. Raises NotFound for
+    a subscriber that was deleted, NotRunning for one that has ended, RateLimited for one
+    registration too many.
     """
-    # Held so that it is not deleted meanwhile; its dispatch state would be a second one's lock.
+    # Held against deletion; locking its dispatch state would lock a second entity.
     held = Entity.objects.select_for_update(no_key=True).filter(pk=subscriber.pk)
     state = with_now(DispatchState.objects.filter(entity__in=held)).first()
     if state is None:
@@ -118,10 +119,10 @@ def unregister(subscriber: Entity, *, source_url: str = "", manifest_key: str = 
 
 
 def watched_from_birth(url: Param) -> Case:
-    """Whether an entity that is just made at this URL is watched, for it may have been waited for.
+    """Whether an entity being made at this URL is watched: some may wait for it already.
 
-    Whoever makes it holds the URL's name (`core.database.lock_name`), so that one who asks to wait
-    for it now waits until the transaction ends.
+    Whoever makes it holds the URL's name (`core.database.lock_name`), so a concurrent registration
+    waits until the transaction ends.
     """
     waited_for = Exists(Registration.objects.filter(source_url=url))
     Watched = DispatchState.Watched  # noqa: N806
@@ -144,7 +145,7 @@ def _delete(rows: Iterable[Registration]) -> None:
 
 
 def _put(subscriber: Entity, order: Order, known: Iterable[Registration], now: datetime) -> None:
-    """Do as ordered; ``known`` are locked registrations, the one that is ordered among them.
+    """Carry out an order; ``known`` are locked registrations, among them the one in the order.
 
     Raises RateLimited past PULLWAKE_MAX_REGISTRATIONS of the subscriber's creator.
     """
@@ -158,12 +159,13 @@ def _put(subscriber: Entity, order: Order, known: Iterable[Registration], now: d
         return
     facts = asdict(order.wish)
     facts |= {"collections": list(order.wish.collections), "ops": list(order.wish.ops)}
-    if order.wish.types is None:  # a call does not say, and the manifest event may have said
+    facts["near_only"] = order.near_only
+    if order.wish.types is None:  # a call leaves it out, and the manifest event may have said it
         facts["types"] = rows[0].types if rows else {}
     if rows and order.payload:
         facts["payload"] = order.payload
     elif rows:
-        # A call names the source as its runtime does, which looks for that in its wakes.
+        # A call names the source as its runtime does, which looks for that name in its wakes.
         facts["source_url"] = order.source_url
     if rows:
         _change(rows[0], facts, now)
@@ -185,14 +187,14 @@ def _put(subscriber: Entity, order: Order, known: Iterable[Registration], now: d
             raise InvalidRequest.field("/condition", "of a cron source, inserts of cron_tick come")
         row.tick_at = Cron.of(row.source_url).after(now)
     _begin_wait(row, now)
-    # Of two that come at once the first stands, as if this had been before it.
+    # Of two concurrent calls the first one stands, as if it had come earlier.
     Registration.objects.bulk_create([row], ignore_conflicts=True)
 
 
 def _change(row: Registration, facts: JsonObject, now: datetime) -> None:
     waited = bool(row.timeout_ms) and row.timeout_at is None and row.last_offset is None
     if not waited and all(getattr(row, name) == fact for name, fact in facts.items()):
-        return  # a handler says it twice, and what matched in between has ended the wait
+        return  # a handler repeats itself, and a match in between has ended the wait
     for name, fact in facts.items():
         setattr(row, name, fact)
     if row.first_at is None:
@@ -207,7 +209,7 @@ def _begin_wait(row: Registration, now: datetime) -> None:
 
 
 def schedule(row: Registration) -> None:
-    """Say of a registration whose times were changed when it is due; the caller saves it."""
+    """Set when a registration whose times changed is due; the caller saves it."""
     times = [each for each in (row.deliver_at, row.timeout_at, row.tick_at) if each is not None]
     row.due_at = min(times, default=None)
 
@@ -218,10 +220,10 @@ def schedule(row: Registration) -> None:
 def follow(
     state: DispatchState, events: Sequence[Any], after: int, orders: Sequence[Order] = ()
 ) -> None:
-    """What these events, just appended to a locked entity's stream past ``after``, mean for others.
+    """Act on events just appended to a locked entity's stream, past ``after``.
 
-    And do the ``orders`` among them, the entity being the subscriber. It costs nothing where there
-    are none, and nobody waits for such events.
+    Leave deliveries for others, and carry out the ``orders``, its handler's, of the entity as a
+    subscriber. This costs nothing where there are no orders and nobody waits for such events.
     """
     is_heard = _is_heard(state, events)
     if not is_heard and not orders:
@@ -229,18 +231,21 @@ def follow(
     which = Q(source_url=state.entity.url) if is_heard else Q()
     if orders:
         for url in sorted({each.source_url for each in orders if each.wish is not None}):
-            if not sources.is_cron(url):  # which is never yet to come
+            if not sources.is_cron(url):  # which always exists
                 lock_name(url)
         which |= _identified(state.entity_id, orders)
     known = _lock(which)
     if is_heard:
         _fire(known, state.entity.url, events, after, state.now, state)
-    for order in orders:
-        _put(state.entity, order, known, state.now)
+    if orders:
+        owner, runner = state.entity, state.runner
+        near_only = runner is None or runner.owner_principal != owner.created_by
+        for order in orders:
+            _put(owner, replace(order, near_only=near_only), known, state.now)
 
 
 def fire(source_urls: Collection[str], events: Sequence[Any], after: int, now: datetime) -> None:
-    """`follow` for a stream that is no entity's, by whichever of its URLs it is waited for.
+    """`follow` for a stream that is not an entity's, by any of the URLs that name it.
 
     The caller holds its lock until it commits.
     """
@@ -250,7 +255,7 @@ def fire(source_urls: Collection[str], events: Sequence[Any], after: int, now: d
 
 
 def lock_at(states: Iterable[DispatchState]) -> None:
-    """Lock the registrations at several locked entities, where a transaction changes them all."""
+    """Lock the registrations at several locked entities, which one transaction changes."""
     urls = [each.entity.url for each in states if each.watched != DispatchState.Watched.NOT]
     if urls:
         _lock(Q(source_url__in=urls))
@@ -301,7 +306,7 @@ def _fire(
 
 
 def _note(row: Registration, state: DispatchState, status: str) -> None:
-    """Note of which work a run that is told of now was the result."""
+    """Note which work led to a run that is now being told of."""
     known = status == "completed" and bool(state.given_offset)
     row.told_given = state.given_offset if known else None
     row.told_epoch = state.active_epoch
@@ -309,9 +314,9 @@ def _note(row: Registration, state: DispatchState, status: str) -> None:
 
 
 def _is_told(row: Registration, state: DispatchState) -> bool:
-    """Whether all the work that there is was given to an earlier claim whose run was told of.
+    """Whether all the work was already given to an earlier claim whose run was told of.
 
-    That one's runtime died before its done, so the work is done over again.
+    That claim's runtime died before its done, so the work is being repeated.
     """
     return (
         bool(state.given_offset)
@@ -323,11 +328,14 @@ def _is_told(row: Registration, state: DispatchState) -> bool:
 
 
 def _delivery(row: Registration, offset: int, data: JsonObject) -> Delivery:
+    trace = tracing.cause()
+    if trace is not None:
+        data = {**data, "trace": trace}
     return Delivery(registration=row, offset=offset, data=msgspec.json.encode(data).decode())
 
 
 def _keep(rows: Iterable[Registration], deliveries: Sequence[Delivery], now: datetime) -> None:
-    """Write these deliveries, and when the registrations that have some are due."""
+    """Write these deliveries, and set when their registrations are due."""
     changed = list(rows)
     if not changed:
         return
@@ -344,7 +352,7 @@ def _keep(rows: Iterable[Registration], deliveries: Sequence[Delivery], now: dat
 
 
 def _is_parent(row: Registration, child: Entity) -> bool:
-    # A parent is older: what was made anew at its URL is not.
+    # A parent is older than its child: an entity created later at the same URL is not the parent.
     return child.parent == row.subscriber.url and row.subscriber_id < child.pk
 
 
@@ -356,10 +364,10 @@ def _child(row: Registration, child: Entity, status: str, said: JsonObject) -> J
 
 
 def _said_in(source: DispatchState, run: str) -> JsonObject:
-    """What a run answered and which errors it met: ``response`` and ``error``, where there are.
+    """The answer of a run and the errors it met: ``response`` and ``error``, where present.
 
-    Most runs began in the claim that ends them; the whole of a long stream is looked through for
-    one that did not.
+    Most runs began in the claim that ends them; only for one that did not is the whole stream
+    searched.
     """
     quoted = msgspec.json.encode(run).decode()
     events = StreamEvent.objects.filter(entity=source.entity_id, data__contains=quoted)
@@ -371,7 +379,7 @@ def _said_in(source: DispatchState, run: str) -> JsonObject:
 
 
 def _said_by(run: str, events: "QuerySet[StreamEvent]") -> tuple[bool, JsonObject]:
-    """What these events say of a run, and whether it began in them."""
+    """What these events say about a run, and whether it began in them."""
     began = False
     answered, failed = _Text(), _Text("\n")
     for _, data in scan(events):
@@ -388,7 +396,7 @@ def _said_by(run: str, events: "QuerySet[StreamEvent]") -> tuple[bool, JsonObjec
 
 
 class _Text:
-    """The beginning of a long text that comes in parts: `MAX_RESPONSE` characters of it."""
+    """The beginning of a long text that arrives in parts: `MAX_RESPONSE` characters."""
 
     def __init__(self, between: str = "") -> None:
         self._between = between
@@ -406,14 +414,14 @@ class _Text:
 
     @property
     def whole(self) -> str:
-        """What there is of it."""
+        """All that was kept."""
         return self._between.join(self._parts)[:MAX_RESPONSE]
 
 
 def tick(row: Registration, now: datetime) -> None:
-    """The time of a locked registration at a cron source has come.
+    """A locked registration at a cron source is due: it ticks.
 
-    Once, however often it had come while nobody was there; next it comes from now on.
+    It ticks once, however many ticks were missed; the next tick is computed from now.
     """
     number = (row.last_offset or 0) + 1
     change: JsonObject = {"collection": "cron_tick", "kind": "insert", "key": f"tick-{number}"}
@@ -428,9 +436,9 @@ def tick(row: Registration, now: datetime) -> None:
 
 
 def released(state: DispatchState, since: int) -> None:
-    """A claim on a watched entity was released that was given the events up to ``since``.
+    """A claim on a watched entity that was given the events up to ``since`` was released.
 
-    Where it left an error and finished no run, whoever waits for one is told of that.
+    If it left an error and finished no run, subscribers that wait for a run are told of the error.
     """
     if state.watched == DispatchState.Watched.NOT:
         return
@@ -457,22 +465,22 @@ def released(state: DispatchState, since: int) -> None:
 
 
 def close(state: DispatchState, how: str) -> None:
-    """A locked entity has come to its end: nothing more happens there.
+    """A locked entity ended: nothing more happens there.
 
-    Whoever waits for a run hears that the entity was stopped or killed (``how``).
-    Registrations at it go at once, or with what they have yet to deliver.
+    Subscribers that wait for a run hear that the entity was stopped or killed (``how``).
+    Registrations at it go at once, or once their last deliveries are made.
     """
     if state.watched != DispatchState.Watched.NOT:
         _close(_lock(Q(source_url=state.entity.url)), state, how)
 
 
 def forget(
-    state: DispatchState, may_read: Callable[[Entity], bool], gone: Collection[str] = ()
+    state: DispatchState, may_tell: Callable[[Registration], bool], gone: Collection[str] = ()
 ) -> None:
-    """`close` for a locked entity that is to be deleted; its own registrations go with it.
+    """`close` for a locked entity that is about to be deleted; its own registrations go with it.
 
-    Only those are told whose subscriber ``may_read`` it: nobody can say that afterwards. Nor is
-    anybody told of the sources at the URLs in ``gone``, which went with it.
+    Only registrations that it ``may_tell`` are told; afterwards nobody could decide that. Nor is
+    anybody told about the sources at the URLs in ``gone``, which go with it.
     """
     urls = {state.entity.url, *gone}
     rows = _lock(Q(source_url__in=urls) | Q(subscriber=state.entity_id))
@@ -482,7 +490,7 @@ def forget(
         for each in rows
         if each.subscriber_id != state.entity_id and each.source_url not in gone
     ]
-    barred = [each for each in theirs if not may_read(each.subscriber)]
+    barred = [each for each in theirs if not may_tell(each)]
     _delete(barred)
     _close([each for each in theirs if each not in barred], state, "deleted")
 
@@ -502,7 +510,7 @@ def _close(rows: Iterable[Registration], state: DispatchState, how: str) -> None
 
 
 def _is_unanswered(row: Registration, state: DispatchState) -> bool:
-    """Whether no run has finished since it was registered, or another has begun since that."""
+    """Whether no run has finished since it was registered, or another has begun since one did."""
     if row.last_offset is None:
         return True
     if _is_told(row, state):
@@ -518,10 +526,10 @@ def _tell_of_failure(
     state: DispatchState,
     error: str,
 ) -> None:
-    """Leave those of these registrations that are ``waiting`` word that no run will finish.
+    """Record that no run will finish, for those of these registrations that are ``waiting``.
 
-    A parent hears of its child. Who only observes has nothing but changes to hear it by: a run
-    that failed, which is in no stream and so has no key.
+    A parent hears about its child. A mere observer has only changes to hear it by: it is told of a
+    run that failed, which is in no stream and so has no key.
     """
     failure = {"status": "failed", "error": error[:MAX_RESPONSE]}
     change: JsonObject = {"collection": "runs", "kind": "update", "key": "", "value": failure}
@@ -540,14 +548,14 @@ def _tell_of_failure(
 
 
 def due_of(subscriber_id: int) -> list[Registration]:
-    """The subscriber's registrations of which something is due, locked."""
+    """The subscriber's registrations that are due, locked."""
     return _lock(Q(subscriber=subscriber_id, due_at__lte=Now()))
 
 
 def told(row: Registration, up_to: int | None, *, more: bool) -> None:
-    """A locked registration's deliveries ``up_to`` an offset were made; whether there are ``more``.
+    """Record that a locked registration's deliveries ``up_to`` an offset were made.
 
-    Its other times are as the caller has changed them.
+    ``more``: others remain. Its other times are as the caller has changed them.
     """
     if up_to is not None:
         row.deliveries.filter(offset__lte=up_to).delete()
@@ -561,6 +569,6 @@ def told(row: Registration, up_to: int | None, *, more: bool) -> None:
 
 
 def drop(subscriber_id: int) -> None:
-    """Remove the registrations of an entity that came to its end."""
+    """Remove the registrations of an entity that ended."""
     with transaction.atomic():
         _delete(_lock(Q(subscriber=subscriber_id)))

@@ -1,6 +1,6 @@
-"""Going through the events of a stream without fetching more than a page of them at a time.
+"""Reads the events of a stream without fetching more than a page of them at a time.
 
-A stream may hold thousands of events of 1 MiB each; whoever needs their texts takes them from here.
+A stream may hold thousands of events of 1 MiB each; every reader of their texts gets them here.
 """
 
 from collections.abc import Iterator
@@ -17,18 +17,18 @@ PAGE_BYTES = 1024 * 1024
 
 
 class Bytes(Func):
-    """How long a text is, which PostgreSQL tells without fetching it."""
+    """The length of a text, which PostgreSQL reports without fetching the text."""
 
     output_field = IntegerField()
     function = "OCTET_LENGTH"
 
     def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
-        """Older versions count characters alone."""
+        """Older versions only count characters."""
         return self.as_sql(compiler, connection, function="LENGTH", **context)
 
 
 def page(events: "QuerySet[Any]") -> "QuerySet[Any, tuple[int, str | None]]":
-    """The first events by offset: it, and the text, or None past the page's bytes."""
+    """The first events by offset: the offset, and the text, or None past the page's bytes."""
     before = Window(Sum(Bytes("data")), order_by="offset", frame=RowRange(start=None, end=-1))
     told = Case(When(LessThanOrEqual(Coalesce(before, 0), PAGE_BYTES), then=F("data")))
     return events.order_by("offset").values_list("offset", told)[:PAGE_EVENTS]

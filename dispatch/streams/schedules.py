@@ -1,8 +1,8 @@
-"""The schedules in an entity's manifest: what sends a message at a time becomes a timer.
+"""Schedules in an entity's manifest: one that sends a message at a time becomes a timer.
 
 Whoever appends such an entry, a handler or a call of the API, has thereby set, replaced or
-cancelled it. One that asks for what cannot be done is answered as one whose time has come: it
-fails, and its owner reads in its manifest why. A cron schedule that can be done is a registration.
+cancelled it. An entry that asks for something impossible is treated as if its time had come: it
+fails, and its owner finds the reason in its manifest. A valid cron schedule is a registration.
 """
 
 import uuid
@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from core import tracing
 from core.bodies import JsonObject
 from core.clock import from_iso
 from core.errors import InvalidRequest
@@ -39,7 +40,7 @@ class FutureSend(msgspec.Struct, kw_only=True):
 
 
 class CronSchedule(msgspec.Struct, kw_only=True):
-    """An entry that wakes its owner again and again."""
+    """An entry that wakes its owner repeatedly."""
 
     payload: Any
     expression: str
@@ -47,7 +48,7 @@ class CronSchedule(msgspec.Struct, kw_only=True):
 
 
 def is_one(event: Any) -> bool:
-    """Whether an event is a schedule's entry in a manifest."""
+    """Whether an event is a schedule's manifest entry."""
     match event:
         case {"type": "manifest", "key": str(key)}:
             return key.startswith(PREFIX)
@@ -55,7 +56,7 @@ def is_one(event: Any) -> bool:
 
 
 def entry_of(owner_id: int, key: str) -> JsonObject:
-    """What a schedule that is still to send its message says; nothing if there is none."""
+    """The text of a schedule that has not sent its message yet; empty if there is none."""
     known = _pending(owner_id, key)
     entry: JsonObject = {} if known is None else msgspec.json.decode(known.entry)
     return entry
@@ -70,10 +71,10 @@ def _name(key: str) -> str:
 
 
 def follow(state: DispatchState, event: Any, objection: str | None = None) -> None:
-    """Do what an event, just appended to the stream of a locked entity, says of a schedule.
+    """Do what an event, just appended to the stream of a locked entity, says about a schedule.
 
-    What a handler's entry sends is sent with the rights of the entity's creator. ``objection``: why
-    it cannot be sent. Raises InvalidRequest for a schedule without a name.
+    A message from a handler's entry is sent with the rights of the entity's creator. ``objection``:
+    why it cannot be sent. Raises InvalidRequest for a schedule without a name.
     """
     match event:
         case {"type": "manifest", "key": str(key)} if key == PREFIX:
@@ -94,7 +95,7 @@ def _follow(state: DispatchState, key: str, event: JsonObject, objection: str | 
         if operation == "update":
             entry = {**former, **entry}
         if entry == former and operation != "delete":
-            return  # said again
+            return  # the same entry again
     timer = None
     if operation != "delete" and entry.get("status", "pending") == "pending":
         timer = _asked_for(state, name, entry)
@@ -124,14 +125,14 @@ def _asked_for(state: DispatchState, name: str, entry: JsonObject) -> Timer | No
             return timer
         if entry.get("scheduleType") == "cron":
             _parse(entry)
-    except ValueError as problem:  # of msgspec's, too
+    except ValueError as problem:  # msgspec's errors, too
         timer.error = str(problem)
         return timer
     return None
 
 
 def cron_of(entry: JsonObject) -> Cron | None:
-    """What a schedule's entry says of when to wake its owner, or None."""
+    """When a schedule's entry says that its owner is woken, or None."""
     if entry.get("scheduleType") != "cron" or entry.get("status", "pending") != "pending":
         return None
     try:
@@ -162,7 +163,7 @@ def fill(timer: Timer, entry: FutureSend) -> None:
     if target is None:
         raise ValueError(f"there is no entity {url}"[:300])
     timer.due_at = max(from_iso(entry.fireAt), timer.due_at)
-    # The same entry said again, after it was sent, sends nothing again.
+    # The same entry again after its message was sent sends nothing.
     producer = entry.producerId or f"{timer.schedule}-{entry.fireAt}"
     message = Message(
         entry.payload,
@@ -171,5 +172,6 @@ def fill(timer: Timer, entry: FutureSend) -> None:
         type=entry.messageType,
         principal=timer.principal,
         agent=owner.url if sender == owner.url else None,
+        trace=tracing.cause(),
     )
     timers.fill(timer, target, message, str(uuid.uuid4()))

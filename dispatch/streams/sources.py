@@ -17,17 +17,17 @@ _UNSERVED = {
 
 
 def is_entity(url: str) -> bool:
-    """Whether this is the form of an entity's URL: what begins with ``/_`` are other streams."""
+    """Whether this is an entity's URL; URLs that begin with ``/_`` name other streams."""
     return _ENTITY.fullmatch(url) is not None
 
 
 def is_cron(url: str) -> bool:
-    """Whether this is the form of a cron expression's path."""
+    """Whether this is a cron expression's path."""
     return url.startswith(PREFIX)
 
 
 def require_served(url: str, path: str) -> str:
-    """The URL of a source. Raises InvalidRequest for one that nobody could be told of.
+    """The URL of a source. Raises InvalidRequest for one that this server cannot watch.
 
     ``path`` is the JSON pointer of the field.
     """

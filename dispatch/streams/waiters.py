@@ -1,10 +1,10 @@
-"""Waking the requests that wait for a stream: LISTEN on PostgreSQL, data_version on SQLite.
+"""Wakes the requests that wait for a stream: LISTEN on PostgreSQL, data_version on SQLite.
 
-What arrives here is only a hint, and may be lost on any way. So whoever waits registers first, then
-looks at the database, waits, and looks again. On PostgreSQL each process also sweeps, every second:
-one statement asks for the tails of all streams that are waited for, so that a lost hint costs a
-second. (For each waiter to look instead, ten thousand would ask thousands of times a second.) The
-listener proves its connection every few seconds, and is cut off when that proof does not come.
+A hint that arrives here is only a hint, and may be lost anywhere. So a reader registers first, then
+looks at the database, waits, and looks again. On PostgreSQL each process also sweeps every second:
+one statement asks for the tails of all streams that are waited for, so a lost hint costs a second.
+(Ten thousand waiters that each looked would ask thousands of times a second.) The listener proves
+its connection every few seconds, and the connection is cut when that proof does not arrive.
 """
 
 import logging
@@ -70,14 +70,14 @@ def _announce(key: str) -> None:
 
 
 class Waiter(threading.Event):
-    """Set whenever the stream may have grown past ``after``, or the server stops."""
+    """Set when the stream may have grown past ``after``, or the server stops."""
 
     after: int | None = None
     """The offset past which its owner waits; None while it does not wait."""
 
 
 class Hub:
-    """The waiters of this process, by the key of the stream that they wait for."""
+    """The waiters of this process, by the key of their stream."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -106,7 +106,7 @@ class Hub:
                     del self._waiters[key]
 
     def _start(self) -> None:
-        """Start what tells the waiters, the first time and after it failed."""
+        """Start the threads that tell the waiters, at first and after a failure."""
         if self._listener is None or not self._listener.is_alive():
             listener = _listener(self)
             self._listener = threading.Thread(
@@ -120,7 +120,7 @@ class Hub:
                 self._sweeper.start()
 
     def waited_for(self) -> dict[str, int]:
-        """The streams that are waited for, and the least offset past which they are."""
+        """The streams that are waited for, each with the lowest offset that a reader waits past."""
         with self._lock:
             return {
                 key: min(offsets)
@@ -128,22 +128,23 @@ class Hub:
                 if (offsets := [each.after for each in waiters if each.after is not None])
             }
 
-    def wake(self, key: str) -> None:
-        """Set the events of those who wait for this stream."""
+    def wake(self, key: str) -> int:
+        """Set the events of those who wait for this stream: how many."""
         with self._lock:
             events = list(self._waiters.get(key, ()))
         for event in events:
             event.set()
+        return len(events)
 
     def wake_all(self) -> None:
-        """Set every event: hints may have been lost."""
+        """Wake all readers: hints may have been lost."""
         with self._lock:
             events = [event for waiters in self._waiters.values() for event in waiters]
         for event in events:
             event.set()
 
     def close(self) -> None:
-        """Let every held request answer now; later ones do not wait at all."""
+        """Let every held request answer now; later ones do not wait."""
         self.closing = True
         self.wake_all()
 
@@ -153,7 +154,7 @@ class _Listener(Protocol):
 
 
 class _PostgresListener:
-    """LISTEN on a connection of its own, for as long as the process lives."""
+    """LISTEN on a connection of its own, as long as the process lives."""
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
@@ -172,7 +173,7 @@ class _PostgresListener:
                 threading.Event().wait(_RECONNECT_S)
 
     def cut_if_silent(self) -> None:
-        """Cut a connection whose proof has been due for too long; `run` then makes another."""
+        """Cut a connection whose proof is overdue; `run` then opens another."""
         listening, silent_s = self._listening, time.monotonic() - self._heard_at
         if listening is not None and silent_s > PROOF_DEADLINE_S:
             self._listening = None
@@ -185,14 +186,14 @@ class _PostgresListener:
             listening.execute(f"LISTEN {CHANNEL}")
             LISTENER_UP.set(1)
             self.hub.is_deaf = False
-            # What was announced while nobody listened is in the database by now.
+            # Whatever was announced while nobody listened is in the database by now.
             self.hub.wake_all()
             while not self.hub.closing:
                 for notification in listening.notifies(timeout=PROOF_S):
                     self._heard_at = time.monotonic()
-                    if notification.pid != announcer.pid:  # this process knew at once
+                    if notification.pid != announcer.pid:  # this process knew it at once
                         self.hub.wake(notification.payload)
-                # A connection that died in silence fails here (tcp_user_timeout), not never.
+                # A connection that died silently fails here (tcp_user_timeout) instead of never.
                 listening.execute("SELECT 1")
                 self._heard_at = time.monotonic()
 
@@ -249,9 +250,9 @@ _CHANGED = 'SELECT max("transaction") FROM runners_change WHERE kind = ?'
 
 
 class _SqliteListener:
-    """Polls ``PRAGMA data_version`` (3 µs), which moves when another connection has committed.
+    """Polls ``PRAGMA data_version`` (3 µs), which changes when another connection has committed.
 
-    Then it looks which streams grew: most commits are heartbeats, and grow none.
+    Then it looks which streams grew: most commits are heartbeats, which grow none.
     """
 
     def __init__(self, hub: Hub) -> None:
@@ -267,7 +268,7 @@ class _SqliteListener:
             for table in _GROWING:
                 newest = polling.execute(f"SELECT ifnull(max(id), 0) FROM {table}")  # noqa: S608
                 (self.newest[table],) = newest.fetchone()
-            # What was committed before this look may have gone unseen.
+            # A commit before this look may have gone unseen.
             self.hub.wake_all()
             while not self.hub.closing:
                 try:

@@ -1,10 +1,10 @@
-"""Which events are work, and when work is done with though nobody acked it.
+"""Which events are work, and when work is done although nobody acked it.
 
 An event that is work wakes its entity and is given to a handler until it is acked. `is_work`
-decides that of each event as it is appended. `follow` keeps what later events say of former ones:
-a message that is cancelled, deleted or held back is no longer work, nor a signal that a handler
-has handled. A queued message stays work, wherever the cursor is, until it was taken: a handler
-takes one at a time, and acks the others with it.
+decides that for each event as it is appended. `follow` records what later events say about earlier
+ones: a message that is cancelled, deleted or held back is no longer work, nor is a signal that a
+handler has handled. A queued message stays work, wherever the cursor is, until it is taken: a
+handler takes one at a time, and acks the others with it.
 """
 
 from typing import Any
@@ -27,7 +27,7 @@ Event = Any
 
 
 def is_work(event: Event, *, by_handler: bool) -> bool:
-    """Whether an entity is to be woken for this event. ``by_handler``: its own handler wrote it."""
+    """Whether this event wakes the entity. ``by_handler``: its own handler wrote it."""
     if by_handler or not isinstance(event, dict):
         return False
     kind, value = event.get("type"), _value(event)
@@ -43,7 +43,7 @@ def is_work(event: Event, *, by_handler: bool) -> bool:
 
 
 def follow(state: DispatchState, event: Event, offset: int, *, by_handler: bool) -> None:
-    """Keep what this event, just appended at ``offset``, says of former ones; the caller saves."""
+    """Record what an event, just appended, says about earlier ones; the caller saves."""
     if not isinstance(event, dict) or not isinstance(event.get("key"), str):
         return
     kind, is_insert = event.get("type"), _operation(event) == "insert" and not by_handler
@@ -74,7 +74,7 @@ def _enqueue(state: DispatchState, event: JsonObject, offset: int) -> None:
 def _follow_message(
     state: DispatchState, event: JsonObject, offset: int, *, by_handler: bool
 ) -> None:
-    """An update of a message holds only what changes."""
+    """An update of a message holds only the fields that change."""
     key, value = event["key"], _value(event)
     mode, status = value.get("mode"), value.get("status")
     queue = QueuedMessage.objects.filter(entity_id=state.entity_id)
@@ -97,14 +97,14 @@ def _follow_message(
 
 
 def _look_at_queue(state: DispatchState) -> None:
-    # A message that is held back stops those after it.
+    # A message that is held back also stops those after it.
     queue = QueuedMessage.objects.filter(entity_id=state.entity_id)
     head = queue.order_by("position", "offset").first()
     state.queue_waiting = head is not None and not head.held
 
 
 def _retract(state: DispatchState, kind: str, key: str) -> None:
-    """What is left to do of this message or signal is not to be done."""
+    """Whatever is left to do of this message or signal is no longer work."""
     if state.last_work_offset <= state.cursor:
         return
     work = StreamEvent.objects.filter(entity_id=state.entity_id, work=True)

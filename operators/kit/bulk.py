@@ -1,6 +1,7 @@
-"""A verb for all rows that fit a list's filters: counted first, then done a batch a request.
+"""A verb for all rows that match a list's filters: counted first, then done one batch a request.
 
-The place that was reached is in the address: whatever breaks off, opening it again goes on there.
+The address holds the place that was reached: after an interruption, opening it again continues
+there.
 """
 
 from collections import Counter
@@ -22,7 +23,7 @@ _PLACE = ("from", "done", "refused", "total")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """How far it came: the key of the last row, and how many were done and refused of how many."""
+    """The progress: the key of the last row, and how many of how many were done and refused."""
 
     last: str
     done: int
@@ -36,7 +37,7 @@ class Place:
 
 
 def run(admin: Any, request: HttpRequest, verb: Any) -> HttpResponse:
-    """Ask for a confirmation with a count; once it is there, do a batch and go on."""
+    """Ask for a confirmation with a count; once it is given, do a batch and go on."""
     place = _take_place(request)
     filters = request.GET.urlencode()
     rows = admin.get_changelist_instance(request).queryset.order_by("pk")
@@ -72,7 +73,7 @@ def run(admin: Any, request: HttpRequest, verb: Any) -> HttpResponse:
 
 
 def _take_place(request: HttpRequest) -> Place:
-    """The place that the address holds; only filters are left of the query."""
+    """Take the place out of the query, in which only filters remain."""
     query = request.GET.copy()
     last, *counts = (query.pop(name, [""])[-1] for name in _PLACE)
     request.GET = query  # type: ignore[assignment]

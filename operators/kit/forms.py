@@ -1,4 +1,4 @@
-"""What a confirmation asks for."""
+"""The inputs of confirmations."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -52,7 +52,7 @@ class RunnerInput(UnfoldAdminTextInputWidget):  # type: ignore[misc]
 
 
 class TargetForm(ReasonForm):
-    """Which runner takes over. One that cannot work has to be confirmed."""
+    """Which runner takes over. One that cannot work must be confirmed."""
 
     target = forms.CharField(
         label="Runner",
@@ -84,9 +84,9 @@ class TargetForm(ReasonForm):
 
 
 def propose_heir(runners: Iterable[Runner | None], creators: Iterable[str]) -> dict[str, Any]:
-    """For `Verb.proposes`: who could take over from these runners, all of one owner and kind.
+    """For `Verb.proposes`: a runner that could take over from these, all of one owner and kind.
 
-    Work without a runner could go to one of its creator's.
+    Work without a runner could go to a runner of its creator's.
     """
     present = [each for each in runners if each is not None]
     kinds: set[tuple[str, str | None]] = {(each.owner_principal, each.kind) for each in present}

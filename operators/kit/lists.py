@@ -1,6 +1,7 @@
 """Read-only lists: read from a row on, without OFFSET or COUNT; columns and filters, declared."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from typing import Any, ClassVar
 
 from django.contrib import admin
@@ -9,6 +10,7 @@ from django.contrib.admin.options import IncorrectLookupParameters
 from django.core.exceptions import ValidationError
 from django.core.paginator import Paginator
 from django.db.models import QuerySet
+from django.db.models.functions import Now
 from django.forms import CheckboxInput
 from django.http import HttpRequest
 from django.utils.safestring import SafeString
@@ -24,7 +26,7 @@ Narrow = Callable[[Any], Any]
 
 
 class Uncounted(Paginator):  # type: ignore[type-arg]
-    """Django asks its paginator for a count before it reads a page; this one asks nobody."""
+    """Django asks its paginator for a count before it reads a page; this one counts nothing."""
 
     count = 0
 
@@ -45,12 +47,12 @@ class KeysetChangeList(ChangeList):  # type: ignore[misc]
 
     @property
     def row_order(self) -> str:
-        """The list's, or from the other end: the oldest first."""
+        """The list's order, or the reverse: the oldest first."""
         order: str = self.model_admin.row_order
         return order.removeprefix("-") if self.turned else order
 
     def get_results(self, request: HttpRequest) -> None:
-        """Read one page, and one row more to know whether there is another."""
+        """Read one page, and one row more to know whether another page follows."""
         order = self.row_order
         descending = order.startswith("-")
         onward, backward = ("pk__lt", "pk__gt") if descending else ("pk__gt", "pk__lt")
@@ -71,14 +73,14 @@ class KeysetChangeList(ChangeList):  # type: ignore[misc]
         self.has_previous = more if self.before else bool(self.after)
         self.has_next = bool(self.before) or more
         self.result_count = len(page)
-        self.full_result_count = self.result_count  # so that nothing is said of it
+        self.full_result_count = self.result_count  # so that the page does not mention a count
         self.show_full_result_count = self.show_admin_actions = True
         self.can_show_all = self.multi_page = False
         self.paginator = Uncounted([], self.list_per_page)
 
     @property
     def narrowed_by(self) -> Iterator[tuple[str, str, str]]:
-        """The filters in use: what each looks at, for what, and the list without it."""
+        """The filters in use: what each looks at, which value, and the list without it."""
         for spec in self.filter_specs:
             for name in spec.expected_parameters():
                 if name in self.params:
@@ -104,7 +106,7 @@ class KeysetChangeList(ChangeList):  # type: ignore[misc]
 
     @property
     def turn_link(self) -> str:
-        """The same list from its other end, where that is another: by age."""
+        """A link to the list from its other end, if it has one: by age."""
         return str(self.get_query_string({} if self.turned else {"order": "oldest"}))
 
     @property
@@ -114,7 +116,7 @@ class KeysetChangeList(ChangeList):  # type: ignore[misc]
 
 
 class ReadOnlyAdmin(ModelAdmin):  # type: ignore[misc]
-    """Rows that no form makes, edits or deletes, each with ``now``."""
+    """Rows that no form creates, edits or deletes, each with ``now``."""
 
     row_order: ClassVar[str] = "-pk"
     unseen: ClassVar[Sequence[str]] = ()
@@ -134,7 +136,7 @@ class ReadOnlyAdmin(ModelAdmin):  # type: ignore[misc]
 
     @admin.display(description="")
     def action_checkbox(self, obj: Any) -> SafeString:
-        """Named after its row: fifty that are named the same say nothing to who hears them."""
+        """A checkbox named after its row: fifty of one name tell a listener nothing."""
         box = CheckboxInput({**checkbox.attrs, "aria-label": f"Select {obj}"}, lambda value: False)
         return box.render(ACTION_CHECKBOX_NAME, str(obj.pk))
 
@@ -169,12 +171,12 @@ def column(title: str, value: Callable[[Any], Any], *, name: str = "") -> Callab
 
 
 def row_column(title: str, value: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The column that says which row it is, which gets the most room."""
+    """The column that identifies the row, which gets the most room."""
     return column(title, value, name="row")
 
 
 def moment_column(field: str, title: str) -> Callable[[Any], Any]:
-    """A time, as it is from now."""
+    """A time, relative to now."""
     return column(title, lambda row: moment(getattr(row, field), row.now))
 
 
@@ -209,7 +211,7 @@ SEARCHED = 10_000
 
 
 def newest_of(rows: Any) -> Any:
-    """Those of the rows that are among the newest: no table is read as a whole."""
+    """Those of the rows that are among the newest: no table is scanned as a whole."""
     return rows.filter(pk__in=rows.model._default_manager.order_by("-pk").values("pk")[:SEARCHED])
 
 
@@ -220,7 +222,7 @@ class WordFilter(admin.SimpleListFilter):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Each word is a link. The form beside it keeps what no field of its own says.
+        # Each word is a link. The form beside it keeps filters that have no field in it.
         self.chosen = self.used_parameters.pop(str(self.parameter_name), None)
 
     def value(self) -> str | None:
@@ -241,10 +243,30 @@ def words(title: str, parameter: str, named: Mapping[str, tuple[str, Narrow]]) -
 
 
 def values(column: str, of: Iterable[str]) -> dict[str, tuple[str, Narrow]]:
-    """For `words`: that the column has this value, for each of these."""
+    """For `words`: the column has this value, for each of these."""
     return {value: (CALLED.get(value, value), where(**{column: value})) for value in of}
 
 
 def where(**conditions: Any) -> Narrow:
-    """For `words`: that columns have values."""
+    """For `words`: columns have these values."""
     return lambda rows: rows.filter(**conditions)
+
+
+SPANS = {
+    "hour": (timedelta(hours=1), "an hour"),
+    "day": (timedelta(days=1), "a day"),
+    "week": (timedelta(days=7), "a week"),
+}
+
+
+def ages(column: str) -> dict[str, tuple[str, Narrow]]:
+    """For `words`: that the time in a column is in the last hour, day or week, or before."""
+    within = {
+        word: (f"in the last {word}", where(**{f"{column}__gt": Now() - span}))
+        for word, (span, _) in SPANS.items()
+    }
+    before = {
+        f"older-{word}": (f"more than {a} ago", where(**{f"{column}__lte": Now() - span}))
+        for word, (span, a) in SPANS.items()
+    }
+    return within | before

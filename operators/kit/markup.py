@@ -18,7 +18,7 @@ Tone = Literal["good", "warn", "bad", "info", "idle"]
 
 NOTHING = "-"
 
-# With each tone goes a sign, so that a page reads without colour.
+# Each tone has a sign, so that a page reads without colour.
 SIGNS: dict[Tone, str] = {"good": "✓", "warn": "!", "bad": "✕", "info": "▸", "idle": "○"}
 
 TONES: dict[str, Tone] = {
@@ -81,7 +81,7 @@ def took(length: timedelta) -> str:
 
 
 def milliseconds(value: float | None) -> str:
-    """A measured time: 12 ms, 1.4 s, 3 min."""
+    """A measured duration: 12 ms, 1.4 s, 3 min."""
     if value is None:
         return NOTHING
     if value < 1000:
@@ -92,7 +92,7 @@ def milliseconds(value: float | None) -> str:
 
 
 def moment(when: datetime | None, now: datetime) -> SafeString | str:
-    """A time as it is from now, and exactly on hover: ``3 min ago``, ``in 5 s``."""
+    """A time relative to now, exact on hover: ``3 min ago``, ``in 5 s``."""
     if when is None:
         return NOTHING
     said = f"{span_of(now - when)} ago" if when <= now else f"in {span_of(when - now)}"
@@ -137,7 +137,7 @@ def badge(word: str, tone: Tone | None = None, title: str = "") -> SafeString:
 
 
 def lines(*parts: Any) -> SafeString | str:
-    """The parts that say something, one under the other."""
+    """Several parts, one under the other."""
     said = [part for part in parts if part not in (None, "", NOTHING)]
     if not said:
         return NOTHING
@@ -182,7 +182,7 @@ def verb_url(verb: str, pk: Any) -> str:
 
 
 def readable(event: Any) -> dict[str, Any]:
-    """What a page shows of an event of a stream: where, when, of which type, and its text."""
+    """What a page shows of a stream's event: where, when, of which type, and its text."""
     try:
         data = json.loads(event.data)
     except ValueError:
@@ -193,7 +193,7 @@ def readable(event: Any) -> dict[str, Any]:
 
 
 def runner_link(runner_id: str | None, name: str = "") -> SafeString | str:
-    """A runner by its id; of one that is gone only its name is left."""
+    """A runner by its id; a runner that is gone is only named."""
     if runner_id is None:
         return format_html("{} {}", ident(name), quiet("gone")) if name else NOTHING
     return ident(runner_id, page_of("runners_runner", runner_id))

@@ -1,7 +1,7 @@
-"""Verbs: what an operator may do to rows, confirmed first, and written down.
+"""Verbs: what an operator may do to rows, confirmed first, and recorded.
 
-A verb says beforehand what it will do to each row, goes through the same functions as the API in
-one transaction with its audit entry, and is refused with the reason when the state moved on.
+A verb says beforehand what it will do to each row, calls the same functions as the API in one
+transaction with its audit entry, and is refused with the reason when the state has changed.
 """
 
 from collections import Counter
@@ -32,7 +32,7 @@ from django.urls import URLPattern, path, reverse
 
 from core.errors import PullwakeError
 from core.principals import Principal
-from operators.kit import bulk
+from operators.kit import bulk, views
 from operators.kit.forms import ReasonForm
 from operators.kit.lists import ReadOnlyAdmin
 from operators.kit.markup import list_of
@@ -43,7 +43,7 @@ MOST_AT_ONCE = 100
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What an operator confirmed, and what else the form asked."""
+    """What an operator confirmed, and the form's other answers."""
 
     user: User
     reason: str = ""
@@ -51,11 +51,11 @@ class Order:
 
     @property
     def principal(self) -> Principal:
-        """Who signals and sends in an operator's name."""
+        """The principal that signals and sends for an operator."""
         return acting_as(self.user.get_username())
 
     def log(self, row: Model, message: str, *, flag: int = CHANGE) -> None:
-        """Leave the audit entry: what was done to the row, by whom and why."""
+        """Add the audit entry: what was done to the row, by whom and why."""
         why = f" Reason: {self.reason}" if self.reason else ""
         log(self.user, row, f"{message}.{why}", flag=flag)
 
@@ -64,8 +64,9 @@ class Order:
 class Verb:
     """Something that an operator may do to rows.
 
-    ``effect`` says of one row what will happen to it, or raises the `PullwakeError` that it would
-    be refused with. ``act`` does it, and says in few words what it did; it may raise the same.
+    ``effect`` says about one row what will happen to it, or raises the `PullwakeError` that it
+    would be refused with. ``act`` does it, and says in few words what it did; it may raise the
+    same.
     """
 
     name: str
@@ -93,7 +94,7 @@ class Verb:
 
 @dataclass(frozen=True, slots=True)
 class Prospect:
-    """What is about to happen to a row."""
+    """What will happen to a row."""
 
     row: Any
     will: str
@@ -102,7 +103,7 @@ class Prospect:
 
 
 def acting_as(username: str) -> Principal:
-    """The principal that an operator is to the API's side."""
+    """The principal that an operator is for the API."""
     return Principal("system", f"operator:{username}")
 
 
@@ -168,7 +169,7 @@ class OperatorAdmin(ReadOnlyAdmin):
     # --- What may be done
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: Any = None) -> Any:
-        """The row with its prospects: its page offers the verbs that fit them."""
+        """The row with its prospects: its page offers the verbs that apply."""
         try:
             return next(iter(self._rows(request, [object_id])), None)
         except Http404:
@@ -183,9 +184,9 @@ class OperatorAdmin(ReadOnlyAdmin):
         return (verb for verb in self.verbs if verb.is_permitted(request.user))
 
     def get_actions(self, request: HttpRequest, action_location: Any = None) -> dict[str, Any]:
-        """The verbs, for the rows that are ticked in the list.
+        """The verbs for the rows that are ticked in the list.
 
-        From 6.1 on Django names the place that it asks for; no other place here has actions.
+        From 6.1 on Django names the location that it asks for; only lists have actions here.
         """
         return {
             verb.name: (self._ask(verb), verb.name, verb.label) for verb in self.permitted(request)
@@ -210,7 +211,9 @@ class OperatorAdmin(ReadOnlyAdmin):
             path(f"all/{verb.name}/", view, {"name": verb.name}, name=self._url_name_all(verb))
             for verb in self.verbs
         ]
-        return [*verbs, *super().get_urls()]
+        view = self.admin_site.admin_view(self.save_view)
+        saved = path("views/", view, name=self._url_name("views"))
+        return [*verbs, saved, *super().get_urls()]
 
     def _url_name_all(self, verb: Verb) -> str:
         return self._url_name(f"all-{verb.name}")
@@ -223,16 +226,23 @@ class OperatorAdmin(ReadOnlyAdmin):
         """The list with these filters."""
         return f"{self._url('changelist')}?{filters}"
 
+    def url_of_views(self) -> str:
+        """Where views of the list are saved and removed."""
+        return self._url("views")
+
+    def save_view(self, request: HttpRequest) -> HttpResponse:
+        """Save the list's filters under a name."""
+        return views.answer(self, request)
+
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """The list; once it is filtered, with the verbs for all that fit."""
-        query = request.GET.copy()
-        for place in ("after", "before", "order"):
-            query.pop(place, None)
-        offered = self.permitted(request) if query else ()
-        for_all = [(verb, f"{self.url_for_all(verb)}?{query.urlencode()}") for verb in offered]
-        extra = {"for_all": for_all, **(extra_context or {})}
+        """The list; if it is filtered, with the verbs for all matching rows."""
+        extra = {**views.context_of(self, request), **(extra_context or {})}
+        offered = self.permitted(request) if extra["filters"] else ()
+        extra["for_all"] = [
+            (verb, f"{self.url_for_all(verb)}?{extra['filters']}") for verb in offered
+        ]
         return super().changelist_view(request, extra)  # type: ignore[no-any-return]
 
     def verb_url(self, verb: Verb, row: Any) -> str:
@@ -255,7 +265,7 @@ class OperatorAdmin(ReadOnlyAdmin):
         return verb
 
     def verb_for_all(self, request: HttpRequest, name: str) -> HttpResponse:
-        """The same for all rows that fit the list's filters."""
+        """The same for all rows that match the list's filters."""
         return bulk.run(self, request, self._permitted_verb(request, name))
 
     def verb_view(self, request: HttpRequest, name: str) -> HttpResponse:
@@ -291,7 +301,7 @@ class OperatorAdmin(ReadOnlyAdmin):
             "pointless": all(each.refused for each in prospects),
             "missing": min(len(pks), MOST_AT_ONCE) - len(rows),
             "left_out": max(len(pks) - MOST_AT_ONCE, 0),
-            # With the rows, so that whoever has to log in first comes back to them.
+            # With the rows, so that a person who must log in first returns to them.
             "verb_url": f"{self._url(verb.name)}?{urlencode([('pk', quote(pk)) for pk in pks])}",
             "back": self._url_back(rows),
         }

@@ -1,4 +1,4 @@
-"""``manage.py after_restore``: what a database that was restored from a backup needs first."""
+"""``manage.py after_restore``: run it first on a database that was restored from a backup."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from claims import restore
 
 
 class Command(BaseCommand):
-    """Raise every generation past all that was handed out, and fence what was active."""
+    """Raise every generation past all that was handed out, and fence the active claims."""
 
     help = (
         "After a restore and before any server starts: raise every generation past all that may "

@@ -32,7 +32,7 @@ def positive_int(text: str) -> int:
 
 
 class Command(BaseCommand):
-    """Expire lapsed claims, emit stale wakes again, and wake what waited out its delay."""
+    """Expire lapsed claims, emit stale wakes again, and wake entities whose delay is over."""
 
     help = (
         "Expire claims whose lease has lapsed, free their entities and wake those with work left; "

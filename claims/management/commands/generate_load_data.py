@@ -1,4 +1,4 @@
-"""``manage.py generate_load_data``: fill an empty PostgreSQL, for trials of pages and plans."""
+"""``manage.py generate_load_data``: fill an empty PostgreSQL, to try pages and query plans."""
 
 import time
 from typing import Any
@@ -12,8 +12,8 @@ from claims.management.commands.expire_claims import positive_int
 from dispatch.models import Entity
 from runners.models import Runner
 
-# Each entity has the same number of events, and of wakes with a claim each. What its number
-# leaves when it is divided decides about the rest, so that the same numbers give the same data.
+# Each entity has the same number of events, and of wakes with a claim each. The rest is decided
+# by remainders of the entity's number, so that the same arguments give the same data.
 STEPS = {
     "entities planned": """
         CREATE TEMP TABLE planned ON COMMIT DROP AS

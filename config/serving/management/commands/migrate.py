@@ -1,4 +1,4 @@
-"""``manage.py migrate``: Django's, which gets in nobody's way. `serve` calls it, too."""
+"""``manage.py migrate``: Django's, without blocking anybody. `serve` calls it, too."""
 
 import time
 from collections.abc import Iterator
@@ -24,12 +24,12 @@ PAUSE_S = 1.0
 class Command(migrate.Command):
     """Migrate at the database's own address, one process at a time.
 
-    What waits for a lock makes others wait for it: so a migration that is not given one soon gives
-    up its turn and tries again. Those before it are done by then.
+    A statement that waits for a lock makes others wait behind it: so a migration that does not get
+    its lock soon gives up and tries again. The migrations before it are done by then.
     """
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Migrate; raises OperationalError where a lock is not given in all its tries."""
+        """Migrate; raises OperationalError if a lock is refused in every try."""
         if settings.SQLITE:
             super().handle(*args, **options)
             return
@@ -48,7 +48,7 @@ class Command(migrate.Command):
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Hold a lock that ends with its transaction, whatever becomes of this process."""
+        """Hold a lock that ends with its transaction, whatever happens to this process."""
         with closing(direct.connect()) as holder:
             holder.set_autocommit(False)
             if not _taken(holder):

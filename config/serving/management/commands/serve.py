@@ -13,7 +13,7 @@ from django.core.management.base import BaseCommand, CommandParser
 from django.db import connection
 from django.urls import reverse
 
-from config.serving import direct, startup
+from config.serving import certificates, direct, startup
 from core.version import VERSION
 from operators import login
 
@@ -56,8 +56,9 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Become gunicorn; raises `startup.CannotStart` where it could not listen."""
+        """Become gunicorn; raises `startup.CannotStart` where it could not serve."""
         startup.require_port()
+        certificates.require()
         if not options["no_migrate"]:
             call_command("migrate", verbosity=0)
         elif not settings.SQLITE:
@@ -102,13 +103,13 @@ class Command(BaseCommand):
 
 
 def _pullwake() -> str:
-    """The SDK's command: this environment's, or whichever one the runner's machine has."""
+    """The SDK's command: this environment's, or the plain name for the runner's machine."""
     beside = Path(sys.executable).with_name("pullwake")
     return os.path.relpath(beside) if beside.exists() else "pullwake"
 
 
 def _retire_developer() -> None:
-    """The developer of development mode, who has no password, does not outlive it."""
+    """Remove the login of development mode's user, which has no password, outside that mode."""
     developer = get_user_model()._default_manager.filter(
         username=login.DEVELOPER, password="", is_active=True
     )
