@@ -473,6 +473,7 @@ class SendView(ActorView):
     """/_electric/entities/:type/:id/send"""
 
     authentication_classes = (HandlerAuthentication,)
+    find = staticmethod(entities.find_alone)
 
     @documented(
         "Send a message",

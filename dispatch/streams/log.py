@@ -68,12 +68,20 @@ def append(
         _ADD.add(rows[0])
     else:
         StreamEvent.objects.bulk_create(rows)
-    for index, event in enumerate(events):
-        work.follow(state, event, begin + index + 1, by_handler=by_handler)
-        schedules.follow(state, event, (objections or {}).get(index))
-    registrations.follow(state, events, begin, manifests.orders(events))
-    observing.follow(state, events)
+    for offset, event in enumerate(events, start=begin + 1):
+        work.follow(state, event, offset, by_handler=by_handler)
+    orders: Sequence[registrations.Order] = ()
+    if any(map(_is_manifest, events)):
+        for index, event in enumerate(events):
+            schedules.follow(state, event, (objections or {}).get(index))
+        observing.follow(state, events)
+        orders = manifests.orders(events)
+    registrations.follow(state, events, begin, orders)
     waiters.announce(waiters.entity_stream_key(state.entity_id))
+
+
+def _is_manifest(event: Any) -> bool:
+    return isinstance(event, dict) and event.get("type") == "manifest"
 
 
 def take_over(streams: Sequence[tuple[DispatchState, Sequence[JsonObject]]]) -> None:
