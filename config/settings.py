@@ -541,9 +541,7 @@ LOGGING = {
             "()": "structlog.stdlib.ProcessorFormatter",
             "processors": [
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.dev.ConsoleRenderer()
-                if DEVELOPMENT
-                else structlog.processors.JSONRenderer(),
+                structlog.dev.ConsoleRenderer(),
             ],
             "foreign_pre_chain": [
                 # Of the request that is being answered.
@@ -554,9 +552,15 @@ LOGGING = {
                 structlog.stdlib.ExtraAdder(),
                 structlog.processors.format_exc_info,
             ],
+        },
+        "json": {"()": "config.serving.log_lines.JsonLines"},
+    },
+    "handlers": {
+        "stderr": {
+            "class": "logging.StreamHandler",
+            "formatter": "lines" if DEVELOPMENT else "json",
         }
     },
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines"}},
     "loggers": {
         # The caller is told of every 4xx; a log line for each would be the caller's to write.
         "django.request": {"level": "ERROR"},

@@ -7,7 +7,14 @@ from typing import Any
 
 import psycopg
 from django.conf import settings
-from django.db import DatabaseError, InterfaceError, OperationalError, connection
+from django.db import (
+    DEFAULT_DB_ALIAS,
+    DatabaseError,
+    InterfaceError,
+    OperationalError,
+    connection,
+    connections,
+)
 from django.db.models import BooleanField, Func
 from psycopg.errors import (
     IdleInTransactionSessionTimeout,
@@ -30,8 +37,10 @@ def hand_back() -> None:
     Call it before anything that a caller can prolong: enough slow callers would hold every
     connection.
     """
-    if not connection.in_atomic_block:
-        connection.close_if_unusable_or_obsolete()
+    # Looked up once: each use of `django.db.connection` asks which thread this is.
+    database = connections[DEFAULT_DB_ALIAS]
+    if database.connection is not None and not database.in_atomic_block:
+        database.close_if_unusable_or_obsolete()
 
 
 def is_passing(exc: BaseException) -> bool:
