@@ -70,8 +70,10 @@ class Connection(psycopg.Connection[Any]):
         return self._watchers[awaited]
 
 
-_ENDED = "57P"
-"""Of PostgreSQL's errors, those of a database that shuts down, crashes or starts."""
+_ENDED = ("57P", "25006")
+"""Of PostgreSQL's errors, those of a database that shuts down, crashes or starts, and of a session
+that is read-only: it may stay so when the database is not any more.
+"""
 
 _waiting: set[Connection] = set()
 _lost = threading.Event()

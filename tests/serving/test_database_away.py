@@ -119,6 +119,25 @@ def test_it_replaces_its_whole_pool_where_one_connection_was_lost(
     assert {api.get("/agent/e1/main").status for _ in range(8)} == {200}
 
 
+def test_it_keeps_no_session_of_a_database_that_was_read_only(
+    start_server: Callable[..., Server], database: Database
+):
+    server = start_server(PULLWAKE_DB_POOL=2)
+    api = make_idle(server.client())
+    name = database.url.rpartition("/")[2]
+    database.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+    database.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    send = "/_electric/entities/agent/e1/send", {"payload": 1}
+    wait_until(lambda: "read-only transaction" in server.log.read_text())
+    assert api.post(*send).status == 503
+    writing = f"{database.url}?options=-c%20default_transaction_read_only%3Doff"
+    Database(writing).execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
+    wait_until(lambda: [api.post(*send).status for _ in range(4)] == [200] * 4)
+
+
 def test_livez_tells_that_the_database_answers_others_alone(
     start_server: Callable[..., Server], database: Database
 ):
