@@ -30,12 +30,12 @@ from api.lists import answer_page
 from api.openapi import documented
 from api.views import ApiView, EntityResource
 from claims import endings, standing
+from core import tracing
 from core.bodies import Body, JsonObject, answer, parameter, read
 from core.clock import epoch_ms
 from core.errors import DuplicateUrl, Forbidden, InvalidRequest, NotFound
 from core.identifiers import is_entity_url, is_id
 from core.principals import Principal
-from core.tracing import context_of
 from dispatch import entities, inbox, signals, types
 from dispatch.messages import Message
 from dispatch.models import STATUSES, Entity, EntityQuerySet
@@ -393,7 +393,7 @@ class EntityView(EntityResource):
                 caller.url,
                 type=body.initialMessageType or None,
                 principal=caller.url,
-                trace=_trace(request),
+                trace=tracing.cause(),
             )
         try:
             entity, txid = entities.create(
@@ -444,12 +444,6 @@ class EntityView(EntityResource):
         with self.recorded(entity, "Deleted"):
             endings.delete_entity(entity)
         return HttpResponse(status=204)
-
-
-def _trace(request: HttpRequest) -> str | None:
-    """The trace position at which a message is sent, as it is stored."""
-    place = context_of(request)
-    return None if place is None else place.dump()
 
 
 def _watch(asked: NewWatch) -> entities.Watch:
@@ -519,7 +513,7 @@ class SendView(ActorView):
             position=body.position or None,
             principal=self.caller.url,
             agent=agent,
-            trace=_trace(request),
+            trace=tracing.cause(),
         )
         after = timedelta(milliseconds=max(body.afterMs or 0, 0))
         return answer(Sent(txid=entities.send(entity, message, after)))

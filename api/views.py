@@ -18,7 +18,7 @@ from structlog.contextvars import bind_contextvars
 from api import origins, throttles
 from api.authentication import RunnerAuthentication, caller_name
 from api.permissions import IsAuthenticated, MayReadOrAct, OwnsRunner
-from core import audit
+from core import audit, tracing
 from core.database import hand_back
 from core.errors import Forbidden, Unauthenticated
 from core.principals import Principal
@@ -55,6 +55,11 @@ class ApiView(APIView):
         initialized = super().initialize_request(request, *args, **kwargs)
         initialized.parser_context.clear()
         return initialized
+
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        """Answer; what it causes goes on with its trace."""
+        with tracing.serving(request):
+            return super().dispatch(request, *args, **kwargs)
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         """Check the origin, authenticate, then ask the permission and throttle classes."""

@@ -315,9 +315,9 @@ else:
     # A peer that vanished without a word is missed within seconds.
     _vigilance = {
         "connect_timeout": 5,
-        "tcp_user_timeout": 5_000,
-        "keepalives_idle": 5,
-        "keepalives_interval": 2,
+        "tcp_user_timeout": 3_000,
+        "keepalives_idle": 3,
+        "keepalives_interval": 1,
         "keepalives_count": 3,
     }
     _database["OPTIONS"] = {

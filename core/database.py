@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 import psycopg
+from django.conf import settings
 from django.db import (
     DEFAULT_DB_ALIAS,
     DatabaseError,
@@ -102,6 +103,31 @@ class Unflushed(Func):
 
     def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
         """SQLite's commits wait for no disk as it is."""
+        return "1", []
+
+
+BRIEFLY = 6
+"""By what `HeldBriefly` divides PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS: half a second by default."""
+
+
+class HeldBriefly(Func):
+    """A condition that always holds: what its statement locks is needed by many, and soon.
+
+    From then on until the transaction ends, PostgreSQL ends the session sooner where it is idle,
+    as that of a frozen server is; one that may be idle for ever still may.
+    """
+
+    output_field = BooleanField()
+
+    def as_postgresql(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        """The setting lasts as long as the transaction."""
+        name = "idle_in_transaction_session_timeout"
+        idle_ms = settings.PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS // BRIEFLY
+        wanted = f"CASE CURRENT_SETTING('{name}') WHEN '0' THEN '0' ELSE '{idle_ms}' END"
+        return f"SET_CONFIG('{name}', {wanted}, TRUE) IS NOT NULL", []
+
+    def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        """SQLite has one writer, which holds all there is."""
         return "1", []
 
 

@@ -511,7 +511,7 @@ def deliver(state: DispatchState, message: Message, txid: str) -> None:
     key = message.key if message.key is not None else new_id("msg")
     headers = {"operation": "insert", "txid": txid}
     event = {"type": "inbox", "key": key, "value": value, "headers": headers}
-    log.append(state, [event], message_key=key, trace=message.trace)
+    log.append(state, [event], message_key=key, traces=[message.trace])
     # A new message is worth a try at once, whatever failed before.
     state.retry_at = None
 

@@ -27,11 +27,11 @@ from typing import TypeVar
 
 from django.conf import settings
 from django.db import OperationalError, connection, transaction
-from django.db.models import DateTimeField, ExpressionWrapper, F, Q, Subquery
+from django.db.models import DateTimeField, ExpressionWrapper, F, Q, QuerySet, Subquery
 from django.db.models.functions import Greatest, Now
 
 from core.clock import Milliseconds, epoch_ms, with_now
-from core.database import is_lock_refused, lock_name
+from core.database import HeldBriefly, is_lock_refused, lock_name
 from core.identifiers import new_id
 from core.metrics import type_name
 from core.prepared import Insert, Param, SaveChanged, Select, Update, Values
@@ -525,7 +525,12 @@ def retry_due(*, limit: int) -> int:
     return woken
 
 
-_TAIL = Select(lambda: WakeStream.objects.filter(runner=Param("runner")).select_for_update())
+def _tail() -> QuerySet[WakeStream]:
+    """Of a runner: all of its entities need it."""
+    return WakeStream.objects.filter(HeldBriefly(), runner=Param("runner"))
+
+
+_TAIL = Select(lambda: _tail().select_for_update())
 
 
 def lock_tail(runner_id: str) -> None:
@@ -580,7 +585,7 @@ def _note(state: DispatchState, wake: Wake) -> None:
 
 
 _ADVANCE = Update(
-    lambda: WakeStream.objects.filter(runner=Param("runner")),
+    _tail,
     returning=["tail"],
     tail=F("tail") + Param("count", WakeStream._meta.get_field("tail")),
 )

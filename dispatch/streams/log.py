@@ -33,7 +33,7 @@ def append(
     *,
     by_handler: bool = False,
     message_key: str | None = None,
-    trace: str | None = None,
+    traces: Sequence[str | None] = (),
     objections: Mapping[int, str] | None = None,
 ) -> None:
     """Append events to the stream of an entity whose locked state this is; the caller saves it.
@@ -41,10 +41,10 @@ def append(
     Each event whose ``headers.operation`` is a string is given ``headers.offset``, the offset just
     after it. `work.is_work` decides which of them wake the entity; those that its own handler wrote
     (``by_handler``) never do. ``message_key`` is the key of an inbox message that must not arrive
-    twice, which is then the only event; ``trace`` is kept with it. Deliveries are recorded for
-    those who wait for such events, and manifest events take effect, except for the ``objections``,
-    by index, to messages that they schedule. Raises InvalidRequest for a manifest event that asks
-    for something we do not do.
+    twice, which is then the only event; ``traces``, of each event or of none, are kept with them.
+    Deliveries are recorded for those who wait for such events, and manifest events take effect,
+    except for the ``objections``, by index, to messages that they schedule. Raises InvalidRequest
+    for a manifest event that asks for something we do not do.
     """
     begin = state.tail
     rows = []
@@ -59,7 +59,7 @@ def append(
                 offset=offset,
                 message_key=message_key,
                 work=is_work,
-                trace=trace,
+                trace=traces[offset - begin - 1] if traces else None,
                 data=data,
                 created_at=state.now,
             )
