@@ -125,8 +125,8 @@ class StandingBody(Body, frozen=True, kw_only=True):
     """Since when, in milliseconds since 1970."""
 
 
-class EntityBody(Body, frozen=True, kw_only=True):
-    """An entity."""
+class EntityFacts(Body, frozen=True, kw_only=True):
+    """What is told of an entity wherever one is shown."""
 
     url: str
     """Its path: `/<type>/<id>`."""
@@ -138,8 +138,6 @@ class EntityBody(Body, frozen=True, kw_only=True):
     """The path of its `main` stream."""
     tags: dict[str, str]
     """Its tags."""
-    spawn_args: JsonObject
-    """The `args` that it was made with."""
     created_by: str
     """The canonical URL of its creator."""
     created_at: int
@@ -148,10 +146,17 @@ class EntityBody(Body, frozen=True, kw_only=True):
     """When it changed last, in milliseconds since 1970."""
     dispatch_policy: DispatchPolicy | UnsetType = UNSET
     """The runner that it is dispatched to; left out where it has none."""
-    sandbox: JsonObject | UnsetType = UNSET
-    """Where it works."""
     parent: str | UnsetType = UNSET
     """The URL of the entity whose child it is."""
+
+
+class EntityBody(EntityFacts, frozen=True, kw_only=True):
+    """An entity."""
+
+    spawn_args: JsonObject
+    """The `args` that it was made with."""
+    sandbox: JsonObject | UnsetType = UNSET
+    """Where it works."""
     txid: int | UnsetType = UNSET
     """The number of the change, where the call made one."""
     externally_writable_collections: JsonObject | UnsetType = UNSET
@@ -246,6 +251,23 @@ class TagValue(Body, frozen=True, kw_only=True):
     """The tag's value."""
 
 
+def entity_facts(entity: Entity) -> JsonObject:
+    """What `EntityFacts` has of an entity, with its dispatch state."""
+    state = entity.dispatch_state
+    return {
+        "url": entity.url,
+        "type": entity.type,
+        "status": state.status,
+        "streams": {"main": entity.stream_path},
+        "tags": entity.tags,
+        "created_by": entity.created_by,
+        "created_at": epoch_ms(entity.created_at),
+        "updated_at": epoch_ms(entity.updated_at),
+        "dispatch_policy": policy_to(state.runner_id),
+        "parent": known(entity.parent),
+    }
+
+
 def entity_body(
     entity: Entity,
     txid: int | UnsetType = UNSET,
@@ -258,21 +280,11 @@ def entity_body(
     ``txid``: of the change that is answered. ``writable``: the externally writable collections of
     its type, and ``stands``: why it stands, where these are shown.
     """
-    state = entity.dispatch_state
     return EntityBody(
-        url=entity.url,
-        type=entity.type,
-        status=state.status,  # type: ignore[arg-type]
-        streams={"main": entity.stream_path},
-        dispatch_policy=policy_to(state.runner_id),
-        tags=entity.tags,
+        **entity_facts(entity),
         spawn_args=entity.spawn_args,
         sandbox=known(entity.sandbox),
-        parent=known(entity.parent),
         externally_writable_collections=known(writable),
-        created_by=entity.created_by,
-        created_at=epoch_ms(entity.created_at),
-        updated_at=epoch_ms(entity.updated_at),
         txid=txid,
         standing=UNSET if stands is None else _standing_body(stands),
     )

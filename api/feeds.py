@@ -7,14 +7,14 @@ from django.http.response import HttpResponseBase
 from msgspec import UNSET, UnsetType, to_builtins
 
 from api.authentication import RunnerAuthentication
-from api.fields import DispatchPolicy, EntityStatus, known, policy_to
+from api.entities import EntityFacts, entity_facts
 from api.openapi import documented
-from api.runners import AdminStatus, Kind
+from api.runners import RunnerFacts, runner_facts
 from api.streams import LIVE, READ_PARAMETERS, serve
 from api.views import ApiView
 from claims.feeds import Feed, Sight
 from core.bodies import Body, JsonObject, parameter
-from core.clock import epoch_ms, iso
+from core.clock import epoch_ms
 from core.errors import InvalidRequest
 from core.identifiers import is_id
 from runners import changes
@@ -25,35 +25,13 @@ MAX_TAGS = 8
 """That a reader may ask for at once."""
 
 
-class RunnerRow(Body, frozen=True, kw_only=True):
+class RunnerRow(RunnerFacts, frozen=True, kw_only=True):
     """A runner as its feed has it: all but what each heartbeat changes."""
 
-    id: str
-    """Its id."""
-    owner_principal: str
-    """The canonical URL of its owner."""
-    label: str
-    """What people read."""
-    kind: Kind
-    """Where it runs."""
-    admin_status: AdminStatus
-    """Whether it may claim."""
-    wake_stream: str
-    """The path of its wake stream."""
-    sandbox_profiles: list[JsonObject]
-    """The sandboxes that it offers."""
-    claim_lease_ms: int
-    """Milliseconds that its claims last unless they are renewed."""
-    created_at: str
-    """When it was registered first."""
-    updated_at: str
-    """When its registration changed last."""
     liveness_status: Liveness
     """Whether its heartbeat still counts."""
     health_status: Status
     """The worst of its issues."""
-    max_concurrent_claims: int | UnsetType = UNSET
-    """How many claims it may hold at once."""
 
 
 class ClaimRow(Body, frozen=True, kw_only=True):
@@ -69,35 +47,15 @@ class ClaimRow(Body, frozen=True, kw_only=True):
     """When it was made, in milliseconds since 1970."""
 
 
-class EntityRow(Body, frozen=True, kw_only=True):
+class EntityRow(EntityFacts, frozen=True, kw_only=True):
     """An entity as its feed has it; ``failures`` are claims in a row that were not released."""
 
-    url: str
-    """Its path: `/<type>/<id>`."""
-    type: str
-    """The name of its type."""
-    status: EntityStatus
-    """What it does: `running` exactly while a claim on it is active."""
-    streams: dict[str, str]
-    """The path of its `main` stream."""
-    tags: dict[str, str]
-    """Its tags."""
     pending: bool
     """Whether it has work that is not acked."""
     failures: int
     """Claims in a row that were not released."""
     claim: ClaimRow | None
     """Its active claim; null for none."""
-    created_by: str
-    """The canonical URL of its creator."""
-    created_at: int
-    """When it was made, in milliseconds since 1970."""
-    updated_at: int
-    """When it changed last, in milliseconds since 1970."""
-    dispatch_policy: DispatchPolicy | UnsetType = UNSET
-    """The runner that it is dispatched to; left out where it has none."""
-    parent: str | UnsetType = UNSET
-    """The URL of the entity whose child it is."""
 
 
 class RunnerEvent(Body, frozen=True, kw_only=True):
@@ -130,19 +88,9 @@ def show_runner(change: Change, runner: Runner) -> JsonObject:
     """A runner, as its feed was told that it is."""
     alive, _, status = (change.told or "offline degraded").partition(" ")
     row = RunnerRow(
-        id=runner.id,
-        owner_principal=runner.owner_principal,
-        label=runner.label,
-        kind=cast(Kind, runner.kind),
-        admin_status=cast(AdminStatus, runner.admin_status),
-        wake_stream=runner.wake_stream_path,
-        sandbox_profiles=runner.sandbox_profiles,
-        claim_lease_ms=runner.claim_lease_ms,
-        created_at=iso(runner.created_at),
-        updated_at=iso(runner.updated_at),
+        **runner_facts(runner),
         liveness_status=cast(Liveness, alive),
         health_status=cast(Status, status),
-        max_concurrent_claims=known(runner.max_concurrent_claims),
     )
     return cast(JsonObject, to_builtins(row))
 
@@ -151,11 +99,7 @@ def show_entity(change: Change, entity: Any) -> JsonObject:
     """An entity with its dispatch state and its active claim."""
     state, claim = entity.dispatch_state, entity.claim
     row = EntityRow(
-        url=entity.url,
-        type=entity.type,
-        status=state.status,
-        streams={"main": entity.stream_path},
-        tags=entity.tags,
+        **entity_facts(entity),
         pending=state.pending,
         failures=state.failures,
         claim=claim
@@ -165,11 +109,6 @@ def show_entity(change: Change, entity: Any) -> JsonObject:
             runner_id=claim.runner_name,
             claimed_at=epoch_ms(claim.claimed_at),
         ),
-        created_by=entity.created_by,
-        created_at=epoch_ms(entity.created_at),
-        updated_at=epoch_ms(entity.updated_at),
-        dispatch_policy=policy_to(state.runner_id),
-        parent=known(entity.parent),
     )
     return cast(JsonObject, to_builtins(row))
 

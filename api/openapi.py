@@ -178,11 +178,19 @@ def _describe(name: str, kind: type[Body], schema: JsonObject) -> None:
 
 
 def attribute_docstrings(kind: type[Body]) -> dict[str, str]:
-    """The docstring below each field of a Struct, by the field's name on the wire."""
+    """The docstring below each field of a Struct, by the field's name on the wire.
+
+    Those of the Struct that it extends, too.
+    """
     names = {each.name: each.encode_name for each in msgspec.structs.fields(kind)}
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(body, ast.ClassDef)  # noqa: S101  it is the source of a class
-    found = {}
+    (extended,) = kind.__bases__
+    found = (
+        attribute_docstrings(extended)
+        if issubclass(extended, Body) and extended is not Body
+        else {}
+    )
     for statement, below in zip(body.body, body.body[1:], strict=False):
         match statement, below:
             case (

@@ -1,7 +1,7 @@
 """The runners' REST API: register, list, heartbeat, enable, disable, delete, health."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, ClassVar, Literal, cast
 
 import msgspec
 from django.contrib.admin.models import CHANGE
@@ -70,8 +70,8 @@ class Registration(Body, frozen=True, kw_only=True):
     """Milliseconds that its claims last unless they are renewed."""
 
 
-class RunnerBody(Body, frozen=True, kw_only=True):
-    """A runner."""
+class RunnerFacts(Body, frozen=True, kw_only=True):
+    """What is told of a runner wherever one is shown."""
 
     id: str
     """Its id."""
@@ -95,6 +95,11 @@ class RunnerBody(Body, frozen=True, kw_only=True):
     """When its registration changed last."""
     max_concurrent_claims: int | UnsetType = UNSET
     """How many claims it may hold at once."""
+
+
+class RunnerBody(RunnerFacts, frozen=True, kw_only=True):
+    """A runner."""
+
     last_seen_at: str | UnsetType = UNSET
     """When it sent its last heartbeat."""
     liveness_lease_expires_at: str | UnsetType = UNSET
@@ -206,29 +211,38 @@ class HealthReport(Body, frozen=True, kw_only=True):
     """What to make of all that."""
 
 
+def runner_facts(runner: Runner) -> JsonObject:
+    """What `RunnerFacts` has of a runner."""
+    return {
+        "id": runner.id,
+        "owner_principal": runner.owner_principal,
+        "label": runner.label,
+        "kind": runner.kind,
+        "admin_status": runner.admin_status,
+        "wake_stream": runner.wake_stream_path,
+        "sandbox_profiles": runner.sandbox_profiles,
+        "claim_lease_ms": runner.claim_lease_ms,
+        "created_at": iso(runner.created_at),
+        "updated_at": iso(runner.updated_at),
+        **_with_value(max_concurrent_claims=runner.max_concurrent_claims),
+    }
+
+
+def _with_value(**optional: object) -> JsonObject:
+    return {name: value for name, value in optional.items() if value is not None}
+
+
 def runner_body(runner: Runner) -> RunnerBody:
     """A runner, with its liveness, as the API shows it."""
     seen = runner.liveness
-
-    def known(value: Any) -> Any:
-        return UNSET if value is None else value
-
     return RunnerBody(
-        id=runner.id,
-        owner_principal=runner.owner_principal,
-        label=runner.label,
-        kind=cast(Kind, runner.kind),
-        admin_status=cast(AdminStatus, runner.admin_status),
-        wake_stream=runner.wake_stream_path,
-        sandbox_profiles=runner.sandbox_profiles,
-        max_concurrent_claims=known(runner.max_concurrent_claims),
-        claim_lease_ms=runner.claim_lease_ms,
-        created_at=iso(runner.created_at),
-        updated_at=iso(runner.updated_at),
-        last_seen_at=known(iso_or_none(seen.last_seen_at)),
-        liveness_lease_expires_at=known(iso_or_none(seen.lease_expires_at)),
-        wake_stream_offset=known(seen.wake_stream_offset),
-        diagnostics=known(seen.diagnostics),
+        **runner_facts(runner),
+        **_with_value(
+            last_seen_at=iso_or_none(seen.last_seen_at),
+            liveness_lease_expires_at=iso_or_none(seen.lease_expires_at),
+            wake_stream_offset=seen.wake_stream_offset,
+            diagnostics=seen.diagnostics,
+        ),
     )
 
 
