@@ -240,7 +240,7 @@ def follow(
     is_heard = _is_heard(state, events)
     if not is_heard and not orders:
         return
-    which = Q(source_url=state.entity.url) if is_heard else Q()
+    which = _heard_at(state) if is_heard else Q()
     if orders:
         for url in sorted({each.source_url for each in orders if each.wish is not None}):
             if not sources.is_cron(url):  # which always exists
@@ -281,11 +281,21 @@ def _hearing(rows: Iterable[Registration], reads: Callable[[str], bool]) -> list
     return [each for each in rows if each.subscriber.created_by in creators]
 
 
+def _heard_at(state: DispatchState) -> Q:
+    """The registrations at an entity: where it has no type, only those that may hear of it."""
+    if state.entity.registration:
+        return Q(source_url=state.entity.url)
+    return Q(source_url=state.entity.url, subscriber__created_by__in=_readers(state))
+
+
+def _readers(state: DispatchState) -> set[str]:
+    return {state.entity.created_by, state.runner.owner_principal if state.runner else ""}
+
+
 def _reads(state: DispatchState) -> Callable[[str], bool]:
     """Whether the principal at a URL may read an entity; without a statement for its creator."""
-    entity, runner = state.entity, state.runner
-    own = {entity.created_by, runner.owner_principal if runner else ""}
-    under = cache(lambda: types.of(entity))
+    own = _readers(state)
+    under = cache(lambda: types.of(state.entity))
     return lambda url: url in own or types.granted(under(), Principal.parse(url), types.MANAGE)
 
 
@@ -498,7 +508,7 @@ def released(state: DispatchState, since: int) -> None:
             case {"type": "error"}:
                 errors.add("")
     if errors:
-        rows = _hearing(_lock(Q(source_url=state.entity.url)), _reads(state))
+        rows = _hearing(_lock(_heard_at(state)), _reads(state))
         waiting = [
             each
             for each in rows
