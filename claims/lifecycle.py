@@ -451,7 +451,7 @@ def release(credentials: Credentials, acks: Sequence[Ack] | None = None) -> Rele
             raise
         if claim.status == Status.RELEASED:
             return _RELEASED_BEFORE
-        stalled = acks is not None and _is_stalled(state, acks)
+        stalled = _is_stalled(state, claim, acks)
         told = _acks_kept(claim, acks)
         error = "The done acked none of the work." if stalled else ""
         if not end(claim, state, Status.RELEASED, stalled=stalled, acks=told, error=error):
@@ -727,9 +727,13 @@ def _acknowledge(state: DispatchState, claim: ConsumerClaim, acks: Sequence[Ack]
     state.cursor = max([state.cursor, *(ack.offset for ack in acks)])
 
 
-def _is_stalled(state: DispatchState, acks: Sequence[Ack]) -> bool:
-    """Whether these acks leave work, and do not even cover the first that the claim was given."""
-    cursor = max([state.cursor, *(ack.offset for ack in acks)])
+def _is_stalled(state: DispatchState, claim: ConsumerClaim, acks: Sequence[Ack] | None) -> bool:
+    """Whether these acks leave work, and do not even cover the first that the claim was given.
+
+    A queued message is not done with by an ack, nor by the lack of one: it has to be taken.
+    """
+    acked = [claim.delivered_offset] if acks is None else [ack.offset for ack in acks]
+    cursor = max([state.cursor, *acked])
     left = state.last_work_offset > cursor or state.queue_waiting
     given = state.given_offset
     return left and given is not None and (given == 0 or cursor < given)

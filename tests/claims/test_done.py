@@ -84,6 +84,16 @@ def test_one_that_leaves_the_first_work_counts_as_failed(claim, acked):
     assert len(claim.api.wakes()) == 1
 
 
+@pytest.mark.parametrize("acked", [(), (offset(3),)])
+def test_a_queued_message_that_no_handler_takes_counts_as_failed(claim, acked):
+    claim.api.send(mode="queued")
+    claim.done(offset(3))
+    answer = claim.api.claim().done(*acked)
+    assert answer.body == {"ok": True, "next_wake": False, "entity_cleared": True}
+    assert (state().failures, state().retry_at > state().last_released_at) == (1, True)
+    assert claim.api.wakes() == []
+
+
 def test_one_that_leaves_later_work_does_not_count_as_failed(claim):
     claim.api.send()
     claim.heartbeat(acks=[{"path": "/agent/e1/main", "offset": offset(2)}])
