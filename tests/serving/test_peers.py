@@ -73,6 +73,7 @@ def test_a_body_that_began_with_the_request_before_it_is_cut(servers):
         peer.settimeout(10)
         assert peer.recv(65536).startswith(b"HTTP/1.1 200 ")
         assert peer.recv(65536).startswith(b"HTTP/1.1 400 ")
+        assert peer.recv(65536) == b""  # at once: it is not kept for another request
 
 
 @pytest.mark.parametrize("before", ["", "GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"])
