@@ -37,6 +37,7 @@ from dispatch.models import Delivery, DispatchState, Entity, Registration, Strea
 from dispatch.streams import conditions, sources
 from dispatch.streams.conditions import Wish
 from dispatch.streams.scan import scan
+from runners.models import Runner
 
 MOST_DEBOUNCES = 10
 """A busy source puts a debounced wake off for this many times its ``debounce_ms``, not for ever."""
@@ -250,11 +251,8 @@ def follow(
     if is_heard:
         hearing = _hearing(known, _reads(state))
         _fire(hearing, state.entity.url, events, after, state.now, state)
-    if orders:
-        owner, runner = state.entity, state.runner
-        near_only = runner is None or runner.owner_principal != owner.created_by
-        for order in orders:
-            _put(owner, replace(order, near_only=near_only), known, state.now)
+    for order in orders:
+        _put(state.entity, _within_reach(order, state), known, state.now)
 
 
 def fire(
@@ -274,6 +272,15 @@ def fire(
         _fire(hearing, url, events, after, now, None)
 
 
+def _within_reach(order: Order, state: DispatchState) -> Order:
+    """What a handler orders: on another's runner it is not to hear of all that its creator may."""
+    if order.wish is None or sources.is_cron(order.source_url):
+        return order
+    runner = state.runner
+    near_only = runner is None or runner.owner_principal != state.entity.created_by
+    return replace(order, near_only=near_only)
+
+
 def _hearing(rows: Iterable[Registration], reads: Callable[[str], bool]) -> list[Registration]:
     """Those whose subscriber's creator ``reads`` the source: the others cost it no row."""
     rows = list(rows)
@@ -283,20 +290,26 @@ def _hearing(rows: Iterable[Registration], reads: Callable[[str], bool]) -> list
 
 def _heard_at(state: DispatchState) -> Q:
     """The registrations at an entity: where it has no type, only those that may hear of it."""
+    here = Q(source_url=state.entity.url)
     if state.entity.registration:
-        return Q(source_url=state.entity.url)
-    return Q(source_url=state.entity.url, subscriber__created_by__in=_readers(state))
-
-
-def _readers(state: DispatchState) -> set[str]:
-    return {state.entity.created_by, state.runner.owner_principal if state.runner else ""}
+        return here
+    owner = Runner.objects.filter(pk=state.runner_id).values("owner_principal")
+    own = Q(subscriber__created_by=state.entity.created_by)
+    return here & (own | Q(subscriber__created_by__in=owner))
 
 
 def _reads(state: DispatchState) -> Callable[[str], bool]:
     """Whether the principal at a URL may read an entity; without a statement for its creator."""
-    own = _readers(state)
     under = cache(lambda: types.of(state.entity))
-    return lambda url: url in own or types.granted(under(), Principal.parse(url), types.MANAGE)
+
+    def reads(url: str) -> bool:
+        if url == state.entity.created_by:
+            return True
+        if state.runner is not None and state.runner.owner_principal == url:
+            return True
+        return types.granted(under(), Principal.parse(url), types.MANAGE)
+
+    return reads
 
 
 def lock_at(states: Iterable[DispatchState]) -> None:
