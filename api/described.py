@@ -90,6 +90,7 @@ PARAMETERS: dict[str, tuple[str, Any]] = {
 HEADERS = {
     "Link": 'Where the next page is, as `<URL>; rel="next"`; left out on the last.',
     "Retry-After": "Seconds until it may be tried again.",
+    "X-Request-Id": "Names the request in the server's log, for whoever reports trouble.",
     "WWW-Authenticate": "Always `Bearer`.",
     "Stream-Next-Offset": "The offset to read on from; after an append also the one to ack.",
     "Stream-Up-To-Date": "`true` where the answer reaches the end of what there is.",

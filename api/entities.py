@@ -30,12 +30,12 @@ from api.lists import answer_page
 from api.openapi import documented
 from api.views import ApiView, EntityResource
 from claims import endings, standing
+from core import tracing
 from core.bodies import Body, JsonObject, answer, parameter, read
 from core.clock import epoch_ms
 from core.errors import DuplicateUrl, Forbidden, InvalidRequest, NotFound
 from core.identifiers import is_entity_url, is_id
 from core.principals import Principal
-from core.tracing import context_of
 from dispatch import entities, inbox, signals, types
 from dispatch.messages import Message
 from dispatch.models import STATUSES, Entity, EntityQuerySet
@@ -381,7 +381,7 @@ class EntityView(EntityResource):
                 caller.url,
                 type=body.initialMessageType or None,
                 principal=caller.url,
-                trace=_trace(request),
+                trace=tracing.cause(),
             )
         try:
             entity, txid = entities.create(
@@ -434,12 +434,6 @@ class EntityView(EntityResource):
         return HttpResponse(status=204)
 
 
-def _trace(request: HttpRequest) -> str | None:
-    """The trace position at which a message is sent, as it is stored."""
-    place = context_of(request)
-    return None if place is None else place.dump()
-
-
 def _watch(asked: NewWatch) -> entities.Watch:
     wish = conditions.wish(
         asked.condition,
@@ -479,6 +473,7 @@ class SendView(ActorView):
     """/_electric/entities/:type/:id/send"""
 
     authentication_classes = (HandlerAuthentication,)
+    find = staticmethod(entities.find_alone)
 
     @documented(
         "Send a message",
@@ -506,7 +501,7 @@ class SendView(ActorView):
             position=body.position or None,
             principal=self.caller.url,
             agent=agent,
-            trace=_trace(request),
+            trace=tracing.cause(),
         )
         after = timedelta(milliseconds=max(body.afterMs or 0, 0))
         return answer(Sent(txid=entities.send(entity, message, after)))

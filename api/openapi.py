@@ -105,9 +105,9 @@ def documented(
     ``headers`` are named strings that may be sent, ``sends`` the headers of the answer.
     ``operation`` is its name in generated clients, unless ``summary`` makes a good one.
     """
+    refusals = sorted({*COMMON_ERRORS, *errors})
     responses: dict[Any, Any] = {
-        status: OpenApiResponse(_error_schema(), HTTPStatus(status).phrase)
-        for status in sorted({*COMMON_ERRORS, *errors})
+        status: OpenApiResponse(_error_schema(), HTTPStatus(status).phrase) for status in refusals
     }
     for status, kind in answers.items():
         phrase = HTTPStatus(status if isinstance(status, int) else status[0]).phrase
@@ -120,6 +120,7 @@ def documented(
             *(OpenApiParameter(name, str, OpenApiParameter.QUERY) for name in parameters),
             *(OpenApiParameter(name, str, OpenApiParameter.HEADER) for name in headers),
             *map(partial(_sent, statuses=_statuses(answers)), sends),
+            _sent("X-Request-Id", [*_statuses(answers), *refusals]),
             _sent("WWW-Authenticate", [401]),
             _sent("Retry-After", [429, 503]),
         ],

@@ -40,8 +40,7 @@ def caller_key(request: HttpRequest) -> str:
 class CallerThrottle(BaseThrottle):
     """A token bucket for each caller; PULLWAKE_RATE_PER_S fills it."""
 
-    def __init__(self) -> None:
-        self._wait_s = 0.0
+    _wait_s = 0.0
 
     def allow_request(self, request: HttpRequest, view: Any) -> bool:
         """Whether the caller has a call left; takes it."""

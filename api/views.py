@@ -18,7 +18,7 @@ from structlog.contextvars import bind_contextvars
 from api import origins, throttles
 from api.authentication import RunnerAuthentication, caller_name
 from api.permissions import IsAuthenticated, MayReadOrAct, OwnsRunner
-from core import audit
+from core import audit, tracing
 from core.database import hand_back
 from core.errors import Forbidden, Unauthenticated
 from core.principals import Principal
@@ -56,6 +56,11 @@ class ApiView(APIView):
         initialized.parser_context.clear()
         return initialized
 
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        """Answer; what it causes goes on with its trace."""
+        with tracing.serving(request):
+            return super().dispatch(request, *args, **kwargs)
+
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         """Check the origin, authenticate, then ask the permission and throttle classes."""
         bind_contextvars(**_subject(kwargs))
@@ -85,8 +90,6 @@ class ApiView(APIView):
         The request no longer needs the database: a slow reader holds no connection.
         """
         hand_back()
-        if self.who is not None:
-            bind_contextvars(principal=caller_name(request, self.who, response.status_code))
         self._note(request, response)
         if response.status_code == 405:
             response.headers["Allow"] = ", ".join(self.allowed_methods)
@@ -98,22 +101,20 @@ class ApiView(APIView):
         return response
 
     def _note(self, request: Request, response: HttpResponseBase) -> None:
-        """Log a call that was refused to its caller, or that changed something."""
-        refused = response.status_code in (401, 403)
-        if not refused and (request.method in SAFE_METHODS or response.status_code >= 400):
+        """Say who called; and leave a line of what changed things, or was refused to its caller."""
+        status, method = response.status_code, str(request.method)
+        refused = status in (401, 403)
+        changed = status < 400 and method not in SAFE_METHODS
+        if self.who is None and not (refused or changed):
             return
-        method = getattr(self, str(request.method).lower(), None)
-        verb = self.verb or str(getattr(method, "verb", request.method))
-        principal = caller_name(request, self.who, response.status_code)
-        bind_contextvars(principal=principal, verb=verb)
+        principal = caller_name(request, self.who, status)
+        bind_contextvars(principal=principal)
+        if not (refused or changed):
+            return
+        verb = self.verb or str(getattr(getattr(self, method.lower(), None), "verb", method))
+        bind_contextvars(verb=verb)
         if refused or not self.reports or settings.PULLWAKE_AUDIT_REPORTS:
-            audit.note(
-                request,
-                principal=principal,
-                verb=verb,
-                answer=response.status_code,
-                refused=refused,
-            )
+            audit.note(request, principal=principal, verb=verb, answer=status, refused=refused)
 
     @contextmanager
     def recorded(self, row: Model, what: str, *, flag: int = DELETION) -> Iterator[None]:
@@ -158,9 +159,11 @@ class EntityResource(ApiView):
     """A view of one entity, for whoever may read it, or may do what its creator may."""
 
     permission_classes = (IsAuthenticated, MayReadOrAct)
+    find = staticmethod(entities.find)
+    """`entities.find_alone` for a view that locks the entity's dispatch state."""
 
     def entity(self, type_name: str, name: str) -> Entity:
-        """The entity, with its dispatch state and runner. Raises NotFound, Forbidden."""
-        entity = entities.find(type_name, name)
+        """The entity, as `find` has it. Raises NotFound, Forbidden."""
+        entity = self.find(type_name, name)
         self.check_object_permissions(self.request, entity)
         return entity

@@ -1,9 +1,11 @@
 """A fleet on one machine: every runner's long-poll open, all heartbeating, wakes among them.
 
     python -m bench.fleet [--runners 10000] [--minutes 10] [--wakes 50] [--workers 2]
+        [--servers 1]
 
-Exits with 1 unless every call succeeded, every send woke its runner once, the 99th percentile of
-wake latency stayed under its bound, and the server's memory and database connections did, too.
+PostgreSQL runs with fsync on. Several servers share the port, as behind a load balancer. Exits with
+1 unless every call succeeded, every send woke its runner once, the 99th percentile of wake latency
+stayed under its bound, and the memory and the database connections of each server did, too.
 """
 
 import argparse
@@ -12,7 +14,8 @@ import json
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
@@ -64,23 +67,24 @@ class Report:
     """The most calls that waited for a connection of the client at once."""
     client_cpu: float = 0
     memory_mb: list[float] = field(default_factory=list)
+    """Of all servers together, as are these."""
     database_connections: int = 0
     server_cpu: float = 0
     """Cores, on average, once all were connected; and the same for the database."""
     database_cpu: float = 0
 
-    def failures(self, p99_ms: float) -> Iterator[str]:
-        """What is not as it should be."""
+    def failures(self, p99_ms: float, servers: int) -> Iterator[str]:
+        """What is not as it should be, with so many servers."""
         if self.wake_p99 > p99_ms:
             yield f"wake latency: p99 is {self.wake_p99:.0f} ms, over {p99_ms:.0f} ms"
-        if max(self.memory_mb) > MEMORY_MB:
-            yield f"memory: {max(self.memory_mb):.0f} MB, over {MEMORY_MB:.0f} MB"
+        if max(self.memory_mb) > MEMORY_MB * servers:
+            yield f"memory: {max(self.memory_mb):.0f} MB, over {MEMORY_MB * servers:.0f} MB"
         # The first half is for warming up.
         quarter = max(len(self.memory_mb) // 4, 1)
         early, late = max(self.memory_mb[: -2 * quarter][-quarter:]), max(self.memory_mb[-quarter:])
         if late > early * GROWTH:
             yield f"memory grows: from {early:.0f} to {late:.0f} MB"
-        if self.database_connections >= DATABASE_CONNECTIONS:
+        if self.database_connections >= DATABASE_CONNECTIONS * servers:
             yield f"{self.database_connections} database connections"
 
 
@@ -200,8 +204,8 @@ def _carry_out(pipe: Connection, plan: Plan) -> None:
         pipe.send(error)
 
 
-def _observed(pipe: Connection, server: Server, database: Database) -> Report:
-    """Wait for the report, and look at the server meanwhile."""
+def _observed(pipe: Connection, servers: Sequence[Server], database: Database) -> Report:
+    """Wait for the report, and look at the servers meanwhile."""
     memory: list[float] = []
     connections = 0
     began = cpu = database_cpu = 0.0
@@ -215,16 +219,28 @@ def _observed(pipe: Connection, server: Server, database: Database) -> Report:
             connections = max(connections, int(str(count)))
             if time.monotonic() > ready_at:
                 if not memory:
-                    began, cpu, database_cpu = time.monotonic(), server.cpu(), database.cpu()
-                memory.append(server.memory() / 2**20)
+                    began, database_cpu = time.monotonic(), database.cpu()
+                    cpu = sum(each.cpu() for each in servers)
+                memory.append(sum(each.memory() for each in servers) / 2**20)
                 print(f"{memory[-1]:.0f} MB, {connections} connections", file=sys.stderr)
         elapsed = time.monotonic() - began
-        server_cpu, database_cpu = server.cpu() - cpu, database.cpu() - database_cpu
+        server_cpu = sum(each.cpu() for each in servers) - cpu
+        database_cpu = database.cpu() - database_cpu
     report: Report = received(pipe)
     report.memory_mb = [round(each, 1) for each in memory]
     report.database_connections = connections
     report.server_cpu, report.database_cpu = server_cpu / elapsed, database_cpu / elapsed
     return report
+
+
+def _serving(stack: ExitStack, database: Database, workers: int, servers: int) -> Iterator[Server]:
+    """So many servers on one port, until the stack is closed."""
+    env = {"GUNICORN_CMD_ARGS": "--reuse-port"} if servers > 1 else {}
+    port = 0
+    for _ in range(servers):
+        server = stack.enter_context(Server(database, workers, port=port, env=env))
+        port = server.port
+        yield server
 
 
 def main() -> int:
@@ -233,7 +249,8 @@ def main() -> int:
     parser.add_argument("--runners", type=int, default=10_000)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--wakes", type=float, default=50, help="a second")
-    parser.add_argument("--workers", type=int, default=2, help="of the server")
+    parser.add_argument("--workers", type=int, default=2, help="of each server")
+    parser.add_argument("--servers", type=int, default=1)
     parser.add_argument("--p99-ms", type=float, default=250, help="that wakes may take")
     options = parser.parse_args()
     try:
@@ -244,15 +261,18 @@ def main() -> int:
                 seed.runners(connection, "fleet-", options.runners)
                 seed.entities(connection, "fleet-", options.runners, "idle", **many)
                 seed.settle(connection)
-            with Server(database, options.workers) as server:
-                plan = Plan(server.port, who, options.runners, options.minutes, options.wakes)
+            with ExitStack() as stack:
+                servers = list(_serving(stack, database, options.workers, options.servers))
+                port = servers[0].port
+                plan = Plan(port, who, options.runners, options.minutes, options.wakes)
                 with child(_carry_out, plan) as pipe:
-                    report = _observed(pipe, server, database)
-                server.refuse_complaints()
+                    report = _observed(pipe, servers, database)
+                for each in servers:
+                    each.refuse_complaints()
     except BenchError as error:
         print(f"bench.fleet: {error}", file=sys.stderr)
         return 1
-    failures = list(report.failures(options.p99_ms))
+    failures = list(report.failures(options.p99_ms, options.servers))
     facts = {"conditions": {**conditions(), **vars(options)}, **asdict(report)}
     for name, value in facts.items():
         print(f"{name}: {value}")

@@ -32,8 +32,9 @@ it is woken at once, and the count stays. Should the death show only later, it i
 ends the row.
 
 A runner may name its request to claim by a nonce. Should the answer be lost, the same request
-again gets the same claim, with a new claim token (of the former only the hash is stored) and a
-full lease, as long as the claim has not been used.
+again gets the same claim with the same token and a full lease, as long as the claim has not been
+used. The token is the same because the lost request may yet arrive, as where a server was frozen:
+it must not take the claim from whoever was answered meanwhile.
 
 Each transition is one UPDATE that names consumer_id, epoch and ``status = 'active'``; its row
 count is the verdict. Lock order: dispatch state, claim, wake, tails of wake streams by runner id.
@@ -46,6 +47,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
+from django.conf import settings
 from django.db import transaction
 from django.db.models import BigIntegerField, DateTimeField, ExpressionWrapper, F
 from django.db.models.functions import Greatest, Now
@@ -67,7 +69,7 @@ from core.errors import (
     PullwakeError,
     Unauthenticated,
 )
-from core.identifiers import hash_secret, new_secret
+from core.identifiers import derived_secret, hash_secret, new_secret
 from core.metrics import runner_name, type_name
 from core.prepared import Insert, Param, Select, Update
 from core.tracing import TraceContext
@@ -289,7 +291,7 @@ _ADD = Insert(
 def _create(
     runner: Runner, state: DispatchState, wake_id: str, generation: int, nonce_hash: str
 ) -> Acquisition:
-    token = new_secret("pwc")
+    token = _claim_token(wake_id, generation, nonce_hash)
     claim = ConsumerClaim(
         consumer_id=wake_id,
         epoch=generation,
@@ -316,6 +318,13 @@ def _told_of(
     return Acquisition(claim, state.entity, token, state.cursor, just_past, attempt, waited, sent)
 
 
+def _claim_token(consumer_id: str, epoch: int, nonce_hash: str) -> str:
+    """A new one, or that of the request with this nonce."""
+    if not nonce_hash:
+        return new_secret("pwc")
+    return derived_secret(settings.SECRET_KEY, "pwc", consumer_id, str(epoch), nonce_hash)
+
+
 def _made_before(runner: Runner, nonce_hash: str) -> ClaimQuerySet:
     """The claim that a request with this nonce made and that is still unused."""
     return ConsumerClaim.objects.active().unused().filter(runner=runner, nonce_hash=nonce_hash)
@@ -323,15 +332,16 @@ def _made_before(runner: Runner, nonce_hash: str) -> ClaimQuerySet:
 
 def _answer_again(runner: Runner, state: DispatchState, nonce_hash: str) -> Acquisition | None:
     """The claim of a locked entity, if a request with this nonce made it, and lost its answer."""
-    token = new_secret("pwc")
     made = _made_before(runner, nonce_hash).filter(entity=state.entity)
+    claim = made.first()
+    if claim is None:
+        return None
+    token = _claim_token(claim.consumer_id, claim.epoch, nonce_hash)
+    # Another's hash stands where SECRET_KEY has changed since.
     again = made.update(
         claim_token_hash=hash_secret(token), lease_expires_at=ClockNow() + F("lease")
     )
-    if not again:
-        return None
-    claim = _made_before(runner, nonce_hash).get(entity=state.entity)
-    return _told_of(claim, state, token)
+    return _told_of(claim, state, token) if again else None
 
 
 def take_over(ended: Sequence[ConsumerClaim]) -> None:

@@ -13,6 +13,7 @@ from django.db.models import (
     Case,
     CharField,
     Count,
+    Exists,
     F,
     IntegerField,
     OuterRef,
@@ -25,7 +26,7 @@ from django.db.models.functions import Coalesce, Concat, Now
 
 from claims.models import ClaimQuerySet, ConsumerClaim
 from core.prepared import Param, Select, Values
-from dispatch.models import DispatchState
+from dispatch.models import DispatchState, Wake
 from dispatch.streams import waiters
 from runners import changes, registry
 from runners.health import MANY_FAILURES, MANY_RECONNECTS, Health, health
@@ -52,7 +53,13 @@ FAILED_WITHIN = timedelta(hours=1)
 _CLAIMS = Select(
     lambda: ConsumerClaim.objects.active().filter(runner=Param("runner")).order_by("pk")
 )
-_COUNTS = Values(lambda: DispatchState.objects.filter(runner=Param("runner")).counts())
+_COUNTS = Values(
+    lambda: Runner.objects.filter(pk=Param("runner")).values_list(
+        count_of(DispatchState.objects.claimed()),
+        count_of(Wake.objects.outstanding()),
+        count_of(DispatchState.objects.unwoken()),
+    )
+)
 _ENDED = Values(lambda: _recent(Param("runner")).values_list("status", "ended_at")[:RECENT])
 
 
@@ -61,10 +68,16 @@ def _recent(runner: Any) -> ClaimQuerySet:
     return ConsumerClaim.objects.ended().filter(runner=runner).order_by("-pk")
 
 
+def count_of(rows: Any) -> Coalesce:
+    """How many of these are a runner's; by an index alone, for there may be thousands."""
+    n = rows.filter(runner=OuterRef("pk")).order_by().values("runner").annotate(n=Count("*"))
+    return Coalesce(Subquery(n.values("n"), output_field=IntegerField()), Value(0))
+
+
 def examine(runner: Runner) -> Report:
     """The report of a runner that has liveness and ``now``: three statements."""
     claims = _CLAIMS.all(runner=runner.pk)
-    active, outstanding, pending = _COUNTS.first(runner=runner.pk) or (0, 0, 0)
+    active, outstanding, unwoken = _COUNTS.first(runner=runner.pk) or (0, 0, 0)
     lapsed = sum(claim.lease_end <= runner.now for claim in claims)
     ended = _ENDED.all(runner=runner.pk)
     failed = sum(
@@ -79,7 +92,8 @@ def examine(runner: Runner) -> Report:
         ended=len(ended),
         now=runner.now,
     )
-    return Report(runner, claims, active, outstanding, pending, verdict)
+    # What is woken has work: `wakes.settle` withdraws a wake whose work was withdrawn.
+    return Report(runner, claims, active, outstanding, outstanding + unwoken, verdict)
 
 
 def with_held(runners: RunnerQuerySet) -> RunnerQuerySet:
@@ -90,35 +104,51 @@ def with_held(runners: RunnerQuerySet) -> RunnerQuerySet:
     )
 
 
+def _failed_lately() -> ClaimQuerySet:
+    return ConsumerClaim.objects.filter(
+        status=ConsumerClaim.Status.FAILED, ended_at__gt=Now() - FAILED_WITHIN
+    ).order_by()
+
+
+def _with_many_failures() -> Any:
+    """The keys of runners of which many claims failed of late; one index knows them."""
+    failed = _failed_lately().filter(runner__isnull=False).values("runner")
+    return failed.annotate(n=Count("pk")).filter(n__gte=MANY_FAILURES).values("runner")
+
+
 def with_failures(runners: RunnerQuerySet) -> RunnerQuerySet:
     """With ``failed`` and ``ended``: of the newest `RECENT` claims that ended, how many failed.
 
-    Both are 0 where too few failed recently to matter: one index finds the runners to look at.
+    Both are 0 where too few failed of late to say anything.
     """
-    Status = ConsumerClaim.Status  # noqa: N806
-    lately = {"status": Status.FAILED, "ended_at__gt": Now() - FAILED_WITHIN}
-    failing = ConsumerClaim.objects.filter(runner__isnull=False, **lately).order_by()
-    of_many = failing.values("runner").annotate(n=Count("pk")).filter(n__gte=MANY_FAILURES)
     newest = _recent(OuterRef(OuterRef("pk"))).values("pk")[:RECENT]
 
-    def counted(**which: Any) -> Case:
-        claims = ConsumerClaim.objects.filter(pk__in=newest, **which).order_by()
-        n = claims.values("runner").annotate(n=Count("pk")).values("n")
+    def counted(claims: ClaimQuerySet) -> Case:
+        n = claims.filter(pk__in=newest).values("runner").annotate(n=Count("pk")).values("n")
         told = Coalesce(Subquery(n, output_field=IntegerField()), Value(0))
-        return Case(When(pk__in=of_many.values("runner"), then=told), default=Value(0))
+        return Case(When(pk__in=_with_many_failures(), then=told), default=Value(0))
 
-    return runners.annotate(failed=counted(**lately), ended=counted())
+    every = ConsumerClaim.objects.order_by()
+    return runners.annotate(failed=counted(_failed_lately()), ended=counted(every))
 
 
 def held_by(runner: OuterRef, **which: Any) -> Coalesce:
     """How many active claims a runner holds, of those that are ``which``."""
     claims = ConsumerClaim.objects.active().filter(runner=runner, **which)
-    n = claims.order_by().values("runner").annotate(n=Count("pk")).values("n")
+    n = claims.order_by().values("runner").annotate(n=Count("*")).values("n")
     return Coalesce(Subquery(n, output_field=IntegerField()), Value(0))
 
 
 def with_health(runners: RunnerQuerySet) -> RunnerQuerySet:
-    """With ``liveness_status``, ``health_status``, `with_held` and `with_failures`."""
+    """With ``liveness_status`` and ``health_status``.
+
+    What claims say of runners is looked for once for all of them: counting them runner by runner
+    took most of the time where there are many.
+    """
+    active = ConsumerClaim.objects.active().filter(runner__isnull=False).order_by()
+    held = active.values("runner").annotate(n=Count("pk"))
+    many: Any = with_failures(Runner.objects.filter(pk__in=_with_many_failures()))
+    failing = many.filter(failed__gte=MANY_FAILURES).filter(failed__gte=F("ended") - F("failed"))
     disabled = ~Q(admin_status=Runner.AdminStatus.ENABLED)
     never = Q(liveness__lease_expires_at=None)
     expired = Q(liveness__lease_expires_at__lte=Now())
@@ -128,11 +158,11 @@ def with_health(runners: RunnerQuerySet) -> RunnerQuerySet:
         | Q(liveness__diagnostics__stream_connected=False)
         | Q(liveness__diagnostics__last_heartbeat_ok=False)
         | Q(liveness__diagnostics__reconnect_count__gt=MANY_RECONNECTS)
-        | Q(lapsed__gt=0)
-        | Q(max_concurrent_claims__isnull=False, held__gte=F("max_concurrent_claims"))
-        | (Q(failed__gte=MANY_FAILURES) & Q(failed__gte=F("ended") - F("failed")))
+        | Q(pk__in=active.filter(lease_expires_at__lte=Now()).values("runner"))
+        | Q(pk__in=held.filter(n__gte=F("runner__max_concurrent_claims")).values("runner"))
+        | Q(pk__in=failing.values("pk"))
     )
-    return with_failures(with_held(runners)).annotate(
+    return runners.annotate(
         liveness_status=_case("online", (disabled | never, "offline"), (expired, "expired")),
         health_status=_case("healthy", (disabled | expired, "unhealthy"), (degraded, "degraded")),
     )
@@ -143,10 +173,10 @@ def tell_health(*, limit: int) -> int:
 
     Time alone, and ends of claims, can change these, so each round looks.
     """
-    told = Change.objects.filter(kind=Change.Kind.RUNNER, key=OuterRef("pk"), departed=False)
-    rows: Any = with_health(Runner.objects.annotate(said=Subquery(told.values("told"))))
+    said = Change.objects.filter(kind=Change.Kind.RUNNER, key=OuterRef("pk"), departed=False)
     now = Concat("liveness_status", Value(" "), "health_status")
-    changed = rows.annotate(now_so=now).exclude(said=F("now_so")).order_by("pk")[:limit]
+    rows: Any = with_health(Runner.objects.all()).annotate(now_so=now)
+    changed = rows.filter(~Exists(said.filter(told=OuterRef("now_so")))).order_by("pk")[:limit]
     count = 0
     for runner_id, owner, alive, status in changed.values_list(
         "pk", "owner_principal", "liveness_status", "health_status"
@@ -165,8 +195,9 @@ def with_presence(runners: RunnerQuerySet) -> RunnerQuerySet:
 
     The condition is the health of a runner that has not stopped; of one that has, it says nothing.
     """
-    gone = Q(liveness_status="expired", liveness__diagnostics__status="stopped", held=0)
-    stopped = When(gone, then=Value("stopped"))
+    holding = ConsumerClaim.objects.active().filter(runner__isnull=False).values("runner")
+    gone = Q(liveness_status="expired", liveness__diagnostics__status="stopped")
+    stopped = When(gone & ~Q(pk__in=holding), then=Value("stopped"))
     return with_health(runners).annotate(
         presence=Case(stopped, default=F("liveness_status"), output_field=CharField()),
         condition=Case(stopped, default=F("health_status"), output_field=CharField()),

@@ -315,9 +315,9 @@ else:
     # A peer that vanished without a word is missed within seconds.
     _vigilance = {
         "connect_timeout": 5,
-        "tcp_user_timeout": 5_000,
-        "keepalives_idle": 5,
-        "keepalives_interval": 2,
+        "tcp_user_timeout": 3_000,
+        "keepalives_idle": 3,
+        "keepalives_interval": 1,
         "keepalives_count": 3,
     }
     _database["OPTIONS"] = {
@@ -541,9 +541,7 @@ LOGGING = {
             "()": "structlog.stdlib.ProcessorFormatter",
             "processors": [
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.dev.ConsoleRenderer()
-                if DEVELOPMENT
-                else structlog.processors.JSONRenderer(),
+                structlog.dev.ConsoleRenderer(),
             ],
             "foreign_pre_chain": [
                 # Of the request that is being answered.
@@ -554,9 +552,15 @@ LOGGING = {
                 structlog.stdlib.ExtraAdder(),
                 structlog.processors.format_exc_info,
             ],
+        },
+        "json": {"()": "config.serving.log_lines.JsonLines"},
+    },
+    "handlers": {
+        "stderr": {
+            "class": "logging.StreamHandler",
+            "formatter": "lines" if DEVELOPMENT else "json",
         }
     },
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines"}},
     "loggers": {
         # The caller is told of every 4xx; a log line for each would be the caller's to write.
         "django.request": {"level": "ERROR"},

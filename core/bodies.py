@@ -48,14 +48,15 @@ def raw_body(request: HttpRequest) -> bytes:
     InvalidRequest for a body that was cut short.
     """
     limit: int = settings.PULLWAKE_MAX_BODY_BYTES
-    length = int(request.META.get("CONTENT_LENGTH") or 0)
+    meta = request.META
+    length = int(meta.get("CONTENT_LENGTH") or 0)
     if length > limit:
         raise PayloadTooLarge
     hand_back()  # the body may arrive slowly
-    if "HTTP_TRANSFER_ENCODING" in request.META:
+    if "HTTP_TRANSFER_ENCODING" in meta:
         # Django reads as far as Content-Length, so a chunked body is read from the server itself.
         try:
-            body: bytes = request.META["wsgi.input"].read(limit + 1)
+            body: bytes = meta["wsgi.input"].read(limit + 1)
         except Exception as exc:  # noqa: BLE001  each server has errors of its own for bad chunks
             raise InvalidRequest(f"The body could not be read: {exc}.") from None
         if len(body) > limit:
@@ -64,7 +65,7 @@ def raw_body(request: HttpRequest) -> bytes:
         body = request.body
         if len(body) < length:
             raise InvalidRequest("The body is shorter than its Content-Length.")
-    media_type = request.META.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
+    media_type = meta.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
     if body and media_type != "application/json":
         raise UnsupportedMediaType
     return body

@@ -6,7 +6,15 @@ from contextlib import suppress
 from typing import Any
 
 import psycopg
-from django.db import DatabaseError, InterfaceError, OperationalError, connection
+from django.conf import settings
+from django.db import (
+    DEFAULT_DB_ALIAS,
+    DatabaseError,
+    InterfaceError,
+    OperationalError,
+    connection,
+    connections,
+)
 from django.db.models import BooleanField, Func
 from psycopg.errors import (
     IdleInTransactionSessionTimeout,
@@ -29,8 +37,10 @@ def hand_back() -> None:
     Call it before anything that a caller can prolong: enough slow callers would hold every
     connection.
     """
-    if not connection.in_atomic_block:
-        connection.close_if_unusable_or_obsolete()
+    # Looked up once: each use of `django.db.connection` asks which thread this is.
+    database = connections[DEFAULT_DB_ALIAS]
+    if database.connection is not None and not database.in_atomic_block:
+        database.close_if_unusable_or_obsolete()
 
 
 def is_passing(exc: BaseException) -> bool:
@@ -93,6 +103,31 @@ class Unflushed(Func):
 
     def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
         """SQLite's commits wait for no disk as it is."""
+        return "1", []
+
+
+BRIEFLY = 6
+"""By what `HeldBriefly` divides PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS: half a second by default."""
+
+
+class HeldBriefly(Func):
+    """A condition that always holds: what its statement locks is needed by many, and soon.
+
+    From then on until the transaction ends, PostgreSQL ends the session sooner where it is idle,
+    as that of a frozen server is; one that may be idle for ever still may.
+    """
+
+    output_field = BooleanField()
+
+    def as_postgresql(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        """The setting lasts as long as the transaction."""
+        name = "idle_in_transaction_session_timeout"
+        idle_ms = settings.PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS // BRIEFLY
+        wanted = f"CASE CURRENT_SETTING('{name}') WHEN '0' THEN '0' ELSE '{idle_ms}' END"
+        return f"SET_CONFIG('{name}', {wanted}, TRUE) IS NOT NULL", []
+
+    def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        """SQLite has one writer, which holds all there is."""
         return "1", []
 
 

@@ -1,8 +1,10 @@
 """Ids that callers choose, and stream offsets: their forms, from the wire contract."""
 
 import hashlib
+import hmac
 import re
 import secrets
+from base64 import urlsafe_b64encode
 from urllib.parse import unquote
 
 from core.errors import NotFound
@@ -67,6 +69,13 @@ def new_txid() -> int:
 def new_secret(prefix: str) -> str:
     """A new bearer secret of 256 random bits; the prefix says what it opens."""
     return f"{prefix}_{secrets.token_urlsafe(32)}"
+
+
+def derived_secret(key: str, prefix: str, *facts: str) -> str:
+    """A bearer secret like `new_secret`'s, the same for the same facts to whoever has the key."""
+    message = "\0".join(("pullwake.secret", prefix, *facts))
+    digest = hmac.digest(key.encode(), message.encode(), "sha256")
+    return f"{prefix}_{urlsafe_b64encode(digest).rstrip(b'=').decode()}"
 
 
 def hash_secret(secret: str) -> str:

@@ -3,7 +3,7 @@
 import re
 import string
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import ClassVar
 from urllib.parse import quote, unquote
 
@@ -17,7 +17,7 @@ URL_CHARACTERS = f"{string.ascii_letters}{string.digits}_.-~%{UNENCODED}"
 MAX_URL_LENGTH = 512
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Principal:
     """A user, agent, service or system account; equal when their keys are."""
 
@@ -29,12 +29,12 @@ class Principal:
     # Django REST framework's idea of a user, which this stands in for.
     is_authenticated: ClassVar = True
 
-    @property
+    @cached_property
     def key(self) -> str:
         """``kind:id``."""
         return f"{self.kind}:{self.id}"
 
-    @property
+    @cached_property
     def url(self) -> str:
         """The canonical URL, the only form that is stored or compared."""
         return URL_PREFIX + quote(self.key, safe=UNENCODED)

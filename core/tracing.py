@@ -1,13 +1,15 @@
 """Trace contexts, as defined by W3C Trace Context, and where spans are made, if any are.
 
-A message keeps the context that it was sent in, and the claim of its wake hands that to the runner,
-so that everything done for it is one trace, whoever makes spans. The server makes some where
+A message keeps the context that it was sent in, a wake event that of the append which it tells of,
+and the claim of its wake hands that to the runner, so that everything done for it is one trace,
+whoever makes spans. The server makes some where
 PULLWAKE_TRACES is on: `config.serving.spans`. Without that, nothing of OpenTelemetry is imported.
 """
 
 import re
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
@@ -102,6 +104,25 @@ tracer: Tracer | None = None
 """This process's, where PULLWAKE_TRACES is on."""
 
 
-def context_of(request: HttpRequest) -> TraceContext | None:
-    """The position of a request: its own span, or else what its caller sent."""
-    return sent_with(request.META) if tracer is None else tracer.current()
+_at_hand: ContextVar[HttpRequest | None] = ContextVar("request", default=None)
+
+
+@contextmanager
+def serving(request: HttpRequest) -> Iterator[None]:
+    """Have `cause` tell of this request while the block runs."""
+    token = _at_hand.set(request)
+    try:
+        yield
+    finally:
+        _at_hand.reset(token)
+
+
+def cause() -> str | None:
+    """The position of what is done now, as it is stored: the span of the request that is served, or
+    else what its caller sent. None where there is neither.
+    """
+    request = _at_hand.get()
+    if request is None:
+        return None
+    place = sent_with(request.META) if tracer is None else tracer.current()
+    return None if place is None else place.dump()

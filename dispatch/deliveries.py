@@ -55,9 +55,10 @@ def deliver(subscriber_id: int) -> int:
                 registrations.drop(subscriber_id)
                 return 0
             rows = registrations.due_of(subscriber_id)
-            events = [event for row in rows for event in _wakes_of(row, state)]
-            if events:
-                log.append(state, events)
+            wake_events = [each for row in rows for each in _wakes_of(row, state)]
+            if wake_events:
+                events, traces = zip(*wake_events, strict=True)
+                log.append(state, events, traces=traces)
                 # A new message is worth a try at once, whatever failed before.
                 state.retry_at = None
                 wakes.settle(state)
@@ -65,11 +66,11 @@ def deliver(subscriber_id: int) -> int:
     return 0
 
 
-def _wakes_of(row: Registration, state: DispatchState) -> list[JsonObject]:
+def _wakes_of(row: Registration, state: DispatchState) -> list[tuple[JsonObject, str | None]]:
     """The wakes that are due for a locked registration, which is then marked as told."""
     if row.tick_at is not None and row.tick_at <= state.now:
         registrations.tick(row, state.now)
-    found: list[JsonObject] = []
+    found: list[tuple[JsonObject, str | None]] = []
     up_to = None
     more = False
     if row.deliver_at is not None and row.deliver_at <= state.now:
@@ -79,11 +80,11 @@ def _wakes_of(row: Registration, state: DispatchState) -> list[JsonObject]:
         more = len(told) < len(left) or len(left) == PAGE_EVENTS
         up_to = told[-1][0] if told else None
         if _may_be_told(row):
-            found += [_wake(row, state, each) for each in _grouped(row, told)]
+            found += [(_wake(row, state, each), _trace(each)) for each in _grouped(row, told)]
     else:
         more = row.deliver_at is not None
     if row.timeout_at is not None and row.timeout_at <= state.now:
-        found.append(_timeout(row, state))
+        found.append((_timeout(row, state), None))
         row.timeout_at = None
     registrations.told(row, up_to, more=more)
     return found
@@ -113,6 +114,11 @@ def _wake(row: Registration, state: DispatchState, group: list[JsonObject]) -> J
     if children:
         value["finished_child"] = children[-1]
     return _event(row, state, offsets.encode(group[-1]["offset"]), value)
+
+
+def _trace(group: list[JsonObject]) -> str | None:
+    """The trace in which the newest of these happened that happened in one."""
+    return next((each["trace"] for each in reversed(group) if "trace" in each), None)
 
 
 def _timeout(row: Registration, state: DispatchState) -> JsonObject:

@@ -61,11 +61,23 @@ _ENTITY = Select(
 
 def find(type_name: str, name: str) -> Entity:
     """The entity at an address, with its dispatch state and its runner. Raises NotFound."""
+    return _found(_ENTITY, type_name, name)
+
+
+def _found(rows: Select[Entity], type_name: str, name: str) -> Entity:
     require_id(type_name, name)
-    entity = _ENTITY.first(url=f"/{type_name}/{name}")
+    entity = rows.first(url=f"/{type_name}/{name}")
     if entity is None:
         raise NotFound(f"There is no entity /{type_name}/{name}.")
     return entity
+
+
+_ENTITY_ALONE = Select(lambda: Entity.objects.filter(url=Param("url")))
+
+
+def find_alone(type_name: str, name: str) -> Entity:
+    """`find` without the dispatch state, for who locks that anyway. Raises NotFound."""
+    return _found(_ENTITY_ALONE, type_name, name)
 
 
 def find_at(url: str) -> Entity:
@@ -499,7 +511,7 @@ def deliver(state: DispatchState, message: Message, txid: str) -> None:
     key = message.key if message.key is not None else new_id("msg")
     headers = {"operation": "insert", "txid": txid}
     event = {"type": "inbox", "key": key, "value": value, "headers": headers}
-    log.append(state, [event], message_key=key, trace=message.trace)
+    log.append(state, [event], message_key=key, traces=[message.trace])
     # A new message is worth a try at once, whatever failed before.
     state.retry_at = None
 
@@ -537,8 +549,12 @@ def created_events(
 
 
 def lock(entity: Entity) -> DispatchState:
-    """The entity's dispatch state, locked until the transaction ends. Raises NotFound."""
-    state = wakes.lock_of(entity.pk)
+    """The entity's dispatch state, locked until the transaction ends. Raises NotFound.
+
+    Its entity is the one that was found before: what that says may have changed since, but for what
+    never does.
+    """
+    state = wakes.lock_alone(entity)
     if state is None:
         raise NotFound("The entity was deleted.")
     return state

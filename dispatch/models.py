@@ -13,7 +13,7 @@ from urllib.parse import quote
 from django.db import models
 from django.db.models import Case, Count, F, OuterRef, Q, Subquery, When, Window
 from django.db.models.functions import Coalesce, Now, RowNumber
-from django.db.models.lookups import Exact
+from django.db.models.lookups import Exact, IsNull
 
 from core.identifiers import SHARED_STATE_PREFIX
 from core.principals import UNENCODED
@@ -165,6 +165,11 @@ FAILING = 2
 
 
 _PENDING = Q(last_work_offset__gt=F("cursor")) | Q(queue_waiting=True)
+# One condition of two columns: by an index of one SQLite would look at every state without a wake.
+_WOKEN_OR_CLAIMED = Coalesce(
+    "outstanding_wake", "active_epoch", output_field=models.BigIntegerField()
+)
+_UNWOKEN = Q(IsNull(_WOKEN_OR_CLAIMED, True)) & _PENDING
 
 
 def _oldest_work(field: str, state: str = "") -> Subquery:
@@ -236,14 +241,13 @@ class DispatchStateQuerySet(models.QuerySet["DispatchState"]):
         }
         return self.annotate(**named)
 
-    def counts(self) -> "models.QuerySet[DispatchState, tuple[int, ...]]":
-        """For each runner, how many of these are claimed, woken, and waiting with work."""
-        by_runner = self.order_by().values("runner")
-        return by_runner.annotate(
-            active_count=Count("active_epoch"),
-            woken_count=Count("outstanding_wake"),
-            waiting_count=Count("pk", filter=_PENDING & Q(active_epoch=None)),
-        ).values_list("active_count", "woken_count", "waiting_count")
+    def claimed(self) -> "DispatchStateQuerySet":
+        """Whose entity a claim holds."""
+        return self.filter(active_epoch__isnull=False)
+
+    def unwoken(self) -> "DispatchStateQuerySet":
+        """With pending work, and neither a wake nor a claim: in a delay, paused, or at its end."""
+        return self.filter(_UNWOKEN)
 
     def awake(self) -> "DispatchStateQuerySet":
         """Neither paused nor ended."""
@@ -328,6 +332,8 @@ class DispatchState(models.Model):
     now: datetime  # of `core.clock.with_now`
     first_work: int | None = None  # of `with_first_work`
     first_trace: str | None = None
+    kept: "dict[str, object]"
+    """How it was in the database when it was locked, or saved since."""
     before: "tuple[object, ...] | None" = None
     """What was `seen` of it when it was locked; None of one that is new."""
 
@@ -335,6 +341,12 @@ class DispatchState(models.Model):
         default_permissions = ("view",)
         indexes = [
             models.Index(fields=["runner"], name="state_to_do", condition=_PENDING),
+            models.Index(fields=["runner"], name="state_unwoken", condition=_UNWOKEN),
+            models.Index(
+                fields=["runner"],
+                name="state_claimed",
+                condition=Q(active_epoch__isnull=False),
+            ),
             models.Index(
                 fields=["retry_at"], name="state_retry", condition=Q(retry_at__isnull=False)
             ),

@@ -27,14 +27,14 @@ from typing import TypeVar
 
 from django.conf import settings
 from django.db import OperationalError, connection, transaction
-from django.db.models import DateTimeField, ExpressionWrapper, F, Q, Subquery
+from django.db.models import DateTimeField, ExpressionWrapper, F, Q, QuerySet, Subquery
 from django.db.models.functions import Greatest, Now
 
 from core.clock import Milliseconds, epoch_ms, with_now
-from core.database import is_lock_refused, lock_name
+from core.database import HeldBriefly, is_lock_refused, lock_name
 from core.identifiers import new_id
 from core.metrics import type_name
-from core.prepared import Insert, Param, Select, Update, Values, save_all
+from core.prepared import Insert, Param, SaveChanged, Select, Update, Values
 from dispatch import timers
 from dispatch.metrics import WAKES_EMITTED, WAKES_EMITTED_AGAIN
 from dispatch.models import (
@@ -66,22 +66,37 @@ State = TypeVar("State", DispatchState, DispatchState | None)
 
 
 def remember(state: State) -> State:
-    """Remember what the feed of entities shows of a state that was just locked."""
+    """A state that was just locked, with how it is in the database, and what its feed shows."""
     if state is not None:
+        state.kept = vars(state).copy()
         state.before = state.seen
     return state
 
 
 def _locking(states: DispatchStateQuerySet, *, skip_locked: bool = False) -> DispatchStateQuerySet:
+    return _locking_alone(states.select_related("entity"), skip_locked=skip_locked)
+
+
+def _locking_alone(
+    states: DispatchStateQuerySet, *, skip_locked: bool = False
+) -> DispatchStateQuerySet:
     return (
         with_now(states)
-        .select_related("entity")
         .order_by("entity_id")
         .select_for_update(of=("self",), skip_locked=skip_locked)
     )
 
 
 _STATE_OF = Select(lambda: _locking(DispatchState.objects.filter(entity=Param("entity"))))
+_STATE_ALONE = Select(lambda: _locking_alone(DispatchState.objects.filter(entity=Param("entity"))))
+
+
+def lock_alone(entity: Entity) -> DispatchState | None:
+    """`lock` for the state of an entity that is at hand; None when it was deleted."""
+    state = remember(_STATE_ALONE.first(entity=entity.pk))
+    if state is not None:
+        state.entity = entity
+    return state
 
 
 def lock_of(entity_id: int) -> DispatchState | None:
@@ -187,15 +202,16 @@ def _shown(entity: Entity, runner: Runner | None) -> dict[str, str]:
     }
 
 
-_SAVE = save_all(DispatchState)
+_SAVE = SaveChanged(DispatchState)
 
 
 def save(state: DispatchState) -> None:
     """Write a locked dispatch state back, and tell the feed of entities if it shows the change."""
-    _SAVE.count(**vars(state))
-    if state.seen == state.before:
+    _SAVE.save(state, state.kept)
+    seen = state.seen
+    if seen == state.before:
         return
-    state.before = state.seen
+    state.before = seen
     if not changes.note(changes.Kind.ENTITY, state.entity.url):
         # A server of the previous version created it.
         _show(state.entity, state.runner)
@@ -509,7 +525,12 @@ def retry_due(*, limit: int) -> int:
     return woken
 
 
-_TAIL = Select(lambda: WakeStream.objects.filter(runner=Param("runner")).select_for_update())
+def _tail() -> QuerySet[WakeStream]:
+    """Of a runner: all of its entities need it."""
+    return WakeStream.objects.filter(HeldBriefly(), runner=Param("runner"))
+
+
+_TAIL = Select(lambda: _tail().select_for_update())
 
 
 def lock_tail(runner_id: str) -> None:
@@ -564,7 +585,7 @@ def _note(state: DispatchState, wake: Wake) -> None:
 
 
 _ADVANCE = Update(
-    lambda: WakeStream.objects.filter(runner=Param("runner")),
+    _tail,
     returning=["tail"],
     tail=F("tail") + Param("count", WakeStream._meta.get_field("tail")),
 )

@@ -338,7 +338,7 @@ class RunnerAdmin(OperatorAdmin):
     def get_queryset(self, request: HttpRequest) -> "QuerySet[Any]":
         rows: Any = super().get_queryset(request).select_related("liveness")
         filtered = {"health", "liveness"} & set(request.GET)
-        return with_presence(rows) if filtered else with_failures(with_held(rows))
+        return with_failures(with_held(with_presence(rows) if filtered else rows))
 
     def with_prospects(self, rows: "QuerySet[Any]") -> "QuerySet[Any]":
         each = Runner.objects.filter(pk=OuterRef("pk")).order_by().values("pk")

@@ -6,12 +6,14 @@ for each wait; docs/performance.md has the cost. Here a connection keeps its wat
 """
 
 import logging
+import math
 import threading
 import time
 from typing import Any, TypeVar
 
 import gevent
 import psycopg
+from django.db import DEFAULT_DB_ALIAS, connections
 from gevent import monkey
 from psycopg.abc import PQGen
 
@@ -49,9 +51,17 @@ class Connection(psycopg.Connection[Any]):
         except psycopg.Error as exc:
             if exc.sqlstate is not None:  # which the database sends
                 _answered()
+            if self._is_lost(exc):
+                _lost.set()
             raise
         finally:
             _waiting.discard(self)
+
+    def _is_lost(self, exc: psycopg.Error) -> bool:
+        """Whether others may be lost as this connection is: it broke, or the database ended it."""
+        if exc.sqlstate is None:
+            return self.broken
+        return exc.sqlstate.startswith(_ENDED)
 
     def _watcher(self, awaited: int) -> Any:
         # Reading is 1 and writing 2, here and there.
@@ -60,7 +70,13 @@ class Connection(psycopg.Connection[Any]):
         return self._watchers[awaited]
 
 
+_ENDED = "57P"
+"""Of PostgreSQL's errors, those of a database that shuts down, crashes or starts."""
+
 _waiting: set[Connection] = set()
+_lost = threading.Event()
+"""Set where a connection was lost, until those that wait in the pool are given up, too."""
+
 _answered_at = time.monotonic()
 
 
@@ -75,11 +91,14 @@ def answered_at() -> float:
 
 
 class Watchdog(threading.Thread):
-    """The thread of a server that gives up connections whose database does not answer.
+    """The thread of a server that gives up connections that are of no more use.
 
-    The database would have ended the statement by itself. A frozen host, or a proxy in front of a
-    vanished one, acknowledges what it is sent: no TCP timeout ends the wait, and the pool would
-    stay empty for good.
+    Those on which the database does not answer: it would have ended the statement by itself. A
+    frozen host, or a proxy in front of a vanished one, acknowledges what it is sent: no TCP timeout
+    ends the wait, and the pool would stay empty for good.
+
+    And where one was lost, those that wait in the pool: otherwise each would be found out by a
+    request of its own, which waits in vain.
     """
 
     EVERY_S = 0.5
@@ -87,7 +106,7 @@ class Watchdog(threading.Thread):
 
     def __init__(self, statement_s: float) -> None:
         super().__init__(name="pullwake-watchdog", daemon=True)
-        self._patience_s = statement_s + self.MARGIN_S
+        self._patience_s = statement_s + self.MARGIN_S if statement_s else math.inf
         self._stopped = threading.Event()
 
     def stop(self) -> None:
@@ -102,3 +121,8 @@ class Watchdog(threading.Thread):
                 logger.warning("a connection is given up: the database does not answer on it")
                 _waiting.discard(silent)
                 cut(silent)
+            if _lost.is_set():
+                _lost.clear()
+                logger.warning("a connection was lost, and all that wait in the pool are replaced")
+                database: Any = connections[DEFAULT_DB_ALIAS]
+                database.pool.drain()

@@ -48,9 +48,7 @@ class Process:
         self._sampler.start()
         life.needed += [self._housekeeper, self._timekeeper, self._watch]
         if not settings.SQLITE:
-            life.needed.append(life.self_check)
-        if not settings.SQLITE and settings.PULLWAKE_STATEMENT_TIMEOUT_MS:
-            life.needed.append(self._watchdog)
+            life.needed += [life.self_check, self._watchdog]
         for thread in life.needed:
             thread.start()
 

@@ -7,6 +7,7 @@ answered.
 
 import logging
 import re
+import secrets
 import time
 from functools import cache
 
@@ -17,7 +18,7 @@ from django.http.response import HttpResponseBase
 from prometheus_client import Counter, Histogram
 from structlog.contextvars import bind_contextvars, clear_contextvars, get_contextvars
 
-from core import audit, tracing
+from core import tracing
 from core.addresses import client_address
 from core.metrics import REGISTRY
 
@@ -43,6 +44,7 @@ NO_ROUTE = "(none)"
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _UNTRACED = {"/livez", "/readyz", "/metrics", "/_electric/health"}
 _MAX_PATH = 512
+_REQUEST_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 
 
 class ObservedHandler(WSGIHandler):
@@ -51,7 +53,7 @@ class ObservedHandler(WSGIHandler):
     def get_response(self, request: HttpRequest) -> HttpResponseBase:
         """Answer."""
         began = time.perf_counter()
-        request_id = audit.identify(request)
+        request_id = _identify(request)
         clear_contextvars()
         bind_contextvars(request_id=request_id)
         held = "live=" in request.META["QUERY_STRING"]
@@ -87,6 +89,14 @@ class ObservedHandler(WSGIHandler):
         """The pattern of the address that was answered."""
         match = request.resolver_match
         return NO_ROUTE if match is None else _written(match.route)
+
+
+def _identify(request: HttpRequest) -> str:
+    """The request's id: a proxy's or the caller's X-Request-ID, or else one that is given here."""
+    request_id: str = request.META.get("HTTP_X_REQUEST_ID", "")
+    if not _REQUEST_ID.fullmatch(request_id):
+        request_id = request.META["HTTP_X_REQUEST_ID"] = secrets.token_hex(8)
+    return request_id
 
 
 def _method(request: HttpRequest) -> str:

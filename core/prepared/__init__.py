@@ -4,6 +4,6 @@ Belongs here: how a query becomes a prepared statement. Does not: any statement;
 the verb that runs it.
 """
 
-from core.prepared.statements import Insert, Param, Select, Update, Values, save_all
+from core.prepared.statements import Insert, Param, SaveChanged, Select, Update, Values
 
-__all__ = ["Insert", "Param", "Select", "Update", "Values", "save_all"]
+__all__ = ["Insert", "Param", "SaveChanged", "Select", "Update", "Values"]

@@ -8,6 +8,7 @@ query, with a `Param` for each value that differs between runs, and is compiled 
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, Generic, TypeVar
 
@@ -215,9 +216,35 @@ class Insert(_Prepared):
         return _Statement(sql, bound, compiler, [parts.Col(self._model._meta.db_table, key)])
 
 
-def save_all(model: type[Model]) -> Update:
-    """A prepared ``UPDATE`` that writes back all columns of a row; the row supplies the values."""
-    key = model._meta.pk
-    fields = [field for field in model._meta.concrete_fields if field is not key]
-    written: dict[str, Any] = {field.name: Param(field.attname, field) for field in fields}
-    return Update(lambda: model._default_manager.filter(pk=Param(key.attname, key)), **written)
+class SaveChanged:
+    """Prepared ``UPDATE``s, each of the columns of a row that changed together."""
+
+    def __init__(self, model: type[Model]) -> None:
+        self._model = model
+        self._updates: dict[tuple[str, ...], Update] = {}
+
+    @cached_property
+    def _columns(self) -> list[str]:
+        fields = self._model._meta.concrete_fields
+        return [field.attname for field in fields if not field.primary_key]
+
+    def save(self, row: Model, kept: dict[str, Any]) -> None:
+        """Write back what is another now than is ``kept``, if anything is, and keep it."""
+        values = vars(row)
+        changed = tuple([name for name in self._columns if values[name] != kept[name]])
+        if not changed:
+            return
+        update = self._updates.get(changed)
+        if update is None:
+            update = self._updates[changed] = self._update(changed)
+        update.count(**values)
+        for name in changed:
+            kept[name] = values[name]
+
+    def _update(self, changed: Sequence[str]) -> Update:
+        meta: Any = self._model._meta
+        key = meta.pk
+        fields = [meta.get_field(name) for name in changed]
+        written: dict[str, Any] = {field.name: Param(field.attname, field) for field in fields}
+        rows = self._model._default_manager.filter(pk=Param(key.attname, key))
+        return Update(lambda: rows, **written)

@@ -33,7 +33,7 @@ def append(
     *,
     by_handler: bool = False,
     message_key: str | None = None,
-    trace: str | None = None,
+    traces: Sequence[str | None] = (),
     objections: Mapping[int, str] | None = None,
 ) -> None:
     """Append events to the stream of an entity whose locked state this is; the caller saves it.
@@ -41,10 +41,10 @@ def append(
     Each event whose ``headers.operation`` is a string is given ``headers.offset``, the offset just
     after it. `work.is_work` decides which of them wake the entity; those that its own handler wrote
     (``by_handler``) never do. ``message_key`` is the key of an inbox message that must not arrive
-    twice, which is then the only event; ``trace`` is kept with it. Deliveries are recorded for
-    those who wait for such events, and manifest events take effect, except for the ``objections``,
-    by index, to messages that they schedule. Raises InvalidRequest for a manifest event that asks
-    for something we do not do.
+    twice, which is then the only event; ``traces``, of each event or of none, are kept with them.
+    Deliveries are recorded for those who wait for such events, and manifest events take effect,
+    except for the ``objections``, by index, to messages that they schedule. Raises InvalidRequest
+    for a manifest event that asks for something we do not do.
     """
     begin = state.tail
     rows = []
@@ -59,7 +59,7 @@ def append(
                 offset=offset,
                 message_key=message_key,
                 work=is_work,
-                trace=trace,
+                trace=traces[offset - begin - 1] if traces else None,
                 data=data,
                 created_at=state.now,
             )
@@ -68,12 +68,20 @@ def append(
         _ADD.add(rows[0])
     else:
         StreamEvent.objects.bulk_create(rows)
-    for index, event in enumerate(events):
-        work.follow(state, event, begin + index + 1, by_handler=by_handler)
-        schedules.follow(state, event, (objections or {}).get(index))
-    registrations.follow(state, events, begin, manifests.orders(events))
-    observing.follow(state, events)
+    for offset, event in enumerate(events, start=begin + 1):
+        work.follow(state, event, offset, by_handler=by_handler)
+    orders: Sequence[registrations.Order] = ()
+    if any(map(_is_manifest, events)):
+        for index, event in enumerate(events):
+            schedules.follow(state, event, (objections or {}).get(index))
+        observing.follow(state, events)
+        orders = manifests.orders(events)
+    registrations.follow(state, events, begin, orders)
     waiters.announce(waiters.entity_stream_key(state.entity_id))
+
+
+def _is_manifest(event: Any) -> bool:
+    return isinstance(event, dict) and event.get("type") == "manifest"
 
 
 def take_over(streams: Sequence[tuple[DispatchState, Sequence[JsonObject]]]) -> None:

@@ -24,7 +24,7 @@ from django.db import transaction
 from django.db.models import Case, Exists, Q, QuerySet, Value, When
 from django.db.models.functions import Now
 
-from core import quotas
+from core import quotas, tracing
 from core.bodies import JsonObject
 from core.clock import with_now
 from core.database import lock_name
@@ -384,6 +384,9 @@ def _is_told(row: Registration, state: DispatchState) -> bool:
 
 
 def _delivery(row: Registration, offset: int, data: JsonObject) -> Delivery:
+    trace = tracing.cause()
+    if trace is not None:
+        data = {**data, "trace": trace}
     return Delivery(registration=row, offset=offset, data=msgspec.json.encode(data).decode())
 
 

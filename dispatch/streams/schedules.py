@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from core import tracing
 from core.bodies import JsonObject
 from core.clock import from_iso
 from core.errors import InvalidRequest
@@ -171,5 +172,6 @@ def fill(timer: Timer, entry: FutureSend) -> None:
         type=entry.messageType,
         principal=timer.principal,
         agent=owner.url if sender == owner.url else None,
+        trace=tracing.cause(),
     )
     timers.fill(timer, target, message, str(uuid.uuid4()))

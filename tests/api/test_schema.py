@@ -171,6 +171,13 @@ def test_existing_runners_names_are_still_taken(scene):
     assert minted.body["writeToken"]
 
 
+def test_every_answer_names_its_request():
+    for path, operations in schema.raw_schema["paths"].items():
+        for operation in operations.values():
+            for status, answer in operation["responses"].items():
+                assert "X-Request-Id" in answer["headers"], (path, status)
+
+
 def test_the_codes_of_errors_are_all_there_are():
     facts = schema.raw_schema["components"]["schemas"]["ErrorFacts"]
     assert facts["properties"]["code"]["enum"] == sorted({each.code for each in STATUSES})

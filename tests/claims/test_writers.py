@@ -10,7 +10,7 @@ from tests.support import ROOT
 
 WRITES = re.compile(
     r"(a?(update|create|save|delete|get_or_create|update_or_create|bulk_create|bulk_update)"
-    r"|Update|Insert|save_all|_raw_delete)"
+    r"|Update|Insert|SaveChanged|_raw_delete)"
 )
 CLAIMS = re.compile(r"\b(ConsumerClaim|claims?)\b")
 STATES_AND_WAKES = re.compile(r"\b(DispatchState|dispatch_states?|states?|Wake|wakes?)\b")

@@ -8,7 +8,7 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from core.clock import with_now
-from core.prepared import Insert, Param, Select, Update, Values, save_all
+from core.prepared import Insert, Param, SaveChanged, Select, Update, Values
 from dispatch.models import DispatchState, Wake
 from runners.models import Runner, RunnerLiveness
 
@@ -115,13 +115,18 @@ def test_an_insert_gives_the_key(alice):
     assert {**vars(stored), "_state": None} == {**vars(wake), "_state": None}
 
 
-def test_all_columns_are_written_back(alice):
+def test_what_changed_is_written_back_and_nothing_else(alice, django_assert_num_queries):
     alice.register()
     alice.make_entity()
     state = DispatchState.objects.get()
-    before = vars(DispatchState.objects.get())
+    kept, before = vars(state).copy(), vars(DispatchState.objects.get())
+    save = SaveChanged(DispatchState).save
+    DispatchState.objects.update(failures=0, tail=before["tail"] + 5)
+    before["tail"] += 5
     state.paused, state.runner, state.retry_at = True, None, LONG_AGO
-    assert save_all(DispatchState).count(**vars(state)) == 1
+    with django_assert_num_queries(1):
+        save(state, kept)
+        save(state, kept)
     changed = {"paused": True, "runner_id": None, "retry_at": LONG_AGO}
     assert {**vars(DispatchState.objects.get()), "_state": None} == {
         **before,

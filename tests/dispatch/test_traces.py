@@ -2,7 +2,7 @@
 
 import pytest
 
-from dispatch import wakes
+from dispatch import deliveries, wakes
 from dispatch.firing import fire_due
 from tests.support import come_due, end_delay
 
@@ -101,3 +101,29 @@ def test_a_repeated_attempt_has_it_again(e1):
     end_delay()
     assert wakes.retry_due(limit=10) == 1
     assert e1.claim().body["traceparent"] == parent(8)
+
+
+def test_the_wake_of_a_parent_goes_on_with_the_trace_of_the_run_that_it_waited_for(e1):
+    e1.register("above")
+    e1.make_entity("/agent/parent", "above")
+    watch = {"subscriberUrl": "/agent/parent", "sourceUrl": "/agent/e1", "condition": "runFinished"}
+    assert e1.post("/_electric/wake", watch).status == 204
+    send(e1, 1)
+    claim = e1.claim()
+    run = {"type": "run", "key": "r", "value": {"status": "completed"}}
+    run["headers"] = {"operation": "update"}
+    token = claim.mint()
+    assert claim.append(run, token=token, traceparent=parent(9)).status == 204
+    assert deliveries.deliver_due(limit=10) == 1
+    told = e1.claim("above")
+    assert told.body["traceparent"] == parent(9)
+    assert TRACE not in str(e1.events("/agent/parent"))
+
+
+def test_a_schedules_message_has_that_of_the_call_that_set_it(e1):
+    path = "/_electric/entities/agent/e1/schedules/s1"
+    body = {"scheduleType": "future_send", "payload": 1, "fireAt": "2026-01-01T00:00:00Z"}
+    assert e1("PUT", path, body, traceparent=parent(10)).status == 200
+    come_due()
+    fire_due(limit=10)
+    assert e1.claim().body["traceparent"] == parent(10)

@@ -2,10 +2,15 @@
 
 import hashlib
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
+from django.db import connection, transaction
 
 from claims import reaper
+from core.database import take_as_long_as_needed
+from dispatch import wakes
 from dispatch.models import DispatchState, Wake
 from tests.support import Api, age_wakes
 
@@ -268,3 +273,32 @@ def test_a_wake_that_is_emitted_again_keeps_its_age_for_the_claim(idle):
 def test_a_stranger_wakes_nobody(idle):
     assert Api("user:mallory").post(f"{E1}/send", {"payload": 1}).status == 403
     assert idle.wakes() == []
+
+
+@contextmanager
+def undone() -> Iterator[None]:
+    """A transaction whose settings end with it, as that of a test is still under way."""
+    with transaction.atomic():
+        yield
+        transaction.set_rollback(True)
+
+
+def idle_allowed() -> str:
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW idle_in_transaction_session_timeout")
+        (allowed,) = cursor.fetchone()
+    return str(allowed)
+
+
+@pytest.mark.postgres
+def test_no_session_that_holds_a_runners_tail_is_idle_for_long(idle):
+    """All entities of the runner need it: a server that is frozen with it would hold them up."""
+    for hold in (lambda: wakes.lock_tail("r1"), idle.send):
+        assert idle_allowed() == "1min"
+        with undone():
+            hold()
+            assert idle_allowed() == "10s"
+    with undone():
+        take_as_long_as_needed()
+        wakes.lock_tail("r1")
+        assert idle_allowed() == "0"

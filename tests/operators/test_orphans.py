@@ -9,7 +9,7 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from claims.models import ConsumerClaim, OrphanReason
-from claims.reports import with_presence
+from claims.reports import with_failures, with_held, with_presence
 from core.clock import with_now
 from runners.health import health, liveness, presence
 from runners.models import Runner, RunnerLiveness
@@ -127,7 +127,9 @@ def test_health_in_sql_is_health_in_words(claim):
         RunnerLiveness.objects.update(
             last_seen_at=last_seen_at, lease_expires_at=lease_expires_at, diagnostics=diagnostics
         )
-        row: Any = with_now(with_presence(Runner.objects.select_related("liveness"))).get()
+        row: Any = with_now(
+            with_failures(with_held(with_presence(Runner.objects.select_related("liveness"))))
+        ).get()
         told = health(
             row,
             claims=row.held,
@@ -151,7 +153,9 @@ def test_one_that_stopped_and_holds_nothing_has_stopped(claim):
     ):
         Runner.objects.update(admin_status=status)
         RunnerLiveness.objects.update(lease_expires_at=lease, diagnostics={"status": said})
-        row: Any = with_now(with_presence(Runner.objects.select_related("liveness"))).get()
+        row: Any = with_now(
+            with_failures(with_held(with_presence(Runner.objects.select_related("liveness"))))
+        ).get()
         stopped = (status, said, lease) == ("enabled", "stopped", PAST)
         assert row.presence == presence(row, claims=0, now=row.now)
         assert (row.presence == "stopped") == (row.condition == "stopped") == stopped

@@ -98,6 +98,27 @@ def test_it_gives_up_connections_on_which_the_database_does_not_answer(
         assert api.claim().done().body["entity_cleared"] is True
 
 
+def test_it_replaces_its_whole_pool_where_one_connection_was_lost(
+    start_server: Callable[..., Server], database: Database, hold: Callable[..., Held]
+):
+    """Else each of the others is found out by a request of its own."""
+    server = start_server(PULLWAKE_DB_POOL=4, PULLWAKE_STATEMENT_TIMEOUT_MS=0)
+    api = make_idle(server.client())
+    with database.hold("LOCK TABLE dispatch_streamevent IN EXCLUSIVE MODE"):
+        sends = [
+            hold(server, "/_electric/entities/agent/e1/send", b'{"payload": 1}') for _ in range(3)
+        ]
+        wait_until(lambda: database.waiting() == 3)
+    assert [send.answer()[0] for send in sends] == [200] * 3
+    database.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    wait_until(lambda: api.get("/agent/e1/main").status == 503)
+    wait_until(lambda: "all that wait in the pool are replaced" in server.log.read_text())
+    assert {api.get("/agent/e1/main").status for _ in range(8)} == {200}
+
+
 def test_livez_tells_that_the_database_answers_others_alone(
     start_server: Callable[..., Server], database: Database
 ):

@@ -10,10 +10,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-import structlog
 from django.conf import settings
+from structlog.contextvars import bound_contextvars, clear_contextvars
 
 from config.serving.error_reports import _without_secrets
+from config.serving.log_lines import JsonLines
 from core.principals import Principal
 from runners import tokens
 from tests.support import Api, wait_until
@@ -23,18 +24,9 @@ from tests.support import Api, wait_until
 def lines(settings: Any) -> Iterator[Any]:
     """The access log's lines as they are written in production mode."""
     settings.PULLWAKE_ACCESS_LOG = True
-    chain = settings.LOGGING["formatters"]["lines"]["foreign_pre_chain"]
     written = io.StringIO()
     handler = logging.StreamHandler(written)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.JSONRenderer(),
-            ],
-            foreign_pre_chain=chain,
-        )
-    )
+    handler.setFormatter(JsonLines())
     logger = logging.getLogger("pullwake.access")
     logger.addHandler(handler)
     logger.setLevel("INFO")
@@ -112,6 +104,37 @@ def test_probes_and_refusals_ask_nothing_of_the_database_for_their_line(
         (200, None),
         (401, "unknown"),
     ]
+
+
+def test_a_line_is_json_whatever_it_says(settings):
+    assert settings.LOGGING["formatters"]["json"]["()"] == f"{JsonLines.__module__}.JsonLines"
+    record = logging.makeLogRecord(
+        {
+            "name": "pullwake.audit",
+            "levelname": "INFO",
+            "msg": "done %s",
+            "args": ("\ud800",),
+            "created": 1.5,
+            "target": "/a\nb",
+            "request": settings,
+        }
+    )
+    error = OSError("away")
+    record.exc_info = (OSError, error, None)
+    clear_contextvars()
+    with bound_contextvars(principal="user:alice"):
+        line = json.loads(JsonLines().format(record))
+    exception = line.pop("exception")
+    assert exception == "OSError: away"
+    assert line == {
+        "event": "done \ud800",
+        "principal": "user:alice",
+        "level": "info",
+        "logger": "pullwake.audit",
+        "timestamp": "1970-01-01T00:00:01.500000Z",
+        "target": "/a\nb",
+        "request": repr(settings),
+    }
 
 
 # --- Sentry ------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from django.core.management.base import BaseCommand, CommandParser
 from django.db import connection
 from django.urls import reverse
 
-from config.serving import direct, startup
+from config.serving import certificates, direct, startup
 from core.version import VERSION
 from operators import login
 
@@ -56,8 +56,9 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Become gunicorn; raises `startup.CannotStart` where it could not listen."""
+        """Become gunicorn; raises `startup.CannotStart` where it could not serve."""
         startup.require_port()
+        certificates.require()
         if not options["no_migrate"]:
             call_command("migrate", verbosity=0)
         elif not settings.SQLITE:

@@ -1,0 +1,36 @@
+"""Lines of the log in production mode: JSON, as structlog writes it, for about half of its CPU.
+
+Each call leaves one or two, which with structlog's formatter took a tenth of what a heartbeat does.
+"""
+
+import json
+import logging
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from structlog.contextvars import get_contextvars
+
+_OF_EVERY_RECORD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
+_encode = msgspec.json.Encoder(enc_hook=repr).encode
+
+
+class JsonLines(logging.Formatter):
+    """A record, what is known of the request that is being answered, and its ``extra``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        moment = datetime.fromtimestamp(record.created, UTC)
+        line: dict[str, Any] = get_contextvars()
+        line["event"] = record.getMessage()
+        line["level"] = record.levelname.lower()
+        line["logger"] = record.name
+        line["timestamp"] = moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+        extra = vars(record).items()
+        line.update((name, value) for name, value in extra if name not in _OF_EVERY_RECORD)
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        try:
+            return _encode(line).decode()
+        except ValueError:  # half a surrogate pair, which JSON can write as an escape alone
+            return json.dumps(line, default=repr)
