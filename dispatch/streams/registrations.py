@@ -31,9 +31,16 @@ from core.database import lock_name
 from core.errors import InvalidRequest, NotFound, NotRunning
 from core.prepared import Param
 from core.principals import Principal
-from dispatch import types
 from dispatch.cron import Cron
-from dispatch.models import Delivery, DispatchState, Entity, Registration, StreamEvent
+from dispatch.models import (
+    MANAGE,
+    Delivery,
+    DispatchState,
+    Entity,
+    EntityType,
+    Registration,
+    StreamEvent,
+)
 from dispatch.streams import conditions, sources
 from dispatch.streams.conditions import Wish
 from dispatch.streams.scan import scan
@@ -300,14 +307,16 @@ def _heard_at(state: DispatchState) -> Q:
 
 def _reads(state: DispatchState) -> Callable[[str], bool]:
     """Whether the principal at a URL may read an entity; without a statement for its creator."""
-    under = cache(lambda: types.of(state.entity))
+    under = EntityType.objects.filter(registration=state.entity.registration)
+    found = cache(lambda: under.first() if state.entity.registration else None)
 
     def reads(url: str) -> bool:
         if url == state.entity.created_by:
             return True
         if state.runner is not None and state.runner.owner_principal == url:
             return True
-        return types.granted(under(), Principal.parse(url), types.MANAGE)
+        entity_type = found()
+        return entity_type is not None and entity_type.grants(Principal.parse(url), MANAGE)
 
     return reads
 
