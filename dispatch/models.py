@@ -16,13 +16,17 @@ from django.db.models.functions import Coalesce, Now, RowNumber
 from django.db.models.lookups import Exact, IsNull
 
 from core.identifiers import SHARED_STATE_PREFIX
-from core.principals import UNENCODED
+from core.principals import UNENCODED, Principal
 from runners.models import JSON, PrincipalField, Runner, canonical
 
 
 def subscription_key(url: str) -> str:
     """The entity part of a subscription id: 16 hex digits of the SHA-256 of the entity's URL."""
     return hashlib.sha256(url.encode()).hexdigest()[:16]
+
+
+MANAGE = "manage"
+"""What gives whom it is granted the rights of an entity's creator."""
 
 
 class EntityType(models.Model):
@@ -73,6 +77,15 @@ class EntityType(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    def grants(self, principal: Principal, *permissions: str) -> bool:
+        """Whether the principal is the registrar, or was granted one of these permissions."""
+        subjects = {("principal", principal.url), ("principal_kind", principal.kind)}
+        return self.registered_by == principal.url or any(
+            grant["permission"] in permissions
+            and (grant["subject_kind"], grant["subject_value"]) in subjects
+            for grant in self.permission_grants
+        )
 
 
 _CLAIMED = Q(dispatch_state__ended="", dispatch_state__active_epoch__isnull=False)

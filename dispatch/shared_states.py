@@ -170,11 +170,15 @@ def append(
         locked = with_now(_locking().filter(pk=state.pk)).first()
         if locked is None:
             raise NotFound("The shared state was deleted.")
+
+        def reads(url: str) -> bool:
+            return url == locked.created_by or may_use(locked, Principal.parse(url))
+
         appended = streams.append_shared(locked, events, sequence)
         if appended.is_new:
             SharedState.objects.filter(pk=state.pk).update(tail=appended.tail)
             after = appended.tail - len(events)
-            registrations.fire(locked.urls, events, after, locked.now)
+            registrations.fire(locked.urls, events, after, locked.now, reads)
     return appended
 
 

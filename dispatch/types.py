@@ -20,12 +20,12 @@ from core.errors import Forbidden, InvalidRequest, NotFound, SchemaKeyExists
 from core.identifiers import new_id
 from core.prepared import Param, Select
 from core.principals import Principal
-from dispatch import schemas
+from dispatch import models, schemas
 from dispatch.models import Entity, EntityType
 from dispatch.streams import waiters
 from runners import changes, registry
 
-SPAWN, MANAGE = "spawn", "manage"
+SPAWN, MANAGE = "spawn", models.MANAGE
 
 MAX_SCHEMAS = 100
 """A type's inbox schemas, and likewise its state schemas."""
@@ -52,14 +52,7 @@ def of(entity: Entity) -> EntityType | None:
 
 def granted(entity_type: EntityType | None, principal: Principal, *permissions: str) -> bool:
     """Whether the principal is the registrar, or was granted one of these permissions."""
-    if entity_type is None:
-        return False
-    subjects = {("principal", principal.url), ("principal_kind", principal.kind)}
-    return entity_type.registered_by == principal.url or any(
-        grant["permission"] in permissions
-        and (grant["subject_kind"], grant["subject_value"]) in subjects
-        for grant in entity_type.permission_grants
-    )
+    return entity_type is not None and entity_type.grants(principal, *permissions)
 
 
 def check_message(

@@ -23,6 +23,22 @@ def check_hosts(**kwargs: Any) -> list[checks.CheckMessage]:
 
 
 @checks.register()
+def check_proxies(**kwargs: Any) -> list[checks.CheckMessage]:
+    """A production server that believes whoever reaches it."""
+    proxies = settings.PULLWAKE_TRUSTED_PROXIES
+    if settings.DEVELOPMENT or not any(network.prefixlen == 0 for network in proxies):
+        return []
+    return [
+        checks.Warning(
+            "PULLWAKE_TRUSTED_PROXIES names every address: whoever reaches this server may be any "
+            "principal, without a token.",
+            hint="Name the proxy's own address.",
+            id="pullwake.W006",
+        )
+    ]
+
+
+@checks.register()
 def check_logins(**kwargs: Any) -> list[checks.CheckMessage]:
     """External logins that admit nobody, or everybody."""
     found: list[checks.CheckMessage] = []

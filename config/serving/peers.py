@@ -24,6 +24,7 @@ class Peer:
         self._sock = sock
         self._patience_s = patience_s
         self._deadline: float | None = None
+        self._is_late = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
@@ -38,19 +39,21 @@ class Peer:
             self._deadline = time.monotonic() + self._patience_s
 
     def recv(self, size: int) -> bytes:
-        """The next part of the request; nothing once the peer's time is up."""
+        """The next part of the request; nothing once the peer's time was up."""
+        if self._is_late:
+            return b""  # where the next request would begin is not known
         if self._deadline is None:
             self._sock.settimeout(None)
             first: bytes = self._sock.recv(size)
             self.begin()
             return first
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            return b""
-        self._sock.settimeout(left)
         try:
+            self._sock.settimeout(max(0.001, self._deadline - time.monotonic()))
             more: bytes = self._sock.recv(size)
         except TimeoutError:
+            more = b""
+        if time.monotonic() > self._deadline:
+            self._is_late = True
             return b""
         return more
 

@@ -11,9 +11,11 @@ transaction changes are locked by one statement.
 
 import hashlib
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -28,14 +30,27 @@ from core.clock import with_now
 from core.database import lock_name
 from core.errors import InvalidRequest, NotFound, NotRunning
 from core.prepared import Param
+from core.principals import Principal
 from dispatch.cron import Cron
-from dispatch.models import Delivery, DispatchState, Entity, Registration, StreamEvent
+from dispatch.models import (
+    MANAGE,
+    Delivery,
+    DispatchState,
+    Entity,
+    EntityType,
+    Registration,
+    StreamEvent,
+)
 from dispatch.streams import conditions, sources
 from dispatch.streams.conditions import Wish
 from dispatch.streams.scan import scan
+from runners.models import Runner
 
 MOST_DEBOUNCES = 10
 """A busy source puts a debounced wake off for this many times its ``debounce_ms``, not for ever."""
+
+MOST_AT_A_SOURCE = 1_000
+"""Registrations of one creator's entities at one source: each event there looks at all of them."""
 
 MAX_RESPONSE = 1024 * 1024
 """Characters that are kept of a finished run's response, and of its errors."""
@@ -147,7 +162,8 @@ def _delete(rows: Iterable[Registration]) -> None:
 def _put(subscriber: Entity, order: Order, known: Iterable[Registration], now: datetime) -> None:
     """Carry out an order; ``known`` are locked registrations, among them the one in the order.
 
-    Raises RateLimited past PULLWAKE_MAX_REGISTRATIONS of the subscriber's creator.
+    Raises RateLimited past PULLWAKE_MAX_REGISTRATIONS of the subscriber's creator, and past
+    `MOST_AT_A_SOURCE`.
     """
     named = subscriber.pk, order.identity
     rows = [each for each in known if (each.subscriber_id, each.identity) == named]
@@ -173,6 +189,10 @@ def _put(subscriber: Entity, order: Order, known: Iterable[Registration], now: d
     creator = subscriber.created_by
     own = Registration.objects.filter(subscriber__created_by=creator)
     quotas.take("registrations", settings.PULLWAKE_MAX_REGISTRATIONS, creator, own.count)
+    if not sources.is_cron(order.source_url):  # where each has a time of its own
+        here = own.filter(source_url=order.source_url)
+        who = f"{creator} at {order.source_url}"
+        quotas.take("registrations at this source", MOST_AT_A_SOURCE, who, here.count)
     row = Registration(
         subscriber_id=subscriber.pk,
         source_url=order.source_url,
@@ -228,7 +248,7 @@ def follow(
     is_heard = _is_heard(state, events)
     if not is_heard and not orders:
         return
-    which = Q(source_url=state.entity.url) if is_heard else Q()
+    which = _heard_at(state) if is_heard else Q()
     if orders:
         for url in sorted({each.source_url for each in orders if each.wish is not None}):
             if not sources.is_cron(url):  # which always exists
@@ -236,22 +256,69 @@ def follow(
         which |= _identified(state.entity_id, orders)
     known = _lock(which)
     if is_heard:
-        _fire(known, state.entity.url, events, after, state.now, state)
-    if orders:
-        owner, runner = state.entity, state.runner
-        near_only = runner is None or runner.owner_principal != owner.created_by
-        for order in orders:
-            _put(owner, replace(order, near_only=near_only), known, state.now)
+        hearing = _hearing(known, _reads(state))
+        _fire(hearing, state.entity.url, events, after, state.now, state)
+    for order in orders:
+        _put(state.entity, _within_reach(order, state), known, state.now)
 
 
-def fire(source_urls: Collection[str], events: Sequence[Any], after: int, now: datetime) -> None:
+def fire(
+    source_urls: Collection[str],
+    events: Sequence[Any],
+    after: int,
+    now: datetime,
+    reads: Callable[[str], bool],
+) -> None:
     """`follow` for a stream that is not an entity's, by any of the URLs that name it.
 
-    The caller holds its lock until it commits.
+    ``reads``: whether the principal at a URL may read it. The caller holds its lock until it
+    commits.
     """
-    known = _lock(Q(source_url__in=source_urls))
+    hearing = _hearing(_lock(Q(source_url__in=source_urls)), reads)
     for url in source_urls:
-        _fire(known, url, events, after, now, None)
+        _fire(hearing, url, events, after, now, None)
+
+
+def _within_reach(order: Order, state: DispatchState) -> Order:
+    """What a handler orders: on another's runner it is not to hear of all that its creator may."""
+    if order.wish is None or sources.is_cron(order.source_url):
+        return order
+    runner = state.runner
+    near_only = runner is None or runner.owner_principal != state.entity.created_by
+    return replace(order, near_only=near_only)
+
+
+def _hearing(rows: Iterable[Registration], reads: Callable[[str], bool]) -> list[Registration]:
+    """Those whose subscriber's creator ``reads`` the source: the others cost it no row."""
+    rows = list(rows)
+    creators = set(filter(reads, {each.subscriber.created_by for each in rows}))
+    return [each for each in rows if each.subscriber.created_by in creators]
+
+
+def _heard_at(state: DispatchState) -> Q:
+    """The registrations at an entity: where it has no type, only those that may hear of it."""
+    here = Q(source_url=state.entity.url)
+    if state.entity.registration:
+        return here
+    owner = Runner.objects.filter(pk=state.runner_id).values("owner_principal")
+    own = Q(subscriber__created_by=state.entity.created_by)
+    return here & (own | Q(subscriber__created_by__in=owner))
+
+
+def _reads(state: DispatchState) -> Callable[[str], bool]:
+    """Whether the principal at a URL may read an entity; without a statement for its creator."""
+    under = EntityType.objects.filter(registration=state.entity.registration)
+    found = cache(lambda: under.first() if state.entity.registration else None)
+
+    def reads(url: str) -> bool:
+        if url == state.entity.created_by:
+            return True
+        if state.runner is not None and state.runner.owner_principal == url:
+            return True
+        entity_type = found()
+        return entity_type is not None and entity_type.grants(Principal.parse(url), MANAGE)
+
+    return reads
 
 
 def lock_at(states: Iterable[DispatchState]) -> None:
@@ -299,9 +366,7 @@ def _fire(
                     data["child"] = _child(row, state.entity, status, said[run])
             deliveries.append(_delivery(row, offset, data))
             matched[row.pk] = row
-    Registration.objects.bulk_update(
-        [each for each in repeated if each.pk not in matched], ["last_offset"]
-    )
+    _save([each for each in repeated if each.pk not in matched], ("last_offset",))
     _keep(matched.values(), deliveries, now)
 
 
@@ -347,8 +412,21 @@ def _keep(rows: Iterable[Registration], deliveries: Sequence[Delivery], now: dat
         row.deliver_at = min(now + pause, row.first_at + MOST_DEBOUNCES * pause)
         schedule(row)
     facts = ("last_offset", "told_given", "told_epoch", "told_tail", "closed")
-    Registration.objects.bulk_update(changed, [*_TIMES, *facts])
+    _save(changed, (*_TIMES, *facts))
     transaction.on_commit(nudged.set)
+
+
+def _save(rows: Iterable[Registration], names: Sequence[str]) -> None:
+    """Save these columns: a statement for all that say the same, as those of one event mostly do.
+
+    One of Django's for a thousand rows takes the worker's processor, and the database's, for long.
+    """
+    alike: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for row in rows:
+        alike[tuple(getattr(row, name) for name in names)].append(row.pk)
+    for values, keys in alike.items():
+        said = dict(zip(names, values, strict=True))
+        Registration.objects.filter(pk__in=keys).update(**said)
 
 
 def _is_parent(row: Registration, child: Entity) -> bool:
@@ -455,7 +533,7 @@ def released(state: DispatchState, since: int) -> None:
             case {"type": "error"}:
                 errors.add("")
     if errors:
-        rows = _lock(Q(source_url=state.entity.url))
+        rows = _hearing(_lock(_heard_at(state)), _reads(state))
         waiting = [
             each
             for each in rows
@@ -471,7 +549,10 @@ def close(state: DispatchState, how: str) -> None:
     Registrations at it go at once, or once their last deliveries are made.
     """
     if state.watched != DispatchState.Watched.NOT:
-        _close(_lock(Q(source_url=state.entity.url)), state, how)
+        rows = _lock(Q(source_url=state.entity.url))
+        hearing = _hearing(rows, _reads(state))
+        _delete(set(rows) - set(hearing))
+        _close(hearing, state, how)
 
 
 def forget(
@@ -490,9 +571,9 @@ def forget(
         for each in rows
         if each.subscriber_id != state.entity_id and each.source_url not in gone
     ]
-    barred = [each for each in theirs if not may_tell(each)]
-    _delete(barred)
-    _close([each for each in theirs if each not in barred], state, "deleted")
+    told = set(filter(may_tell, _hearing(theirs, _reads(state))))
+    _delete(set(theirs) - told)
+    _close([each for each in theirs if each in told], state, "deleted")
 
 
 def _close(rows: Iterable[Registration], state: DispatchState, how: str) -> None:
@@ -502,11 +583,12 @@ def _close(rows: Iterable[Registration], state: DispatchState, how: str) -> None
         for each in still_open
         if each.condition == _RUN_FINISHED and _is_unanswered(each, state)
     ]
-    left = [each for each in still_open if each.first_at is not None or each in waiting]
+    asked = set(waiting)
+    left = [each for each in still_open if each.first_at is not None or each in asked]
     for row in left:
         row.closed = True
     _tell_of_failure(waiting, left, state, f"The entity was {how}.")
-    _delete(each for each in still_open if each not in left)
+    _delete(set(still_open) - set(left))
 
 
 def _is_unanswered(row: Registration, state: DispatchState) -> bool:

@@ -422,6 +422,16 @@ def test_a_login_that_lets_in_nobody_or_everybody_is_said(settings, facts, ids):
 
 
 @pytest.mark.parametrize(
+    ("network", "ids"),
+    [("::/0", ["pullwake.W006"]), ("0.0.0.0/0", ["pullwake.W006"]), ("10.0.0.0/8", [])],
+)
+def test_proxies_that_are_everybody_are_said(settings, network, ids):
+    settings.DEVELOPMENT = False
+    settings.PULLWAKE_TRUSTED_PROXIES = [ipaddress.ip_network(network)]
+    assert [each.id for each in checks.check_proxies()] == ids
+
+
+@pytest.mark.parametrize(
     "name", ["PULLWAKE_SERVICE_HOST", "PULLWAKE_PORT", "PULLWAKE_PORT_8000_TCP", "PULLWAKE_TOKEN"]
 )
 def test_what_others_name_so_is_let_be(read, name):

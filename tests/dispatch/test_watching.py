@@ -817,6 +817,36 @@ def test_who_may_not_read_the_source_is_told_nothing_of_it(api, bob):
     assert not Registration.objects.exists()
 
 
+def test_who_may_not_read_the_source_costs_it_no_row(api, bob):
+    """However many they are who wait there: else a stranger stops whoever writes."""
+    bob.make_entity("/agent/bobs", None)
+    for number in range(3):
+        watch(api, on_change(), source="/agent/bobs", manifestKey=str(number), timeoutMs=1000)
+    watch(api, source="/agent/bobs", manifestKey="run")
+    say("/agent/bobs", event("text"), finished())
+    say("/agent/bobs", event("error", message="lost"))
+    with transaction.atomic():
+        (state,) = wakes.lock(DispatchState.objects.filter(entity__url="/agent/bobs"))
+        registrations.released(state, state.tail - 1)
+    assert not Delivery.objects.exists()
+    assert not Registration.objects.filter(last_offset__isnull=False).exists()
+    # Nor do they find out, by a wait that ends, that something happened.
+    assert Registration.objects.filter(timeout_at__isnull=False).count() == 3
+    bob.signal("/agent/bobs", "SIGKILL")
+    assert not Delivery.objects.exists()
+
+
+def test_a_creator_has_so_many_at_one_source(api, bob, monkeypatch):
+    monkeypatch.setattr(registrations, "MOST_AT_A_SOURCE", 2)
+    watch(api, manifestKey="1")
+    watch(api, manifestKey="2")
+    watch(api, manifestKey="2")
+    assert watch(api, manifestKey="3", status=429).error == "RATE_LIMITED"
+    watch(api, manifestKey="3", source=OTHER)
+    bob.make_entity("/agent/bobs", None)
+    watch(bob, subscriber="/agent/bobs")
+
+
 def test_one_that_cannot_be_told_does_not_keep_the_others_from_it(api, monkeypatch):
     watch(api)
     watch(api, subscriber=OTHER)
