@@ -94,6 +94,9 @@ HEADERS = {
     "Stream-Next-Offset": "The offset to read on from; after an append also the one to ack.",
     "Stream-Up-To-Date": "`true` where the answer reaches the end of what there is.",
     "Stream-Cursor": "The `cursor` of the next long-poll.",
+    "Stream-Earliest-Offset": (
+        "Where the events before it were removed: what is left of the stream follows it."
+    ),
     "Stream-Closed": "`true` at the end of a stream to which nothing will be added.",
     "ETag": "Names what was answered, for `If-None-Match`.",
     "Producer-Epoch": "The producer's epoch.",
@@ -114,6 +117,7 @@ _TXID = "0b7e6a52-6f0e-4c7d-9a55-2d6a3c1f8e10"
 _PROFILE = {"name": "docker", "label": "Docker", "remote": False}
 _COMMAND = {"name": "deploy", "arguments": [{"name": "where", "type": "string", "required": True}]}
 _GRANT = {"subject_kind": "principal_kind", "subject_value": "service", "permission": "spawn"}
+_RETENTION = {"events": 10_000, "days": 90}
 _SCHEMA = {"type": "object", "required": ["text"]}
 _WATCH = {
     "subscriberUrl": "/agent/hello",
@@ -299,12 +303,14 @@ EXAMPLES: JsonObject = {
     "SlashArgument": _COMMAND["arguments"][0],
     "SlashCommand": _COMMAND,
     "WritableCollection": {"type": "comment", "operations": ["insert"]},
+    "Retention": _RETENTION,
     "NewEntityType": {
         "name": "agent",
         "description": "Answers questions.",
         "inbox_schemas": {"question": _SCHEMA},
         "default_dispatch_policy": _POLICY,
         "permission_grants": [_GRANT],
+        "retention": _RETENTION,
     },
     "NewSchemas": {"inbox_schemas": {"question": _SCHEMA}},
     "EntityTypeBody": {

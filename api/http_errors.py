@@ -34,6 +34,7 @@ STATUSES: dict[type[PullwakeError], int] = {
     errors.DuplicateUrl: 409,
     errors.SchemaKeyExists: 409,
     errors.ProducerGap: 409,
+    errors.OffsetGone: 410,
     errors.PayloadTooLarge: 413,
     errors.UnsupportedMediaType: 415,
     errors.RateLimited: 429,
@@ -79,6 +80,8 @@ def _headers(error: PullwakeError) -> dict[str, str]:
                 "Producer-Expected-Seq": str(error.expected),
                 "Producer-Received-Seq": str(error.received),
             }
+        case errors.OffsetGone():
+            return {"Stream-Earliest-Offset": error.earliest}
     return {}
 
 

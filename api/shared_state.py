@@ -10,9 +10,9 @@ from api.fields import is_utf8
 from api.openapi import documented
 from api.streams import (
     APPEND_SENDS,
+    KEPT_SENDS,
     LIVE,
     READ_PARAMETERS,
-    READ_SENDS,
     answer_append,
     read_events,
     serve,
@@ -79,8 +79,9 @@ class SharedStateView(ApiView):
         "Read a shared state",
         answers={200: list[Any], **LIVE, 204: None, 304: None},
         parameters=READ_PARAMETERS,
+        errors=[410],
         headers=["If-None-Match"],
-        sends=READ_SENDS,
+        sends=KEPT_SENDS,
     )
     def get(self, request: HttpRequest, shared_id: str) -> HttpResponseBase:
         """For whoever may act on an entity that has it, and the owner of that one's runner."""

@@ -29,6 +29,7 @@ from core.errors import (
     Forbidden,
     InvalidRequest,
     NotFound,
+    OffsetGone,
     PayloadTooLarge,
     PullwakeError,
     ServiceUnavailable,
@@ -56,6 +57,8 @@ R = TypeVar("R", HttpResponse, StreamingHttpResponse)
 READ_PARAMETERS = ("offset", "live", "cursor")
 LIVE: dict[int | tuple[int, str], Any] = {(200, "text/event-stream"): str}
 READ_SENDS = ("Stream-Next-Offset", "Stream-Up-To-Date", "Stream-Cursor", "Stream-Closed", "ETag")
+KEPT_SENDS = (*READ_SENDS, "Stream-Earliest-Offset")
+"""Of a stream whose oldest events may be removed."""
 APPEND_SENDS = ("Stream-Next-Offset", "Producer-Epoch", "Producer-Seq")
 
 
@@ -95,11 +98,16 @@ class MainStreamView(ApiView):
         "Read an entity's stream",
         answers={200: list[Any], **LIVE, 204: None, 304: None},
         parameters=READ_PARAMETERS,
+        errors=[410],
         headers=["Electric-Claim-Token", "If-None-Match"],
-        sends=READ_SENDS,
+        sends=KEPT_SENDS,
     )
     def get(self, request: HttpRequest, type_name: str, name: str) -> HttpResponseBase:
-        """For whoever may read the entity, and the holder of its active claim."""
+        """For whoever may read the entity, and the holder of its active claim.
+
+        From the start that is what is left of it; where what follows another offset was removed,
+        410.
+        """
         self.who, entity = _find_to_read(request, type_name, name)
         return serve(request, reads.EventsOf(entity.pk))
 
@@ -254,6 +262,7 @@ def _catch_up(request: HttpRequest, source: Source, page: Page) -> HttpResponse:
     fresh = etag in asked or f"W/{etag}" in asked or "*" in asked
     response = HttpResponse(status=304) if fresh else HttpResponse(body)
     response.headers["ETag"] = etag
+    _say_what_is_left(response, source, page)
     return _headed(response, next_offset, page.up_to_date, page.closed, cache="private, no-cache")
 
 
@@ -267,6 +276,7 @@ def _long_poll(
     else:
         response = HttpResponse(status=204)
     response.headers["Stream-Cursor"] = _next_cursor(cursor)
+    _say_what_is_left(response, source, page)
     next_offset = source.encode(page.next_offset)
     return _headed(response, next_offset, page.up_to_date, page.closed, cache="no-store")
 
@@ -296,15 +306,19 @@ def _sse(
             remaining = deadline - time.monotonic()
             if page.closed or remaining <= 0 or _is_over(token):
                 return
-            if page.up_to_date:
-                page = _wait(source, page.next_offset, min(remaining, _SSE_KEEPALIVE_S), token)
-                if not page.events:
-                    yield ":\n\n"  # fails when the reader is gone
-            else:
-                page = source.read(page.next_offset)
+            try:
+                if page.up_to_date:
+                    page = _wait(source, page.next_offset, min(remaining, _SSE_KEEPALIVE_S), token)
+                    if not page.events:
+                        yield ":\n\n"  # fails when the reader is gone
+                else:
+                    page = source.read(page.next_offset)
+            except OffsetGone:
+                return  # so slow a reader is told when it comes again
 
     said = Released(stream(), place)
     response = StreamingHttpResponse(said, content_type="text/event-stream")
+    _say_what_is_left(response, source, page)
     # Where it starts: what is past it comes in the body.
     return _headed(response, source.encode(min(after, page.next_offset)), cache="no-cache")
 
@@ -344,6 +358,12 @@ def _wait(source: Source, after: int, patience_s: float, token: Credential | Non
                 grown.wait(remaining)
             if _is_over(token):
                 return page  # and thousands of waiters do not all look once more
+
+
+def _say_what_is_left(response: R, source: Source, page: Page) -> None:
+    """Tell a reader that began at the start that earlier events were removed, if they were."""
+    if page.removed:
+        response.headers["Stream-Earliest-Offset"] = source.encode(page.removed)
 
 
 def _array(page: Page) -> str:

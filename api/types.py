@@ -85,6 +85,18 @@ class WritableCollection(Body, frozen=True, kw_only=True):
     """What may be done; `insert` unless said otherwise."""
 
 
+class Retention(Body, frozen=True, kw_only=True):
+    """What an entity keeps, while it lives, of the events of its stream that are acked.
+
+    The others are removed, oldest first. Of both limits the one that is met first holds.
+    """
+
+    events: Annotated[int, Meta(ge=1, le=1_000_000_000)] | UnsetType = UNSET
+    """So many, the newest."""
+    days: Annotated[int, Meta(ge=1, le=36_500)] | UnsetType = UNSET
+    """Those that came in so many days."""
+
+
 class NewEntityType(Body, frozen=True, kw_only=True):
     """An entity type as it is registered; what is left out keeps its value."""
 
@@ -108,6 +120,8 @@ class NewEntityType(Body, frozen=True, kw_only=True):
     """Where an app serves it: kept, not called."""
     externally_writable_collections: dict[str, WritableCollection] | UnsetType = UNSET
     """The collections that others than handlers may write to, by name."""
+    retention: Retention | UnsetType | None = UNSET
+    """What its living entities keep of their acked events; null, as at first: all."""
 
 
 class NewSchemas(Body, frozen=True, kw_only=True):
@@ -150,6 +164,8 @@ class EntityTypeBody(Body, frozen=True, kw_only=True):
     """Where an app serves it."""
     externally_writable_collections: JsonObject | UnsetType = UNSET
     """The collections that others than handlers may write to, by name."""
+    retention: Retention | UnsetType = UNSET
+    """What its living entities keep of their acked events; without it, all."""
 
 
 def entity_type_body(entity_type: EntityType) -> EntityTypeBody:
@@ -164,12 +180,19 @@ def entity_type_body(entity_type: EntityType) -> EntityTypeBody:
         slash_commands=known(entity_type.slash_commands),
         serve_endpoint=known(entity_type.serve_endpoint),
         externally_writable_collections=known(entity_type.externally_writable_collections),
+        retention=_retention(entity_type),
         permission_grants=entity_type.permission_grants,
         registered_by=entity_type.registered_by,
         revision=entity_type.revision,
         created_at=iso(entity_type.created_at),
         updated_at=iso(entity_type.updated_at),
     )
+
+
+def _retention(entity_type: EntityType) -> Retention | UnsetType:
+    if entity_type.retain_events is None and entity_type.retain_days is None:
+        return UNSET
+    return Retention(events=known(entity_type.retain_events), days=known(entity_type.retain_days))
 
 
 class EntityTypesView(ApiView):
@@ -214,6 +237,8 @@ def facts_of(body: NewEntityType, whose: str = "") -> JsonObject:
     for name in ("slash_commands", "serve_endpoint", "externally_writable_collections"):
         if getattr(body, name) is not UNSET:
             facts[name] = msgspec.to_builtins(getattr(body, name))
+    if body.retention is not UNSET:
+        facts |= _retained(body.retention)
     if body.permission_grants is not UNSET:
         facts["permission_grants"] = [
             _canonical_grant(grant, index) for index, grant in enumerate(body.permission_grants)
@@ -238,6 +263,14 @@ def _default_runner(policy: DispatchPolicy | None) -> str | None:
         path = "/default_dispatch_policy/targets/0/runnerId"
         raise InvalidRequest.field(path, "no id of a runner")
     return policy.runner_id
+
+
+def _retained(retention: Retention | None) -> JsonObject:
+    limits = (UNSET, UNSET) if retention is None else (retention.events, retention.days)
+    if retention is not None and limits == (UNSET, UNSET):
+        raise InvalidRequest.field("/retention", "expected events, days, or both")
+    events, days = (None if each is UNSET else each for each in limits)
+    return {"retain_events": events, "retain_days": days}
 
 
 def _canonical_grant(grant: Grant, index: int) -> JsonObject:

@@ -82,8 +82,12 @@ class WakeView(SubscriberView):
             timeout_ms=body.timeoutMs,
         )
         source = sources.require_served(body.sourceUrl, "/sourceUrl")
-        order = registrations.Order(source, wish, body.manifestKey or "")
-        registering.register(self.subscriber(body.subscriberUrl), order)
+        subscriber = self.subscriber(body.subscriberUrl)
+        actor = cast(Actor, self.request.user)
+        near_only = actor.owner not in (None, actor.principal)
+        key = body.manifestKey or ""
+        order = registrations.Order(source, wish, key, near_only=near_only)
+        registering.register(subscriber, order)
         return HttpResponse(status=204)
 
 

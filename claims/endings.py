@@ -10,8 +10,7 @@ from claims import lifecycle
 from claims.lifecycle import Expiry
 from claims.models import ConsumerClaim
 from core.errors import InvalidSignal
-from core.principals import Principal
-from dispatch import entities, shared_states, signals, timers, wakes
+from dispatch import deliveries, entities, shared_states, signals, timers, wakes
 from dispatch.models import DispatchState, Entity
 from dispatch.streams import registrations, waiters
 from runners import changes, registry
@@ -72,11 +71,7 @@ def delete_entity(entity: Entity) -> None:
         # Its claims lose their reference to it, and come before registrations in the lock order.
         list(entity.claims.order_by("pk").select_for_update().values_list("pk"))
         timers.let_go(entity.pk)
-        registrations.forget(
-            state,
-            lambda other: entities.may_read(entity, Principal.parse(other.created_by)),
-            gone,
-        )
+        registrations.forget(state, lambda row: deliveries.may_tell(row, entity), gone)
         entity.delete()
         changes.remove(changes.Kind.ENTITY, entity.url)
         waiters.announce(waiters.ENTITY_FEED)

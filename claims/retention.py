@@ -1,4 +1,6 @@
-"""What is kept for how long: rows that no longer matter go after PULLWAKE_RETENTION_DAYS."""
+"""What is kept for how long: rows that no longer matter go after PULLWAKE_RETENTION_DAYS, and what
+a living entity need not keep as `claims.trimming` says.
+"""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -8,6 +10,7 @@ from django.conf import settings
 from django.db.models import QuerySet
 from django.db.models.functions import Now
 
+from claims import trimming
 from claims.models import ConsumerClaim, DeadLetter
 from dispatch.models import SharedStateEvent, SharedStateLink, StreamEvent, Timer, Wake
 from runners import changes
@@ -26,7 +29,7 @@ def prunable() -> dict[str, "QuerySet[Any]"]:
     return {
         "claims": ConsumerClaim.objects.filter(ended_at__lt=before),
         "wakes": Wake.objects.exclude(status=Wake.Status.OUTSTANDING).filter(emitted_at__lt=before),
-        # A living entity's stream is its memory.
+        # A living entity's stream is its memory: of that goes what its type says.
         "events": StreamEvent.objects.filter(created_at__lt=before).exclude(
             entity__dispatch_state__ended=""
         ),
@@ -53,6 +56,23 @@ def batches(rows: "QuerySet[Any]", size: int = BATCH) -> Iterator[int]:
         yield len(oldest)
 
 
+ACKED = "acked events"
+
+
+def pruning(size: int = BATCH) -> Iterator[tuple[str, Iterator[int]]]:
+    """What may go, by name, and its batches: each deletes some and says how many."""
+    for name, rows in prunable().items():
+        yield name, batches(rows, size)
+    yield ACKED, trimming.trim(size)
+
+
+def counted() -> Iterator[tuple[str, int]]:
+    """What may go, by name: how many rows."""
+    for name, rows in prunable().items():
+        yield name, rows.count()
+    yield ACKED, trimming.count(BATCH)
+
+
 def prune() -> dict[str, int]:
     """Delete everything that may be deleted: how many rows of each kind."""
-    return {name: sum(batches(rows)) for name, rows in prunable().items()}
+    return {name: sum(each) for name, each in pruning()}

@@ -87,6 +87,11 @@ class Standing:
     claim: ConsumerClaim | None = None
     """The orphaned one that holds it."""
 
+    @property
+    def lasts(self) -> bool:
+        """Whether it stands until somebody does something."""
+        return self.reason in (*CANNOT_WORK, Reason.PAUSED, Reason.ORPHANED, Reason.GIVEN_UP)
+
     def sentence(self, now: datetime) -> str:
         """The whole sentence: ``Stands for 40 min: ci-17 is disabled.``"""
         long = "" if self.since is None else f" for {span_of(now - self.since)}"
@@ -230,9 +235,15 @@ def _orphaned(state: Any, claim: Any) -> Standing | None:
 
 
 def of_all(pks: Iterable[int]) -> dict[int, Standing]:
-    """`of` those of these entities that nobody holds, by their keys: one statement."""
-    states: Any = with_standing(DispatchState.objects.filter(pk__in=list(pks), active_epoch=None))
-    found = ((state.pk, of(state)) for state in states)
+    """`of` these entities, by their keys: one statement, and one more where some are claimed."""
+    states: Any = list(with_standing(DispatchState.objects.filter(pk__in=list(pks))))
+    claimed = [state.pk for state in states if state.claimed]
+    claims = {}
+    if claimed:
+        active: Any = ConsumerClaim.objects.active().with_orphan_reason()
+        rows = active.select_related("runner__liveness").filter(entity__in=claimed)
+        claims = {claim.entity_id: claim for claim in rows}
+    found = ((state.pk, of(state, claims.get(state.pk))) for state in states)
     return {pk: standing for pk, standing in found if standing is not None}
 
 

@@ -132,6 +132,19 @@ class ProducerGap(PullwakeError):
         self.received = received
 
 
+class OffsetGone(PullwakeError):
+    """The events that follow this offset were removed."""
+
+    code = "OFFSET_GONE"
+
+    def __init__(self, *, earliest: str) -> None:
+        super().__init__(
+            f"The events that follow this offset were removed: what is left follows {earliest}.",
+            details={"earliest_offset": earliest},
+        )
+        self.earliest = earliest
+
+
 class PayloadTooLarge(PullwakeError):
     """The body is larger than this server takes."""
 

@@ -78,7 +78,7 @@ def _wakes_of(row: Registration, state: DispatchState) -> list[JsonObject]:
         told = [(offset, text) for offset, text in left if text is not None]
         more = len(told) < len(left) or len(left) == PAGE_EVENTS
         up_to = told[-1][0] if told else None
-        if _may_read(row, state.entity):
+        if _may_be_told(row):
             found += [_wake(row, state, each) for each in _grouped(row, told)]
     else:
         more = row.deliver_at is not None
@@ -131,15 +131,30 @@ def _event(row: Registration, state: DispatchState, key: str, value: JsonObject)
     }
 
 
-def _may_read(row: Registration, subscriber: Entity) -> bool:
-    """Whether the subscriber's creator may read the source; checked when the wake is told."""
+def _may_be_told(row: Registration) -> bool:
+    """Whether the subscriber may hear about the source; checked when the wake is told."""
     if sources.is_cron(row.source_url):
         return True
-    creator = Principal.parse(subscriber.created_by)
     if not sources.is_entity(row.source_url):
         shared = shared_states.at(row.source_url)
+        creator = Principal.parse(row.subscriber.created_by)
         return shared is not None and shared_states.may_use(shared, creator)
     source = entities.at(row.source_url)
     if source is None:
         return row.closed  # it was checked when the source was deleted
-    return entities.may_read(source, creator)
+    return may_tell(row, source)
+
+
+def may_tell(row: Registration, source: Entity) -> bool:
+    """Whether the subscriber may hear about this entity: its creator must be allowed to read it.
+
+    If a handler on another principal's runner asked, the entity must also be near the subscriber,
+    or the runner's owner's to read: the rest of what the creator has is no part of the task.
+    """
+    subscriber = row.subscriber
+    if not entities.may_read(source, Principal.parse(subscriber.created_by)):
+        return False
+    if not row.near_only or entities.is_near(subscriber, source):
+        return True
+    runner = subscriber.dispatch_state.runner
+    return runner is not None and entities.may_read(source, Principal.parse(runner.owner_principal))

@@ -41,6 +41,12 @@ class EntityType(models.Model):
         max_length=128, null=True, blank=True, db_column="default_runner_id"
     )
     permission_grants = models.JSONField(default=list, blank=True)
+    retain_events = models.PositiveIntegerField(
+        null=True, blank=True, help_text="acked events that a living entity keeps; null: all"
+    )
+    retain_days = models.PositiveIntegerField(
+        null=True, blank=True, help_text="for which a living entity keeps them; null: for ever"
+    )
     registered_by = PrincipalField()
     registration = models.CharField(
         max_length=28,
@@ -58,6 +64,7 @@ class EntityType(models.Model):
         default_permissions = ("view",)
         permissions = [
             ("transfer_entitytype", "Can transfer entity types"),
+            ("retain_entitytype", "Can change what entity types keep"),
             ("remove_entitytype", "Can remove entity types"),
         ]
         constraints = [
@@ -137,6 +144,8 @@ class Entity(models.Model):
         indexes = [
             models.Index(fields=["created_by", "-id"], name="entity_creator"),
             models.Index(fields=["type", "-id"], name="entity_type"),
+            models.Index(fields=["parent", "-id"], name="entity_parent", condition=~Q(parent="")),
+            models.Index(fields=["created_at"], name="entity_created"),
         ]
         constraints = [
             models.CheckConstraint(condition=canonical("created_by"), name="entity_creator_url"),
@@ -741,6 +750,12 @@ class Registration(models.Model):
     closed = models.BooleanField(
         default=False, help_text="its source is at its end: it goes with its last delivery"
     )
+    near_only = models.BooleanField(
+        default=False,
+        db_default=False,
+        help_text="told of its subscriber's parent and descendants, and of what its runner's owner "
+        "may read",
+    )
     created_at = models.DateTimeField(db_default=Now())
 
     objects = RegistrationQuerySet.as_manager()
@@ -766,6 +781,14 @@ class Registration(models.Model):
 
     def __str__(self) -> str:
         return f"registration {self.pk} of entity {self.subscriber_id}"
+
+    @property
+    def awaited(self) -> str:
+        """What is to happen, in words: ``finished run``, or ``changes of todo (insert)``."""
+        if self.condition == self.Condition.RUN_FINISHED:
+            return "finished run"
+        of = f" of {', '.join(self.collections)}" if self.collections else ""
+        return f"changes{of}" + (f" ({', '.join(self.ops)})" if self.ops else "")
 
 
 class Delivery(models.Model):

@@ -149,6 +149,25 @@ def transfer(name: str, registrar: Principal) -> bool:
         return True
 
 
+def retain(name: str, events: int | None, days: int | None) -> bool:
+    """Set what living entities of a type keep of their acked events, for operators: whether that
+    is another than before. None: all of them, or for ever. Raises NotFound.
+    """
+    with transaction.atomic():
+        entity_type = _require_manager(name, _lock(name), None)
+        if (entity_type.retain_events, entity_type.retain_days) == (events, days):
+            return False
+        _change(entity_type, {"retain_events": events, "retain_days": days})
+        return True
+
+
+def retaining() -> list[EntityType]:
+    """Those whose living entities do not keep all acked events; schemas deferred."""
+    rows = EntityType.objects.exclude(registration="").order_by("name")
+    limited = rows.exclude(retain_events=None, retain_days=None)
+    return list(limited.only("name", "registration", "retain_events", "retain_days"))
+
+
 def managed_by(principal: Principal) -> list[EntityType]:
     """Types in whose entities the principal has the creators' rights; schemas deferred."""
     rows = _naming(principal, EntityType.objects.exclude(registration="")).only(

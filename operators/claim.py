@@ -18,6 +18,7 @@ from core.clock import span_of
 from core.errors import Fenced
 from dispatch.models import DispatchState, Wake
 from dispatch.streams import offsets
+from operators import timeline
 from operators.kit.forms import TargetForm, propose_heir
 from operators.kit.lists import (
     ENTITY,
@@ -222,6 +223,7 @@ class ConsumerClaimAdmin(OperatorAdmin):
         return {
             "reason": OrphanReason(row.orphan_reason).label if row.orphan_reason else "",
             "steps": list(_steps(row)),
+            "timeline": row.entity and timeline.around(_state_of(row), row),
             "delivered": offsets.encode(row.delivered_offset),
             "acks": [
                 (ack["path"], offsets.encode(ack["offset"])) for ack in row.acked_streams or []
@@ -244,6 +246,11 @@ class ConsumerClaimAdmin(OperatorAdmin):
         lapsed = claim.lease_expires_at <= claim.now
         ends = moment(claim.lease_expires_at, claim.now)
         return lines(badge("lapsed") if lapsed else quiet("lease ends"), ends)
+
+
+def _state_of(claim: Any) -> Any:
+    claim.entity.dispatch_state.now = claim.now
+    return claim.entity.dispatch_state
 
 
 # --- A claim's story --------------------------------------------------------------------------

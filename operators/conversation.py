@@ -42,8 +42,8 @@ MOST_RAW = 500
 class Item:
     """An item of the conversation; ``at`` is its place, ``join`` names what its text is a part of.
 
-    ``kind`` is message, text, tool, error, signal, state, claim or cursor; ``more`` is how many
-    characters of ``text`` are left out.
+    ``kind`` is message, text, tool, error, signal, state, claim, cursor or removed; ``more`` is how
+    many characters of ``text`` are left out.
     """
 
     kind: str
@@ -138,7 +138,8 @@ def _page(
     last: int,
     claims_from: int | None = None,
 ) -> Conversation:
-    begin = claims_from if claims_from is not None else first if older else 0
+    begins = claims_from is None and not older
+    begin = claims_from if claims_from is not None else first - begins
     held: Any = ConsumerClaim.objects.filter(
         entity=entity, delivered_offset__gte=begin, delivered_offset__lte=last
     )
@@ -147,6 +148,9 @@ def _page(
     items = [*_joined(map(_item, rows)), *map(_claim, claims)]
     if first - 1 <= state.cursor <= last or claims_from is not None:
         items.append(Item("cursor", state.cursor + 0.25, what="Acked up to here"))
+    if begins and first > 1:
+        told = "Event 1 was" if first == 2 else f"Events 1 to {first - 1} were"
+        items.append(Item("removed", first - 0.75, what=f"{told} removed"))
     items.sort(key=lambda each: each.at)
     facts = [(each.pk, each.status, each.orphan_reason) for each in claims]
     seen = hashlib.sha256(repr((state.tail, state.cursor, facts)).encode()).hexdigest()[:16]

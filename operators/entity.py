@@ -21,8 +21,9 @@ from core.principals import Principal
 from dispatch import entities, signals
 from dispatch.messages import Message
 from dispatch.models import STATUSES, DispatchState, Entity, EntityType, Registration
-from operators import audit, conversation
+from operators import audit, conversation, timeline
 from operators import state as states
+from operators.family import family_of
 from operators.kit.forms import NeededReasonForm, ReasonForm, TargetForm, propose_heir
 from operators.kit.lists import (
     Narrow,
@@ -49,8 +50,6 @@ from operators.kit.verbs import Order, Verb
 from operators.remedies import stands
 from operators.shared_state import shared_states_of
 from operators.talking import TalkingAdmin
-from operators.timer import timers_of
-from operators.watching import family_of
 
 # --- What may be done to an entity --------------------------------------------------------------
 
@@ -352,6 +351,7 @@ class EntityAdmin(TalkingAdmin):
         exact("creator (kind:id)", "creator", _created_by),
         exact("tag (key=value)", "tag", _with_tag),
         exact("runner id", "runner", "dispatch_state__runner_id"),
+        exact("parent's URL", "parent", "parent"),
     )
     search_fields = ("url__startswith",)
     search_help_text = "Part of the URL, or a tag such as team=search"
@@ -390,6 +390,8 @@ class EntityAdmin(TalkingAdmin):
     def story(self, request: HttpRequest, row: Any) -> dict[str, Any]:
         state = row.dispatch_state
         state.now = row.now
+        shown = timeline.newest(state)
+        active = next((each.claim for each in shown.spells if each.holds), None)
         return {
             "state": state,
             "done": audit.last(row, "Pause") if state.paused else None,
@@ -397,13 +399,13 @@ class EntityAdmin(TalkingAdmin):
             "status": state.status,
             "creator": principal(row.created_by),
             "facts": {"Tags": row.tags, "Spawn args": row.spawn_args, "Sandbox": row.sandbox},
-            "claims": list(row.claims.order_by("-pk")[:10]),
-            "wakes": list(row.wakes.order_by("-generation")[:10]),
+            "timeline": shown,
+            "ahead": timeline.ahead(state, active),
             "claims_url": list_of("claims_consumerclaim", entity=row.url),
             "wakes_url": list_of("dispatch_wake", entity=row.url),
             "letters_url": list_of("claims_deadletter", entity=row.url),
-            **timers_of(row, row.now),
-            **family_of(row),
+            "timers_url": list_of("dispatch_timer", entity=row.url),
+            **family_of(row, row.now),
             "shared_states": shared_states_of(row),
             "conversation": conversation.newest(row, state),
             "type_known": EntityType.objects.filter(pk=row.type).exists(),

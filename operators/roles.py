@@ -20,6 +20,7 @@ ROLES = {
         "send_",
         "move_",
         "transfer_",
+        "retain_",
         "remove_",
         "delete_runner",
     ),

@@ -1,4 +1,4 @@
-"""The pages of a conversation: a part of an entity's page, read backwards and followed."""
+"""The pages below an entity's: its conversation, read backwards and followed, and its timeline."""
 
 from typing import Any
 
@@ -8,8 +8,9 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 
-from dispatch.models import Entity
-from operators import conversation
+from core.clock import with_now
+from dispatch.models import DispatchState, Entity
+from operators import conversation, timeline
 from operators.kit.markup import list_of
 from operators.kit.verbs import OperatorAdmin
 
@@ -17,10 +18,10 @@ _MOST_DIGITS = 16
 
 
 class TalkingAdmin(OperatorAdmin):
-    """An entity's page, with the conversation in its stream."""
+    """An entity's page, with the conversation in its stream, and its timeline."""
 
     def get_urls(self) -> list[URLPattern]:
-        """Two addresses below that of an entity."""
+        """The addresses below that of an entity."""
         wrap = self.admin_site.admin_view
         return [
             path(
@@ -29,6 +30,11 @@ class TalkingAdmin(OperatorAdmin):
                 name="dispatch_entity_conversation",
             ),
             path("<path:object_id>/events/", wrap(self.events_view), name="dispatch_entity_events"),
+            path(
+                "<path:object_id>/timeline/",
+                wrap(self.timeline_view),
+                name="dispatch_entity_timeline",
+            ),
             *super().get_urls(),
         ]
 
@@ -63,6 +69,22 @@ class TalkingAdmin(OperatorAdmin):
             raise Http404
         text = conversation.raw(entity, first, first if last is None else last)
         return HttpResponse(text, content_type="text/plain; charset=utf-8")
+
+    def timeline_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """A page of its timeline: the newest, or the one ``before`` a generation."""
+        entity = self._entity(request, object_id)
+        state: Any = with_now(DispatchState.objects.filter(pk=entity.pk)).get()
+        below = _offset(request, "before")
+        page = timeline.before(state, state.generation + 1 if below is None else below)
+        context = {
+            "original": entity,
+            "title": f"Timeline of {entity}",
+            "timeline": page,
+            "newest": below is None,
+            "now": state.now,
+            "history_url": list_of("admin_logentry", what="entity", row=entity.pk),
+        }
+        return self.render(request, "operators/timeline.html", context)
 
     def _entity(self, request: HttpRequest, object_id: str) -> Entity:
         if not self.has_view_permission(request):

@@ -1,22 +1,16 @@
 """Timers: what will be sent at a time, by whom, and what could not be sent."""
 
 import json
-from datetime import datetime
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import Q, QuerySet
+from django.db.models import QuerySet
 from django.http import HttpRequest
 
-from core.clock import with_now
-from dispatch.cron import Cron
-from dispatch.models import LATE, Registration, Timer, TimerQuerySet
+from dispatch.models import Timer, TimerQuerySet
 from operators.kit.lists import column, exact, moment_column, row_column, words
-from operators.kit.markup import badge, entity_link, ident, lines, list_of, page_of, quiet
+from operators.kit.markup import badge, entity_link, ident, lines, page_of, quiet
 from operators.kit.verbs import OperatorAdmin
-
-SHOWN = 10
-"""Of an entity's timers, on its page."""
 
 STATES = {
     "pending": ("pending", TimerQuerySet.pending),
@@ -62,20 +56,3 @@ class TimerAdmin(OperatorAdmin):
     def story(self, request: HttpRequest, row: Any) -> dict[str, Any]:
         facts = {"Message": row.message, "Entry in the manifest": row.entry}
         return {"facts": {name: text and json.loads(text) for name, text in facts.items()}}
-
-
-def timers_of(entity: Any, now: datetime) -> dict[str, Any]:
-    """For an entity's page: timers for it or by it, failed and late before pending; its ticks."""
-    rows: Any = Timer.objects.filter(Q(target=entity.pk) | Q(owner=entity.pk))
-    ticking = Registration.objects.filter(subscriber=entity.pk, tick_at__isnull=False)
-    return {
-        "timers": list(with_now(rows.defer("message", "entry")).order_by("due_at", "pk")[:SHOWN]),
-        "ticks": [_tick(each, now) for each in ticking.order_by("tick_at")[:SHOWN]],
-        "timers_url": list_of("dispatch_timer", entity=entity.url),
-    }
-
-
-def _tick(row: Registration, now: datetime) -> dict[str, Any]:
-    late = row.tick_at is not None and row.tick_at <= now - LATE
-    state = "late" if late else "pending"
-    return {"cron": Cron.of(row.source_url), "at": row.tick_at, "state": state}

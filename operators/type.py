@@ -1,5 +1,6 @@
 """Entity types: what entities of a type take, and who may make them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from django import forms
@@ -13,7 +14,7 @@ from dispatch import types
 from dispatch.models import EntityType
 from operators.kit.forms import NeededReasonForm, ReasonForm
 from operators.kit.lists import column, moment_column, row_column
-from operators.kit.markup import ident, list_of, page_of, principal, runner_link, shortened
+from operators.kit.markup import counted, ident, list_of, page_of, principal, runner_link, shortened
 from operators.kit.verbs import OperatorAdmin, Order, Verb
 
 
@@ -32,6 +33,57 @@ class RegistrarForm(ReasonForm):
             return Principal.parse(self.cleaned_data["registrar"].strip())
         except ValueError as exc:
             raise forms.ValidationError(f"Not a principal: {exc}.") from None
+
+
+class RetentionForm(ReasonForm):
+    """What is kept of a stream; both left empty: all."""
+
+    events = forms.IntegerField(
+        label="Acked events",
+        min_value=1,
+        max_value=1_000_000_000,
+        required=False,
+        widget=UnfoldAdminTextInputWidget(),
+        help_text="So many of the newest are kept; empty: any number.",
+    )
+    days = forms.IntegerField(
+        min_value=1,
+        max_value=36_500,
+        required=False,
+        widget=UnfoldAdminTextInputWidget(),
+        help_text="They are kept for so long; empty: for ever.",
+    )
+    field_order = ("events", "days", "reason")
+
+
+def kept(kind: Any) -> str:
+    """What a type's living entities keep of their acked events."""
+    limits = []
+    if kind.retain_events is not None:
+        limits.append(f"the newest {kind.retain_events}")
+    if kind.retain_days is not None:
+        limits.append(f"those of the last {counted(kind.retain_days, 'day')}")
+    return " of ".join(limits) or "all"
+
+
+def _retain_effect(kind: Any) -> str:
+    return (
+        f"Its living entities keep {kept(kind)} of their acked events. What they need not keep any"
+        " more is removed within the hour, for good: handlers that build their state from the whole"
+        " stream do not find it again."
+    )
+
+
+def _retain(kind: Any, order: Order) -> str:
+    if not types.retain(kind.pk, order.data["events"], order.data["days"]):
+        raise InvalidRequest(f"It keeps {kept(kind)} already.")
+    return f"keeps {kept(EntityType.objects.get(pk=kind.pk))}"
+
+
+def _proposed(kinds: Sequence[Any]) -> dict[str, Any]:
+    """What they all keep by now."""
+    limits = {(each.retain_events, each.retain_days) for each in kinds}
+    return dict(zip(("events", "days"), limits.pop(), strict=True)) if len(limits) == 1 else {}
 
 
 def _transfer_effect(kind: Any) -> str:
@@ -72,6 +124,16 @@ VERBS = (
         form=RegistrarForm,
     ),
     Verb(
+        "retain",
+        "Retention",
+        "dispatch.retain_entitytype",
+        "Change what the entities of these types keep?",
+        _retain_effect,
+        _retain,
+        form=RetentionForm,
+        proposes=_proposed,
+    ),
+    Verb(
         "remove",
         "Remove",
         "dispatch.remove_entitytype",
@@ -105,6 +167,7 @@ class EntityTypeAdmin(OperatorAdmin):
     def story(self, request: HttpRequest, row: Any) -> dict[str, Any]:
         return {
             "registrar": principal(row.registered_by),
+            "kept": kept(row),
             "grants": [
                 (principal(grant["subject_value"]), grant["permission"])
                 for grant in row.permission_grants

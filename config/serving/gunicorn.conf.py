@@ -20,6 +20,8 @@ worker_class = "config.serving.worker.Worker"
 # Each held long-poll is a connection.
 worker_connections = 20_000
 keepalive = 75
+# All is sent by `peers.Peer.sendall`; gevent's own would only do the same, without its deadlines.
+sendfile = False
 timeout = 30
 # The master waits for its workers' drain, and for what they finish after it.
 graceful_timeout = 6 + env.int("PULLWAKE_DRAIN_S", 0)

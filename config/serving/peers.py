@@ -32,12 +32,17 @@ class Peer:
         """The request is answered, and no other has begun."""
         self._deadline = None
 
+    def begin(self) -> None:
+        """A request has begun, maybe in what came with the one before it."""
+        if self._deadline is None:
+            self._deadline = time.monotonic() + self._patience_s
+
     def recv(self, size: int) -> bytes:
         """The next part of the request; nothing once the peer's time is up."""
         if self._deadline is None:
             self._sock.settimeout(None)
             first: bytes = self._sock.recv(size)
-            self._deadline = time.monotonic() + self._patience_s
+            self.begin()
             return first
         left = self._deadline - time.monotonic()
         if left <= 0:

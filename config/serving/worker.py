@@ -82,6 +82,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Any:
         """One request, counted while it is in flight."""
         self.expected.discard(sock)
+        sock.begin()
         self.in_flight.add(req)
         try:
             return super().handle_request(listener_name, req, sock, addr)

@@ -1,14 +1,14 @@
 """Reading a stream page by page: a runner's wakes, an entity's events, a shared state."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import msgspec
 from django.db.models import QuerySet
 
 from core.clock import epoch_ms
-from core.errors import NotFound
+from core.errors import NotFound, OffsetGone
 from core.prepared import Param, Select, Values
 from dispatch.models import DispatchState, SharedState, SharedStateEvent, StreamEvent, Wake
 from dispatch.streams import offsets, waiters
@@ -22,13 +22,15 @@ _GONE = "The stream is gone."
 class Page:
     """What lies past an offset: JSON texts, where they end, and whether that is the tail.
 
-    ``closed``: it is the tail, and nothing will follow.
+    ``closed``: it is the tail, and nothing will follow. ``removed``: the offset of the newest event
+    that was removed, where the page begins with what is left; 0 where nothing was.
     """
 
     events: list[str]
     next_offset: int
     up_to_date: bool
     closed: bool = False
+    removed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,8 @@ class Source(Protocol):
     def read(self, after: int) -> Page:
         """What lies past this offset, from the oldest; the real tail for an offset beyond it.
 
-        Raises NotFound when the stream is gone.
+        From the start that is what is left. Raises NotFound when the stream is gone, OffsetGone
+        where events that follow another offset are.
         """
 
     def follow(self, after: int) -> Page:
@@ -153,7 +156,7 @@ class EventsOf(Counted):
 
     def read(self, after: int) -> Page:
         end = self.end()
-        return _page(_EVENTS.all(entity=self.entity_id, after=after, tail=end.tail), end)
+        return _kept(_EVENTS.all(entity=self.entity_id, after=after, tail=end.tail), after, end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +177,21 @@ class SharedEventsOf(Counted):
 
     def read(self, after: int) -> Page:
         end = self.end()
-        return _page(_SHARED_EVENTS.all(state=self.state_id, after=after, tail=end.tail), end)
+        found = _SHARED_EVENTS.all(state=self.state_id, after=after, tail=end.tail)
+        return _kept(found, after, end)
+
+
+def _kept(found: "Sequence[tuple[int, str | None]]", after: int, end: End) -> Page:
+    """The events that were found past an offset of a stream whose oldest may have been removed.
+
+    Every offset has had its event: what does not follow at once was removed.
+    """
+    before = found[0][0] - 1 if found else end.tail
+    if before <= after:
+        return _page(found, end)
+    if after:
+        raise OffsetGone(earliest=offsets.encode(before))
+    return replace(_page(found, end), removed=before)
 
 
 def _page(found: "Sequence[tuple[int, str | None]]", end: End) -> Page:

@@ -12,7 +12,7 @@ transaction changes are locked by one statement.
 import hashlib
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -56,12 +56,14 @@ class Order:
     """What a subscriber wants at a source, under a manifest key or without one; None: nothing more.
 
     ``payload``: what it is told at each tick of a cron source, as JSON; empty: nothing.
+    ``near_only``: someone other than its creator asks, and must not read all that the creator may.
     """
 
     source_url: str
     wish: Wish | None
     manifest_key: str = ""
     payload: str = ""
+    near_only: bool = False
 
     @property
     def watched(self) -> DispatchState.Watched:
@@ -157,6 +159,7 @@ def _put(subscriber: Entity, order: Order, known: Iterable[Registration], now: d
         return
     facts = asdict(order.wish)
     facts |= {"collections": list(order.wish.collections), "ops": list(order.wish.ops)}
+    facts["near_only"] = order.near_only
     if order.wish.types is None:  # a call leaves it out, and the manifest event may have said it
         facts["types"] = rows[0].types if rows else {}
     if rows and order.payload:
@@ -219,8 +222,8 @@ def follow(
 ) -> None:
     """Act on events just appended to a locked entity's stream, past ``after``.
 
-    Leave deliveries for others, and carry out the ``orders`` of the entity as a subscriber. This
-    costs nothing where there are no orders and nobody waits for such events.
+    Leave deliveries for others, and carry out the ``orders``, its handler's, of the entity as a
+    subscriber. This costs nothing where there are no orders and nobody waits for such events.
     """
     is_heard = _is_heard(state, events)
     if not is_heard and not orders:
@@ -234,8 +237,11 @@ def follow(
     known = _lock(which)
     if is_heard:
         _fire(known, state.entity.url, events, after, state.now, state)
-    for order in orders:
-        _put(state.entity, order, known, state.now)
+    if orders:
+        owner, runner = state.entity, state.runner
+        near_only = runner is None or runner.owner_principal != owner.created_by
+        for order in orders:
+            _put(owner, replace(order, near_only=near_only), known, state.now)
 
 
 def fire(source_urls: Collection[str], events: Sequence[Any], after: int, now: datetime) -> None:
@@ -466,11 +472,11 @@ def close(state: DispatchState, how: str) -> None:
 
 
 def forget(
-    state: DispatchState, may_read: Callable[[Entity], bool], gone: Collection[str] = ()
+    state: DispatchState, may_tell: Callable[[Registration], bool], gone: Collection[str] = ()
 ) -> None:
     """`close` for a locked entity that is about to be deleted; its own registrations go with it.
 
-    Only subscribers that ``may_read`` it are told; afterwards nobody could decide that. Nor is
+    Only registrations that it ``may_tell`` are told; afterwards nobody could decide that. Nor is
     anybody told about the sources at the URLs in ``gone``, which go with it.
     """
     urls = {state.entity.url, *gone}
@@ -481,7 +487,7 @@ def forget(
         for each in rows
         if each.subscriber_id != state.entity_id and each.source_url not in gone
     ]
-    barred = [each for each in theirs if not may_read(each.subscriber)]
+    barred = [each for each in theirs if not may_tell(each)]
     _delete(barred)
     _close([each for each in theirs if each not in barred], state, "deleted")
 

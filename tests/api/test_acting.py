@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dispatch import entities
+from dispatch import due, entities
 from dispatch.models import Entity
 from tests.api.endpoints import (
     CRON,
@@ -322,3 +322,43 @@ def test_what_took_a_parents_place_does_not_reach_the_children_of_the_first(stag
     assert handler.post(tag, {"value": "red"}).status == 403
     assert acting.post(tag, {"value": "red"}).status == 403
     assert Entity.objects.get(url="/agent/child").tags == {"color": "blue"}
+
+
+def _heard(stage: Stage) -> set[str]:
+    """Of which sources the claimed entity's stream has told by now."""
+    while due.run():
+        pass
+    return {
+        each["value"]["source"] for each in stage.dora.events("/agent/x") if each["type"] == "wake"
+    }
+
+
+@pytest.mark.parametrize("asked", ["by a call", "by its manifest"])
+def test_a_handler_on_anothers_runner_does_not_hear_of_all_that_its_creator_has(stage, asked):
+    """Nor with the entity's end; what is near it, or its runner's owner's to read, it hears of."""
+    sources = ("/agent/other", "/agent/sibling", "/agent/child", "/agent/root", "/agent/seen")
+    stage.dora.make_entity("/agent/seen", None)
+    entities.move(entities.find("agent", "seen"), "r1")
+    for number, url in enumerate(sources):
+        if asked == "by a call":
+            body = {"subscriberUrl": "/agent/x", "sourceUrl": url, "condition": {"on": "change"}}
+            assert stage.by(stage.alice, "user:dora").post("/_electric/wake", body).status == 204
+        else:
+            value: Any = {"kind": "source", "sourceType": "entity", "sourceRef": url}
+            value["wake"] = {"on": "change"}
+            event: Any = {"type": "manifest", "key": f"source:{number}", "value": value}
+            event["headers"] = {"operation": "upsert"}
+            assert stage.claim.append(event, token=stage.claim.mint()).status == 204
+    for url in sources:
+        stage.dora.send(url)
+    assert _heard(stage) == set(sources[2:])
+    stage.dora.send("/agent/other")
+    assert stage.dora("DELETE", "/_electric/entities/agent/other").status == 204
+    assert _heard(stage) == set(sources[2:])
+
+
+def test_its_creator_may_have_it_hear_of_whatever_is_theirs(stage):
+    body = {"subscriberUrl": "/agent/x", "sourceUrl": "/agent/other", "condition": {"on": "change"}}
+    assert stage.dora.post("/_electric/wake", body).status == 204
+    stage.dora.send("/agent/other")
+    assert _heard(stage) == {"/agent/other"}

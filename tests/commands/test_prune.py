@@ -21,7 +21,9 @@ TABLES = {
 
 ROWS = """
 from dispatch.models import Entity, SharedState, SharedStateEvent
-from tests.factories import SharedStateEventFactory, SharedStateFactory, TimerFactory
+from tests.factories import (
+    EntityTypeFactory, SharedStateEventFactory, SharedStateFactory, StreamEventFactory, TimerFactory
+)
 
 for status in ("released", "failed", "expired", "fenced"):
     claim(status, claimed_at=ago(days=32), ended_at=ago(days=31), **{status: True})
@@ -46,6 +48,12 @@ for name in ("active", "stopped"):
 SharedStateEvent.objects.update(created_at=ago(days=31))
 SharedStateEventFactory.create(state=SharedState.objects.get(name="stopped"), offset=2)
 
+EntityTypeFactory.create(name="chat", retain_events=1)
+talks = {"dispatch_state__tail": 3, "dispatch_state__cursor": 3}
+talker = EntityFactory.create(type="chat", url="/agent/talks", **talks)
+for offset in (2, 3):
+    StreamEventFactory.create(entity=talker, offset=offset)
+
 ended = Entity.objects.get(url="/agent/killed")
 TimerFactory.create(target=ended, failed=True, failed_at=ago(days=31))
 TimerFactory.create(target=ended, failed=True)
@@ -67,6 +75,7 @@ def aged(database):
     Claims: one ended and old in each of the terminal states, one ended today, one active and old.
     Wakes: old and claimed, old and outstanding, today's. Events: old ones of a stopped, a killed
     and of living entities, and today's of one that was stopped today.
+    Two acked events more than its type has it keep, of one that talks.
     Dead letters: old ones that were not redriven, were, and of a stopped entity; today's redriven.
     """
     return database
@@ -77,6 +86,10 @@ def counts(database):
     for name, table in TABLES.items():
         ((found[name],),) = database.execute(f"SELECT count(*) FROM {table}")  # noqa: S608
     return found
+
+
+def said(deleted):
+    return "".join(f"deleted {count} {name}\n" for name, count in deleted.items())
 
 
 def urls(database, table):
@@ -93,9 +106,8 @@ def test_it_deletes_what_is_past_its_retention_and_nothing_else(aged):
     assert (done.returncode, done.stderr) == (0, "")
     after = counts(aged)
 
-    assert done.stdout == "".join(
-        f"deleted {before[name] - after[name]} {name}\n" for name in TABLES
-    )
+    deleted = {name: before[name] - after[name] for name in TABLES}
+    assert done.stdout == said({**deleted, "events": deleted["events"] - 2, "acked events": 2})
     kept = aged.execute("SELECT entity_url, status FROM claims_consumerclaim ORDER BY 1")
     assert kept == [("/agent/active", "active"), ("/agent/today", "released")]
     assert urls(aged, "dispatch_wake") == [
@@ -103,20 +115,21 @@ def test_it_deletes_what_is_past_its_retention_and_nothing_else(aged):
     ]
     assert set(urls(aged, "dispatch_streamevent")) == {
         *("active", "expired", "failed", "fenced", "released", "today", "waiting"),
-        *("stopped-today", "given-up", "redriven", "redriven-today"),
+        *("stopped-today", "given-up", "redriven", "redriven-today", "talks"),
     }
     assert urls(aged, "claims_deadletter") == ["given-up", "redriven-today"]
     assert aged.execute(
         'SELECT name, "offset" FROM dispatch_sharedstateevent'
         " JOIN dispatch_sharedstate ON state_id = dispatch_sharedstate.id ORDER BY 1"
     ) == [("active", 1), ("stopped", 2)]
-    assert aged.manage("prune").stdout == "".join(f"deleted 0 {name}\n" for name in TABLES)
+    assert aged.manage("prune").stdout == said(dict.fromkeys([*TABLES, "acked events"], 0))
 
 
 def test_the_retention_is_a_setting(aged):
     before = counts(aged)
     assert aged.manage("prune", PULLWAKE_RETENTION_DAYS="32").returncode == 0
-    assert counts(aged) == before
+    # What a type does not keep has nothing to do with it.
+    assert counts(aged) == {**before, "events": before["events"] - 2}
 
 
 def test_a_dry_run_counts_and_deletes_nothing(aged):

@@ -61,6 +61,7 @@ def test_it_registers_all_that_may_be_given(alice):
         "externally_writable_collections": {
             "notes": {"type": "note", "contract": "notes/1", "operations": ["insert", "update"]}
         },
+        "retention": {"events": 1000, "days": 30},
     }
     body = register(alice, unknown={"field": 1}, **facts)
     canonical = [
@@ -94,6 +95,13 @@ def test_a_default_policy_may_be_taken_back(alice):
     assert "default_dispatch_policy" not in register(alice, default_dispatch_policy=None)
 
 
+def test_a_retention_may_be_changed_and_taken_back(alice):
+    register(alice, retention={"events": 1000, "days": 30})
+    assert register(alice)["retention"] == {"events": 1000, "days": 30}
+    assert register(alice, retention={"days": 7})["retention"] == {"days": 7}
+    assert "retention" not in register(alice, retention=None)
+
+
 @pytest.mark.parametrize("name", ["unknown", "a%20b", "%00"])
 def test_it_does_not_know_the_type(alice, name):
     answer = alice.get(f"{TYPES}/{name}")
@@ -117,6 +125,9 @@ def test_it_does_not_know_the_type(alice, name):
             "/default_dispatch_policy/targets/0/runnerId",
             {"default_dispatch_policy": policy("no id")},
         ),
+        ("/retention", {"retention": {}}),
+        ("/retention/events", {"retention": {"events": 0}}),
+        ("/retention/days", {"retention": {"days": "7"}}),
         ("/slash_commands/0/name", {"slash_commands": [{"description": "x"}]}),
         (
             "/slash_commands/0/arguments/0/type",

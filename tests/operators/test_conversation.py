@@ -236,3 +236,16 @@ def test_its_pages_are_read_without_a_script_and_by_viewers_alone(
 def test_what_is_not_there_is_404(operator: Client, entity: Entity, path: str):
     path = path.replace("1/", f"{entity.pk}/", 1) if path.startswith("1/") else path
     assert operator.get(f"/admin/dispatch/entity/{path}").status_code == 404
+
+
+def test_it_says_that_earlier_events_were_removed(operator: Client, entity: Entity, alice: Api):
+    for number in range(3):
+        alice.send(payload=f"message {number}")
+    StreamEvent.objects.filter(offset__lte=2).delete()
+    address = f"/admin/dispatch/entity/{entity.pk}"
+    for page in ("change/", "conversation/?before=4"):
+        shown = operator.get(f"{address}/{page}").content.decode()
+        assert "Events 1 to 2 were removed" in shown
+        assert "message 0" not in shown
+        assert "message 1" in shown
+    assert "were removed" not in operator.get(f"{address}/conversation/?after=3").content.decode()

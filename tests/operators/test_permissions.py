@@ -46,6 +46,7 @@ VERBS = {
     "stop": (ENTITIES, "/agent/e1", {}, "stop_entity"),
     "kill": (ENTITIES, "/agent/e1", {"reason": "runs amok"}, "kill_entity"),
     "transfer": (TYPES, "agent", {"registrar": "user:bob"}, "transfer_entitytype"),
+    "retain": (TYPES, "agent", {"events": "1000"}, "retain_entitytype"),
     "remove": (TYPES, "agent", {"reason": "squatted"}, "remove_entitytype"),
     "revoke": ("runners/accesstoken", "token", {}, "revoke_accesstoken"),
     "revoke-and-fence": ("runners/accesstoken", "token", {}, "revoke_accesstoken"),

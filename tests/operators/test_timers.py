@@ -82,5 +82,5 @@ def test_its_entitys_page_has_its_ticks(entity, people, when, state):
 def test_an_entity_without_any_says_so(people):
     entity = EntityFactory.create()
     said = text(people["viewer"].get(f"/admin/dispatch/entity/{entity.pk}/change/"))
-    assert re.search(r"Timers All for it Timer State For Due None\.", said)
+    assert re.search(r"To come All timers for it What State For When Nothing\.", said)
     assert Entity.objects.count() == 1

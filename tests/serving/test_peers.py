@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from http.client import HTTPResponse
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +64,17 @@ def test_a_body_that_drips_is_cut(servers, framing):
     assert "Traceback" not in server.log.read_text()
 
 
+def test_a_body_that_began_with_the_request_before_it_is_cut(servers):
+    """Its first bytes were there already, so that none is waited for before its time runs."""
+    server = servers.lend(**PATIENCE)
+    before = "GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    with connected(server) as peer:
+        peer.sendall((before + HEAD + "Content-Length: 100000\r\n\r\n{").encode())
+        peer.settimeout(10)
+        assert peer.recv(65536).startswith(b"HTTP/1.1 200 ")
+        assert peer.recv(65536).startswith(b"HTTP/1.1 400 ")
+
+
 @pytest.mark.parametrize("before", ["", "GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"])
 def test_a_head_that_drips_is_cut(servers, before):
     server = servers.lend(**PATIENCE)
@@ -111,6 +123,26 @@ def test_a_reader_that_does_not_read_is_cut(servers):
         wait_until(lambda: api.get(path).status != 429)
         assert len(dripped(peer, b"")) < 3_000_000
     assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for its connections")
+def test_a_file_that_is_not_read_is_cut_and_is_no_error(servers):
+    server = servers.lend(**PATIENCE)
+    path = "/static/drf_spectacular_sidecar/swagger-ui-dist/swagger-ui-bundle.js"
+    with connected(server) as peer:
+        peer.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        wait_until(lambda: _is_closed(server, peer), what="the server to give up")
+    assert "Traceback" not in server.log.read_text()
+
+
+def _is_closed(server: Server, peer: socket.socket) -> bool:
+    """Whether the server has closed its end, of which who does not read hears nothing (Linux)."""
+    ports = f":{server.port:04X}", f":{peer.getsockname()[1]:04X}"
+    ends = [line.split()[1:4] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return not any(
+        here.endswith(ports[0]) and there.endswith(ports[1]) and state == "01"  # established
+        for here, there, state in ends
+    )
 
 
 def test_it_stops_in_time_though_peers_take_for_ever(start_server):

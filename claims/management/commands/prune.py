@@ -15,7 +15,8 @@ class Command(BaseCommand):
 
     help = (
         "Delete ended claims, past wakes, failed timers, and events of ended entities that are "
-        "older than PULLWAKE_RETENTION_DAYS. Servers do this hourly by themselves."
+        "older than PULLWAKE_RETENTION_DAYS; and of living entities the acked events that their "
+        "types do not keep. Servers do this hourly by themselves."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -30,12 +31,13 @@ class Command(BaseCommand):
         stopped = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stopped.set())
-        for name, rows in retention.prunable().items():
-            if options["dry_run"]:
-                self.stdout.write(f"would delete {rows.count()} {name}")
-                continue
+        if options["dry_run"]:
+            for name, count in retention.counted():
+                self.stdout.write(f"would delete {count} {name}")
+            return
+        for name, batches in retention.pruning(options["batch"]):
             deleted = 0
-            for count in retention.batches(rows, options["batch"]):
+            for count in batches:
                 deleted += count
                 if stopped.is_set():
                     break

@@ -20,11 +20,22 @@ from pullwake import (
     PullWakeRunner,
     RetryAfter,
     RunnerError,
+    ServerRefused,
     State,
     SyncWake,
     Wake,
 )
-from pullwake.testing import Entity, FakeServer, Hold, cut, handle, hang, lose_answer, status
+from pullwake.testing import (
+    Entity,
+    FakeServer,
+    Hold,
+    cut,
+    handle,
+    hang,
+    lose_answer,
+    offset,
+    status,
+)
 
 QUICK = fast(watch_after=0.01, watch_gap=0.01)
 """So that what arrives is looked for at once."""
@@ -215,6 +226,28 @@ async def test_the_history_is_the_whole_stream_in_pages() -> None:
         await server.send("chat/1", "hi")
         await until(lambda: len(seen) == 3)
     assert seen == ["old", "older", "k2"]
+
+
+async def test_the_history_says_what_was_removed_of_it() -> None:
+    seen: list[Any] = []
+
+    async def handler(wake: Wake) -> None:
+        seen.append(wake.removed_to)
+        seen.append([event["key"] async for event in wake.history()])
+        seen.append(wake.removed_to)
+        try:
+            seen.append([event async for event in wake.history(offset(1))])
+        except ServerRefused as error:
+            seen.append((error.status, error.code))
+
+    async with FakeServer() as server, running(server, handler):
+        entity = server.entity("chat/1")
+        entity.cursor = entity.removed = 2
+        for key in ("old", "older"):
+            await server.put("chat/1", {"type": "reply", "key": key, "value": {}}, wake=False)
+        await server.send("chat/1", "hi")
+        await until(lambda: len(seen) == 4)
+    assert seen == [None, ["k2"], offset(2), (410, "OFFSET_GONE")]
 
 
 async def test_what_arrives_during_the_work_comes_live_and_is_acked_with_it() -> None:

@@ -140,6 +140,8 @@ class Entity:
     producers: dict[tuple[str, int], int] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     failures: int = 0
+    removed: int = 0
+    """Of its events, the oldest: they are not to be read any more."""
     spawned: dict[str, Any] | None = None
     """What the runner asked for, if it was a runner that made it."""
 
@@ -593,6 +595,8 @@ class FakeServer:
             return _error(401, "UNAUTHORIZED")
         given = request.query["offset"]
         start = 0 if given == "-1" else int(given.split("_")[0])
+        if 0 < start < entity.removed:
+            return _error(410, "OFFSET_GONE")
         live = "live" in request.query
         if live and start >= len(entity.events):
             with suppress(TimeoutError):
@@ -602,6 +606,9 @@ class FakeServer:
         headers = {"Stream-Next-Offset": offset(tail), "Stream-Up-To-Date": "true"}
         if live and start >= tail:
             return Response(204, None, headers)
+        if start < entity.removed:
+            start = entity.removed
+            headers["Stream-Earliest-Offset"] = offset(start)
         return Response(200, entity.events[start:], headers)
 
     def _by_token(self, request: Request) -> Entity | None:

@@ -56,6 +56,11 @@ class SyncWake:
         """Whether somebody asked this work to end."""
         return self._wake.interrupted
 
+    @property
+    def removed_to(self) -> str | None:
+        """As `Wake.removed_to`."""
+        return self._wake.removed_to
+
     def _do(self, call: Awaitable[T]) -> T:
         async def run() -> T:
             return await call

@@ -93,6 +93,9 @@ class Wake:
         """Who created the entity: {url, key, kind, id}."""
         self.traceparent = grant.traceparent
         """W3C's, of the message that woke it; None for one that was sent without."""
+        self.removed_to: str | None = None
+        """Up to this offset the stream's events were removed, as `history` last found when it read
+        from the start; None: none was, or it did not read."""
 
     def __repr__(self) -> str:
         return f"<Wake {self.entity_url} epoch {self.epoch}>"
@@ -173,10 +176,16 @@ class Wake:
     async def history(self, after: str = START) -> AsyncIterator[dict[str, Any]]:
         """The events of the entity's stream past the offset `after`, oldest first, to its end.
 
-        They are read a page at a time, as they are asked for.
+        They are read a page at a time, as they are asked for. A type may have its entities keep
+        less than all: from the start it gives what is left, and says so in `removed_to`. Raises
+        `ServerRefused` with the code `OFFSET_GONE` where events that follow another `after` were
+        removed.
         """
+        from_start = after == START
         while True:
             answer = await self._page(after)
+            if from_start:
+                self.removed_to, from_start = answer.headers.get("stream-earliest-offset"), False
             for event in _events(answer):
                 if isinstance(event, dict):
                     yield event
