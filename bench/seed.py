@@ -86,6 +86,13 @@ _ENTITIES = """
     FROM seeded LEFT JOIN dispatch_wake wake
         ON wake.entity_id = seeded.entity_id AND wake.status = 'outstanding'
     ORDER BY n;
+
+    INSERT INTO runners_change
+        (kind, key, transaction, owner, other_owner, type, registration, told, retagged, gone,
+         departed)
+    SELECT 'entity', url, pg_current_xact_id()::text::bigint, %(owner)s, '', 'bench', '', '', 0,
+           false, false
+    FROM seeded ORDER BY n;
 """
 
 

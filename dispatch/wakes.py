@@ -207,15 +207,31 @@ _SAVE = SaveChanged(DispatchState)
 
 def save(state: DispatchState) -> None:
     """Write a locked dispatch state back, and tell the feed of entities if it shows the change."""
-    _SAVE.save(state, state.kept)
-    seen = state.seen
-    if seen == state.before:
+    if not _write(state):
         return
-    state.before = seen
     if not changes.note(changes.Kind.ENTITY, state.entity.url):
         # A server of the previous version created it.
         _show(state.entity, state.runner)
     waiters.announce(waiters.ENTITY_FEED)
+
+
+def _save_all(states: Iterable[DispatchState]) -> None:
+    """`save` for states of different entities, and the feed is told in one statement."""
+    changed = {state.entity.url: state for state in states if _write(state)}
+    if not changed:
+        return
+    for url in changes.note_all(changes.Kind.ENTITY, changed.keys()):
+        _show(changed[url].entity, changed[url].runner)
+    waiters.announce(waiters.ENTITY_FEED)
+
+
+def _write(state: DispatchState) -> bool:
+    """Write a state back: whether the feed of entities shows the change."""
+    _SAVE.save(state, state.kept)
+    seen = state.seen
+    changed = seen != state.before
+    state.before = seen
+    return changed
 
 
 def watch(url: str, level: DispatchState.Watched) -> bool:
@@ -264,8 +280,7 @@ def settle_all(states: Iterable[DispatchState]) -> None:
         else:
             woken.append(state)
     _emit_all(woken)
-    for state in woken:
-        save(state)
+    _save_all(woken)
 
 
 def end(state: DispatchState, how: DispatchState.End) -> None:

@@ -8,7 +8,7 @@ number is a counter. A reader also remembers the transaction below which it firs
 (``since``): rows that it lost sight of before then, it never had.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -56,6 +56,17 @@ _MOVE = {
 def note(kind: str, key: str) -> bool:
     """Note that a row in the feed changed: False if the feed has no such row."""
     return bool(_MOVE[Kind(kind)].count(key=key))
+
+
+def note_all(kind: str, keys: Collection[str]) -> set[str]:
+    """`note` for each of these rows, in one statement: which of them the feed does not have.
+
+    The caller holds a lock of each that whoever else notes or writes it waits for.
+    """
+    rows = Change.objects.filter(kind=kind, key__in=keys, departed=False)
+    if rows.update(transaction=Transaction(kind), changed_at=Now()) == len(keys):
+        return set()
+    return set(keys).difference(rows.values_list("key", flat=True))
 
 
 _KNOWN = Select(lambda: Change.objects.filter(kind=Param("kind"), key=Param("key"), departed=False))

@@ -10,11 +10,11 @@ from django.db.models.functions import Now
 from api.feeds import show_runner
 from claims import feeds, reaper, retention
 from core.principals import Principal
-from dispatch import entities, types
+from dispatch import entities, firing, types
 from dispatch.streams import waiters
 from runners import changes
 from runners.models import Change, RunnerLiveness
-from tests.support import PAST, Api
+from tests.support import PAST, Api, come_due
 
 # What a transaction wrote is in the feed once it is over.
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -363,6 +363,18 @@ def test_a_row_of_a_server_of_the_last_version_joins_with_its_first_change(
     assert feed.look() == []
     alice.send()
     assert feed.look() == [("upsert", "/agent/e1")]
+
+
+def test_entities_that_are_woken_together_join_or_move(feed: Follower, alice: Api):
+    alice.register()
+    for name in ("e1", "e2"):
+        alice.make_entity(f"/agent/{name}")
+        alice.send(f"/agent/{name}", afterMs=60_000)
+    feed.look()
+    Change.objects.filter(key="/agent/e1").delete()
+    come_due()
+    assert firing.fire_due() == 2
+    assert sorted(feed.look()) == [("upsert", "/agent/e1"), ("upsert", "/agent/e2")]
 
 
 def test_what_is_unchanged_is_as_new_as_its_last_change(feed: Follower, alice: Api):

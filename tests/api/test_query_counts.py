@@ -11,11 +11,11 @@ from django.test.utils import CaptureQueriesContext
 
 from core import quotas
 from core.principals import Principal
-from dispatch import due
+from dispatch import due, firing
 from runners import tokens
 from runners.models import Runner
 from tests.factories import EntityFactory, RunnerFactory, WakeFactory
-from tests.support import Api, lapse
+from tests.support import Api, come_due, lapse
 
 UNCOUNTED = ("BEGIN", "COMMIT", "SAVEPOINT", "RELEASE SAVEPOINT", "ROLLBACK TO SAVEPOINT")
 
@@ -210,6 +210,20 @@ def test_a_delivery_costs_the_same_however_many_changes_it_tells(alice):
         costs.append(len(statements))
     # One of them looks for timers that are due.
     assert costs == [13] * 2
+
+
+def test_a_timer_among_others_costs_its_event_and_its_state(alice):
+    alice.register()
+    costs = []
+    for number, count in enumerate((1, 5)):
+        for name in range(count):
+            alice.make_entity(f"/agent/{number}-{name}")
+            alice.send(f"/agent/{number}-{name}", afterMs=60_000)
+        come_due()
+        with counted() as statements:
+            assert firing.fire_due() == count
+        costs.append(len(statements))
+    assert costs[1] - costs[0] == 4 * 2
 
 
 def test_registering_costs_the_same_however_many_wakes_wait(alice):
