@@ -37,6 +37,8 @@ run: $(VENV)/.base ## Serve on http://127.0.0.1:8000, setting up first (PULLWAKE
 	@exec $(BIN)/python manage.py serve $(ARGS)
 
 .PHONY: test
+# What was marked `once` and passed on SQLite, in this run of make: PostgreSQL need not see it again.
+test: ONCE := $(VENV)/.once
 test: lint types contracts checks docs test-sdk dist-sdk clients test-sqlite test-postgres ## Everything: lint, types, import contracts, checks, tests on both databases
 
 .PHONY: check
@@ -105,11 +107,12 @@ $(VENV)-clients/.ready $(VENV)-docs/.ready: $(VENV)-%/.ready: requirements/%.txt
 
 .PHONY: test-sqlite
 test-sqlite: $(VENV)/.dev ## Run the tests on SQLite (ARGS='-k name -x' goes to pytest)
-	env -u DATABASE_URL $(PYTEST) $(ARGS)
+	@rm -f $(VENV)/.once
+	env -u DATABASE_URL $(PYTEST) $(if $(ONCE),--note-passed $(ONCE)) $(ARGS)
 
 .PHONY: test-postgres
 test-postgres: $(VENV)/.dev ## Run the tests on a PostgreSQL of their own (ARGS=… too)
-	$(BIN)/python -m tests.postgres $(PYTEST) $(ARGS)
+	$(BIN)/python -m tests.postgres $(PYTEST) $(if $(ONCE),--passed $(ONCE)) $(ARGS)
 
 .PHONY: coverage
 coverage: $(VENV)/.dev ## Measure what of the rooms the tests run that start no process, on PostgreSQL; fails below the floor

@@ -297,12 +297,14 @@ def _sse(
         said = None
         while True:
             hand_back()  # a slow reader holds no connection
-            if page.events:
-                yield f"event: data\ndata:{_array(page)}\n\n"
+            # In one write: it costs a thousand readers more than what is in it.
+            told = f"event: data\ndata:{_array(page)}\n\n" if page.events else ""
             control = (page.next_offset, page.up_to_date, page.closed)
             if control != said:
-                yield f"event: control\ndata:{_control(source, page, cursor)}\n\n"
+                told += f"event: control\ndata:{_control(source, page, cursor)}\n\n"
                 said = control
+            if told:
+                yield told
             remaining = deadline - time.monotonic()
             if page.closed or remaining <= 0 or _is_over(token):
                 return

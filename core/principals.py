@@ -37,7 +37,7 @@ class Principal:
     @cached_property
     def url(self) -> str:
         """The canonical URL, the only form that is stored or compared."""
-        return URL_PREFIX + quote(self.key, safe=UNENCODED)
+        return _url_of(self.key)
 
     @classmethod
     def parse(cls, text: str) -> "Principal":
@@ -46,6 +46,11 @@ class Principal:
         Raises ValueError for anything else.
         """
         return _parse(text)
+
+
+@lru_cache(maxsize=4096)
+def _url_of(key: str) -> str:
+    return URL_PREFIX + quote(key, safe=UNENCODED)
 
 
 @lru_cache(maxsize=4096)

@@ -4,6 +4,7 @@ Its tables are known by the columns that they have: before its migration 0007 ``
 ``owner_user_id``, after it ``owner_principal``.
 """
 
+import json
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from django.db import connection, transaction
 from psycopg import IsolationLevel
 from psycopg.rows import dict_row
 from psycopg.sql import SQL, Composable, Identifier
+from psycopg.types.datetime import TimestamptzLoader
+from psycopg.types.json import set_json_loads
 
 REQUIRED = {
     "entities": {"url", "type", "status", "parent", "created_at"},
@@ -151,6 +154,25 @@ class Source:
         return SQL(" WHERE tenant_id = {}").format(self.tenant)
 
 
+class _Time(TimestamptzLoader):
+    """A time, or None for one that Python has none for: infinity, before Christ, after 9999."""
+
+    def load(self, data: Any) -> Any:
+        """Load it."""
+        try:
+            return super().load(data)
+        except psycopg.DataError:
+            return None
+
+
+def _json(data: str | bytes) -> Any:
+    """What is said, or its text where it is nested too deeply to be read."""
+    try:
+        return json.loads(data)
+    except RecursionError:
+        return data if isinstance(data, str) else data.decode(errors="replace")
+
+
 @contextmanager
 def opened(url: str, tenant: str) -> Iterator[Source]:
     """The database at an address. Raises Unreadable for one that cannot be read, and for ours."""
@@ -158,6 +180,8 @@ def opened(url: str, tenant: str) -> Iterator[Source]:
         with psycopg.connect(url, connect_timeout=10, row_factory=dict_row) as source:
             source.isolation_level = IsolationLevel.REPEATABLE_READ
             source.read_only = True
+            source.adapters.register_loader("timestamptz", _Time)
+            set_json_loads(_json, source)
             for name in ("statement_timeout", "idle_in_transaction_session_timeout"):
                 source.execute(SQL("SET LOCAL {} = 0").format(Identifier(name)))
             if _is_ours(source):

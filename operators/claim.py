@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from django.contrib import admin
@@ -22,6 +22,8 @@ from operators import timeline
 from operators.kit.forms import TargetForm, propose_heir
 from operators.kit.lists import (
     ENTITY,
+    SPANS,
+    ages,
     column,
     exact,
     moment_column,
@@ -160,19 +162,10 @@ def _with_error(rows: Any, text: str) -> Any:
 
 
 ENDED = [status for status in Status if status != Status.ACTIVE]
-SPANS = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(days=7)}
-CLAIMED_WITHIN = {
-    word: (f"in the last {word}", where(claimed_at__gt=Now() - span))
-    for word, span in SPANS.items()
-}
-CLAIMED_BEFORE = {
-    f"older-{word}": (f"more than {a} ago", where(claimed_at__lte=Now() - SPANS[word]))
-    for word, a in (("hour", "an hour"), ("day", "a day"))
-}
 # With the status an index finds them, even if none is new.
 ENDED_WITHIN = {
     word: (f"in the last {word}", where(status__in=ENDED, ended_at__gt=Now() - span))
-    for word, span in SPANS.items()
+    for word, (span, _) in SPANS.items()
 }
 
 # --- Claims -----------------------------------------------------------------------------------
@@ -201,7 +194,7 @@ class ConsumerClaimAdmin(OperatorAdmin):
         exact("runner id", "runner", "runner_id"),
         exact("entity URL", "entity", "entity__url"),
         exact("text of the error", "error", _with_error),
-        words("claimed", "age", {**CLAIMED_WITHIN, **CLAIMED_BEFORE}),
+        words("claimed", "age", ages("claimed_at")),
         words("ended", "ended", ENDED_WITHIN),
         words("work", "work", {"quiet": ("writes nothing for ten minutes", ClaimQuerySet.quiet)}),
     )

@@ -1,18 +1,21 @@
 """Entities, as operators see them and act on them."""
 
 import json
+from datetime import timedelta
 from typing import Any
 
 from django import forms
 from django.contrib import admin
 from django.db.models import Exists, OuterRef, QuerySet, Value
 from django.db.models.fields.json import KeyTextTransform
+from django.db.models.functions import Now
 from django.db.models.lookups import Exact
 from django.http import HttpRequest
 from django.utils.html import format_html
 from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
 
 from claims import endings
+from claims.models import ConsumerClaim
 from claims.reports import held_by
 from claims.standing import Trouble, outlook, trouble_of
 from core.bodies import decode
@@ -27,6 +30,7 @@ from operators.family import family_of
 from operators.kit.forms import NeededReasonForm, ReasonForm, TargetForm, propose_heir
 from operators.kit.lists import (
     Narrow,
+    ages,
     column,
     exact,
     moment_column,
@@ -311,7 +315,23 @@ def _created_by(rows: Any, key: str) -> Any:
         return rows.none()
 
 
+def _with_last_error(rows: Any, text: str) -> Any:
+    """Whose newest claim of all ended with an error that has this text, of the newest claims."""
+    later = ConsumerClaim.objects.filter(entity=OuterRef("entity"), pk__gt=OuterRef("pk"))
+    newest = newest_of(ConsumerClaim.objects.filter(~Exists(later), error__icontains=text))
+    return rows.filter(pk__in=newest.values("entity"))
+
+
+def _waits_longer(length: timedelta) -> Narrow:
+    waiting: Any = DispatchState.objects.waiting().with_pending_since()
+    return lambda rows: rows.of(waiting.filter(pending_since__lte=Now() - length))
+
+
 WORK = {word: (label, _whose_state(narrow)) for word, (label, narrow) in states.WORK.items()}
+WORK |= {
+    "waiting-minutes": ("waits for ten minutes or more", _waits_longer(timedelta(minutes=10))),
+    "waiting-hours": ("waits for an hour or more", _waits_longer(timedelta(hours=1))),
+}
 
 
 def _with_status(status: str) -> Narrow:
@@ -347,11 +367,13 @@ class EntityAdmin(TalkingAdmin):
         words("status", "status", STATUS),
         words("work", "work", WORK),
         words("waits for others", "waits", WAITS),
+        words("created", "age", ages("created_at")),
         exact("type", "type", "type"),
         exact("creator (kind:id)", "creator", _created_by),
         exact("tag (key=value)", "tag", _with_tag),
         exact("runner id", "runner", "dispatch_state__runner_id"),
         exact("parent's URL", "parent", "parent"),
+        exact("text of the last error", "error", _with_last_error),
     )
     search_fields = ("url__startswith",)
     search_help_text = "Part of the URL, or a tag such as team=search"

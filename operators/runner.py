@@ -8,6 +8,7 @@ from typing import Any, get_args
 from django.contrib import admin
 from django.db import transaction
 from django.db.models import Count, F, OuterRef, Q, QuerySet, Subquery
+from django.db.models.fields.json import KeyTextTransform
 from django.http import HttpRequest
 from django.utils.html import format_html
 
@@ -310,6 +311,11 @@ def _owned_by(rows: Any, key: str) -> Any:
         return rows.none()
 
 
+def _with_last_error(rows: Any, text: str) -> Any:
+    said = KeyTextTransform("last_error", "liveness__diagnostics")
+    return rows.annotate(said=said).filter(said__icontains=text)
+
+
 @admin.register(Runner)
 class RunnerAdmin(OperatorAdmin):
     row_order = "pk"
@@ -331,6 +337,7 @@ class RunnerAdmin(OperatorAdmin):
         words("kind", "kind", values("kind", Runner.Kind.values)),
         words("admin status", "admin_status", values("admin_status", Runner.AdminStatus.values)),
         exact("owner (kind:id)", "owner", _owned_by),
+        exact("text of the last error", "error", _with_last_error),
     )
     search_fields = ("id__icontains", "label__icontains")
     search_help_text = "Part of the id or label, or an owner such as user:alice"

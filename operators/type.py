@@ -68,9 +68,9 @@ def kept(kind: Any) -> str:
 
 def _retain_effect(kind: Any) -> str:
     return (
-        f"Its living entities keep {kept(kind)} of their acked events. What they need not keep any"
-        " more is removed within the hour, for good: handlers that build their state from the whole"
-        " stream do not find it again."
+        f"Of their acked events its living entities keep {kept(kind)} so far. What they need not"
+        " keep after this is removed within the hour, for good: handlers that build their state"
+        " from the whole stream do not find it again."
     )
 
 

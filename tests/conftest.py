@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from django.conf import settings
+from django.db import connection, transaction
+from django.test import TransactionTestCase
 
 from dispatch.streams import waiters
 from runners import tokens
@@ -22,8 +24,49 @@ PROCESSES = {"template", "database", "upgraded", "chromium", "client"}
 """Fixtures at the root of every process that tests start: its database, or itself."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+NOTES: list[Path] = []
+"""The file of `--note-passed`, in the one process that writes it."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How `make test` runs what is marked `once` on one of its two databases."""
+    group = parser.getgroup("pullwake")
+    group.addoption(
+        "--note-passed", type=Path, help="name there each test marked `once` that passes"
+    )
+    group.addoption(
+        "--passed", type=Path, help="leave out tests marked `once` that are named there"
+    )
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note what passed; with workers, theirs come to the process that started them, too."""
+    if NOTES and "once" in report.keywords and report.when == "call" and report.passed:
+        with NOTES[0].open("a") as notes:
+            notes.write(f"{report.nodeid}\n")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Begin the notes anew."""
+    notes = config.getoption("note_passed")
+    if notes is not None and not hasattr(config, "workerinput"):
+        notes.write_text("")
+        NOTES.append(notes)
+
+
+def _leave_out_passed(config: pytest.Config, items: list[pytest.Item]) -> None:
+    notes = config.getoption("passed")
+    if notes is None or not notes.exists():
+        return
+    passed = set(notes.read_text().splitlines())
+    left_out = [each for each in items if each.nodeid in passed and each.get_closest_marker("once")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [each for each in items if each not in left_out]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what tests need by the fixtures they use; skip what this machine or run cannot do."""
+    _leave_out_passed(config, items)
     lacks = {
         "postgres": settings.SQLITE and "needs PostgreSQL (make test-postgres)",
         "sqlite": not settings.SQLITE and "needs SQLite (make test-sqlite)",
@@ -42,7 +85,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "interop": not (shutil.which("node") and shutil.which("npm")) and "needs Node.js and npm",
     }
     for item in items:
-        if PROCESSES.intersection(getattr(item, "fixturenames", ())):
+        starts = PROCESSES.intersection(getattr(item, "fixturenames", ()))
+        if starts or item.get_closest_marker("promtool"):
             item.add_marker("server")
         for marker, reason in lacks.items():
             if reason and item.get_closest_marker(marker):
@@ -61,6 +105,33 @@ def django_db_setup(django_db_setup: None) -> Iterator[None]:
     for thread in (waiters.hub._listener, waiters.hub._sweeper):
         if thread is not None:
             thread.join()
+
+
+MADE_BY_MIGRATE = {
+    "django_migrations",
+    "django_content_type",
+    "auth_permission",
+    "auth_group",
+    "auth_group_permissions",
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_flush() -> Iterator[None]:
+    """What a test has committed is deleted after it, and nothing else.
+
+    Django truncates every table, and makes all permissions and roles anew: longer than most tests.
+    """
+
+    def flush(*_: object) -> None:
+        tables = set(connection.introspection.django_table_names(only_existing=True))
+        with transaction.atomic(), connection.cursor() as cursor:
+            for table in sorted(tables - MADE_BY_MIGRATE):
+                cursor.execute(f"DELETE FROM {table}")  # noqa: S608
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TransactionTestCase, "_fixture_teardown", flush)
+        yield
 
 
 @pytest.fixture(autouse=True)

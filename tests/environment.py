@@ -7,6 +7,7 @@ means SQLite, and `python -m tests.postgres` sets it.
 
 import os
 import secrets
+import sys
 
 for name in list(os.environ):
     if name.startswith("PULLWAKE_"):
@@ -22,6 +23,10 @@ for name in (
     "GUNICORN_CMD_ARGS",
 ):
     os.environ.pop(name, None)
+# Else each of the hundreds of processes that tests start compiles everything, and pytest rewrites
+# every test in each of its own.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 os.environ["PULLWAKE_MODE"] = "development"
 os.environ["SECRET_KEY"] = secrets.token_urlsafe(50)
 # Tests hold locks until the order is theirs, on machines as slow as may be.

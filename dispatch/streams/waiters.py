@@ -128,12 +128,13 @@ class Hub:
                 if (offsets := [each.after for each in waiters if each.after is not None])
             }
 
-    def wake(self, key: str) -> None:
-        """Wake the readers of this stream."""
+    def wake(self, key: str) -> int:
+        """Set the events of those who wait for this stream: how many."""
         with self._lock:
             events = list(self._waiters.get(key, ()))
         for event in events:
             event.set()
+        return len(events)
 
     def wake_all(self) -> None:
         """Wake all readers: hints may have been lost."""

@@ -1,6 +1,7 @@
 """Read-only lists: read from a row on, without OFFSET or COUNT; columns and filters, declared."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from typing import Any, ClassVar
 
 from django.contrib import admin
@@ -9,6 +10,7 @@ from django.contrib.admin.options import IncorrectLookupParameters
 from django.core.exceptions import ValidationError
 from django.core.paginator import Paginator
 from django.db.models import QuerySet
+from django.db.models.functions import Now
 from django.forms import CheckboxInput
 from django.http import HttpRequest
 from django.utils.safestring import SafeString
@@ -248,3 +250,23 @@ def values(column: str, of: Iterable[str]) -> dict[str, tuple[str, Narrow]]:
 def where(**conditions: Any) -> Narrow:
     """For `words`: columns have these values."""
     return lambda rows: rows.filter(**conditions)
+
+
+SPANS = {
+    "hour": (timedelta(hours=1), "an hour"),
+    "day": (timedelta(days=1), "a day"),
+    "week": (timedelta(days=7), "a week"),
+}
+
+
+def ages(column: str) -> dict[str, tuple[str, Narrow]]:
+    """For `words`: that the time in a column is in the last hour, day or week, or before."""
+    within = {
+        word: (f"in the last {word}", where(**{f"{column}__gt": Now() - span}))
+        for word, (span, _) in SPANS.items()
+    }
+    before = {
+        f"older-{word}": (f"more than {a} ago", where(**{f"{column}__lte": Now() - span}))
+        for word, (span, a) in SPANS.items()
+    }
+    return within | before

@@ -32,7 +32,7 @@ from django.urls import URLPattern, path, reverse
 
 from core.errors import PullwakeError
 from core.principals import Principal
-from operators.kit import bulk
+from operators.kit import bulk, views
 from operators.kit.forms import ReasonForm
 from operators.kit.lists import ReadOnlyAdmin
 from operators.kit.markup import list_of
@@ -211,7 +211,9 @@ class OperatorAdmin(ReadOnlyAdmin):
             path(f"all/{verb.name}/", view, {"name": verb.name}, name=self._url_name_all(verb))
             for verb in self.verbs
         ]
-        return [*verbs, *super().get_urls()]
+        view = self.admin_site.admin_view(self.save_view)
+        saved = path("views/", view, name=self._url_name("views"))
+        return [*verbs, saved, *super().get_urls()]
 
     def _url_name_all(self, verb: Verb) -> str:
         return self._url_name(f"all-{verb.name}")
@@ -224,16 +226,23 @@ class OperatorAdmin(ReadOnlyAdmin):
         """The list with these filters."""
         return f"{self._url('changelist')}?{filters}"
 
+    def url_of_views(self) -> str:
+        """Where views of the list are saved and removed."""
+        return self._url("views")
+
+    def save_view(self, request: HttpRequest) -> HttpResponse:
+        """Save the list's filters under a name."""
+        return views.answer(self, request)
+
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
         """The list; if it is filtered, with the verbs for all matching rows."""
-        query = request.GET.copy()
-        for place in ("after", "before", "order"):
-            query.pop(place, None)
-        offered = self.permitted(request) if query else ()
-        for_all = [(verb, f"{self.url_for_all(verb)}?{query.urlencode()}") for verb in offered]
-        extra = {"for_all": for_all, **(extra_context or {})}
+        extra = {**views.context_of(self, request), **(extra_context or {})}
+        offered = self.permitted(request) if extra["filters"] else ()
+        extra["for_all"] = [
+            (verb, f"{self.url_for_all(verb)}?{extra['filters']}") for verb in offered
+        ]
         return super().changelist_view(request, extra)  # type: ignore[no-any-return]
 
     def verb_url(self, verb: Verb, row: Any) -> str:

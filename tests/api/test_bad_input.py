@@ -26,7 +26,6 @@ from tests.api.endpoints import (
     WAKE,
     WAKES,
     Endpoint,
-    Scene,
     everything,
     routes,
     undone,
@@ -40,9 +39,9 @@ EMPTY_IS_FINE = {f"POST /{RUNNER}/heartbeat", f"POST /{RUNNER}/claim", f"PUT /{E
 
 
 @pytest.fixture
-def scene(db, settings):
+def scene(scene, settings):
     settings.PULLWAKE_MAX_BODY_BYTES = settings.DATA_UPLOAD_MAX_MEMORY_SIZE = LIMIT
-    return Scene.set()
+    return scene
 
 
 @pytest.fixture

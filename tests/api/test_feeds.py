@@ -1,13 +1,17 @@
 """The feeds of runners and entities: what a reader has after any page is the rows as they are."""
 
+import json
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 from django.db.models.functions import Now
 
+from api.feeds import show_runner
 from claims import feeds, reaper, retention
 from core.principals import Principal
 from dispatch import entities, types
+from dispatch.streams import waiters
 from runners import changes
 from runners.models import Change, RunnerLiveness
 from tests.support import PAST, Api
@@ -370,3 +374,39 @@ def test_what_is_unchanged_is_as_new_as_its_last_change(feed: Follower, alice: A
     assert Change.objects.filter(kind=Change.Kind.ENTITY).count() == 1
     assert Change.objects.filter(changed_at__lte=Now()).exists()
     assert feed.look() == [("upsert", "/agent/e1")]
+
+
+def test_a_change_is_encoded_once_for_all_who_are_told(alice: Api):
+    """Each reader's offsets end differently: with the transaction since which it reads."""
+    alice.register()
+    row = Change.objects.get(kind="runner")
+    encoded = []
+
+    def show(change: Change, row: Any) -> Any:
+        encoded.append(change.key)
+        return {"id": change.key}
+
+    entries = feeds._load(changes.Kind.RUNNER, [row], show)
+    sight = feeds.Sight(changes.Kind.RUNNER, Principal.parse("user:alice"))
+    told = [sight.event(entries[0], since) for since in (1, 2)]
+    place = f"{row.transaction:016d}_{row.pk:016d}"
+    assert [json.loads(each)["headers"]["offset"] for each in told if each] == [
+        f"{place}_{since:016d}" for since in (1, 2)
+    ]
+    assert encoded == ["r1"]
+
+
+def test_the_more_it_tells_the_longer_a_follower_waits(alice: Api, monkeypatch: Any):
+    """So a thousand readers leave the process its time."""
+    alice.register()
+    feed = feeds.Feed(feeds.Sight(changes.Kind.RUNNER, Principal.parse("user:alice")), show_runner)
+    follower = feeds.Follower(changes.Kind.RUNNER, show_runner)
+    follower._feeds[feed.key] = feed
+    with ExitStack() as readers:
+        monkeypatch.setattr(waiters.Hub, "_start", lambda hub: None)
+        for _ in range(500):
+            readers.enter_context(waiters.hub.waiter(feed.key))
+        follower._advance()
+        assert follower.pause(is_settled=True) == 0.5
+    follower._advance()
+    assert follower.pause(is_settled=True) == feeds.PACE_S

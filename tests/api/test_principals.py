@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from core.principals import MAX_URL_LENGTH, Principal
 from runners import tokens
 from runners.models import AccessToken
-from tests.api.endpoints import ENDPOINTS, Scene, bearer, everything, routes, undone
+from tests.api.endpoints import ENDPOINTS, bearer, everything, routes, undone
 from tests.support import Api
 
 RUNNERS = "/_electric/runners"
@@ -149,8 +149,8 @@ def production(settings):
 
 
 @pytest.fixture
-def scene(db, production):
-    return Scene.set()
+def scene(scene, production):
+    return scene
 
 
 def expired(principal):

@@ -15,7 +15,7 @@ from schemathesis.specs.openapi import checks as openapi_checks
 from api import described, openapi, streams
 from api.http_errors import STATUSES
 from config.wsgi import application
-from tests.api.endpoints import Scene, routes, undone
+from tests.api.endpoints import routes, undone
 from tests.support import ROOT, Database
 
 SCHEMA = "/_electric/openapi.json"
@@ -33,11 +33,10 @@ CHECKS = (
 
 
 @pytest.fixture
-def scene(db, settings, monkeypatch):
+def scene(scene, settings, monkeypatch):
     """In a transaction that requests do not close; reads that would wait are answered at once."""
     settings.PULLWAKE_LONG_POLL_MS = 0
     monkeypatch.setattr(streams, "SSE_LENGTH_S", 0.0)
-    scene = Scene.set()
     ends = (request_started, request_finished)
     for end in ends:
         end.disconnect(close_old_connections)
@@ -46,6 +45,8 @@ def scene(db, settings, monkeypatch):
         end.connect(close_old_connections)
 
 
+@pytest.mark.once
+@pytest.mark.slow
 @schema.parametrize()
 @settings(
     max_examples=20,

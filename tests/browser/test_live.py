@@ -125,6 +125,7 @@ def test_it_is_read_backwards_to_the_first_event(page: Page, alice: Any):
     expect(earlier).to_be_hidden()
 
 
+@pytest.mark.once
 def test_the_json_of_what_is_told_is_one_click_away(page: Page, talk: Locator, alice: Any):
     alice.send(payload={"deep": [1, 2]}, key="m1")
     link = talk.locator("article", has_text="deep").locator(".pw-raw")
@@ -143,6 +144,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("live", [True, False])
 def test_hostile_text_is_text(page: Page, alice: Any, live: bool):
     alice.make_entity()
@@ -172,6 +174,7 @@ def test_hostile_text_is_text(page: Page, alice: Any, live: bool):
     assert "owned" not in page.title()
 
 
+@pytest.mark.once
 def test_text_of_another_direction_and_of_any_length_stays_in_its_place(
     page: Page, talk: Locator, alice: Any
 ):

@@ -60,6 +60,7 @@ LOOKS = [
 ]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("page", LOOKS, indirect=True)
 def test_each_page_on_the_way_in_fits_and_reads(page: Page, server: Server):
     name = person(server)

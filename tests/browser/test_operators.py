@@ -102,6 +102,7 @@ def test_the_overview_refreshes_without_losing_the_readers_place(page: Page, ali
     assert page.evaluate("window.scrollY") == 300
 
 
+@pytest.mark.once
 def test_an_id_is_copied_with_one_click(page: Page, alice):
     alice.register("to-copy")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
@@ -110,6 +111,7 @@ def test_an_id_is_copied_with_one_click(page: Page, alice):
     assert page.evaluate("navigator.clipboard.readText()") == "to-copy"
 
 
+@pytest.mark.once
 def test_times_count_on_and_say_exactly_when(page: Page, alice):
     alice.register("r1")
     alice.post("/_electric/runners/r1/heartbeat", {"lease_ms": 60_000})
@@ -123,6 +125,7 @@ def test_times_count_on_and_say_exactly_when(page: Page, alice):
     )
 
 
+@pytest.mark.once
 def test_a_click_on_a_time_shows_all_of_them_exactly(page: Page, alice):
     alice.register("r1")
     page.goto("/admin/runners/runner/r1/change/")
@@ -134,6 +137,7 @@ def test_a_click_on_a_time_shows_all_of_them_exactly(page: Page, alice):
     expect(times.last).to_have_text(re.compile("ago$"))
 
 
+@pytest.mark.once
 def test_ids_of_the_usual_length_are_in_one_piece(page: Page, alice):
     """Beside what is long and takes all the room that it gets."""
     runner_id, url = "of-a-long-name-" * 8, f"/agent/{'of-a-long-name-' * 8}"
@@ -181,6 +185,7 @@ def test_the_login_works_once(page: Page, quiet_server: Server):
     assert response.status == 404
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("context", [{"viewport": PHONE}], indirect=True, ids=["phone"])
 def test_a_phone_is_not_asked_to_select_where_there_is_no_box(page: Page, killed):
     for path in ("/admin/dispatch/dispatchstate/", "/admin/claims/consumerclaim/"):
@@ -203,6 +208,13 @@ PAGES = (
     "/admin/dispatch/entity/do/send/?pk={entity}",
     "/admin/dispatch/wake/",
     "/admin/dispatch/wake/{wake}/change/",
+    "/admin/dispatch/entity/{entity}/timeline/",
+    "/admin/claims/deadletter/",
+    "/admin/claims/deadletter/{letter}/change/",
+    "/admin/dispatch/timer/",
+    "/admin/dispatch/timer/{timer}/change/",
+    "/admin/dispatch/sharedstate/",
+    "/admin/dispatch/sharedstate/{shared}/change/",
     "/admin/dispatch/dispatchstate/",
     "/admin/dispatch/entitytype/",
     "/admin/runners/accesstoken/",
@@ -212,15 +224,28 @@ PAGES = (
 
 
 def some_rows(database: Database) -> dict[str, int]:
-    """The keys of an active and an ended claim, and of the first entity and its wake."""
-    ((claim, ended, entity, wake),) = database.execute(
+    """The keys of an active and an ended claim, of the first entity and its wake, and of others."""
+    ((claim, ended, entity, wake, letter, timer, shared),) = database.execute(
         "SELECT (SELECT id FROM claims_consumerclaim WHERE status = 'active'),"
         " (SELECT id FROM claims_consumerclaim WHERE status <> 'active'),"
-        " (SELECT min(id) FROM dispatch_entity), (SELECT min(id) FROM dispatch_wake)"
+        " (SELECT min(id) FROM dispatch_entity), (SELECT min(id) FROM dispatch_wake),"
+        " (SELECT id FROM claims_deadletter), (SELECT id FROM dispatch_timer),"
+        " (SELECT id FROM dispatch_sharedstate)"
     )
-    return {"claim": claim, "ended": ended, "entity": entity, "wake": wake}
+    named = {"claim": claim, "ended": ended, "entity": entity, "wake": wake}
+    return named | {"letter": letter, "timer": timer, "shared": shared}
 
 
+def make_more(api: Any, url: str) -> None:
+    """A dead letter of a claim that can be made, a timer and a shared state, of an entity."""
+    claim = api.claim("doomed")
+    gave_up = claim.call({"failed": True, "error": "no such tool", "give_up": True})
+    assert gave_up.status == 200, gave_up
+    api.send(url, afterMs=3_600_000)
+    api.share("board", url)
+
+
+@pytest.mark.once
 @pytest.mark.parametrize(
     "context",
     [
@@ -240,7 +265,7 @@ def test_every_page_fits_and_reads(page: Page, quiet_server: Server, alice, kill
         "/_electric/runners/doomed/heartbeat",
         {"lease_ms": 1000, "diagnostics": {"last_error": word}},
     )
-    assert alice.claim("doomed").fail(word).status == 200
+    make_more(alice, f"/agent/{'long-' * 20}")
     for path in (each.format(**some_rows(quiet_server.database)) for each in PAGES):
         response = page.goto(path)
         assert response is not None
@@ -255,6 +280,7 @@ def test_every_page_fits_and_reads(page: Page, quiet_server: Server, alice, kill
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "context",
     [
@@ -269,7 +295,8 @@ AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text()
 def test_axe_finds_nothing_serious_or_moderate(page: Page, quiet_server: Server, alice, killed):
     alice.make_entity("/agent/e2", "doomed")
     alice.send("/agent/e2")
-    assert alice.claim("doomed").fail("no such tool").status == 200
+    make_more(alice, "/agent/e2")
+    alice.make_entity("/agent/child", "doomed", parent="/agent/e2")
     alice.post("/_electric/runners/doomed/disable")
     for path in (each.format(**some_rows(quiet_server.database)) for each in PAGES):
         page.goto(path)
@@ -307,6 +334,7 @@ def test_an_orphaned_claim_is_reached_by_keyboard_alone(page: Page, alice, kille
     expect(page.get_by_role("button", name="Take back and move")).to_be_visible()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("context", [{"timezone_id": "Asia/Kolkata"}], indirect=True, ids=["IST"])
 def test_times_are_in_the_readers_zone(page: Page, alice):
     alice.register("r1")
@@ -322,6 +350,7 @@ def test_times_are_in_the_readers_zone(page: Page, alice):
     assert "GMT+5:30" in (page.locator(".pw-bar").first.get_attribute("title") or "")
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("context", [{"reduced_motion": "reduce"}], indirect=True, ids=["calm"])
 def test_nothing_moves_for_who_wants_it_calm(page: Page, alice):
     alice.register("r1")
@@ -382,6 +411,7 @@ def test_ctrl_k_finds_rows_by_parts_of_their_ids(page: Page, alice):
     expect(page.get_by_role("link", name=re.compile("gpu-berlin-7"))).to_be_visible()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("context", [{"viewport": PHONE}], indirect=True, ids=["phone"])
 def test_a_row_takes_little_of_a_phone_and_has_its_own_name(page: Page, killed):
     page.goto("/admin/claims/consumerclaim/")
@@ -394,6 +424,7 @@ def test_a_row_takes_little_of_a_phone_and_has_its_own_name(page: Page, killed):
     )
 
 
+@pytest.mark.once
 def test_the_runner_list_is_not_cut_off(page: Page, alice):
     long = "a-runner-with-a-rather-long-name-0123456789"
     alice.register(long, label="A label that says in many words what this runner is there for")
@@ -410,6 +441,7 @@ def test_the_runner_list_is_not_cut_off(page: Page, alice):
     assert name is not None
 
 
+@pytest.mark.once
 def test_the_apis_page_is_read_under_its_policy(page: Page):
     page.goto("/_electric/docs")
     expect(page.get_by_role("heading", name="Pullwake")).to_be_visible()

@@ -126,6 +126,19 @@ def test_a_runner_has_to_say_here_that_it_lives_and_its_offset_stays_behind(sour
     assert "stays behind" in why(report, "runners", "desk", among="notes")
 
 
+def test_a_time_or_a_nesting_that_cannot_be_read_stands_in_no_other_rows_way(source, change):
+    change(
+        "UPDATE runners SET created_at = 'infinity' WHERE id = 'desk';"
+        "UPDATE consumer_claims SET claimed_at = '0044-03-15 BC' WHERE epoch = 6;"
+        "UPDATE entities SET spawn_args = (repeat('[', 3000) || repeat(']', 3000))::jsonb"
+        " WHERE url = '/chat/quiet'"
+    )
+    report = run(source)
+    assert set(Runner.objects.values_list("pk", flat=True)) == {"desk", "shed"}
+    assert Entity.objects.filter(url="/chat/boss").exists()
+    assert "/args" in why(report, "entities", "/chat/quiet")
+
+
 def test_before_migration_0007_runners_have_the_user_ids_of_their_owners(source, change):
     change(
         "ALTER TABLE runners RENAME owner_principal TO owner_user_id;"

@@ -251,3 +251,30 @@ def test_who_took_a_parents_url_later_is_nobodys_parent(db: None):
     child = EntityFactory.create(url="/agent/child", parent="/agent/parent")
     EntityFactory.create(url="/agent/parent")
     assert family_of(child, datetime.now(UTC))["tree"] is None
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("age=hour", {"/agent/new", "/agent/ill"}),
+        ("age=older-day", {"/agent/old"}),
+        ("error=no such TOOL", {"/agent/ill"}),
+        ("work=waiting-hours", {"/agent/old"}),
+        ("parent=/agent/old", {"/agent/new"}),
+        ("age=hour&error=tool&type=agent", {"/agent/ill"}),
+    ],
+)
+def test_entities_are_found_by_age_error_and_parent(
+    operator: Client, db: None, query: str, found: set[str]
+):
+    old = EntityFactory.create(url="/agent/old", pending=True, created_at=ago(days=2))
+    old.events.update(created_at=ago(hours=2))
+    EntityFactory.create(url="/agent/new", parent="/agent/old")
+    ill = EntityFactory.create(url="/agent/ill", pending=True, runner__online=True)
+    ConsumerClaimFactory.create(entity=ill, failed=True)
+    ConsumerClaimFactory.create(entity=old, failed=True)
+    ConsumerClaimFactory.create(entity=old, released=True)
+    DispatchState.objects.filter(pk=old.pk).update(cursor=1)
+    shown = operator.get(f"/admin/dispatch/entity/?{query}").content.decode()
+    rows = re.findall(r"<code>(/agent/\w+)</code>", shown)
+    assert set(rows) == found

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import asyncio
+import gc
 import ssl
+import warnings
 from email.utils import formatdate
 from time import time
 
@@ -47,6 +50,29 @@ async def test_an_error_names_the_call_and_the_host_only_where_that_is_news() ->
         with pytest.raises(ServerUnreachable, match=f"^POST {url}/y: "):
             await transport.call("POST", f"{url}/y", deadline=1.0)
         await transport.aclose()
+
+
+async def test_a_call_that_is_cancelled_at_any_step_leaves_no_connection() -> None:
+    async with FakeServer() as server:
+        step, answered = 0, False
+        while not answered:
+            step += 1
+            transport = Transport(server.url, None, Clock())
+            url = transport.url("/runners/r/wake?offset=-1")
+            call = asyncio.create_task(transport.call("GET", url, deadline=10.0))
+            for _ in range(step):
+                await asyncio.sleep(0)
+            answered = call.done()
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+            await transport.aclose()
+        assert step > 10  # resolving, connecting, sending, receiving
+        await server.until(lambda: server.connections == 0, "closed connections")
+        del transport, call
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            gc.collect()
+        assert [str(each.message) for each in told] == []
 
 
 def test_tls_is_verified() -> None:

@@ -1,0 +1,38 @@
+"""What the tests that walk over every endpoint begin with."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from pytest_django import DjangoDbBlocker
+
+from tests.api.endpoints import Scene, undone
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A module's tests with the standing scene come last: the others meet an empty database."""
+    places = {path: place for place, path in enumerate(dict.fromkeys(item.path for item in items))}
+    items.sort(
+        key=lambda item: (
+            places[item.path],
+            "standing_scene" in getattr(item, "fixturenames", ()),
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def standing_scene(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[Scene]:
+    """The scene of a module's tests, made once: the transaction of each is one within its own."""
+    with ExitStack() as stack:
+        with django_db_blocker.unblock():
+            stack.enter_context(undone())
+            scene = Scene.set()
+        yield scene
+        with django_db_blocker.unblock():
+            stack.close()
+
+
+@pytest.fixture
+def scene(standing_scene: Scene, db: None) -> Scene:
+    """Every endpoint answers with success here; what the test does to it is undone."""
+    return standing_scene
