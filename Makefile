@@ -108,11 +108,11 @@ $(VENV)-clients/.ready $(VENV)-docs/.ready: $(VENV)-%/.ready: requirements/%.txt
 .PHONY: test-sqlite
 test-sqlite: $(VENV)/.dev ## Run the tests on SQLite (ARGS='-k name -x' goes to pytest)
 	@rm -f $(VENV)/.once
-	env -u DATABASE_URL $(PYTEST) $(if $(ONCE),--note-passed $(ONCE)) $(ARGS)
+	env -u DATABASE_URL $(PYTEST) $(if $(ONCE),--note-passed=$(ONCE)) $(ARGS)
 
 .PHONY: test-postgres
 test-postgres: $(VENV)/.dev ## Run the tests on a PostgreSQL of their own (ARGS=… too)
-	$(BIN)/python -m tests.postgres $(PYTEST) $(if $(ONCE),--passed $(ONCE)) $(ARGS)
+	$(BIN)/python -m tests.postgres $(PYTEST) $(if $(ONCE),--passed=$(ONCE)) $(ARGS)
 
 .PHONY: coverage
 coverage: $(VENV)/.dev ## Measure what of the rooms the tests run that start no process, on PostgreSQL; fails below the floor

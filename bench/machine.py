@@ -134,7 +134,7 @@ class Server:
     def complaints(self) -> list[str]:
         """Lines of its log at WARNING or above."""
         lines = Path(self.log).read_text().splitlines()
-        calm = ('"level": "info"', '"level": "debug"')
+        calm = ('"level":"info"', '"level":"debug"')
         return [line for line in lines if not any(each in line for each in calm)]
 
 
