@@ -313,6 +313,7 @@ def test_axe_finds_nothing_serious_or_moderate(page: Page, quiet_server: Server,
 
 def press(page: Page, text: str) -> None:
     """Go by the keyboard to a link or button of this text, and press Enter."""
+    page.wait_for_load_state()  # an address is there before its page is
     focused = "document.activeElement.matches('a, button') ? document.activeElement.innerText : ''"
     for _ in range(200):
         page.keyboard.press("Tab")
