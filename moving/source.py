@@ -18,6 +18,8 @@ from psycopg.sql import SQL, Composable, Identifier
 from psycopg.types.datetime import TimestamptzLoader
 from psycopg.types.json import set_json_loads
 
+from core.bodies import MAX_DEPTH
+
 REQUIRED = {
     "entities": {"url", "type", "status", "parent", "created_at"},
     "runners": {"id"},
@@ -165,12 +167,16 @@ class _Time(TimestamptzLoader):
             return None
 
 
+_TOO_DEEP: Any = json.loads("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1))
+"""What no request may hold, either, and is refused with the same reason."""
+
+
 def _json(data: str | bytes) -> Any:
-    """What is said, or its text where it is nested too deeply to be read."""
+    """The value, or `_TOO_DEEP`: how deep Python can read differs by its version."""
     try:
         return json.loads(data)
     except RecursionError:
-        return data if isinstance(data, str) else data.decode(errors="replace")
+        return _TOO_DEEP
 
 
 @contextmanager
