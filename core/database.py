@@ -121,8 +121,10 @@ class HeldBriefly(Func):
 
     def as_postgresql(self, compiler: Any, connection: Any, **context: Any) -> Any:
         """The setting lasts as long as the transaction."""
+        if not settings.PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS:
+            return "TRUE", []  # what holds is the role's own limit, if it has one
         name = "idle_in_transaction_session_timeout"
-        idle_ms = settings.PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS // BRIEFLY
+        idle_ms = max(settings.PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS // BRIEFLY, 1)
         wanted = f"CASE CURRENT_SETTING('{name}') WHEN '0' THEN '0' ELSE '{idle_ms}' END"
         return f"SET_CONFIG('{name}', {wanted}, TRUE) IS NOT NULL", []
 

@@ -9,9 +9,10 @@ import pytest
 from django.db import connection, transaction
 
 from claims import reaper
-from core.database import take_as_long_as_needed
+from core.database import HeldBriefly, take_as_long_as_needed
 from dispatch import wakes
 from dispatch.models import DispatchState, Wake
+from runners.models import WakeStream
 from tests.support import Api, age_wakes
 
 E1 = "/_electric/entities/agent/e1"
@@ -302,3 +303,12 @@ def test_no_session_that_holds_a_runners_tail_is_idle_for_long(idle):
         take_as_long_as_needed()
         wakes.lock_tail("r1")
         assert idle_allowed() == "0"
+
+
+@pytest.mark.postgres
+def test_where_the_setting_is_off_the_roles_own_limit_holds(idle, settings):
+    settings.PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS = 0
+    with undone(), connection.cursor() as cursor:
+        cursor.execute("SET LOCAL idle_in_transaction_session_timeout = '3s'")
+        assert WakeStream.objects.filter(HeldBriefly(), runner="r1").exists()
+        assert idle_allowed() == "3s"
