@@ -69,18 +69,21 @@ def log_in(client: Browser, name: str, code: str = "", password: str = PASSWORD)
 
 
 class Authenticator:
-    """The app on somebody's phone; no code of it is good twice, so each is of the next time."""
+    """The app on somebody's phone; no code of it is good twice, so each is of a later time.
+
+    A code is of now or of the next half minute, never of one that may be over when it is looked at.
+    """
 
     def __init__(self, page: str) -> None:
         found = re.search(r"<code>([A-Z2-7]{32})</code>", page)
         assert found is not None, page
         self._key = base64.b32decode(found[1])
-        self._step = int(time.time()) // 30 - 1
+        self._step = 0
 
     def code(self) -> str:
+        self._step = max(self._step + 1, int(time.time()) // 30)
         totp = TOTP(self._key)
         totp.time = self._step * 30
-        self._step += 1
         return f"{totp.token():06d}"
 
 
