@@ -382,6 +382,7 @@ MIDDLEWARE = [
     # For pages; the API goes through config.serving.application's.
     "django.middleware.security.SecurityMiddleware",
     "config.serving.pages.with_policy",
+    "config.serving.pages.with_whole_request",
     "config.serving.passwords.LoginTurns",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.middleware.gzip.GZipMiddleware",
