@@ -5,13 +5,15 @@ import gc
 import ssl
 import warnings
 from email.utils import formatdate
-from time import time
+from time import monotonic, time
+from types import SimpleNamespace
 
 import pytest
 
 from pullwake.clock import Clock
 from pullwake.errors import ServerUnreachable
 from pullwake.testing import FakeServer
+from pullwake.timing import Timing
 from pullwake.transport import Transport, _retry_after, _ssl_context
 
 
@@ -94,3 +96,21 @@ def test_retry_after_as_a_date() -> None:
     assert in_a_minute is not None
     assert 55 < in_a_minute <= 60
     assert _retry_after(formatdate(time() - 60, usegmt=True)) == 0.0
+
+
+async def test_a_connection_is_kept_from_one_heartbeat_to_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or each would connect anew, and begin TLS anew."""
+    passed = 0.0
+    clock = SimpleNamespace(monotonic=lambda: monotonic() + passed)
+    monkeypatch.setattr("httpcore2._async.http11.time", clock)
+    async with FakeServer() as server:
+        transport = Transport(server.url, None, Clock())
+        for _ in range(2):
+            await transport.call(
+                "POST", transport.url("/_electric/runners"), json_body={"id": "r"}, deadline=1.0
+            )
+            passed += Timing().heartbeat_interval
+        assert len({request.connection for request in server.requests}) == 1
+        await transport.aclose()

@@ -86,7 +86,7 @@ class Slots:
     def __init__(self, limit: int | None) -> None:
         self._limit = limit
         self._held = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: dict[asyncio.Future[None], None] = {}
 
     def resize(self, limit: int | None) -> None:
         self._limit = limit
@@ -95,7 +95,7 @@ class Slots:
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
         turn = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        self._waiting[turn] = None
         self._admit()
         try:
             await turn
@@ -103,13 +103,14 @@ class Slots:
         finally:
             if turn.done() and not turn.cancelled():
                 self._held -= 1
-            elif turn in self._waiting:
-                self._waiting.remove(turn)
+            else:
+                self._waiting.pop(turn, None)
             self._admit()
 
     def _admit(self) -> None:
         while self._waiting and (self._limit is None or self._held < self._limit):
-            turn = self._waiting.popleft()
+            turn = next(iter(self._waiting))
+            del self._waiting[turn]
             if not turn.done():  # one that was cancelled gives way to the next
                 self._held += 1
                 turn.set_result(None)
@@ -202,7 +203,7 @@ class Claims:
         self._lanes: dict[str, _Lane] = {}
         self._held: set[_Held] = set()
         self._abandoned: set[asyncio.Task[None]] = set()
-        self._closed = asyncio.Event()
+        self._closed = False
         self._cancelled = 0
         self._gave_up = 0
         self._errors: list[RunnerError] = []
@@ -219,7 +220,7 @@ class Claims:
 
     def submit(self, event: dict[str, Any]) -> None:
         """Take a wake event in, to be claimed when its entity's earlier ones are through."""
-        if self._closed.is_set():
+        if self._is_closed():
             return
         stream = event.get("stream") or event.get("subscription_id")
         if not isinstance(stream, str):
@@ -248,7 +249,7 @@ class Claims:
         The deadline is on the monotonic clock; `hurry` is set when it has come nearer. Takes at
         most until then, and `cancel_grace`.
         """
-        self._closed.set()
+        self._closed = True
         settle = self._clock.monotonic() + self._timing.claim_settle
         for held in self._held:
             if held.wake is not None:
@@ -277,11 +278,15 @@ class Claims:
 
     def cancel(self) -> None:
         """End what is left, without waiting for it: nothing, unless draining went wrong."""
-        self._closed.set()
+        self._closed = True
         for held in tuple(self._held):
             held.lose(_STOPPING)
         for task in self._tasks():
             task.cancel()
+
+    def _is_closed(self) -> bool:
+        """Whether no more is to be claimed; it may change during any `await`."""
+        return self._closed
 
     def _tasks(self) -> set[asyncio.Task[None]]:
         return {lane.task for lane in self._lanes.values() if lane.task is not None}
@@ -293,7 +298,7 @@ class Claims:
 
     async def _run_lane(self, key: str, lane: _Lane) -> None:
         try:
-            while lane.queue and not self._closed.is_set():
+            while lane.queue and not self._is_closed():
                 event = lane.queue.popleft()
                 try:
                     await self._see_to(lane, event)
@@ -317,13 +322,13 @@ class Claims:
         # One for all tries: a claim whose answer was lost is answered again.
         nonce = secrets.token_urlsafe(16)
         lane.next = event
-        while not self._closed.is_set():
+        while not self._is_closed():
             async with self._slots.slot():
                 lane.phase = _Phase.CLAIMING
                 try:
                     granted = await self._claim(event, nonce)
                     if isinstance(granted, Grant):
-                        if self._closed.is_set():
+                        if self._is_closed():
                             # Nobody is going to work on it: better woken again than left to lapse.
                             await self._api.failed(granted, _STOPPING)
                         else:
@@ -382,7 +387,7 @@ class Claims:
                 what = "cancelled" if working else "not reported"
                 self._tell_lost(f"{name}: {what}", held.lost.result())
             if working:
-                self._cancelled += self._closed.is_set()
+                self._cancelled += self._is_closed()
                 worker.cancel()
                 await asyncio.wait({worker}, timeout=self._timing.cancel_grace)
             elif worker.cancelled() and not held.lost.done():
@@ -415,7 +420,7 @@ class Claims:
             self._failed(ClaimLost(f"{what}, since {reason}"))
 
     def _abandon(self, worker: asyncio.Task[None], name: str) -> None:
-        self._gave_up += self._closed.is_set()
+        self._gave_up += self._is_closed()
         self._abandoned.add(worker)
         worker.add_done_callback(self._abandoned.discard)
         self._failed(HandlerStuck(f"{name}: the handler goes on after it was cancelled"))
@@ -551,7 +556,7 @@ class Claims:
     def _accompany(self, held: _Held, wake: Wake) -> None:
         """What begins with the handler."""
         self._diagnostics.dispatched()
-        if self._closed.is_set():
+        if self._is_closed():
             wake.wind_down()
         watching = self._watch(held, wake)
         held.watcher = asyncio.create_task(watching, name=f"watch of {wake.entity_url}")

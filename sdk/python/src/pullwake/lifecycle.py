@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
@@ -59,7 +58,7 @@ class Lifecycle:
         self.state = State.STOPPED
         self._effects = effects
         self._scope = Scope(self, State.STOPPED)
-        self._events: deque[tuple[Event, object, Scope | None]] = deque()
+        self._events: list[tuple[Event, object, Scope | None]] = []
         self._posting = False
         self._left: set[asyncio.Task[None]] = set()
 
@@ -76,7 +75,7 @@ class Lifecycle:
         self._posting = True
         try:
             while self._events:
-                self._take(*self._events.popleft())
+                self._take(*self._events.pop(0))
         finally:
             self._posting = False
 

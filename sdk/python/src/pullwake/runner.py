@@ -119,7 +119,7 @@ class _Run:
         self._streaming_since = 0.0
         self._streaming_from = START
         self._stop_at: float | None = None
-        self._hurry = asyncio.Event()
+        self._hurry: asyncio.Event | None = None
         self.connected = asyncio.Event()
         self.stopped: asyncio.Future[Drained | Exception] = (
             asyncio.get_running_loop().create_future()
@@ -148,7 +148,8 @@ class _Run:
         """Begin to stop, or stop sooner than was said before."""
         at = self._clock.monotonic() + max(0.0, grace)
         self._stop_at = at if self._stop_at is None else min(self._stop_at, at)
-        self._hurry.set()
+        if self._hurry is not None:
+            self._hurry.set()
         self.lifecycle.post(Event.STOP)
 
     # Effects
@@ -280,6 +281,7 @@ class _Run:
 
     async def _drain(self) -> Drained:
         try:
+            self._hurry = asyncio.Event()  # and not before: an idle runner should weigh little
             return await self._claims.drain(lambda: self._stop_at or 0.0, self._hurry)
         finally:
             self._claims.cancel()  # if draining went wrong, there is still something to

@@ -35,6 +35,11 @@ MAX_BODY = 16 * 1024 * 1024
 """Bytes of an answer, or characters of an event: twice what the protocol allows."""
 
 
+KEPT_ALIVE = 45.0
+"""Seconds that a connection is kept for the next request: from one heartbeat to the next, and less
+than the minute after which servers and proxies usually close one."""
+
+
 @dataclass(frozen=True, slots=True)
 class ServerEvent:
     """One event of an event stream."""
@@ -121,7 +126,6 @@ class Transport:
         With `token` it carries that claim or write token in place of the runner's credentials.
         Raises ServerUnreachable, BadAnswer, HeadersFailed, ServerRefused.
         """
-        what = f"{method} {self._shown(url)}"
         if json_body is not None:
             content = dump(json_body)
         try:
@@ -137,9 +141,11 @@ class Transport:
                 ) as response:
                     body = await _read(response)
         except TimeoutError as error:
-            raise ServerUnreachable(f"{what}: no answer within {deadline:g} s") from error
+            said = f"no answer within {deadline:g} s"
+            raise ServerUnreachable(f"{method} {self._shown(url)}: {said}") from error
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
-            raise ServerUnreachable(f"{what}: {_describe(error)}") from error
+            said = _describe(error)
+            raise ServerUnreachable(f"{method} {self._shown(url)}: {said}") from error
         if not response.is_success:
             raise _refusal(response, body)
         return Answer(response.status_code, response.headers, body, sent_at)
@@ -181,7 +187,11 @@ class Transport:
 
     def _shown(self, url: str) -> str:
         """`url` for an error: its path, and its host only if that is another than expected."""
-        return httpx2.URL(url).path if _origin(url) == self._origin else url
+        return httpx2.URL(url).path if self._is_own(url) else url
+
+    def _is_own(self, url: str) -> bool:
+        """Whether it is this server's, which is seldom worth taking it apart for."""
+        return url.startswith(f"{self.base_url}/") or _origin(url) == self._origin
 
     async def _headers(self, url: str, token: str | None) -> httpx2.Headers:
         source = self._source
@@ -194,7 +204,7 @@ class Transport:
             raise HeadersFailed(f"the headers could not be made: {error!r}") from error
         if token is None:
             return headers
-        if _origin(url) != self._origin:
+        if not self._is_own(url):
             headers = httpx2.Headers()  # the runner's own headers are for its own server
         # A claim's token outlives the runner's: an expired one beside it must not spoil it.
         for private in ("authorization", "electric-principal"):
@@ -208,7 +218,11 @@ class Transport:
                 verify=_ssl_context(),
                 timeout=None,  # each request has a deadline of its own
                 # Waiting for a free connection would let work hold up heartbeats.
-                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=20),
+                limits=httpx2.Limits(
+                    max_connections=None,
+                    max_keepalive_connections=20,
+                    keepalive_expiry=KEPT_ALIVE,
+                ),
             )
         )
 
