@@ -38,6 +38,7 @@ def api(server: Server) -> HttpApi:
 def test_from_a_spawn_to_a_signal(server: Server, api: HttpApi) -> None:
     named = ("--runner", "people", "--tag", "a=b", "--args", '{"n": 1}', "--message", "first")
     assert pullwake(server, "spawn", "chat/p1", *named) == "spawned /chat/p1\n"
+    assert "It has no runner" in pullwake(server, "spawn", "lone/nobodys")
     assert api.get("/_electric/entities/chat/p1").body["spawn_args"] == {"n": 1}
     assert pullwake(server, "send", "chat/p1", "Hällo").startswith("sent, txid ")
     said = pullwake(server, "observe", "chat/p1", "--once")

@@ -85,7 +85,8 @@ def test_a_server_that_cannot_be_reached_has_its_status(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["ps", "--url", "http://127.0.0.1:1"]) == 69
-    assert capsys.readouterr().err.startswith("pullwake: GET /_electric/entities: ")
+    told = capsys.readouterr().err
+    assert told.startswith("pullwake: http://127.0.0.1:1 cannot be reached: GET /_electric/entit")
 
 
 @pytest.mark.parametrize(
@@ -163,3 +164,13 @@ def test_fish_offers_what_it_is_given(capsys: pytest.CaptureFixture[str]) -> Non
     script += "complete -C 'pullwake observe ag'\n"
     done = subprocess.run(["fish", "-c", script], capture_output=True, text=True, check=True)
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["agent/a", "agent/b"]
+
+
+def test_no_command_is_answered_with_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([])
+    told = capsys.readouterr().err
+    assert "follow what happens to an entity" in told
+    with pytest.raises(SystemExit):
+        main(["nonsense"])
+    assert "completion-words" not in capsys.readouterr().err

@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 
@@ -24,6 +24,7 @@ log = logging.getLogger("pullwake.runner")
 
 EX_OK = 0
 EX_FAILURE = 1
+EX_USAGE = 2
 EX_CANCELLED = 75
 EX_REFUSED = 77
 EX_REJECTED = 78
@@ -48,11 +49,17 @@ def parser() -> argparse.ArgumentParser:
         prog="pullwake", description="What a machine does for a pull-wake control plane."
     )
     parser.add_argument("--version", action="version", version=f"pullwake {version('pullwake')}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    add_commands(parser)
+    return parser
+
+
+def add_commands(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
+    """Add all commands. Returns the parser of each."""
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     add_run(commands.add_parser)
     people.add_all(commands.add_parser)
-    completion.add(commands.add_parser, lambda: commands.choices)
-    return parser
+    completion.add(commands.add_parser)
+    return commands.choices
 
 
 def add_run(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
@@ -138,7 +145,13 @@ def add_run(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the arguments say. Returns the exit status."""
-    args = parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    if list(given[:1]) == [completion.WORDS] and len(given) == 2:
+        return completion.complete(given[1], add_commands(argparse.ArgumentParser()))
+    args = parser().parse_args(given)
+    if not hasattr(args, "act"):
+        parser().print_help(sys.stderr)
+        raise SystemExit(EX_USAGE)
     status: int = args.act(args)
     return status
 

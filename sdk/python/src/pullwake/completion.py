@@ -18,10 +18,8 @@ from .client import connected
 from .errors import RunnerError
 from .profiles import add_options, connection, profiles
 
-Parsers = Callable[[], Mapping[str, argparse.ArgumentParser] | Any]
-
 WORDS = "completion-words"
-"""The command that the scripts call."""
+"""The command that the scripts call; nobody else does, so help does not list it."""
 
 _PATIENCE_S = 2.0
 """A shell waits no longer for names."""
@@ -78,8 +76,8 @@ def names(action: object, of: Names) -> None:
     action.names = of  # type: ignore[attr-defined]
 
 
-def add(add_parser: Callable[..., argparse.ArgumentParser], parsers: Parsers) -> None:
-    """Add the command `completion`; `parsers` gives those of all commands."""
+def add(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the command `completion`."""
     parser = add_parser(
         "completion",
         help="print what makes a shell complete these commands",
@@ -90,9 +88,11 @@ def add(add_parser: Callable[..., argparse.ArgumentParser], parsers: Parsers) ->
     )
     parser.add_argument("shell", choices=tuple(SCRIPTS))
     parser.set_defaults(act=lambda args: _print([SCRIPTS[args.shell].removesuffix("\n")]))
-    parser = add_parser(WORDS)  # without help it is not listed
-    parser.add_argument("line")
-    parser.set_defaults(act=lambda args: _print(_words_or_none(args.line, parsers())))
+
+
+def complete(line: str, parsers: Mapping[str, argparse.ArgumentParser]) -> int:
+    """Print what the last word of a line may be, a word a line."""
+    return _print(_words_or_none(line, parsers))
 
 
 def _print(lines: Iterable[str]) -> int:
@@ -113,7 +113,7 @@ def words(line: str, parsers: Mapping[str, argparse.ArgumentParser]) -> list[str
     typed = _split(line)[1:] or [""]
     *before, begun = typed
     if not before:
-        offered: Sequence[str] = [name for name in parsers if name != WORDS]
+        offered: Sequence[str] = list(parsers)
     elif before[0] in parsers:
         offered = _of_command(parsers[before[0]], before[1:], begun)
     else:

@@ -62,7 +62,10 @@ async def spawn(client: Client, args: argparse.Namespace) -> None:
     }
     path = f"/_electric/entities{entity_path(args.entity)}"
     answer = (await client.call("PUT", path, given(body))).object()
-    tell(args, answer, f"spawned {answer.get('url')}")
+    says = f"spawned {answer.get('url')}"
+    if not _runner_of(answer):
+        says += "\nIt has no runner, so nobody is woken for it: name one with --runner."
+    tell(args, answer, says)
 
 
 async def signal(client: Client, args: argparse.Namespace) -> None:
@@ -380,6 +383,10 @@ def _run(parser: argparse.ArgumentParser, act: Act, args: argparse.Namespace) ->
     except BrokenPipeError:  # whoever read has seen enough
         sys.stderr.close()
         return 0
+    except ServerUnreachable as error:
+        where = connection(args).url
+        sys.stderr.write(f"pullwake: {plain(where)} cannot be reached: {plain(str(error))}\n")
+        return EX_UNREACHABLE
     except RunnerError as error:
         sys.stderr.write(f"pullwake: {plain(str(error))}\n")
         return _status(error)
@@ -387,8 +394,6 @@ def _run(parser: argparse.ArgumentParser, act: Act, args: argparse.Namespace) ->
 
 
 def _status(error: RunnerError) -> int:
-    if isinstance(error, ServerUnreachable):
-        return EX_UNREACHABLE
     if not isinstance(error, ServerRefused):
         return EX_FAILURE
     named = {400: EX_REJECTED, 401: EX_REFUSED, 403: EX_REFUSED, 404: EX_NOT_FOUND}
