@@ -6,6 +6,7 @@ import asyncio
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,13 @@ def test_the_first_agents_are_the_examples() -> None:
     echo, streams, _ = re.findall(r"```py\n(.*?)```", FIRST, re.DOTALL)
     assert echo in (SDK / "examples" / "echo.py").read_text()
     assert "wake.interrupted" in streams
+
+
+def test_its_test_needs_nothing_but_pytest() -> None:
+    (_, _, code) = re.findall(r"```py\n(.*?)```", FIRST, re.DOTALL)
+    found: dict[str, Callable[[], None]] = {}
+    exec(code, found)  # noqa: S102  the page's own
+    found["test_it_echoes"]()
 
 
 def test_its_commands_are_taken() -> None:

@@ -46,7 +46,7 @@ runner's id is another's; 78 the server rejects the runner's id or settings.
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="pullwake", description="What a machine does for a pull-wake control plane."
+        prog="pullwake", description="Run agents of a pull-wake control plane, and talk to them."
     )
     parser.add_argument("--version", action="version", version=f"pullwake {version('pullwake')}")
     add_commands(parser)

@@ -306,7 +306,7 @@ class Claims:
                     if ends_task(error):
                         raise
                     # Whatever it was, the next wake gets its turn.
-                    log.exception("a wake of %s could not be seen to", key)
+                    log.exception("a wake of %s could not be handled", key)
                     self._failed(RunnerError(f"{type(error).__name__}: {error}"))
         finally:
             # In the same step as the look at the queue, so that no wake falls between.
@@ -405,7 +405,7 @@ class Claims:
         await asyncio.gather(keeper, *watchers, return_exceptions=True)
 
     async def _tell_self_cancelled(self, held: _Held, name: str) -> None:
-        """The handler cancelled its own task, and so all that follows a handler's end."""
+        """Report the failure of a handler that cancelled its own task, and its report with it."""
         failure = "the handler cancelled its own task"
         self._failed(HandlerFailed(f"{name}: {failure}"))
         try:
@@ -554,7 +554,7 @@ class Claims:
         )
 
     def _accompany(self, held: _Held, wake: Wake) -> None:
-        """What begins with the handler."""
+        """Start what runs beside the handler."""
         self._diagnostics.dispatched()
         if self._is_closed():
             wake.wind_down()
@@ -566,8 +566,8 @@ class Claims:
             held.watcher.cancel()
 
     async def _watch(self, held: _Held, wake: Wake) -> None:
-        """Have what arrives during the work noticed, until cancelled: once it has run for a while,
-        or waits for it.
+        """Notice what arrives during the work, until cancelled. It begins once the handler has run
+        for a while, or waits for something to arrive.
         """
         timing = self._timing
         with contextlib.suppress(TimeoutError):

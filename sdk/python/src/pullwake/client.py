@@ -1,4 +1,4 @@
-"""The server's calls for people, one at a time."""
+"""The calls behind the commands for people."""
 
 from __future__ import annotations
 
@@ -95,10 +95,10 @@ async def connected(connection: Connection) -> AsyncIterator[Client]:
 
 
 def entity_path(name: str) -> str:
-    """`agent/hello` or `/agent/hello`, as it is in a URL. Raises ValueError for what is none."""
+    """`agent/hello` or `/agent/hello`, as it is in a URL. Raises ValueError for anything else."""
     parts = name.strip("/").split("/")
     if len(parts) != 2 or not all(parts):
-        raise ValueError(f"not an entity, which is TYPE/ID: {name!r}")
+        raise ValueError(f"not an entity, TYPE/ID such as agent/hello: {name!r}")
     return "/" + "/".join(quote(part, safe="") for part in parts)
 
 

@@ -1,4 +1,4 @@
-"""What a shell offers after `pullwake` and the tabulator key: words, and names that the server has.
+"""What a shell offers after `pullwake` and the Tab key: words, and names that the server has.
 
 A shell's script hands the line on as far as it is typed, and gets a word a line.
 """
@@ -80,9 +80,9 @@ def add(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the command `completion`."""
     parser = add_parser(
         "completion",
-        help="print what makes a shell complete these commands",
-        description="Print what makes a shell complete these commands, and names of entities,"
-        " runners and types.",
+        help="print a script with which a shell completes these commands",
+        description="Print a script with which a shell completes these commands, and the names of"
+        " entities, runners and types.",
         epilog='example: eval "$(pullwake completion bash)"',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,4 +1,4 @@
-"""Which handler sees to which entity, and how each kind of function is called."""
+"""Which handler handles which entity, and how each kind of function is called."""
 
 from __future__ import annotations
 

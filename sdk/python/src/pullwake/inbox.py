@@ -14,7 +14,7 @@ P = TypeVar("P")
 INTERRUPTS = frozenset({"SIGINT", "SIGTERM", "SIGSTOP"})
 """Signals after which a handler is to come to its end."""
 _CLOSING = frozenset({"SIGTERM", "SIGSTOP"})
-"""Those of them that the server sees to itself, when the claim ends."""
+"""Those of them that the server acts on itself when the claim ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Message(Generic[P]):
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """A signal that is the handler's to see to."""
+    """A signal for the handler to act on."""
 
     key: str
     name: str
@@ -84,7 +84,7 @@ Item = Message[Any] | Signal | WakeEvent
 
 
 class Inbox:
-    """What is open of the events read so far: later ones change what former ones said.
+    """The events read so far that are still open: later ones change what earlier ones said.
 
     A message is edited, cancelled or deleted, a signal was handled. What came after the claim's
     `tail` has arrived during the claim; the rest is what the claim delivers.
@@ -213,7 +213,7 @@ _MAKERS: Mapping[str, Callable[[str, str | None, dict[str, Any]], Item]] = {
 
 
 def for_the_handler(signal: Signal) -> bool:
-    """Whether it is work of the handler's, and not one that the server sees to."""
+    """Whether the handler has to act on it; on the others the server acts itself."""
     return signal.name not in _CLOSING
 
 

@@ -66,7 +66,7 @@ class Do:
 
 @dataclass(frozen=True, slots=True)
 class Ignore:
-    """Stay, do nothing: the event is late, or already being seen to."""
+    """Stay, do nothing: the event is late, or already dealt with."""
 
 
 Cell = Go | Do | Ignore

@@ -23,9 +23,8 @@ EX_REFUSED = 77
 EX_REJECTED = 78
 
 EXITS = """\
-exit status: 0 it is done; 1 the server says that it cannot be now; 2 wrong usage; 66 there is no
-such entity; 69 the server cannot be reached; 77 it does not let this caller; 78 it rejects what was
-asked.
+exit status: 0 done; 1 the server refuses it as things stand; 2 wrong usage; 66 there is no such
+entity; 69 the server cannot be reached; 77 this caller may not; 78 the request itself is wrong.
 """
 
 SIGNALS = ("SIGINT", "SIGHUP", "SIGUSR", "SIGSTOP", "SIGCONT", "SIGTERM", "SIGKILL")

@@ -108,5 +108,7 @@ def _profile(name: str | None) -> Mapping[str, str]:
     known = isinstance(profile, dict) and all(isinstance(each, str) for each in profile.values())
     if not known or not profile.keys() <= FIELDS:
         fields = ", ".join(sorted(FIELDS))
-        raise ValueError(f"the profile {name or 'default'!r} in {path} has other than {fields}")
+        raise ValueError(
+            f"the profile {name or 'default'!r} in {path} may have only {fields}, each a text"
+        )
     return {key: str(value) for key, value in profile.items()}

@@ -243,7 +243,7 @@ class _Run:
                 except ServerRefused as error:
                     if error.status not in REFUSALS:
                         raise
-                    raise RegistrationRefused.of(error) from error
+                    raise RegistrationRefused.of(error) from None  # which it says all of
                 self._adopt(record)
                 if self._stream is None:
                     if record.wake_stream_offset is None:
@@ -425,7 +425,7 @@ class _Run:
 
 
 class PullWakeRunner:
-    """A runner: registers itself, waits for wakes, and has `handler` see to each.
+    """A runner: registers itself, waits for wakes, and has `handler` handle each.
 
     `handler` is an async function that gets a `Wake`, or a plain one that gets a `SyncWake` and
     runs in a thread; `on` gives those for single types of entities. When it returns, what the wake
@@ -445,7 +445,7 @@ class PullWakeRunner:
     - `health_port`: serve /livez, /readyz and /metrics there, on `health_host` or all interfaces.
     - `retry_refused`: go on trying where the server refuses the runner from the start.
 
-    Raises ValueError for a URL that is none. Safe to start and stop any number of times, in one
+    Raises ValueError for what is not a URL. Safe to start and stop any number of times, in one
     event loop after another; in any thread, `request_stop` from any other too.
     """
 
@@ -508,7 +508,7 @@ class PullWakeRunner:
         self._idle = Diagnostics(self._settings.clock)
 
     def on(self, entity_type: str) -> Callable[[H], H]:
-        """A decorator: the function sees to entities of this type.
+        """A decorator: the function handles entities of this type.
 
         Raises ValueError for a type that has a handler already.
         """

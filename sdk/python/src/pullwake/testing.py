@@ -151,7 +151,7 @@ class Entity:
         return claim if claim is not None and claim.status == "active" else None
 
     def pending(self) -> bool:
-        """Whether there is work: what was handled or is the server's own to see to is none."""
+        """Whether there is work, other than what was handled or what the server acts on itself."""
         handled = {
             each["key"]
             for each in self.events

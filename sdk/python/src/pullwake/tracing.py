@@ -35,7 +35,7 @@ Attributes = Mapping[str, str | int]
 
 
 def well_formed(traceparent: object) -> str | None:
-    """A W3C `traceparent`, or None for what is none."""
+    """A W3C `traceparent`, or None for anything else."""
     if isinstance(traceparent, str) and _WELL_FORMED.fullmatch(traceparent):
         return traceparent
     return None

@@ -1,6 +1,6 @@
 """HTTP, with hard deadlines and one kind of error.
 
-httpx2, for it is typed, maintained and pure Python, and has cancellation, event streams and a
+httpx2, because it is typed, maintained and pure Python, and has cancellation, event streams and a
 timeout for each phase built in.
 """
 
@@ -275,7 +275,7 @@ def check_url(url: str) -> None:
     except httpx2.InvalidURL as error:
         raise ValueError(f"not an http(s) URL: {url!r} ({error})") from error
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ValueError(f"not an http(s) URL: {url!r}")
+        raise ValueError(f"not an http(s) URL, such as http://127.0.0.1:8000: {url!r}")
 
 
 def _origin(url: str) -> tuple[str, str, int | None]:

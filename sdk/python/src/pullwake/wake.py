@@ -346,12 +346,12 @@ class Wake:
         self.wind_down()
 
     async def settle(self) -> None:
-        """Say of what the handler has seen that it is seen to: the handler has ended well."""
+        """Mark what the handler was given as handled, once it has returned."""
         await self._take(up_to=self.acked)
 
     @property
     def acked(self) -> str | None:
-        """How far a handler that has ended well has worked its stream off."""
+        """The offset up to which the work is done, once the handler has returned."""
         done = self._delivered_to
         for item in self._inbox.late():
             if _name(item) not in self._heard:
@@ -431,8 +431,8 @@ class Wake:
         self._seq += 1
 
     async def _take(self, up_to: str | None) -> None:
-        """Say of the queued messages that they wait no more, and of the signals that came during
-        the work that they are handled. Until then they are work, whatever is acknowledged.
+        """Mark queued messages as processed, and signals that came during the work as handled.
+        Until then they are work, whatever was acknowledged.
         """
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         taken = {"status": "processed", "processed_at": now}
