@@ -5,7 +5,14 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 
 from api.http_errors import error_response
-from core.errors import Forbidden, InvalidRequest, NotFound, PullwakeError, RateLimited
+from core.errors import (
+    Forbidden,
+    InvalidRequest,
+    NotFound,
+    PayloadTooLarge,
+    PullwakeError,
+    RateLimited,
+)
 
 
 def _answer(request: HttpRequest, error: PullwakeError, *, again: bool = False) -> HttpResponse:
@@ -40,6 +47,11 @@ def page_not_found(request: HttpRequest, exception: Exception | None = None) -> 
 def bad_request(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
     """Django's handler400."""
     return _answer(request, InvalidRequest())
+
+
+def too_large(request: HttpRequest) -> HttpResponse:
+    """The answer to a body past PULLWAKE_MAX_BODY_BYTES, which is not read."""
+    return _answer(request, PayloadTooLarge())
 
 
 def permission_denied(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:

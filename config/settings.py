@@ -16,7 +16,7 @@ from corsheaders.defaults import default_headers, default_methods
 from django.core.exceptions import ImproperlyConfigured
 
 from config.environment import Environment
-from config.serving import cooperative
+from config.serving import cooperative, log_lines
 from core.principals import Principal
 from core.version import VERSION
 from operators import theme
@@ -382,6 +382,7 @@ MIDDLEWARE = [
     # For pages; the API goes through config.serving.application's.
     "django.middleware.security.SecurityMiddleware",
     "config.serving.pages.with_policy",
+    "config.serving.pages.with_whole_request",
     "config.serving.passwords.LoginTurns",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.middleware.gzip.GZipMiddleware",
@@ -541,6 +542,7 @@ LOGGING = {
             "()": "structlog.stdlib.ProcessorFormatter",
             "processors": [
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                log_lines.escape,
                 structlog.dev.ConsoleRenderer(),
             ],
             "foreign_pre_chain": [

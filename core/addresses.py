@@ -30,4 +30,5 @@ def client_address(request: HttpRequest) -> str:
                 address = str(ipaddress.ip_address(named))
             except ValueError:
                 break
-    return address
+    # What follows it is the name of an interface, or whatever a caller wrote: no database takes it.
+    return address.partition("%")[0]

@@ -79,8 +79,8 @@ def _keep(person: Person) -> Any:
         if not person.roles:
             return None
         user = users.create_user(person.name)
-    first, _, last = person.full_name.partition(" ")
-    user.email, user.first_name, user.last_name = person.email[:254], first[:150], last[:150]
+    first, _, last = _text(person.full_name).partition(" ")
+    user.email, user.first_name, user.last_name = _text(person.email)[:254], first[:150], last[:150]
     user.is_staff = bool(person.roles)
     user.save()
     user.groups.remove(*Group.objects.filter(name__in=ROLES.keys() - person.roles))
@@ -88,8 +88,13 @@ def _keep(person: Person) -> Any:
     return user
 
 
+def _text(said: str) -> str:
+    """What somebody is called elsewhere, without what no database or page takes."""
+    return "".join(filter(str.isprintable, said))
+
+
 def _account(person: Person) -> Any:
-    if not _NAME.fullmatch(person.name):
+    if not (_NAME.fullmatch(person.name) and person.name.isprintable()):
         raise Forbidden("The name that you have there is none that can be kept here.")
     user = _keep(person)
     if user is None and person.roles:

@@ -8,6 +8,8 @@ from django.conf import settings
 from django.http import Http404, HttpRequest, HttpResponse
 from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerSplitView
 
+from config.error_pages import too_large
+
 # Whoever logged in at a provider also logs out there, where the form's answer sends the browser.
 _PROVIDER = urlsplit(settings.PULLWAKE_OIDC_ISSUER)
 _FORMS = f"'self' {_PROVIDER.scheme}://{_PROVIDER.netloc}" if _PROVIDER.netloc else "'self'"
@@ -29,6 +31,28 @@ def with_policy(
         response = get_response(request)
         response.headers["Content-Security-Policy"] = POLICY
         return response
+
+    return answer
+
+
+def with_whole_request(
+    get_response: Callable[[HttpRequest], HttpResponse],
+) -> Callable[[HttpRequest], HttpResponse]:
+    """Middleware that has what the caller sends, before anything is held or looked up for it.
+
+    A body that drips would otherwise hold the turn of its login, and Django would write the files
+    of a form to the disk, however large, for anybody.
+    """
+
+    def answer(request: HttpRequest) -> HttpResponse:
+        if int(request.META.get("CONTENT_LENGTH") or 0) > settings.PULLWAKE_MAX_BODY_BYTES:
+            return too_large(request)
+        # Quoted, a cookie can hold a NUL, which no database takes for a session's key.
+        request.COOKIES = {
+            name: value for name, value in request.COOKIES.items() if "\0" not in value
+        }
+        request.body  # noqa: B018  read here, and kept
+        return get_response(request)
 
     return answer
 

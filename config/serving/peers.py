@@ -25,6 +25,8 @@ class Peer:
         self._patience_s = patience_s
         self._deadline: float | None = None
         self._is_late = False
+        self.is_waited_for = False
+        """Whether the server waits for the rest of a request."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
@@ -47,11 +49,14 @@ class Peer:
             first: bytes = self._sock.recv(size)
             self.begin()
             return first
+        self.is_waited_for = True
         try:
             self._sock.settimeout(max(0.001, self._deadline - time.monotonic()))
             more: bytes = self._sock.recv(size)
         except TimeoutError:
             more = b""
+        finally:
+            self.is_waited_for = False
         if time.monotonic() > self._deadline:
             self._is_late = True
             return b""

@@ -33,6 +33,9 @@ FINISH_S = 1.5
 FINISH_DRAINED_S = 4.5
 """The same after a drain, for which somebody waits anyway: longer than for a lock, by default."""
 
+ARRIVE_S = 1.0
+"""Seconds of these that a request has to arrive in: nothing is lost with one that has not."""
+
 FLUSH_S = 1.0
 """Seconds that the last spans and errors have to be sent in, where any are."""
 
@@ -50,7 +53,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def init_process(self) -> None:
         """Prepare, then serve."""
-        self.in_flight: set[Any] = set()
+        self.in_flight: dict[Any, Peer] = {}
         self.expected: set[Any] = set()
         self.stopping: Event | None = None
         self.hurried = Event()
@@ -83,11 +86,11 @@ class Worker(GeventWorker):  # type: ignore[misc]
         """One request, counted while it is in flight."""
         self.expected.discard(sock)
         sock.begin()
-        self.in_flight.add(req)
+        self.in_flight[req] = sock
         try:
             return super().handle_request(listener_name, req, sock, addr)
         finally:
-            self.in_flight.discard(req)
+            del self.in_flight[req]
             sock.idle()
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
@@ -119,6 +122,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         close_servers(servers)
         self.process.stop()
         finish_s = FINISH_DRAINED_S if drain_s and not self.hurried.is_set() else FINISH_S
+        self.arrived_by = time.monotonic() + ARRIVE_S
         self._notify_until(time.monotonic() + finish_s, self._is_done)
         with Timeout(FLUSH_S, False):
             self.process.flush()
@@ -127,6 +131,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
         os._exit(0)
 
     def _is_done(self) -> bool:
+        if time.monotonic() > self.arrived_by:
+            return all(peer.is_waited_for for peer in self.in_flight.values())
         return not self.in_flight and not self.expected
 
     def _notify_until(self, deadline: float, over: Callable[[], bool]) -> None:

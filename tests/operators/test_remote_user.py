@@ -97,8 +97,9 @@ def test_an_account_that_was_shut_stays_shut(browser):
     assert browser("alice", "platform").status_code == 403
 
 
-def test_a_name_that_cannot_be_kept_is_refused(browser):
-    assert browser("a/b", "platform").status_code == 403
+@pytest.mark.parametrize("name", ["a/b", "two words", "ali\u202ece", "ali\ud800"])
+def test_a_name_that_cannot_be_kept_is_refused(browser, name):
+    assert browser(name, "platform").status_code == 403
 
 
 def test_nobody_is_logged_in_outside_the_admin(browser):

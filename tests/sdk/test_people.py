@@ -50,7 +50,7 @@ def test_from_a_spawn_to_a_signal(server: Server, api: HttpApi) -> None:
     assert listed[1].split()[:3] == ["/chat/p1", "idle", "people"]
     (row,) = lines(pullwake(server, "ps", "--type", "chat", "--json"))
     assert row["tags"] == {"a": "b"}
-    assert pullwake(server, "signal", "chat/p1", "term") == "stopped, was idle\n"
+    assert pullwake(server, "signal", "chat/p1", "term") == "SIGTERM sent, stopped, was idle\n"
     assert pullwake(server, "ps", "--type", "chat", "--status", "idle").count("\n") == 1
     assert "NOT_RUNNING" in pullwake(server, "send", "chat/p1", "hi", expect=1)
 

@@ -1,15 +1,18 @@
 """Logins stop nobody else, and guessing is over after a few passwords."""
 
 import ipaddress
+import socket
 import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import httpx2
 import pytest
 from django.contrib.auth.hashers import PBKDF2PasswordHasher
 from django.contrib.auth.models import User
+from django.core.files.uploadedfile import SimpleUploadedFile
 from django.test import Client
 
 from config.serving.passwords import Hasher
@@ -116,6 +119,33 @@ def test_of_many_at_once_only_the_first_few_are_looked_at(server: Server):
     assert server.database.execute(looked_at) == [(5,)]
 
 
+def test_a_login_that_drips_holds_up_no_other(server: Server):
+    with httpx2.Client(base_url=server.url, timeout=60) as client:
+        client.get("/admin/login/")
+        csrf = client.cookies["csrftoken"]
+        head = (
+            "POST /admin/login/ HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n"
+            f"Content-Type: application/x-www-form-urlencoded\r\nCookie: csrftoken={csrf}\r\n\r\n"
+        )
+        with closing(socket.create_connection(("127.0.0.1", server.port))) as peer:
+            peer.sendall(f"{head}username=".encode())
+            for _ in range(6):
+                assert client.get("/livez").status_code == 200  # the server has read that much
+            form = {"username": "dora", "password": "x", "csrfmiddlewaretoken": csrf}
+            assert client.post("/admin/login/", data=form).status_code == 200
+
+
+def test_nobody_fills_the_disk_with_the_files_of_a_form(db, settings):
+    settings.PULLWAKE_MAX_BODY_BYTES = 1000
+    file = SimpleUploadedFile("much", b"x" * 1000)
+    refused = Client().post("/admin/login/", {"username": "carol", "much": file})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (413, "PAYLOAD_TOO_LARGE")
+
+
+def test_a_session_that_no_database_can_look_up_is_none(db):
+    assert Client().get("/admin/", HTTP_COOKIE=r'sessionid="\000aaaaaaaaaa"').status_code == 302
+
+
 # --- Addresses ------------------------------------------------------------------------------------
 
 
@@ -128,6 +158,8 @@ def test_of_many_at_once_only_the_first_few_are_looked_at(server: Server):
         ("10.0.0.1", "198.51.100.1, 10.0.0.2", "198.51.100.1"),
         ("10.0.0.1", "made up", "10.0.0.1"),
         ("10.0.0.1", None, "10.0.0.1"),
+        ("10.0.0.1", "fe80::1%eth0 forged", "fe80::1"),
+        ("fe80::1%eth0", None, "fe80::1"),
         ("", None, ""),
     ],
 )

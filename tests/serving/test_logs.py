@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from django.conf import settings
 from structlog.contextvars import bound_contextvars, clear_contextvars
+from structlog.stdlib import ProcessorFormatter
 
 from config.serving.error_reports import _without_secrets
 from config.serving.log_lines import JsonLines
@@ -104,6 +105,16 @@ def test_probes_and_refusals_ask_nothing_of_the_database_for_their_line(
         (200, None),
         (401, "unknown"),
     ]
+
+
+def test_a_path_does_not_control_the_terminal_of_a_developer():
+    logging_: Any = settings.LOGGING
+    own = logging_["formatters"]["lines"]
+    lines = ProcessorFormatter(**{name: own[name] for name in own if name != "()"})
+    path = "/a\x1b]52;c;eA\x07\u2028/main"
+    line = lines.format(logging.makeLogRecord({"msg": "an\nevent", "target": path}))
+    assert r"/a\x1b]52;c;eA\x07\u2028/main" in line
+    assert r"an\nevent" in line
 
 
 def test_a_line_is_json_whatever_it_says(settings):

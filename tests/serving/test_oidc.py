@@ -70,6 +70,11 @@ def test_userinfo_of_another_is_not_believed(browser, idp):
     assert browser.get("/admin/oidc/").status_code == 401
 
 
+def test_what_somebody_is_called_there_is_kept_as_far_as_it_is_text(browser, idp):
+    idp.claims.update(name="Ali\0ce Ames", email="alice@x.example\0")
+    assert browser.get("/admin/oidc/").status_code == 200
+
+
 def test_who_is_in_no_mapped_group_stays_out(browser, idp, server):
     idp.begin(groups=["all"], sub="u-outside")
     page = browser.get("/admin/oidc/")

@@ -1,17 +1,22 @@
 """Peers that take for ever, to send a request or to take an answer, are cut; others are served."""
 
+import math
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from http.client import HTTPResponse
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from config.serving.peers import turn_away
+from config.serving.peers import Peer, turn_away
+from config.serving.worker import Worker
 from tests.serving.conftest import long_poll, make_idle, tail
 from tests.support import Server, wait_until
 
@@ -157,6 +162,24 @@ def test_it_stops_in_time_though_peers_take_for_ever(start_server):
         assert server.process.wait(30) == 0
         assert time.monotonic() - began < 2
     assert "Traceback" not in server.log.read_text()
+
+
+def test_a_stop_waits_for_work_and_less_long_for_what_still_arrives():
+    ours, theirs = socket.socketpair()
+    with closing(ours), closing(theirs):
+        peer = Peer(ours, 30)
+        theirs.sendall(b"POST")
+        peer.recv(4)
+        arriving = threading.Thread(target=peer.recv, args=(1,))
+        arriving.start()
+        wait_until(lambda: peer.is_waited_for)
+        worker: Any = SimpleNamespace(in_flight={"a": peer}, expected={"b"}, arrived_by=math.inf)
+        assert not Worker._is_done(worker)
+        worker.arrived_by = 0.0
+        assert Worker._is_done(worker)
+        theirs.sendall(b"!")
+        arriving.join()
+        assert not Worker._is_done(worker)
 
 
 @pytest.mark.parametrize(

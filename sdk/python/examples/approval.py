@@ -12,7 +12,7 @@ import asyncio
 import os
 from typing import Any
 
-from pullwake import GiveUp, PullWakeRunner, Wake
+from pullwake import GiveUp, PullWakeRunner, Wake, logs
 
 URL = os.environ.get("PULLWAKE_URL", "http://127.0.0.1:8000")
 runner = PullWakeRunner(URL, "approval", token=os.environ.get("PULLWAKE_TOKEN"))
@@ -47,4 +47,5 @@ async def settle(wake: Wake, approved: bool, by: str | None) -> None:
 
 
 if __name__ == "__main__":
+    logs.configure()
     asyncio.run(runner.run())

@@ -8,7 +8,7 @@ pullwake observe chat/hello
 import asyncio
 import os
 
-from pullwake import PullWakeRunner, Wake
+from pullwake import PullWakeRunner, Wake, logs
 
 URL = os.environ.get("PULLWAKE_URL", "http://127.0.0.1:8000")
 runner = PullWakeRunner(URL, "echo", token=os.environ.get("PULLWAKE_TOKEN"))
@@ -22,4 +22,5 @@ async def echo(wake: Wake) -> None:
 
 
 if __name__ == "__main__":
+    logs.configure()
     asyncio.run(runner.run())

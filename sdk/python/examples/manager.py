@@ -12,7 +12,7 @@ import os
 
 import msgspec
 
-from pullwake import PullWakeRunner, SyncWake, Wake
+from pullwake import PullWakeRunner, SyncWake, Wake, logs
 
 URL = os.environ.get("PULLWAKE_URL", "http://127.0.0.1:8000")
 runner = PullWakeRunner(URL, "manager", token=os.environ.get("PULLWAKE_TOKEN"))
@@ -62,4 +62,5 @@ def worker(wake: SyncWake) -> None:
 
 
 if __name__ == "__main__":
+    logs.configure()
     asyncio.run(runner.run())

@@ -11,7 +11,7 @@ import asyncio
 import os
 from datetime import UTC, datetime, timedelta
 
-from pullwake import PullWakeRunner, RetryAfter, SyncWake
+from pullwake import PullWakeRunner, RetryAfter, SyncWake, logs
 
 URL = os.environ.get("PULLWAKE_URL", "http://127.0.0.1:8000")
 runner = PullWakeRunner(URL, "nightly", token=os.environ.get("PULLWAKE_TOKEN"))
@@ -42,4 +42,5 @@ def nightly(wake: SyncWake) -> None:
 
 
 if __name__ == "__main__":
+    logs.configure()
     asyncio.run(runner.run())

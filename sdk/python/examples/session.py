@@ -13,7 +13,7 @@ import os
 from collections.abc import AsyncIterator
 from typing import Any
 
-from pullwake import Message, PullWakeRunner, Wake
+from pullwake import Message, PullWakeRunner, Wake, logs
 
 URL = os.environ.get("PULLWAKE_URL", "http://127.0.0.1:8000")
 IDLE = float(os.environ.get("SESSION_IDLE", "20"))
@@ -47,4 +47,5 @@ async def session(wake: Wake) -> None:
 
 
 if __name__ == "__main__":
+    logs.configure()
     asyncio.run(runner.run())

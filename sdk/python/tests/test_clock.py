@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from typing import Any
 
 import pytest
 
@@ -16,13 +18,7 @@ class Watch:
         self.clock = VirtualClock()
         self.jumps: list[float] = []
         self.held_up: list[float] = []
-        self.task = asyncio.create_task(
-            watch(self.clock, Timing(), self.jumps.append, self.held_up.append)
-        )
-
-    async def stop(self) -> None:
-        self.task.cancel()
-        await asyncio.gather(self.task, return_exceptions=True)
+        self.stop = watch(self.clock, Timing(), self.jumps.append, self.held_up.append)
 
 
 @virtual
@@ -34,7 +30,7 @@ async def test_a_clock_that_moves_against_the_other_has_jumped_once(jump: float)
     await asyncio.sleep(10)
     assert watch.jumps == [pytest.approx(jump)]
     assert watch.held_up == []
-    await watch.stop()
+    watch.stop()
 
 
 @virtual
@@ -44,7 +40,7 @@ async def test_a_sleep_is_a_jump() -> None:
     watch.clock.asleep += 3600
     await asyncio.sleep(10)
     assert watch.jumps == [pytest.approx(3600)]
-    await watch.stop()
+    watch.stop()
 
 
 @virtual
@@ -54,7 +50,7 @@ async def test_a_clock_that_only_drifts_has_not_jumped() -> None:
         watch.clock.set_by += 4.9
         await asyncio.sleep(1)
     assert watch.jumps == watch.held_up == []
-    await watch.stop()
+    watch.stop()
 
 
 @virtual
@@ -66,4 +62,36 @@ async def test_a_process_that_was_stopped_is_told_apart() -> None:
     await asyncio.sleep(10)
     assert watch.jumps == []
     assert watch.held_up == [pytest.approx(60)]
-    await watch.stop()
+    watch.stop()
+
+
+@virtual
+async def test_all_in_a_loop_share_one_timer_and_each_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A thousand idle runners must not wake up a thousand times a second."""
+    clock, jumps = VirtualClock(), list[float]()
+    loop, timers = asyncio.get_running_loop(), list[object]()
+    call_later = loop.call_later
+
+    def counted(*given: Any) -> asyncio.TimerHandle:
+        timers.append(given)
+        return call_later(*given)
+
+    monkeypatch.setattr(loop, "call_later", counted)
+
+    def fails(seconds: float) -> None:
+        raise LookupError
+
+    ends = [watch(clock, Timing(), told, jumps.append) for told in [fails, *[jumps.append] * 9]]
+    assert len(timers) == 1
+    ends.pop()()
+    clock.set_by += 3600
+    with caplog.at_level(logging.CRITICAL):
+        await asyncio.sleep(1.5)
+    assert jumps == [pytest.approx(3600)] * 8
+    for end in ends:
+        end()
+    timers.clear()
+    await asyncio.sleep(10)
+    assert len(timers) == 1  # this test's own

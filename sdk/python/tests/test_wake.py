@@ -134,7 +134,7 @@ async def test_a_payload_of_another_shape_fails_the_wake_with_the_reason(model: 
 
     outcome = await handle(handler, "why")
     assert outcome.status == "failed"
-    assert outcome.error.startswith("BadPayload: the message k0 from user:a is no ")
+    assert outcome.error.startswith("BadPayload: the message k0 from user:a is not a valid ")
 
 
 async def test_a_handler_may_see_to_it_itself() -> None:
@@ -779,3 +779,28 @@ async def test_a_send_gives_up_when_the_claim_is_lost() -> None:
         await server.expire("chat/1")
         server.standing("renew", None)
     assert raised
+
+
+@pytest.mark.parametrize("route", ["send", "tags", "spawn"])
+async def test_what_the_server_says_of_another_entity_says_nothing_of_the_claim(route: str) -> None:
+    """It fails the wake with that reason; taken for a lost claim, it would leave the lease to
+    lapse, and the work to come again and again."""
+
+    async def tell(wake: Wake) -> None:
+        match route:
+            case "send":
+                await wake.send("/chat/none", "Hello")
+            case "tags":
+                await wake.set_tag("a", "b", of="/chat/none")
+            case "spawn":
+                await wake.spawn("chat", "child", runner="none")
+
+    async with FakeServer() as server:
+        server.fault(route, status(404, "NOT_FOUND"))
+        async with running(server, tell) as runner:
+            await server.send("chat/1", 1)
+            claims = server.entity("chat/1").claims
+            await server.until(lambda: claims and claims[0].status != "active")
+            assert claims[0].status == "failed"
+            assert "404 NOT_FOUND" in claims[0].error
+            assert "fenced" not in (runner.get_health()["last_error"] or "")

@@ -7,6 +7,7 @@ docs/writing-a-runner.md begins with one in ten lines. The modules, from the out
 
 from importlib.metadata import version
 
+from . import logs
 from .claims import Drained
 from .errors import (
     BadAnswer,
@@ -60,4 +61,5 @@ __all__ = [
     "Wake",
     "WakeEvent",
     "__version__",
+    "logs",
 ]

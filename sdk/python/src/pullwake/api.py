@@ -290,13 +290,17 @@ class Api:
 
     async def watch(self, body: Mapping[str, Any], creator: str | None) -> None:
         """Register an entity to be woken for what happens elsewhere."""
-        await self.transport.call(
-            "POST",
-            self.transport.url("/_electric/wake"),
-            json_body=dict(body),
-            extra=_in_the_name_of(creator),
-            deadline=self.timing.request_timeout,
-        )
+        try:
+            await self.transport.call(
+                "POST",
+                self.transport.url("/_electric/wake"),
+                json_body=dict(body),
+                extra=_in_the_name_of(creator),
+                deadline=self.timing.request_timeout,
+            )
+        except ServerRefused as error:
+            error.about_claim = False
+            raise
 
     async def _of_entity(
         self,
@@ -310,14 +314,19 @@ class Api:
     ) -> Answer:
         url = "/".join(quote(part, safe="") for part in entity_url.strip("/").split("/"))
         async with self._work:
-            return await self.transport.call(
-                method,
-                self.transport.url(f"/_electric/entities/{url}{path}"),
-                json_body=body,
-                token=token,
-                extra=extra,
-                deadline=self.timing.request_timeout,
-            )
+            try:
+                return await self.transport.call(
+                    method,
+                    self.transport.url(f"/_electric/entities/{url}{path}"),
+                    json_body=body,
+                    token=token,
+                    extra=extra,
+                    deadline=self.timing.request_timeout,
+                )
+            except ServerRefused as error:
+                # Only a write token that is dead says something of the claim.
+                error.about_claim = token is not None and error.status == HTTPStatus.UNAUTHORIZED
+                raise
 
     async def append(
         self, path: str, body: bytes, token: str, *, producer: str, epoch: int, seq: int

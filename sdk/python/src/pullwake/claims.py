@@ -512,12 +512,13 @@ class Claims:
                     await self._handler(wake)
                 except GiveUp as error:
                     how, failure = error, printable(str(error), _MAX_FAILURE)
-                    self._failed(error)
+                    given_up = GiveUp(f"{grant.entity_url} epoch {grant.epoch}: {failure}")
+                    given_up.__cause__ = error
+                    self._failed(given_up)
                 self._stop_watching(held)
                 await wake.settle()
         except RetryAfter as error:
             how, failure = error, printable(str(error), _MAX_FAILURE)
-            log.info("%s epoch %d: put off: %s", grant.entity_url, grant.epoch, failure)
         except BaseException as error:
             if isinstance(error, ClaimLost) or ends_task(error):
                 raise
@@ -539,10 +540,10 @@ class Claims:
             return  # a cancelled handler reports nothing, however it took it
         await self._report(held, failure, how)
         log.info(
-            "%s epoch %d: %s in %.1f s",
+            "%s epoch %d: %s %.1f s",
             grant.entity_url,
             grant.epoch,
-            "done" if failure is None else "failed",
+            _ended(failure, how),
             self._clock.monotonic() - started,
             extra={"entity": grant.entity_url, "epoch": grant.epoch},
         )
@@ -646,6 +647,15 @@ class Claims:
     def _report_transient(self, error: RunnerError) -> None:
         if error.transient:
             self._failed(error)
+
+
+def _ended(failure: str | None, how: GiveUp | RetryAfter | None) -> str:
+    """How work ended, for the log."""
+    if isinstance(how, RetryAfter):
+        return f"to be tried again in {how.seconds:g} s ({failure}), after"
+    if isinstance(how, GiveUp):
+        return "given up after"
+    return "done in" if failure is None else "failed after"
 
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:

@@ -36,6 +36,9 @@ class ServerRefused(RunnerError):
     `code` is the protocol's (`FENCED`, …), or empty if the answer was not in its shape.
     """
 
+    about_claim = True
+    """Whether it answers a call about the claim itself, and not about another entity."""
+
     def __init__(
         self, status: int, code: str, message: str, retry_after: float | None = None
     ) -> None:
@@ -50,7 +53,7 @@ class ServerRefused(RunnerError):
     @property
     def ends_claim(self) -> bool:
         """Whether this answer to a claim's token says that the claim is not ours."""
-        return (
+        return self.about_claim and (
             self.status == 401
             or self.code == "PRODUCER_FENCED"
             or (self.status == 409 and self.code in ("FENCED", ""))

@@ -227,7 +227,7 @@ def _typed(message: Message[Any], model: type[P]) -> Message[P]:
         payload = parse(message.payload, model)
     except ValueError as error:  # both libraries' errors are such
         who = f"the message {message.key} from {message.sender or 'nobody'}"
-        raise BadPayload(f"{who} is no {model.__name__}: {error}") from error
+        raise BadPayload(f"{who} is not a valid {model.__name__}: {error}") from error
     return Message(
         message.key, payload, message.type, message.sender, message.offset, message.event
     )

@@ -8,7 +8,9 @@ import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
+
+Form = Literal["text", "json"]
 
 context: ContextVar[Mapping[str, Any]] = ContextVar("pullwake wake", default={})  # noqa: B039
 """Of the wake that is being worked on: its entity, epoch and runner."""
@@ -61,8 +63,11 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def configure(form: str, level: int) -> None:
-    """Log the runner's progress in the form `text` or `json`."""
+def configure(form: Form = "text", level: int = logging.INFO) -> None:
+    """Have a program's logging show what its runners do, on standard error.
+
+    Each record names the wake that it was logged in. Of other libraries only warnings are shown.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(WakeContext())
     handler.setFormatter(JsonLines() if form == "json" else Readable())

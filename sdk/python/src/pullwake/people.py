@@ -69,7 +69,8 @@ async def signal(client: Client, args: argparse.Namespace) -> None:
     body = {"signal": args.signal, "reason": args.reason}
     path = f"/_electric/entities{entity_path(args.entity)}/signal"
     answer = (await client.call("POST", path, given(body))).object()
-    tell(args, answer, f"{answer.get('new_state')}, was {answer.get('previous_state')}")
+    now, before = answer.get("new_state"), answer.get("previous_state")
+    tell(args, answer, f"{args.signal} sent, {now}" + (f", was {before}" if before != now else ""))
 
 
 async def observe(client: Client, args: argparse.Namespace) -> None:
@@ -244,6 +245,8 @@ def _line(kind: str, key: str, value: Mapping[str, Any]) -> str:
             return str(value["text"])
         case "signal" if "signal" in value:
             return f"! {value['signal']} by {value.get('sender', '?')}: {value.get('status')}"
+        case "signal" if "handled_by" in value:
+            return f"! {value.get('status')} by {value['handled_by']}"
         case "error" if "message" in value:
             return f"! {value['message']}"
         case "wake" if isinstance(value.get("finished_child"), dict):

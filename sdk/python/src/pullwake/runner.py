@@ -18,7 +18,7 @@ from . import health
 from .api import START, Api, Registration, RunnerRecord
 from .backoff import Backoff
 from .claims import Claims, Drained, OutOfTouch
-from .clock import Clock, watch
+from .clock import CLOCK, Clock, watch
 from .diagnostics import Diagnostics
 from .errors import (
     HandlerFailed,
@@ -125,6 +125,7 @@ class _Run:
             asyncio.get_running_loop().create_future()
         )
         self._background: list[asyncio.Task[None]] = []
+        self._unwatch: Callable[[], None] = lambda: None
         self._reports: set[asyncio.Task[None]] = set()
         self.lifecycle = Lifecycle(self)
 
@@ -139,10 +140,8 @@ class _Run:
         return {**self.diagnostics.as_dict(), "claims_active": self._claims.active}
 
     def start(self) -> None:
-        self._background = [
-            self._supervise("heartbeats", self._heartbeats.run),
-            self._supervise("clock watch", self._watch_clock),
-        ]
+        self._background = [self._supervise("heartbeats", self._heartbeats.run)]
+        self._unwatch = watch(self._clock, self._timing, self._jumped, self._held_up)
         self.lifecycle.post(Event.START)
 
     def stop(self, grace: float) -> None:
@@ -288,6 +287,7 @@ class _Run:
 
     async def _finish(self) -> None:
         """End all that lives as long as the run, in bounded time."""
+        self._unwatch()
         for task in self._background:
             task.cancel()
         if self._health is not None:
@@ -362,9 +362,6 @@ class _Run:
         return self._settings.local_limit if own is None else own
 
     # The clock
-
-    async def _watch_clock(self) -> None:
-        await watch(self._clock, self._timing, self._jumped, self._held_up)
 
     def _jumped(self, seconds: float) -> None:
         log.warning("the clock has jumped by %.0f s: connecting anew", seconds)
@@ -503,7 +500,7 @@ class PullWakeRunner:
             retry_refused,
             None if health_port is None else (health_host, health_port),
             timing or Timing(),
-            clock or Clock(),
+            clock or CLOCK,
         )
         self._run: _Run | None = None
         self._idle = Diagnostics(self._settings.clock)

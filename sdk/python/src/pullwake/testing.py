@@ -744,7 +744,7 @@ async def handle(
                 "the handler's end",
             )
         finally:
-            await runner.stop(grace=0.0)
+            await runner.stop(grace=1.0)  # the runner has yet to hear what the server knows
         return Outcome(
             status=claim.status,
             error=claim.error,
