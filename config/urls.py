@@ -6,7 +6,7 @@ from django.urls import include, path
 from django.views.generic import RedirectView
 
 from config.serving import metrics, pages, probes
-from operators import login
+from operators import live, login
 
 handler400 = "config.error_pages.bad_request"
 handler403 = "config.error_pages.permission_denied"
@@ -37,6 +37,7 @@ urlpatterns = [
     path("_electric/docs", pages.DocsView.as_view(url_name="schema"), name="docs"),
     path("", include("api.urls")),
     *_logins,
+    path("admin/live/", admin.site.admin_view(live.changed), name="live"),
     path("admin/", admin.site.urls),
     path("admin", RedirectView.as_view(pattern_name="admin:index")),
     path("", RedirectView.as_view(pattern_name="admin:index")),

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from django.db import connection
-from django.db.models import BigIntegerField, F, Func, Q
+from django.db.models import BigIntegerField, F, Func, Q, Sum
 from django.db.models.functions import Now
 
 from core.clock import epoch_ms, with_now
@@ -181,6 +181,36 @@ def now_settled(kind: str) -> Settled:
         )
         (ahead,) = cursor.fetchone()
         return Settled(ahead, ahead)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What somebody has seen of a kind: all below a transaction, and from there on this sum.
+
+    The sum is that of the transactions of what changed. It differs once another change is visible,
+    in whatever order transactions end.
+    """
+
+    below: int
+    beyond: int
+
+
+def mark(kind: str, key: str = "") -> Mark:
+    """What can be seen now, of one row or of all: two statements."""
+    below = now_settled(kind).below
+    return Mark(below, _beyond(kind, key, below))
+
+
+def is_passed(seen: Mark, kind: str, key: str = "") -> bool:
+    """Whether a row, or any, changed since it was marked: one statement."""
+    return _beyond(kind, key, seen.below) != seen.beyond
+
+
+def _beyond(kind: str, key: str, below: int) -> int:
+    rows = Change.objects.filter(kind=kind, transaction__gte=below)
+    if key:
+        rows = rows.filter(key=key)
+    return int(rows.aggregate(n=Sum("transaction"))["n"] or 0)
 
 
 def past(kind: str, place: Place, settled: Settled) -> Any:

@@ -89,11 +89,12 @@ class Hub:
         """Whether its listener has lost the database, so that it goes by the sweeper alone."""
 
     @contextmanager
-    def waiter(self, key: str) -> Iterator[Waiter]:
-        """A waiter for this stream."""
+    def waiter(self, *keys: str) -> Iterator[Waiter]:
+        """A waiter for these streams."""
         event = Waiter()
         with self._lock:
-            self._waiters[key].add(event)
+            for key in keys:
+                self._waiters[key].add(event)
             if self.closing:
                 event.set()
             self._start()
@@ -101,9 +102,10 @@ class Hub:
             yield event
         finally:
             with self._lock:
-                self._waiters[key].discard(event)
-                if not self._waiters[key]:
-                    del self._waiters[key]
+                for key in keys:
+                    self._waiters[key].discard(event)
+                    if not self._waiters[key]:
+                        del self._waiters[key]
 
     def _start(self) -> None:
         """Start the threads that tell the waiters, at first and after a failure."""

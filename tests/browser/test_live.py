@@ -1,7 +1,9 @@
 """Pages that follow what happens, in a real browser, while other processes act."""
 
 import re
+import time
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import BrowserContext, Locator, Page, expect
@@ -234,6 +236,28 @@ def test_a_page_follows_and_leaves_alone_what_is_in_use(page: Page, alice: Any):
     expect(figure.locator("b")).to_have_text("4")
     expect(figure.get_by_role("link")).to_be_focused()
     assert page.evaluate("window.mark") == 1
+
+
+@pytest.mark.parametrize(
+    "path", ["/admin/", "/admin/runners/runner/", "/admin/runners/runner/r1/change/"]
+)
+def test_a_page_is_told_at_once(page: Page, alice: Any, path: str):
+    """Sooner than it would look by itself, which is five seconds after it was opened."""
+    page.goto(path)
+    page.wait_for_function("window.pullwakeIsTold")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(urlsplit(request.url).path))
+    with page.expect_request(lambda request: urlsplit(request.url).path == path, timeout=3_500):
+        alice.post("/_electric/runners/r1/disable")
+    page.wait_for_load_state()
+    expect(page.locator("main")).to_contain_text("disabled" if path != "/admin/" else "degraded")
+    # And once a second at the most, not once for each of many.
+    began = time.monotonic()
+    for _ in range(10):
+        alice.post("/_electric/runners/r1/enable")
+        alice.post("/_electric/runners/r1/disable")
+    page.wait_for_event("requestfinished", lambda request: urlsplit(request.url).path == path)
+    assert asked.count(path) <= 3 + (time.monotonic() - began)
 
 
 def test_a_list_does_not_move_under_the_pointer(page: Page, alice: Any):

@@ -5,6 +5,7 @@
 
   const start = () => {
     const EVERY_MS = 1_000;
+    const TOLD_EVERY_MS = 5_000;
     const LONGEST_MS = 30_000;
     const PATIENCE_MS = 10_000;
     const MOST_ITEMS = 2_000;
@@ -152,11 +153,16 @@
     let timer = 0;
     let failures = 0;
     let asking = false;
+    let isNewer = false;
     const ask = async () => {
       clearTimeout(timer);
-      if (asking || document.hidden) return;
+      if (asking || document.hidden) {
+        isNewer = asking;
+        return;
+      }
       asking = true;
-      let wait = EVERY_MS;
+      isNewer = false;
+      let wait = window.pullwakeIsTold ? TOLD_EVERY_MS : EVERY_MS;
       try {
         if (await follow()) wait = EVERY_MS / 4;
         failures = 0;
@@ -167,9 +173,11 @@
         state.textContent = "Behind: the server does not answer, or you were logged out";
       }
       asking = false;
+      if (isNewer) wait = Math.min(wait, EVERY_MS / 4);
       timer = setTimeout(ask, wait);
     };
     document.addEventListener("visibilitychange", ask);
+    document.addEventListener("pullwake:changed", ask);
     toEnd();
     ask();
   };

@@ -1,11 +1,15 @@
-// Pages follow what happens: a page is read again every few seconds, and what differs is changed in
-// place. What is being pointed at, marked or typed in is left as it is until it is not, and the page
+// Pages follow what happens: a page is read again once the server says that something changed, and
+// from time to time, because not all that it shows is told. What differs is changed in place. What is being pointed at, marked or typed in is left as it is until it is not, and the page
 // says so, and when it is behind. A hidden tab asks nobody.
 (() => {
   "use strict";
 
   const start = () => {
     const EVERY_MS = 5_000;
+    const TOLD_EVERY_MS = 15_000;
+    const APART_MS = 1_000;
+    const TOLD_APART_MS = 250;
+    const HELD_MS = 90_000;
     const LONGEST_MS = 60_000;
     const PATIENCE_MS = 10_000;
     const IN_USE_MS = 4_000;
@@ -113,7 +117,11 @@
     };
 
     const anchored = (change) => {
-      const anchor = document.querySelector("[data-live] :focus") || document.querySelector("[data-live] .pw-card:hover");
+      const inTheMiddle = document.elementFromPoint(innerWidth / 2, innerHeight / 2);
+      const anchor =
+        document.querySelector("[data-live] :focus") ||
+        document.querySelector("[data-live] .pw-card:hover") ||
+        inTheMiddle?.closest("[data-live] .pw-card");
       const before = anchor?.getBoundingClientRect().top;
       const result = change();
       requestAnimationFrame(() => {
@@ -195,9 +203,15 @@
     let failures = 0;
     let timer = 0;
     let looking = false;
+    let lookedAt = 0;
+    let isNewer = false;
     const schedule = (delay) => {
       clearTimeout(timer);
       timer = setTimeout(look, delay);
+    };
+    const lookSoon = () => {
+      if (looking) isNewer = true;
+      else schedule(Math.max(0, lookedAt + APART_MS - performance.now()));
     };
     const behind = () => {
       failures += 1;
@@ -208,6 +222,8 @@
     const look = async () => {
       if (looking || document.hidden) return;
       looking = true;
+      isNewer = false;
+      lookedAt = performance.now();
       let answer;
       let text;
       try {
@@ -231,17 +247,65 @@
       if (region) takePage(page);
       else takeList(page);
       window.pullwakeTick?.();
-      schedule(EVERY_MS);
+      schedule(isNewer ? APART_MS : window.pullwakeIsTold ? TOLD_EVERY_MS : EVERY_MS);
+    };
+
+    // --- Being told
+
+    const changes = document.querySelector("[data-changes]")?.dataset.changes;
+    const entity = region?.dataset.entity || "";
+    const pause = (delay) => new Promise((done) => setTimeout(done, delay));
+    let mark = "";
+    let held = null;
+    window.pullwakeIsTold = false;
+    const beTold = async () => {
+      if (held || !changes) return;
+      let missed = 0;
+      while (!document.hidden) {
+        held = new AbortController();
+        const timeout = setTimeout(() => held?.abort(), HELD_MS);
+        try {
+          const query = new URLSearchParams({ live: "long-poll", since: mark, entity });
+          const answer = await fetch(`${changes}?${query}`, { cache: "no-store", signal: held.signal });
+          // Whoever may not be told, or was logged out, is not; looking says which.
+          if (answer.redirected || answer.status === 403 || answer.status === 404) break;
+          if (!answer.ok) throw new Error(String(answer.status));
+          const told = await answer.json();
+          mark = told.mark;
+          missed = 0;
+          window.pullwakeIsTold = true;
+          if (told.changed.length) document.dispatchEvent(new Event("pullwake:changed"));
+          if (told.changed.includes("rows")) lookSoon();
+          if (told.changed.length) await pause(TOLD_APART_MS);
+        } catch {
+          window.pullwakeIsTold = false;
+          if (document.hidden) break;
+          if (!missed) lookSoon();
+          missed += 1;
+          await pause(Math.min(APART_MS * 2 ** missed, LONGEST_MS));
+        } finally {
+          clearTimeout(timeout);
+        }
+      }
+      window.pullwakeIsTold = false;
+      held = null;
+      if (!document.hidden) lookSoon();
     };
 
     document.addEventListener("visibilitychange", () => {
-      if (document.hidden) clearTimeout(timer);
-      else look();
+      if (document.hidden) {
+        clearTimeout(timer);
+        held?.abort();
+      } else {
+        look();
+        beTold();
+      }
     });
     window.addEventListener("online", look);
     window.pullwakeLook = look;
     live();
     schedule(EVERY_MS);
+    beTold();
   };
 
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
