@@ -17,6 +17,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from config.environment import Environment
 from config.serving import cooperative
+from config.serving.log_lines import is_news
 from core.principals import Principal
 from core.version import VERSION
 from operators import theme
@@ -555,6 +556,10 @@ LOGGING = {
         },
         "json": {"()": "config.serving.log_lines.JsonLines"},
     },
+    "filters": {
+        "news": {"()": "django.utils.log.CallbackFilter", "callback": is_news},
+        "now_and_then": {"()": "config.serving.log_lines.NowAndThen"},
+    },
     "handlers": {
         "stderr": {
             "class": "logging.StreamHandler",
@@ -563,7 +568,9 @@ LOGGING = {
     },
     "loggers": {
         # The caller is told of every 4xx; a log line for each would be the caller's to write.
-        "django.request": {"level": "ERROR"},
+        "django.request": {"level": "ERROR", "filters": ["news"]},
+        # It logs each attempt to connect to a database that is away.
+        "psycopg.pool": {"filters": ["now_and_then"]},
         # `pullwake.audit` has a line for each login, with who and whence.
         "axes": {"level": "ERROR"},
     },
