@@ -12,7 +12,7 @@ from django.http import Http404, HttpResponse
 from rest_framework import exceptions as drf
 
 from core import errors
-from core.database import is_passing
+from core.database import is_passing, note_trouble
 from core.errors import PullwakeError
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def translate(exc: BaseException) -> PullwakeError:
         case drf.PermissionDenied():
             return errors.Forbidden()
         case _ if is_passing(exc):
-            logger.warning("database unavailable", exc_info=exc)
+            note_trouble(logger, "database unavailable", exc)
             return errors.ServiceUnavailable()
         case DisallowedHost():
             return errors.InvalidRequest("The Host header is not one of ALLOWED_HOSTS.")

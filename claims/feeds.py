@@ -19,6 +19,7 @@ from django.db.models import Exists, OuterRef, Q
 
 from claims.models import ConsumerClaim
 from core.bodies import JsonObject
+from core.database import note_trouble
 from core.errors import InvalidRequest
 from core.principals import Principal
 from dispatch import types
@@ -390,7 +391,7 @@ class Follower:
                     if not is_settled:
                         grown.set()
                 except Exception as exc:  # noqa: BLE001  the next look may do better
-                    logger.warning("following changes failed, trying again: %s", exc)
+                    note_trouble(logger, "following changes failed, and is tried again", exc)
                     pause = _RETRY_S
                     grown.set()
                 finally:

@@ -23,7 +23,7 @@ from claims import lifecycle, reports, retention, tallies
 from claims.metrics import ENTITIES_RETRIED, REAPER_ROUND, REAPER_ROUNDS, WAKES_LATE
 from claims.models import ClaimQuerySet, ConsumerClaim, ServerPulse
 from core.clock import with_now
-from core.database import is_lock_refused
+from core.database import is_lock_refused, note_trouble
 from dispatch import wakes
 
 logger = logging.getLogger(__name__)
@@ -141,9 +141,9 @@ class Housekeeper(threading.Thread):
                     prune_at = time.monotonic() + PRUNE_EVERY_S
                     retention.prune()
                 REAPER_ROUNDS.labels("done").inc()
-            except Exception:
+            except Exception as exc:  # noqa: BLE001  the next round may do better
                 REAPER_ROUNDS.labels("failed").inc()
-                logger.exception("housekeeping failed, and is tried again in %.1f s", interval)
+                note_trouble(logger, "housekeeping failed, and is tried again", exc)
             connection.close()
             # Servers that started together need not reap together.
             self._stopped.wait(interval * random.uniform(0.8, 1.0))  # noqa: S311

@@ -1,10 +1,13 @@
 """Django's handlers for requests that no view answered: the API's errors, and admin pages."""
 
+import sys
+
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 
-from api.http_errors import error_response
+from api.http_errors import error_response, translate
+from core.database import is_passing
 from core.errors import (
     Forbidden,
     InvalidRequest,
@@ -65,7 +68,13 @@ def stale_form(request: HttpRequest, reason: str = "") -> HttpResponse:
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
-    """Django's handler500; Django has logged the exception by then."""
+    """Django's handler500, called while the exception is handled; Django logs it.
+
+    A database that is away is no error of ours: 503.
+    """
+    exc = sys.exc_info()[1]
+    if exc is not None and is_passing(exc):
+        return _answer(request, translate(exc))
     return _answer(request, PullwakeError())
 
 

@@ -557,6 +557,10 @@ LOGGING = {
         },
         "json": {"()": "config.serving.log_lines.JsonLines"},
     },
+    "filters": {
+        "news": {"()": "django.utils.log.CallbackFilter", "callback": log_lines.is_news},
+        "now_and_then": {"()": "config.serving.log_lines.NowAndThen"},
+    },
     "handlers": {
         "stderr": {
             "class": "logging.StreamHandler",
@@ -565,7 +569,9 @@ LOGGING = {
     },
     "loggers": {
         # The caller is told of every 4xx; a log line for each would be the caller's to write.
-        "django.request": {"level": "ERROR"},
+        "django.request": {"level": "ERROR", "filters": ["news"]},
+        # It logs each attempt to connect to a database that is away.
+        "psycopg.pool": {"filters": ["now_and_then"]},
         # `pullwake.audit` has a line for each login, with who and whence.
         "axes": {"level": "ERROR"},
     },

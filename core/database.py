@@ -1,7 +1,10 @@
 """What a database's refusal means, and how long statements run and commits wait."""
 
+import logging
 import os
 import socket
+import threading
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -22,6 +25,12 @@ from psycopg.errors import (
     ReadOnlySqlTransaction,
 )
 from psycopg_pool import PoolTimeout
+
+_OUTAGES = (
+    *(PoolTimeout, OperationalError, InterfaceError),
+    # Of connections that are not Django's.
+    *(psycopg.OperationalError, psycopg.InterfaceError),
+)
 
 _PASSING = (IdleInTransactionSessionTimeout, ReadOnlySqlTransaction)
 """Of the errors that psycopg calls internal, those of a session or a server that will not do.
@@ -45,9 +54,39 @@ def hand_back() -> None:
 
 def is_passing(exc: BaseException) -> bool:
     """Whether the failure will pass: the database is away, busy, shutting down, or a standby."""
-    if isinstance(exc, PoolTimeout | OperationalError | InterfaceError):
+    if isinstance(exc, _OUTAGES):
         return True
     return isinstance(exc, DatabaseError | psycopg.Error) and isinstance(_cause(exc), _PASSING)
+
+
+REPEATED_S = 10.0
+"""How long what `note_trouble` has logged is counted only, where it happens again."""
+
+_noted: dict[tuple[str, str, str], tuple[float, int]] = {}
+"""When each kind of trouble was last logged, and how often it has happened since."""
+_noting = threading.Lock()
+
+
+def note_trouble(logger: logging.Logger, what: str, exc: BaseException) -> None:
+    """Log trouble with the database: a line with its reason, where `is_passing`.
+
+    An outage meets every request and every thread. So of one kind, which is ``what`` and the
+    error's class, a process writes a line at once and then one in `REPEATED_S` at the most, which
+    says how many were left out. Anything else is an error of ours, with its traceback.
+    """
+    if not is_passing(exc):
+        logger.error("%s", what, exc_info=exc)
+        return
+    kind = (logger.name, what, type(_cause(exc) or exc).__name__)
+    now = time.monotonic()
+    with _noting:
+        logged_at, left_out = _noted.get(kind, (-REPEATED_S, 0))
+        if now - logged_at < REPEATED_S:
+            _noted[kind] = (logged_at, left_out + 1)
+            return
+        _noted[kind] = (now, 0)
+    more = f" ({left_out} more since the last such line)" if left_out else ""
+    logger.warning("%s: %s%s", what, " ".join(str(exc).split()), more)
 
 
 def is_lock_refused(exc: BaseException) -> bool:

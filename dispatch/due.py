@@ -10,7 +10,7 @@ import threading
 from django.conf import settings
 from django.db import connection
 
-from core.database import is_passing
+from core.database import note_trouble
 from dispatch import deliveries, firing
 from dispatch.streams import registrations
 
@@ -46,13 +46,8 @@ class Timekeeper(threading.Thread):
             try:
                 while not self._stopped.is_set() and run():
                     pass
-            except Exception as exc:
-                logger.log(
-                    logging.WARNING if is_passing(exc) else logging.ERROR,
-                    "what is due could not be done, and is tried again: %s",
-                    exc,
-                    exc_info=not is_passing(exc),
-                )
+            except Exception as exc:  # noqa: BLE001  the next round may do better
+                note_trouble(logger, "what is due could not be done, and is tried again", exc)
                 self._stopped.wait(settings.PULLWAKE_REAPER_INTERVAL_MS / 1000)
             connection.close()
             registrations.nudged.wait(EVERY_S)

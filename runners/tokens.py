@@ -14,6 +14,7 @@ from django.db import connection
 from django.db.models import Q
 from django.db.models.functions import Now
 
+from core.database import note_trouble
 from core.identifiers import hash_secret, new_secret
 from core.prepared import Param, Select
 from core.principals import Principal
@@ -216,7 +217,7 @@ class Watch(threading.Thread):
                 end_revoked(timedelta(seconds=began - asked) + self.MARGIN)
                 asked = began
                 note_uses()
-            except Exception:
-                logger.exception("the tokens' watch failed, and tries again")
+            except Exception as exc:  # noqa: BLE001  the next round may do better
+                note_trouble(logger, "the tokens' watch failed, and tries again", exc)
             connection.close()
             self._stopped.wait(self.INTERVAL_S * random.uniform(0.8, 1.0))  # noqa: S311

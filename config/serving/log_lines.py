@@ -6,6 +6,7 @@ leaves one or two, which with structlog's formatter took a tenth of what a heart
 
 import json
 import logging
+import time
 from collections.abc import MutableMapping
 from datetime import UTC, datetime
 from typing import Any
@@ -32,6 +33,36 @@ def _printable(character: str) -> str:
     if character.isprintable():
         return character
     return character.encode("unicode_escape").decode()
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Whether Django's line for an answer says what no other line does.
+
+    Of a 503 its reason was logged, and the access log has a line of each: a line of Django's for
+    each would only fill the log while the database is away.
+    """
+    return getattr(record, "status_code", None) != 503
+
+
+class NowAndThen(logging.Filter):
+    """Lets a line of each kind, which is its text without its arguments, pass every so often.
+
+    For a library that logs each of its attempts.
+    """
+
+    EVERY_S = 10.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._passed_at: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether it passes."""
+        now = time.monotonic()
+        if now - self._passed_at.get(str(record.msg), -self.EVERY_S) < self.EVERY_S:
+            return False
+        self._passed_at[str(record.msg)] = now
+        return True
 
 
 class JsonLines(logging.Formatter):

@@ -13,7 +13,7 @@ from functools import cache
 
 from django.conf import settings
 from django.core.handlers.wsgi import WSGIHandler
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from prometheus_client import Counter, Histogram
 from structlog.contextvars import bind_contextvars, clear_contextvars, get_contextvars
@@ -62,6 +62,8 @@ class ObservedHandler(WSGIHandler):
         else:
             response = self._traced(tracing.tracer, request)
         response.headers["X-Request-Id"] = request_id
+        if request.method == "HEAD" and isinstance(response, HttpResponse):
+            response.content = b""  # an error's; gunicorn would log that it drops it
         took_s = time.perf_counter() - began
         route, method = self.route(request), _method(request)
         REQUESTS.labels(route, method, response.status_code).inc()

@@ -16,7 +16,7 @@ import psycopg
 from django.conf import settings
 from django.db import connection
 
-from core.database import cut
+from core.database import cut, note_trouble
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class Announcer:
             self._since = time.monotonic()
             self._connection.execute(_NOTIFY, [CHANNEL, sorted(keys)])
         except Exception as exc:  # noqa: BLE001  whatever it is, sweeps find what was not announced
-            logger.warning("could not announce, sweeps will find it: %s", exc)
+            note_trouble(logger, "could not announce, sweeps will find it", exc)
             if self._connection is not None:
                 self._connection.close()
         finally:

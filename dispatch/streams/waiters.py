@@ -20,7 +20,7 @@ from typing import Protocol
 from django.conf import settings
 from django.db import connection, transaction
 
-from core.database import cut
+from core.database import cut, note_trouble
 from dispatch.metrics import LISTENER_LOSSES, LISTENER_UP
 from dispatch.streams.announcer import CHANNEL, Announcer, Connection, connect
 
@@ -171,7 +171,7 @@ class _PostgresListener:
                 LISTENER_UP.set(0)
                 LISTENER_LOSSES.inc()
                 self.hub.is_deaf = True
-                logger.warning("listener lost its connection, reconnecting: %s", exc)
+                note_trouble(logger, "listener lost its connection, reconnecting", exc)
                 threading.Event().wait(_RECONNECT_S)
 
     def cut_if_silent(self) -> None:
@@ -225,7 +225,7 @@ class _Sweeper:
             try:
                 self._sweep()
             except Exception as exc:  # noqa: BLE001  the next sweep may do better
-                logger.warning("sweep failed, trying again: %s", exc)
+                note_trouble(logger, "sweep failed, trying again", exc)
             connection.close()
 
     def _sweep(self) -> None:

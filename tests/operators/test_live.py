@@ -24,6 +24,7 @@ def ask(client: Client, since: str = "", entity: Any = "") -> Any:
     return answer.json()
 
 
+@pytest.mark.django_db(transaction=True)  # what other transactions wrote is settled, not its own
 def test_a_page_is_told_of_rows_and_of_its_own_stream(world: Any, people: Any, alice: Api):
     viewer = people["viewer"]
     one, other = Entity.objects.filter(url__in=["/agent/e1", "/agent/e4"]).order_by("url")

@@ -11,11 +11,16 @@ from typing import Any
 
 import pytest
 from django.conf import settings
+from django.db import OperationalError
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.test import Client, RequestFactory
 from structlog.contextvars import bound_contextvars, clear_contextvars
 from structlog.stdlib import ProcessorFormatter
 
+from config.serving.application import Application
 from config.serving.error_reports import _without_secrets
-from config.serving.log_lines import JsonLines
+from config.serving.log_lines import JsonLines, NowAndThen
+from core import database
 from core.principals import Principal
 from runners import tokens
 from tests.support import Api, wait_until
@@ -225,3 +230,70 @@ def test_what_looks_like_a_secret_is_taken_out_of_what_sentry_gets():
     for secret in (token, digest, "hunter2", "login-once"):
         assert secret not in sent
     assert "Key (token_hash)" in sent
+
+
+@pytest.fixture
+def passed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a process that just began logs of the API's trouble with the database."""
+    monkeypatch.setattr(database, "_noted", {})
+    seen: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: seen.append(JsonLines().format(record))  # type: ignore[method-assign]
+    for name in ("api.http_errors", "django.request"):
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [handler])
+    return seen
+
+
+@pytest.fixture
+def full(db: None) -> Iterator[None]:
+    """The database's disk is full."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OperationalError("could not extend file: No space left on device\nHINT: Check it.")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BaseDatabaseWrapper, "cursor", refuse)
+        yield
+
+
+@pytest.mark.usefixtures("full")
+def test_a_database_that_is_away_is_a_line_and_not_one_for_each_request(
+    passed: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    api = Api("user:alice")
+    assert {api.get("/_electric/runners").status for _ in range(5)} == {503}
+    assert {api.get("/readyz").status for _ in range(5)} == {503}
+    (line,) = map(json.loads, passed)
+    assert "exception" not in line
+    reason = "could not extend file: No space left on device HINT: Check it."
+    assert told(line, "level", "event") == ("warning", f"database unavailable: {reason}")
+    monkeypatch.setattr(database, "REPEATED_S", 0.0)
+    api.get("/readyz")
+    assert "9 more since" in passed[-1]
+
+
+def test_of_attempts_to_connect_some_are_logged():
+    lines = NowAndThen()
+    attempts = [
+        logging.LogRecord("psycopg.pool", 30, "", 0, text, (number,), None)
+        for number, text in enumerate(["error connecting: %s", "discarding: %s"] * 3)
+    ]
+    assert [lines.filter(each) for each in attempts] == [True, True, False, False, False, False]
+
+
+@pytest.mark.usefixtures("full")
+def test_a_page_says_503_while_the_database_is_away(passed: list[str]):
+    client = Client(raise_request_exception=False)
+    client.cookies[settings.SESSION_COOKIE_NAME] = "x" * 32
+    answer = client.get("/admin/runners/runner/", headers={"Accept": "text/html"})
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    assert b"The database cannot serve this now" in answer.content
+    assert len(passed) == 1
+
+
+def test_an_error_that_answers_head_has_no_body():
+    """gunicorn would log that it drops it."""
+    started: list[Any] = []
+    environ = RequestFactory().head("/nowhere").environ
+    body = Application()(environ, lambda *head: started.append(head))
+    assert (started[0][0], b"".join(body)) == ("404 Not Found", b"")
