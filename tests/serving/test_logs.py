@@ -291,6 +291,7 @@ def test_a_page_says_503_while_the_database_is_away(passed: list[str]):
     assert len(passed) == 1
 
 
+@pytest.mark.usefixtures("db")
 def test_an_error_that_answers_head_has_no_body():
     """gunicorn would log that it drops it."""
     started: list[Any] = []
