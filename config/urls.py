@@ -37,7 +37,7 @@ urlpatterns = [
     path("_electric/docs", pages.DocsView.as_view(url_name="schema"), name="docs"),
     path("", include("api.urls")),
     *_logins,
-    path("admin/live/", admin.site.admin_view(live.changed), name="live"),
+    path("admin/", include([path("live/", admin.site.admin_view(live.changed), name="live")])),
     path("admin/", admin.site.urls),
     path("admin", RedirectView.as_view(pattern_name="admin:index")),
     path("", RedirectView.as_view(pattern_name="admin:index")),

@@ -4,6 +4,7 @@ A page asks with the mark that it was given last, and the answer is held until s
 names nothing: what the page then reads is what its reader may see.
 """
 
+import socket
 import threading
 import time
 from collections import Counter
@@ -33,12 +34,15 @@ PACE_S = 0.2
 """Seconds between being told and looking, so that many changes are one."""
 
 MOST_HELD = 30
-"""By one operator in each worker process; one that left its page is held until its wait is over."""
+"""By one operator in each worker process; of a page that was left, no longer than `LOOK_S`."""
 
 RETRY_S = 10
 """Seconds after which one that holds too many may ask again."""
 
 _DIGITS = 18
+
+_ESTABLISHED = b"\x01"
+"""The state of a TCP connection that neither side has closed, as Linux's TCP_INFO begins with."""
 
 _held: Counter[int] = Counter()
 _pause = threading.Event()
@@ -123,7 +127,7 @@ def changed(request: HttpRequest) -> HttpResponse:
     if _held[user.pk] >= MOST_HELD:
         return HttpResponse(status=429, headers={"Retry-After": str(RETRY_S)})
     with _holding(user.pk):
-        news = _wait(view, seen)
+        news = _wait(request, view, seen)
     return _answer(view.now() if news else seen, news)
 
 
@@ -142,18 +146,27 @@ def _view(request: HttpRequest) -> View:
     return View(entity)
 
 
-def _wait(view: View, seen: Seen) -> list[str]:
+def _wait(request: HttpRequest, view: View, seen: Seen) -> list[str]:
     deadline = time.monotonic() + min(settings.PULLWAKE_LONG_POLL_MS / 1000, LONGEST_S)
     with waiters.hub.waiter(*view.keys) as grown:
         while True:
             grown.clear()
             news = view.changed_since(seen)
             remaining = deadline - time.monotonic()
-            if news or remaining <= 0 or waiters.hub.closing:
+            if news or remaining <= 0 or waiters.hub.closing or _is_gone(request):
                 return news
             hand_back()  # a waiting request holds no connection
             if grown.wait(min(remaining, LOOK_S)):
                 _pause.wait(PACE_S)
+
+
+def _is_gone(request: HttpRequest) -> bool:
+    """Whether the browser closed the connection, as it does when the page is left."""
+    connected = request.META.get("gunicorn.socket")
+    if connected is None or not hasattr(socket, "TCP_INFO"):
+        return False
+    state: bytes = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+    return state != _ESTABLISHED
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What an open page is told of: that something it shows has changed."""
 
+import socket
 from typing import Any
 
 import pytest
@@ -67,3 +68,16 @@ def test_it_holds_no_more_than_it_may_and_ends_with_the_server(
     monkeypatch.setattr(live, "MOST_HELD", 0)
     answer = viewer.get(LIVE, {"since": told["mark"]})
     assert (answer.status_code, answer.headers["Retry-After"]) == (429, "10")
+
+
+def test_a_page_that_was_left_holds_nothing(people: Any, settings: Any):
+    settings.PULLWAKE_LONG_POLL_MS = 600_000
+    viewer = people["viewer"]
+    told = ask(viewer)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        page = socket.create_connection(listening.getsockname())
+        connected, _ = listening.accept()
+    with connected:
+        page.close()
+        answer = viewer.get(LIVE, {"since": told["mark"]}, **{"gunicorn.socket": connected})
+    assert answer.json() == told
