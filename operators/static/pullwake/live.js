@@ -123,7 +123,10 @@
         document.querySelector("[data-live] .pw-card:hover") ||
         inTheMiddle?.closest("[data-live] .pw-card");
       const before = anchor?.getBoundingClientRect().top;
+      // What is moved in the page begins at its top again.
+      const scrolled = [...document.querySelectorAll("[data-live] .pw-talk-scroll")].map((each) => [each, each.scrollTop]);
       const result = change();
+      for (const [each, top] of scrolled) if (each.scrollTop !== top) each.scrollTop = top;
       requestAnimationFrame(() => {
         if (anchor?.isConnected) window.scrollBy(0, anchor.getBoundingClientRect().top - before);
       });
