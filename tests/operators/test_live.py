@@ -20,7 +20,7 @@ def brief(settings: Any) -> None:
 
 
 def ask(client: Client, since: str = "", entity: Any = "") -> Any:
-    answer = client.get(LIVE, {"live": "long-poll", "since": since, "entity": entity})
+    answer = client.get(LIVE, {"since": since, "entity": entity})
     assert answer.status_code == 200
     return answer.json()
 

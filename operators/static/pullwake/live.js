@@ -1,6 +1,7 @@
 // Pages follow what happens: a page is read again once the server says that something changed, and
-// from time to time, because not all that it shows is told. What differs is changed in place. What is being pointed at, marked or typed in is left as it is until it is not, and the page
-// says so, and when it is behind. A hidden tab asks nobody.
+// from time to time, because not all that it shows is told. What differs is changed in place. What
+// is being pointed at, marked or typed in is left as it is until it is not, and the page says so,
+// and when it is behind. A hidden tab asks nobody.
 (() => {
   "use strict";
 
@@ -268,7 +269,7 @@
         held = new AbortController();
         const timeout = setTimeout(() => held?.abort(), HELD_MS);
         try {
-          const query = new URLSearchParams({ live: "long-poll", since: mark, entity });
+          const query = new URLSearchParams({ since: mark, entity });
           const answer = await fetch(`${changes}?${query}`, { cache: "no-store", signal: held.signal });
           // Whoever may not be told, or was logged out, is not; looking says which.
           if (answer.redirected || answer.status === 403 || answer.status === 404) break;
