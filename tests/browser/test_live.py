@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import BrowserContext, Locator, Page, expect
+from playwright.sync_api import BrowserContext, Locator, Page, Route, expect
 
 from tests.support import Server
 
@@ -100,6 +100,22 @@ def test_it_stays_at_the_end_unless_somebody_reads_above(page: Page, talk: Locat
     button.click()
     expect(talk.get_by_text("news", exact=True)).to_be_in_viewport()
     expect(button).to_be_hidden()
+
+
+def test_it_keeps_its_place_when_the_page_moves_it(page: Page, talk: Locator, alice: Any):
+    looks: list[Route] = []
+    page.route(re.compile(r"/change/$"), lambda route: looks.append(route))
+    with page.expect_request(re.compile(r"/change/$")):
+        for number in range(40):
+            alice.send(payload=f"line {number}")
+    expect(talk.get_by_text("line 39", exact=True)).to_have_count(1)
+    talk.evaluate("element => element.scrollTop = 100")
+    stands = page.locator("#content-main .pw-standing")
+    expect(stands).to_have_count(0)
+    for each in looks:
+        each.continue_()
+    expect(stands).to_be_visible()
+    assert talk.evaluate("element => element.scrollTop") == 100
 
 
 def test_it_is_read_backwards_to_the_first_event(page: Page, alice: Any):
