@@ -104,7 +104,7 @@ def test_it_stays_at_the_end_unless_somebody_reads_above(page: Page, talk: Locat
 
 def test_it_keeps_its_place_when_the_page_moves_it(page: Page, talk: Locator, alice: Any):
     looks: list[Route] = []
-    page.route(re.compile(r"/change/$"), lambda route: looks.append(route))
+    page.route(re.compile(r"/change/$"), lambda route: looks.append(route))  # noqa: PLW0108  Playwright marks it
     with page.expect_request(re.compile(r"/change/$")):
         for number in range(40):
             alice.send(payload=f"line {number}")
