@@ -169,13 +169,17 @@ def database(template: Database, tmp_path: Path) -> Iterator[Database]:
 
 
 @pytest.fixture
-def start_server(database: Database, tmp_path: Path) -> Iterator[Any]:
+def start_server(
+    database: Database, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Any]:
     """Start server processes on `database`: ``start_server(PULLWAKE_LONG_POLL_MS=500)``."""
     servers: list[Server] = []
+    forked = request.node.get_closest_marker("anew") is None
 
     def start(**env: object) -> Server:
         log = tmp_path / f"server-{len(servers)}.log"
-        server = Server(database.url, log, {name: str(value) for name, value in env.items()})
+        settings = {name: str(value) for name, value in env.items()}
+        server = Server(database.url, log, settings, forked=forked)
         servers.append(server)
         server.start()
         return server
