@@ -1,5 +1,6 @@
 """Fixtures for every test: an API client in process, and real servers on real databases."""
 
+import gc
 import os
 import shutil
 import sys
@@ -48,6 +49,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Begin the notes anew."""
+    # Nothing that is collected is garbage, and there is much to look through.
+    gc.disable()
     notes = config.getoption("note_passed")
     if notes is not None and not hasattr(config, "workerinput"):
         notes.write_text("")
@@ -94,6 +97,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     # Files that wait for processes first, so that no worker is left alone with them at the end.
     waiting = {item.path for item in items if item.get_closest_marker("server")}
     items.sort(key=lambda item: item.path not in waiting)
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage again, and through nothing of what is there to stay."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
