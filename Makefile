@@ -10,8 +10,9 @@ VENV := .venv
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& { echo $$python; break; }; done)
-# Test processes at a time: `make test WORKERS=0` is one process, for a debugger.
-WORKERS ?= 2
+# Test processes at a time: `make test WORKERS=0` is one process, for a debugger. Two for each of two
+# cores, since half of what tests with servers take is waiting.
+WORKERS ?= 4
 # Passed through: `make test-sqlite ARGS='-k lease -x'`.
 ARGS ?=
 FLEET ?=
@@ -42,6 +43,8 @@ test: ONCE := $(VENV)/.once
 test: lint types contracts checks docs test-sdk dist-sdk clients test-sqlite test-postgres ## Everything: lint, types, import contracts, checks, tests on both databases
 
 .PHONY: check
+# Its tests wait for nothing.
+check: WORKERS := 2
 check: lint types contracts checks $(VENV)/.dev ## Under a minute: all but the tests that start a process or need PostgreSQL
 	env -u DATABASE_URL $(PYTEST) -q -m 'not server and not slow' $(ARGS)
 

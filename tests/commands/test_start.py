@@ -18,6 +18,8 @@ import pytest
 from config.serving import startup
 from tests.support import ROOT, Database, empty_database, free_port
 
+pytestmark = pytest.mark.server
+
 KEY = {
     "PULLWAKE_MODE": "production",
     "SECRET_KEY": os.environ["SECRET_KEY"],
