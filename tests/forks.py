@@ -26,9 +26,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -92,50 +93,54 @@ class Process:
 
 
 class Nursery:
-    """Forks what it is asked to; ends with the process that it belongs to."""
+    """Forks what it is asked to; begins when it is first asked, and ends with this process."""
+
+    _one_at_a_time = threading.Lock()
+    """Whose orphans are taken is a matter of the whole process."""
 
     def __init__(self, *arguments: str) -> None:
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._arguments = arguments
+        self._socket: socket.socket | None = None
+
+    def fork(self, request: dict[str, Any], *files: int) -> Process:
+        """A process that does what is asked, with its standard input, output, error, and more."""
+        libc = ctypes.CDLL(None)
+        with self._one_at_a_time:
+            asking = self._socket = self._socket or self._begin()
+            # An orphan goes to the nearest ancestor that takes orphans: here, and not to init.
+            libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+            try:
+                socket.send_fds(asking, [json.dumps(request).encode()], files)
+                pid = asking.recv(100)
+            finally:
+                libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+        assert pid, "the nursery has ended"
+        return Process(int(pid))
+
+    def _begin(self) -> socket.socket:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, __file__, *arguments],
+            process = subprocess.Popen(
+                [sys.executable, __file__, *self._arguments],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 cwd=ROOT,
                 # Nothing that is imported finds settings.
                 env={k: v for k, v in os.environ.items() if k != "DJANGO_SETTINGS_MODULE"},
             )
-        atexit.register(self.close)
         # Of those packages, what this process has of them: about what a server has, too.
-        self._socket.send(json.dumps([*sys.modules]).encode())
+        ours.send(json.dumps([*sys.modules]).encode())
 
-    def close(self) -> None:
-        """End it, and none of its forks."""
-        self._socket.close()
-        self._process.wait()
+        def end() -> None:
+            ours.close()
+            process.wait()
 
-    def fork(self, request: dict[str, Any], *files: int) -> Process:
-        """A process that does what is asked, with its standard input, output, error, and more."""
-        libc = ctypes.CDLL(None)
-        # An orphan goes to the nearest ancestor that takes orphans: to this process, not to init.
-        libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        try:
-            socket.send_fds(self._socket, [json.dumps(request).encode()], files)
-            pid = self._socket.recv(100)
-        finally:
-            libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
-        assert pid, "the nursery has ended"
-        return Process(int(pid))
+        atexit.register(end)
+        return ours
 
 
-@cache
-def _commands() -> Nursery:
-    return Nursery()
-
-
-@cache
-def _servers() -> Nursery:
-    return Nursery("--patched")
+COMMANDS = Nursery()
+SERVERS = Nursery("--patched")
 
 
 def manage(arguments: tuple[str, ...], env: dict[str, str]) -> "subprocess.CompletedProcess[str]":
@@ -150,7 +155,7 @@ def manage(arguments: tuple[str, ...], env: dict[str, str]) -> "subprocess.Compl
         tempfile.TemporaryFile("w+") as output,
         tempfile.TemporaryFile("w+") as errors,
     ):
-        process = _commands().fork(
+        process = COMMANDS.fork(
             {"argv": argv, "env": env}, null.fileno(), output.fileno(), errors.fileno()
         )
         try:
@@ -181,10 +186,10 @@ def serve(
         )
     with open(os.devnull, "rb") as null, tempfile.TemporaryFile() as executes:
         files = null.fileno(), log.fileno(), log.fileno()
-        process = _commands().fork({"argv": argv, "env": env}, *files, executes.fileno())
+        process = COMMANDS.fork({"argv": argv, "env": env}, *files, executes.fileno())
         if process.wait() == 0:
             executes.seek(0)
-            process = _servers().fork(json.load(executes), *files)
+            process = SERVERS.fork(json.load(executes), *files)
         return process
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
@@ -16,6 +17,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "env"),
     [
@@ -32,6 +34,18 @@ def test_a_command_reads_its_environment_says_and_ends_the_same(arguments, env):
     assert forked.returncode == new.returncode
     assert forked.stdout == new.stdout
     assert forked.stderr.splitlines()[-1:] == new.stderr.splitlines()[-1:]
+
+
+@pytest.mark.once
+def test_each_of_several_threads_has_its_own():
+    env = {**os.environ, "DATABASE_URL": "sqlite:///:memory:"}
+
+    def ends(status: int) -> int:
+        exits = f"raise SystemExit({status})"
+        return forks.manage(("shell", "--no-imports", "-c", exits), env).returncode
+
+    with ThreadPoolExecutor(3) as threads:
+        assert [*threads.map(ends, range(1, 7))] == [*range(1, 7)]
 
 
 def test_a_server_is_a_process_of_this_one_in_a_session_of_its_own(server: Server):
