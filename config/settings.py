@@ -527,6 +527,8 @@ SPECTACULAR_SETTINGS = {
     "SERVE_PERMISSIONS": [],
     "SERVE_AUTHENTICATION": [],
     "SWAGGER_UI_DIST": "SIDECAR",
+    # JavaScript: pullwakeDocs is in operators/static/pullwake/docs.js.
+    "SWAGGER_UI_SETTINGS": "{deepLinking: true, plugins: [pullwakeDocs]}",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "POSTPROCESSING_HOOKS": ["api.openapi.complete"],
 }
