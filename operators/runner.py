@@ -10,11 +10,12 @@ from django.db import transaction
 from django.db.models import Count, F, OuterRef, Q, QuerySet, Subquery
 from django.db.models.fields.json import KeyTextTransform
 from django.http import HttpRequest
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 
 from claims import endings
-from claims.reports import examine, with_failures, with_held, with_presence
+from claims.reports import Report, examine, with_failures, with_held, with_presence
 from claims.standing import trouble_of
+from core.clock import span_of
 from core.errors import InvalidRequest, NotRunning
 from core.principals import Principal
 from dispatch import arrivals, entities
@@ -26,6 +27,7 @@ from operators.kit.markup import (
     NOTHING,
     badge,
     counted,
+    entity_link,
     ident,
     lines,
     list_of,
@@ -39,7 +41,7 @@ from operators.kit.markup import (
 from operators.kit.verbs import OperatorAdmin, Order, Verb
 from runners import registry
 from runners.diagnostics import FIELDS
-from runners.health import MANY_RECONNECTS, Presence, Status, health, liveness, presence
+from runners.health import MANY_RECONNECTS, Presence, Status, health, presence
 from runners.models import Runner
 
 LABELS = {"claims_succeeded": "claims granted"}
@@ -321,6 +323,7 @@ class RunnerAdmin(OperatorAdmin):
     row_order = "pk"
     verbs = VERBS
     unseen = ("sandbox_profiles",)
+    told = True
     story_template = "operators/runner.html"
     list_display = (
         "name",
@@ -329,7 +332,6 @@ class RunnerAdmin(OperatorAdmin):
         "held",
         "last_error",
         column("owner", lambda row: ident(principal(row.owner_principal))),
-        column("kind", lambda row: lines(row.kind, None if row.enabled else badge("disabled"))),
     )
     list_filter = (
         words("health", "health", values("condition", get_args(Status))),
@@ -370,6 +372,8 @@ class RunnerAdmin(OperatorAdmin):
         report = examine(row)
         return {
             "report": report,
+            "doing": _doing(row, report),
+            "heard": _is_heard(row),
             "done": None if row.enabled else audit.last(row, "Disable", "Drain"),
             "presence": presence(row, claims=len(report.claims), now=row.now),
             "owner": principal(row.owner_principal),
@@ -385,7 +389,9 @@ class RunnerAdmin(OperatorAdmin):
     @admin.display(description="runner")
     def name(self, runner: Any) -> str:
         label = quiet(runner.label) if runner.label != runner.id else None
-        return lines(ident(runner.id, page_of("runners_runner", runner.pk)), label)
+        return lines(
+            ident(runner.id, page_of("runners_runner", runner.pk)), label, quiet(runner.kind)
+        )
 
     @admin.display(description="health")
     def state(self, runner: Any) -> str:
@@ -425,9 +431,39 @@ class RunnerAdmin(OperatorAdmin):
         error = (runner.liveness.diagnostics or {}).get("last_error")
         if not error:
             return NOTHING
-        silent = liveness(runner, runner.now) != "online"
+        silent = not _is_heard(runner)
         as_of = format_html("as of {}", moment(runner.liveness.last_seen_at, runner.now))
         return lines(shortened(error, 120), quiet(as_of) if silent else None)
+
+
+def _is_heard(runner: Any) -> bool:
+    """Whether its heartbeat lease runs, as that of a disabled runner may."""
+    ends = runner.liveness.lease_expires_at
+    return ends is not None and ends > runner.now
+
+
+MOST_NAMED = 5
+"""Entities that a sentence names."""
+
+
+def _doing(runner: Any, report: Report) -> str:
+    """What it works on now, in a sentence."""
+    named = format_html_join(
+        ", ",
+        "{} ({})",
+        (
+            (entity_link(each.entity_id, each.entity_url), span_of(runner.now - each.claimed_at))
+            for each in report.claims[:MOST_NAMED]
+        ),
+    )
+    more = len(report.claims) - MOST_NAMED
+    rest = f" and {more} more" if more > 0 else ""
+    waits = counted(report.pending, "entity waits", "entities wait")
+    waiting = f" {waits} for it." if report.pending else ""
+    if not report.claims:
+        return format_html("It works on nothing.{}", waiting)
+    begins = "It works on" if _is_heard(runner) else "Nobody is at work, though it holds"
+    return format_html("{} {}{}.{}", begins, named, rest, waiting)
 
 
 def _diagnostics(client: dict[str, Any], now: datetime) -> Iterator[tuple[str, str]]:
