@@ -73,7 +73,7 @@ def test_entities_are_found_by_parts_and_tags(world, people, term, urls):
     assert re.findall(r"<code>(/agent/[^<]+)</code>", page) == urls
 
 
-def test_claims_wakes_and_dead_letters_are_found_by_parts(world, people):
+def test_rows_of_each_kind_are_found_by_parts(world, people):
     wake = Wake.objects.get(entity__url="/agent/e4")
     (letter,) = DeadLetter.objects.all()
     claim = world.orphaned.body["consumerId"]
@@ -83,6 +83,10 @@ def test_claims_wakes_and_dead_letters_are_found_by_parts(world, people):
         (WAKES, wake.wake_id[5:15], wake.wake_id),
         (WAKES, "gent/e4", wake.wake_id),
         ("/admin/claims/deadletter/", letter.reason[1:], "/agent/e1"),
+        ("/admin/dispatch/timer/", "gent/e4", "/agent/e4"),
+        ("/admin/dispatch/sharedstate/", "moderator", "debate-/moderator/x"),
+        ("/admin/dispatch/dispatchstate/", "gent/e4", "/agent/e4"),
+        ("/admin/dispatch/entitytype/", "gen", "agent"),
     ):
         codes = re.findall(
             r"<code>([^<]+)</code>", people["viewer"].get(where, {"q": term}).content.decode()
