@@ -151,11 +151,16 @@ def _move_all(states: "QuerySet[DispatchState]", target: str, order: Order, said
 # The audit log knows which entities return when that is undone.
 
 
+def _check_drainable(runner: Any) -> None:
+    """Raise InvalidRequest where nothing is left to drain."""
+    if not (runner.enabled or runner.dispatched):
+        raise InvalidRequest("It is already disabled, and no entity is dispatched to it.")
+
+
 def _drain_effect(runner: Any) -> str:
-    if not runner.enabled:
-        raise InvalidRequest("It is already disabled: move its entities.")
-    held = f"works its {_held(runner)} off" if runner.held else "holds no claim"
+    _check_drainable(runner)
     count = runner.dispatched
+    held = f"works its {_held(runner)} off" if runner.held else "holds no claim"
     some = f"the first {MOST_MOVED} of its " if count > MOST_MOVED else "its "
     moved = f"{some}{counted(count, 'entity', 'entities')}"
     return (
@@ -167,44 +172,60 @@ def _drain_effect(runner: Any) -> str:
 def _drain(runner: Any, order: Order) -> str:
     if order.data["target"] == runner.pk:
         raise InvalidRequest("It is the same runner.")
-    with transaction.atomic():
-        _set_status(runner, Runner.AdminStatus.DISABLED)
+    _check_drainable(runner)
+    if runner.enabled:
+        with transaction.atomic():
+            _set_status(runner, Runner.AdminStatus.DISABLED)
     return _move(runner, order, "Drain")
 
 
+_UNDONE = "Undo drain: enabled"
+"""How the entry begins of an undoing that was brought to its end."""
+
+
 def _drained(runner: Any) -> list[tuple[str, "QuerySet[DispatchState]"]]:
-    """The runners that it was drained to, and the entities that are still there."""
+    """The runners that it was drained to, and the entities that are still there.
+
+    What happened before it was last enabled is over.
+    """
+    newest = audit.last_of_month(runner, "Drain", "Undo drain", "Enable")
+    if newest is None or newest.change_message.startswith(("Enable", _UNDONE)):
+        return []
     prefix = f"Drain: from {runner} to "
-    entries = audit.of_entities(prefix)
+    over = audit.last_of_month(runner, "Enable", _UNDONE)
+    entries = audit.of_entities(prefix, after=0 if over is None else over.pk)
     away: dict[str, set[int]] = {}
     for entity, said in entries:
         target = said.removeprefix(prefix).partition(". Reason:")[0].removesuffix(".")
         away.setdefault(target, set()).add(int(entity))
-    return [
+    found = [
         (target, DispatchState.objects.filter(runner=target, ended="", pk__in=pks))
         for target, pks in away.items()
     ]
+    return [(target, states) for target, states in found if states.exists()]
 
 
 def _undrain_effect(runner: Any) -> str:
-    if runner.enabled:
-        raise InvalidRequest("It is not drained.")
     count = sum(states.count() for _, states in _drained(runner))
-    back = "None of its entities is where it was drained to."
-    if count:
-        back = f"Gets back {counted(count, 'entity', 'entities')} that it was drained of."
-    return f"{_enable_effect(runner)} {back}"
+    if not count:
+        raise InvalidRequest("None of its entities is where it was drained to.")
+    enabled = "" if runner.enabled else f"{_enable_effect(runner)} "
+    return f"{enabled}Gets back {counted(count, 'entity', 'entities')} that it was drained of."
 
 
 def _undrain(runner: Any, order: Order) -> str:
     drained = _drained(runner)
-    with transaction.atomic():
-        _set_status(runner, Runner.AdminStatus.ENABLED)
+    if not runner.enabled:
+        with transaction.atomic():
+            _set_status(runner, Runner.AdminStatus.ENABLED)
     moved = sum(
         _move_all(states, runner.pk, order, f"Undo drain: from {target} to {runner}")
         for target, states in drained
     )
-    return f"enabled, and {counted(moved, 'entity', 'entities')} moved back"
+    back = f"{counted(moved, 'entity', 'entities')} moved back"
+    if any(states.exists() for _, states in drained):
+        return f"{back}, and more are left: undo again"
+    return f"{_UNDONE.partition(': ')[2]}, and {back}"
 
 
 def _delete_effect(runner: Any) -> str:
@@ -254,7 +275,7 @@ VERBS = (
         proposes=lambda runners: propose_heir(runners, ()),
         also="dispatch.move_entity",
         one_transaction=False,
-        fits=lambda runner: runner.enabled,
+        fits=lambda runner: bool(runner.dispatched),
     ),
     Verb(
         "undrain",
@@ -265,7 +286,7 @@ VERBS = (
         _undrain,
         also="dispatch.move_entity",
         one_transaction=False,
-        fits=lambda runner: not runner.enabled and bool(_drained(runner)),
+        fits=lambda runner: bool(_drained(runner)),
     ),
     Verb(
         "expire-claims",
