@@ -3,11 +3,16 @@
 SQLite's own wait blocks the whole process, and with it all requests of a gevent worker. So it is
 off, and what meets the lock of another process is tried again after a pause, in which a worker
 serves others.
+
+A server opens one file only: one that took its place since would know nothing of what this process
+has acknowledged, and SQLite would make an empty one where there is none.
 """
 
+import os
 import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,6 +23,35 @@ T = TypeVar("T")
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.001, 0.1
 """The pauses double; SQLite's own are these, too."""
+
+
+class FileGone(sqlite3.OperationalError):
+    """The database's file was removed or replaced: put it back, or restart the server."""
+
+    def __init__(self) -> None:
+        super().__init__(self.__doc__)
+
+
+_served: tuple[str, os.stat_result] | None = None
+
+
+def serve(path: str) -> None:
+    """From now on open no other file than the one that is there now."""
+    global _served  # noqa: PLW0603  one for the process
+    _served = path, os.stat(path)
+
+
+def require_file() -> None:
+    """Raise FileGone where the file that is served is not where it was."""
+    if _served is None:
+        return
+    path, file = _served
+    try:
+        if os.path.samestat(file, os.stat(path)):
+            return
+    except OSError:
+        pass
+    raise FileGone
 
 
 class Cursor(SQLiteCursorWrapper):
@@ -31,6 +65,10 @@ class Cursor(SQLiteCursorWrapper):
 class Connection(sqlite3.Connection):
     """A connection that waits, whatever is asked of it in Django's way."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        require_file()
+        super().__init__(*args, **kwargs)
+
     def cursor(self, factory: Any = Cursor) -> Any:
         """A cursor that waits; Django asks for its own."""
         return super().cursor(Cursor)
@@ -38,6 +76,16 @@ class Connection(sqlite3.Connection):
     def commit(self) -> None:
         """Commit; raises sqlite3.OperationalError, and may be repeated."""
         _patiently(super().commit)
+
+    def require_writable(self) -> None:
+        """Raise sqlite3.OperationalError where no write can be made, for all but a lock."""
+        # BEGIN IMMEDIATE succeeds where the file is read-only.
+        with closing(sqlite3.Connection.cursor(self)) as trying:
+            try:
+                trying.execute("DELETE FROM django_migrations WHERE 0")
+            except sqlite3.OperationalError as exc:
+                if not _is_refused(exc):
+                    raise
 
 
 def _patiently(act: Callable[[], T]) -> T:
