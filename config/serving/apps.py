@@ -2,6 +2,9 @@
 
 from django.apps import AppConfig
 from django.conf import settings
+from django.core.cache import close_caches
+from django.core.signals import request_finished, request_started
+from django.db import close_old_connections, reset_queries
 
 from config.serving import checks  # noqa: F401  importing them registers them
 
@@ -15,6 +18,14 @@ class ServingConfig(AppConfig):
     name = "config.serving"
 
     def ready(self) -> None:
-        """Start reporting errors, of servers and of commands."""
+        """Spare each request what has no use here; start reporting errors, also of commands.
+
+        Nobody logs queries, no cache has a connection, and a request begins without one, since the
+        one before gave its connection back. (A third of the CPU of Django's signals, which is 8 %
+        of a heartbeat's.)
+        """
+        request_started.disconnect(reset_queries)
+        request_started.disconnect(close_old_connections)
+        request_finished.disconnect(close_caches)
         if settings.SENTRY_DSN:
             error_reports.start()
