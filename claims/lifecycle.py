@@ -605,7 +605,7 @@ def end(
     transaction.on_commit(partial(_note_end, claim, state, outcome))
     if state.signals_open and status != Status.FENCED:  # a fence ends the entity
         signals.complete(state, claim.delivered_offset)
-    if status == Status.RELEASED:
+    if status == Status.RELEASED and state.watched:
         registrations.released(state, claim.delivered_offset)
     if status == Status.RELEASED and not stalled:
         state.failures = 0
