@@ -7,6 +7,7 @@ it.
 import hashlib
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -46,6 +47,8 @@ from runners.tokens import Credential
 
 SSE_LENGTH_S = 60.0
 _SSE_KEEPALIVE_S = 15.0
+_SSE_PIECE = 64 * 1024
+"""Characters that are made ready to send at once: what a reader does not read is held but once."""
 _RETRY_S = 0.5
 
 _CURSOR_EPOCH = datetime(2024, 10, 9, tzinfo=UTC)
@@ -303,8 +306,10 @@ def _sse(
             if control != said:
                 told += f"event: control\ndata:{_control(source, page, cursor)}\n\n"
                 said = control
-            if told:
-                yield told
+            page = replace(page, events=[])  # they are in what is told
+            for begin in range(0, len(told), _SSE_PIECE):
+                yield told[begin : begin + _SSE_PIECE]
+            told = ""
             remaining = deadline - time.monotonic()
             if page.closed or remaining <= 0 or _is_over(token):
                 return

@@ -23,7 +23,7 @@ from claims import lifecycle, reports, retention, tallies
 from claims.metrics import ENTITIES_RETRIED, REAPER_ROUND, REAPER_ROUNDS, WAKES_LATE
 from claims.models import ClaimQuerySet, ConsumerClaim, ServerPulse
 from core.clock import with_now
-from core.database import is_lock_refused, note_trouble
+from core.database import in_turns, is_lock_refused, note_trouble
 from dispatch import wakes
 
 logger = logging.getLogger(__name__)
@@ -81,10 +81,10 @@ def expirable() -> ClaimQuerySet:
 def reap(*, limit: int = BATCH) -> Round:
     """One round over at most ``limit`` rows of each kind."""
     done = Round(
-        expired=sum(map(_expire, expirable()[:limit])),
+        expired=sum(map(_expire, in_turns(expirable()[:limit]))),
         reemitted=wakes.reemit_stale(limit=limit),
         retried=wakes.retry_due(limit=limit),
-        pardoned=sum(map(lifecycle.pardon, ConsumerClaim.objects.pardonable()[:limit])),
+        pardoned=sum(map(lifecycle.pardon, in_turns(ConsumerClaim.objects.pardonable()[:limit]))),
     )
     reports.tell_health(limit=limit)
     ServerPulse.objects.filter(pk=1).update(

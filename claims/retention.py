@@ -12,6 +12,7 @@ from django.db.models.functions import Now
 
 from claims import trimming
 from claims.models import ConsumerClaim, DeadLetter
+from core.database import in_turns
 from dispatch.models import SharedStateEvent, SharedStateLink, StreamEvent, Timer, Wake
 from runners import changes
 
@@ -75,4 +76,4 @@ def counted() -> Iterator[tuple[str, int]]:
 
 def prune() -> dict[str, int]:
     """Delete everything that may be deleted: how many rows of each kind."""
-    return {name: sum(each) for name, each in pruning()}
+    return {name: sum(in_turns(each)) for name, each in pruning()}

@@ -5,8 +5,9 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from django.conf import settings
@@ -25,6 +26,8 @@ from psycopg.errors import (
     ReadOnlySqlTransaction,
 )
 from psycopg_pool import PoolTimeout
+
+T = TypeVar("T")
 
 _OUTAGES = (
     *(PoolTimeout, OperationalError, InterfaceError),
@@ -126,6 +129,20 @@ def cut(silent: "psycopg.Connection[Any]") -> None:
         socket.socket(fileno=os.dup(silent.pgconn.socket)) as cutting,
     ):
         cutting.shutdown(socket.SHUT_RDWR)
+
+
+def in_turns(rows: Iterable[T]) -> Iterator[T]:
+    """These, for a thread that runs a transaction or more for each.
+
+    A worker's threads take turns where they wait, and no statement of SQLite's does: nothing else
+    would run meanwhile. So on SQLite the thread waits after each for as long as it worked.
+    """
+    since = time.monotonic()
+    for row in rows:
+        yield row
+        if connection.vendor == "sqlite":
+            time.sleep(time.monotonic() - since)
+            since = time.monotonic()
 
 
 class Unflushed(Func):

@@ -14,7 +14,7 @@ from django.db import transaction
 
 from core.bodies import JsonObject
 from core.clock import epoch_ms, iso
-from core.database import is_lock_refused, is_passing
+from core.database import in_turns, is_lock_refused, is_passing
 from core.principals import Principal
 from dispatch import entities, shared_states, wakes
 from dispatch.models import DispatchState, Entity, Registration
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 def deliver_due(*, limit: int) -> int:
     """Tell the subscribers of at most ``limit`` due registrations: how many were told."""
     due = Registration.objects.due().values_list("subscriber_id", flat=True)[:limit]
-    return sum(map(_deliver_or_leave, dict.fromkeys(due)))
+    return sum(map(_deliver_or_leave, in_turns(dict.fromkeys(due))))
 
 
 def _deliver_or_leave(subscriber_id: int) -> int:

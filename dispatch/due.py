@@ -10,7 +10,7 @@ import threading
 from django.conf import settings
 from django.db import connection
 
-from core.database import note_trouble
+from core.database import in_turns, note_trouble
 from dispatch import deliveries, firing
 from dispatch.streams import registrations
 
@@ -44,8 +44,9 @@ class Timekeeper(threading.Thread):
         while not self._stopped.is_set():
             registrations.nudged.clear()
             try:
-                while not self._stopped.is_set() and run():
-                    pass
+                for _ in in_turns(iter(run, 0)):
+                    if self._stopped.is_set():
+                        break
             except Exception as exc:  # noqa: BLE001  the next round may do better
                 note_trouble(logger, "what is due could not be done, and is tried again", exc)
                 self._stopped.wait(settings.PULLWAKE_REAPER_INTERVAL_MS / 1000)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from django.db import transaction
 
-from core.database import is_lock_refused, is_passing
+from core.database import in_turns, is_lock_refused, is_passing
 from core.principals import Principal
 from dispatch import entities, schedules, timers, wakes
 from dispatch.models import DispatchState, StreamEvent, Timer
@@ -35,7 +35,7 @@ def fire_due(*, limit: int = BATCH) -> int:
             raise  # the database is away, for these and for all others
         logger.warning("timers are fired one by one, for not together: %s", exc)
     oldest = Timer.objects.due().order_by("due_at", "pk")[:limit]
-    return sum(_fire_alone(pk) for pk in list(oldest.values_list("pk", flat=True)))
+    return sum(map(_fire_alone, in_turns(list(oldest.values_list("pk", flat=True)))))
 
 
 def _fire_alone(pk: int) -> int:

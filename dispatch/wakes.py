@@ -31,7 +31,7 @@ from django.db.models import DateTimeField, ExpressionWrapper, F, Q, QuerySet, S
 from django.db.models.functions import Greatest, Now
 
 from core.clock import Milliseconds, epoch_ms, with_now
-from core.database import HeldBriefly, is_lock_refused, lock_name
+from core.database import HeldBriefly, in_turns, is_lock_refused, lock_name
 from core.identifiers import new_id
 from core.metrics import type_name
 from core.prepared import Insert, Param, SaveChanged, Select, Update, Values
@@ -499,7 +499,8 @@ def reemit_stale(*, limit: int) -> int:
     for pk, runner_id in oldest:
         by_runner.setdefault(runner_id or "", []).append(pk)
     # One transaction for each runner: two tails are never locked at once.
-    return sum(_reemit_or_leave(stale.filter(pk__in=wakes)) for wakes in by_runner.values())
+    each = in_turns(by_runner.values())
+    return sum(_reemit_or_leave(stale.filter(pk__in=wakes)) for wakes in each)
 
 
 def _unclaimed_for_long() -> Q:
@@ -523,7 +524,8 @@ def retry_due(*, limit: int) -> int:
     """Wake entities whose delay after a failure is over: how many of at most ``limit``."""
     overdue = DispatchState.objects.retry_due()
     woken = 0
-    for entity_id in overdue.order_by("retry_at").values_list("pk", flat=True)[:limit]:
+    oldest = overdue.order_by("retry_at").values_list("pk", flat=True)
+    for entity_id in in_turns(oldest[:limit]):
         with transaction.atomic():
             for state in lock(overdue.filter(pk=entity_id), skip_locked=True):
                 wake = settle(state)

@@ -52,6 +52,9 @@ MOST_DEBOUNCES = 10
 MOST_AT_A_SOURCE = 1_000
 """Registrations of one creator's entities at one source: each event there looks at all of them."""
 
+DUE_TOGETHER = 100
+"""Registrations of a subscriber that are told in one transaction, at the most."""
+
 MAX_RESPONSE = 1024 * 1024
 """Characters that are kept of a finished run's response, and of its errors."""
 
@@ -628,8 +631,9 @@ def _tell_of_failure(
 
 
 def due_of(subscriber_id: int) -> list[Registration]:
-    """The subscriber's registrations that are due, locked."""
-    return _lock(Q(subscriber=subscriber_id, due_at__lte=Now()))
+    """The subscriber's registrations that are due, locked: `DUE_TOGETHER` at the most."""
+    longest = Registration.objects.due().filter(subscriber=subscriber_id).values("pk")
+    return _lock(Q(pk__in=longest[:DUE_TOGETHER], due_at__lte=Now()))
 
 
 def told(row: Registration, up_to: int | None, *, more: bool) -> None:

@@ -12,6 +12,7 @@ from core.clock import with_now
 from dispatch import due
 from dispatch.cron import PREFIX, Cron
 from dispatch.models import Registration, Timer
+from dispatch.streams import registrations
 from tests.support import PAST
 
 SCHEDULE = "/_electric/entities/agent/e1/schedules/s1"
@@ -30,9 +31,9 @@ def of_type(api, kind):
     return [event for event in api.events() if event["type"] == kind]
 
 
-def cron(api, expression="0 * * * *", payload="do it", **facts):
+def cron(api, expression="0 * * * *", payload="do it", schedule=SCHEDULE, **facts):
     body = {"scheduleType": "cron", "expression": expression, "payload": payload, **facts}
-    answer = api("PUT", SCHEDULE, body)
+    answer = api("PUT", schedule, body)
     assert answer.status == 200, answer
     return answer.body["txid"]
 
@@ -254,6 +255,18 @@ def test_what_could_never_tick_is_refused(woken, path, condition, field):
     assert (answer.status, answer.error) == (400, "INVALID_REQUEST")
     assert answer.body["error"]["details"][0]["path"] == field
     assert not Registration.objects.exists()
+
+
+def test_so_many_are_told_in_one_transaction_the_longest_due_first(woken, monkeypatch):
+    monkeypatch.setattr(registrations, "DUE_TOGETHER", 2)
+    for minute in range(3):
+        cron(woken, f"{minute} * * * *", schedule=f"{SCHEDULE}{minute}")
+    for age, row in enumerate(Registration.objects.order_by("pk")):
+        row.tick_at = row.due_at = PAST - timedelta(minutes=age)
+        row.save()
+    assert [due.run(), due.run(), due.run()] == [2, 1, 0]
+    told = [wake["value"]["source"] for wake in of_type(woken, "wake")]
+    assert told == [path_of(f"{minute} * * * *", "UTC") for minute in (1, 2, 0)]
 
 
 def test_a_paused_subscribers_ticks_wait(woken):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import harness
 from pullwake import GiveUp, PullWakeRunner, RetryAfter, SyncWake, Wake
 from pullwake.handlers import AnyHandler
+from pullwake.runner import _Run
 from tests.support import Database, HttpApi, Server
 
 from .brisk import BRISK
@@ -219,9 +221,14 @@ async def test_it_is_woken_at_the_time_that_it_asked_for(server: Server) -> None
 # Two processes of one id, as in a rolling deploy
 
 
-def hears_of_another(runner: PullWakeRunner) -> bool:
+def run_of(runner: PullWakeRunner) -> _Run:
     assert runner._run is not None
-    record = runner._run._record
+    return runner._run
+
+
+def hears_of_another(runner: PullWakeRunner) -> bool:
+    """Whether the answer to its last heartbeat told of another process."""
+    record = run_of(runner)._record
     return record is not None and record.other_process
 
 
@@ -246,7 +253,28 @@ async def test_the_old_ones_goodbye_does_not_make_the_new_one_look_dead(server: 
     assert health["runner"]["liveness_status"] == "online"
     assert health["claims"]["active_count"] == 1
     proceed.set()
-    await until(lambda: not hears_of_another(new), "that the new one is alone")
+    await until(lambda: not run_of(new).is_shared(), "that the new one is alone")
     await new.stop()
     health = api.get("/_electric/runners/rolling/health").body
     assert health["client"]["status"] == "stopped"
+
+
+async def test_it_remembers_the_new_one_over_heartbeats_of_its_own(server: Server) -> None:
+    """While it stops, the old one reports more often than the new one does at work."""
+
+    async def handler(wake: Wake) -> None: ...
+
+    seldom = replace(BRISK, heartbeat_interval=10.0)
+    old, new = (PullWakeRunner(server.url, "rolling", handler, timing=seldom) for _ in range(2))
+    async with new:
+        await new.connected()
+        async with old:
+            await old.connected()
+            while not hears_of_another(old):
+                await run_of(new)._heartbeat()
+                await run_of(old)._heartbeat()
+            await run_of(old)._heartbeat()
+            assert not hears_of_another(old)
+        health = server.client(None).get("/_electric/runners/rolling/health").body
+        assert health["runner"]["liveness_status"] == "online"
+        assert health["client"]["status"] == "streaming"

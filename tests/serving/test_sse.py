@@ -1,6 +1,7 @@
 """Reading a stream as server-sent events."""
 
 import re
+import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -8,6 +9,9 @@ import msgspec
 import pytest
 
 from api import streams
+from api.throttles import Hold
+from dispatch.models import Entity
+from dispatch.streams.reads import EventsOf
 from tests.serving.conftest import Held, make_idle, tail
 from tests.support import Answer, Api, Server
 
@@ -123,3 +127,22 @@ def test_it_is_up_to_date_only_with_the_last_page(server: Server, hold: Callable
     assert "upToDate" not in place
     assert len(rest) == 502
     assert last["upToDate"] is True
+
+
+def test_a_reader_that_does_not_read_holds_one_copy_of_a_page(alice: Api):
+    """A hundred such readers held 700 MB: the events, their text, its bytes and those to send."""
+    alice.register()
+    alice.make_entity()
+    length = 900_000
+    alice.send(payload="x" * length)
+    source = EventsOf(Entity.objects.get().pk)
+    source.read(0)  # compiled, and connected
+    tracemalloc.start()
+    answer = streams._sse(source, 0, None, Hold("alice", "sse"), None)
+    sent: Any = answer.streaming_content
+    begin = next(sent)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    answer.close()
+    assert begin.startswith(b'event: data\ndata:[{"type":"entity_created"')
+    assert held < 1.5 * length

@@ -112,6 +112,8 @@ class _Run:
         self._committed: str | None = None
         self._admin_status = "enabled"
         self._record: RunnerRecord | None = None
+        self._other_heard_at: float | None = None
+        """When another process of this id was last heard of."""
         self._refused: RegistrationRefused | None = None
         self._health: asyncio.Server | None = None
         self.loop = asyncio.get_running_loop()
@@ -310,8 +312,8 @@ class _Run:
         self.diagnostics.goodbye()
         started_at = self.diagnostics.as_dict()["started_at"]
         try:
-            if self._record is not None and self._record.other_process:
-                return  # its heartbeats tell that the runner lives
+            if self.is_shared():
+                return  # the other's heartbeats tell that the runner lives
             known = await self._api.get(self._timing.farewell_timeout)
             if known.started_at not in (None, started_at):
                 return
@@ -326,14 +328,28 @@ class _Run:
 
     # Heartbeats
 
+    def is_shared(self) -> bool:
+        """Whether another process of this id has told that it lives, as in a rolling deploy.
+
+        It counts for as long as its heartbeat does. We may send several between two of its own.
+        """
+        heard_at = self._other_heard_at
+        return heard_at is not None and self._clock.monotonic() - heard_at < self._liveness_lease
+
+    @property
+    def _liveness_lease(self) -> float:
+        return 3 * self._timing.heartbeat_interval
+
     async def _heartbeat(self) -> None:
         record = await self._api.heartbeat(
-            lease=3 * self._timing.heartbeat_interval,
+            lease=self._liveness_lease,
             offset=self._committed,
             diagnostics=self.diagnostics.as_dict(),
             deadline=self._timing.heartbeat_timeout,
         )
         self.diagnostics.heartbeat(ok=True)
+        if record.other_process:
+            self._other_heard_at = self._clock.monotonic()
         self._adopt(record)
 
     def _heartbeat_failed(self, error: RunnerError) -> None:
