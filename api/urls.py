@@ -44,7 +44,6 @@ urlpatterns = [
     path(f"{_RUNNER}/claim", claims.ClaimView.as_view()),
     path(f"{_ENTITY}/send", entities.SendView.as_view()),
     path("runners/<id:runner_id>/wake", streams.WakeStreamView.as_view()),
-    path("<str:type_name>/<str:name>/main", streams.MainStreamView.as_view()),
     path("_electric/runners", runners.RunnersView.as_view()),
     path(_RUNNER, runners.RunnerView.as_view()),
     path(f"{_RUNNER}/enable", runners.EnableView.as_view()),
@@ -66,4 +65,6 @@ urlpatterns = [
     path("_electric/feeds/runners", feeds.RunnersFeedView.as_view()),
     path("_electric/feeds/entities", feeds.EntitiesFeedView.as_view()),
     path("_electric/webhook-sources", webhook_sources.WebhookSourcesView.as_view()),
+    # Last, since it takes an address such as that of the shared state "main", too.
+    path("<str:type_name>/<str:name>/main", streams.MainStreamView.as_view()),
 ]
