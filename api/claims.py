@@ -202,7 +202,7 @@ class ClaimView(RunnerResource):
         body = read(request, WakeEvent, empty=True)
         runner = self.runner(runner_id)
         subscription = None if body.subscription_id is UNSET else body.subscription_id
-        nonce = request.headers.get(NONCE_HEADER, "")
+        nonce = request.META.get("HTTP_PULLWAKE_CLAIM_NONCE", "")
         if len(nonce) > MAX_NONCE:
             raise InvalidRequest(f"{NONCE_HEADER} is longer than {MAX_NONCE} characters.")
         verdict = lifecycle.acquire(runner, subscription, nonce)
