@@ -10,6 +10,7 @@ from django.db import transaction
 from django.db.models import Model
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
+from rest_framework.negotiation import DefaultContentNegotiation
 from rest_framework.permissions import SAFE_METHODS
 from rest_framework.request import Request
 from rest_framework.views import APIView
@@ -25,6 +26,9 @@ from dispatch import entities
 from dispatch.models import Entity
 from runners import registry
 from runners.models import Runner
+
+_NEGOTIATOR = DefaultContentNegotiation()
+"""Never asked, as there are no renderers; DRF would make one for each request."""
 
 
 class ApiView(APIView):
@@ -53,7 +57,7 @@ class ApiView(APIView):
         With DRF's parsers, which are not used here, the request would refer to itself; for ten
         thousand held requests the garbage collector would then stop everything for a second.
         """
-        initialized = super().initialize_request(request, *args, **kwargs)
+        initialized = Request(request, (), self.get_authenticators(), _NEGOTIATOR)
         initialized.parser_context.clear()
         # What is asked for all the time; DRF would find it anew each time, in the request behind.
         vars(initialized).update(META=request.META, method=request.method, path=request.path)

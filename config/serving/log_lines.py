@@ -73,7 +73,6 @@ class JsonLines(logging.Formatter):
         super().__init__()
         # What no line says need not be found out for each: logging's documented savings.
         logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-        logging.logAsyncioTasks = False
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
