@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.db.models import Count, OuterRef, Subquery
+from django.db.models import Count, Exists, OuterRef, Subquery
 from django.db.models.functions import Coalesce, Left
 
 from claims.models import ConsumerClaim
+from dispatch.models import DispatchState
 from runners.models import Runner
 
 SAMPLE = 2000
@@ -35,6 +36,10 @@ class Failures:
     failed: int
     entities: int
     ended: int
+    enabled: bool
+    """Whether the runner may claim more."""
+    serves: bool
+    """Whether entities that live are dispatched to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,7 @@ def failures(now: datetime, limit: int) -> list[Failures]:
     shown = [(who, entities) for who, entities in most if len(entities) >= FEW][:limit]
     if not shown:
         return []
-    ended = _ended({who[0] for who, _ in shown if who[0] is not None}, now)
+    runners = _runners({who[0] for who, _ in shown if who[0] is not None}, now)
     return [
         Failures(
             runner_id,
@@ -72,20 +77,25 @@ def failures(now: datetime, limit: int) -> list[Failures]:
             error,
             failed=len(entities),
             entities=len(set(entities)),
-            ended=max(ended.get(runner_id or "", 0), len(entities)),
+            ended=max(runner.n if runner else 0, len(entities)),
+            enabled=runner is not None and runner.enabled,
+            serves=runner is not None and runner.serves,
         )
         for (runner_id, name, error), entities in shown
+        for runner in [runners.get(runner_id or "")]
     ]
 
 
-def _ended(runner_ids: set[str], now: datetime) -> dict[str, int]:
-    """How many claims of each runner ended in the same time, among its newest."""
+def _runners(runner_ids: set[str], now: datetime) -> dict[str, Any]:
+    """The runners, with ``n``, how many claims of each ended in the same time, and ``serves``."""
     own = ConsumerClaim.objects.ended().filter(runner=OuterRef(OuterRef("pk")))
     newest = own.order_by("-pk").values("pk")[:SAMPLE]
     lately = ConsumerClaim.objects.filter(pk__in=newest, ended_at__gt=now - SPAN).order_by()
     n = lately.values("runner").annotate(n=Count("pk")).values("n")
-    runners: Any = Runner.objects.filter(pk__in=runner_ids)
-    return dict(runners.annotate(n=Coalesce(Subquery(n), 0)).values_list("pk", "n"))
+    living = DispatchState.objects.filter(runner=OuterRef("pk"), ended="")
+    return Runner.objects.annotate(n=Coalesce(Subquery(n), 0), serves=Exists(living)).in_bulk(
+        runner_ids
+    )
 
 
 def talkers(now: datetime, limit: int) -> list[Talker]:

@@ -60,6 +60,10 @@ CANNOT_WORK = (
 """Reasons that no time and no wake helps against."""
 
 
+DEAD = (Reason.RUNNER_NEVER_SEEN, Reason.RUNNER_EXPIRED)
+"""Reasons that say of a runner that it is not there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Trouble:
     """What keeps a runner from claiming: ``ci-17 is disabled``."""

@@ -1,12 +1,14 @@
 """Django's handlers for requests that no view answered: the API's errors, and admin pages."""
 
 import sys
+from typing import Any
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 
 from api.http_errors import error_response, translate
+from core import audit
 from core.database import is_passing
 from core.errors import (
     Forbidden,
@@ -16,6 +18,7 @@ from core.errors import (
     PullwakeError,
     RateLimited,
 )
+from operators.kit.verbs import acting_as
 
 
 def _answer(request: HttpRequest, error: PullwakeError, *, again: bool = False) -> HttpResponse:
@@ -58,7 +61,12 @@ def too_large(request: HttpRequest) -> HttpResponse:
 
 
 def permission_denied(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
-    """Django's handler403."""
+    """Django's handler403: of an operator, since the API answers its own."""
+    user: Any = request.user
+    match = request.resolver_match
+    verb = match.kwargs.get("name") or match.url_name if match else request.method
+    key = acting_as(user.get_username()).key
+    audit.note(request, principal=key, verb=str(verb), answer=403, refused=True)
     return _answer(request, Forbidden())
 
 

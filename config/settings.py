@@ -447,6 +447,8 @@ AUTHENTICATION_BACKENDS = [
     "django.contrib.auth.backends.ModelBackend",
 ]
 PASSWORD_HASHERS = ["config.serving.passwords.Hasher"]
+# Where a login leads whose address names no page of ours.
+LOGIN_REDIRECT_URL = "admin:index"
 # Who tries a name from an address too often is locked out there for a while: a stranger elsewhere
 # locks out nobody but themselves.
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
@@ -528,6 +530,8 @@ SPECTACULAR_SETTINGS = {
     "SERVE_PERMISSIONS": [],
     "SERVE_AUTHENTICATION": [],
     "SWAGGER_UI_DIST": "SIDECAR",
+    # JavaScript: pullwakeDocs is in operators/static/pullwake/docs.js.
+    "SWAGGER_UI_SETTINGS": "{deepLinking: true, plugins: [pullwakeDocs]}",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "POSTPROCESSING_HOOKS": ["api.openapi.complete"],
 }

@@ -1,12 +1,13 @@
 """The audit log: who did what to which, and why."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 from django.contrib import admin
 from django.contrib.admin.models import LogEntry
 from django.contrib.contenttypes.models import ContentType
-from django.db.models import Model, Q
+from django.db.models import Model, Q, QuerySet
 from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponseRedirect
 from django.urls import reverse
@@ -67,6 +68,7 @@ class LogEntryAdmin(OperatorAdmin):
 
 _NEWEST = 5_000
 """Entries that a page looks through for who did something; they are in no index by their row."""
+_MONTH = timedelta(days=30)
 
 
 def last(row: Model, *done: str) -> LogEntry | None:
@@ -75,19 +77,30 @@ def last(row: Model, *done: str) -> LogEntry | None:
     One statement. None if it is older than the newest `_NEWEST` entries.
     """
     newest = LogEntry.objects.order_by("-pk").values("pk")[:_NEWEST]
-    said = Q()
-    for word in done:
-        said |= Q(change_message__startswith=word)
+    return _that_say(row, done).filter(pk__in=newest).first()
+
+
+def last_of_month(row: Model, *done: str) -> LogEntry | None:
+    """The same of all the last month's entries, for rows of a kind that has few of them."""
+    return _that_say(row, done).filter(action_time__gt=Now() - _MONTH).first()
+
+
+def _that_say(row: Model, done: Sequence[str]) -> "QuerySet[LogEntry]":
+    said = Q.create([("change_message__startswith", word) for word in done], Q.OR)
     kind = ContentType.objects.get_for_model(row)
-    entries = LogEntry.objects.filter(said, pk__in=newest, content_type=kind, object_id=row.pk)
-    return entries.select_related("user").order_by("-pk").first()
+    entries = LogEntry.objects.filter(said, content_type=kind, object_id=row.pk)
+    return entries.select_related("user").order_by("-pk")
 
 
-def of_entities(beginning: str) -> list[tuple[str, str]]:
-    """The keys of entities whose newest entry begins so, and that entry, of the last month."""
+def of_entities(beginning: str, *, after: int) -> list[tuple[str, str]]:
+    """The keys of entities with an entry that begins so, and that entry, of the last month.
+
+    ``after`` is the key of an entry: those before it do not count.
+    """
     entries = LogEntry.objects.filter(
         content_type=ContentType.objects.get_for_model(Entity),
-        action_time__gt=Now() - timedelta(days=30),
+        action_time__gt=Now() - _MONTH,
         change_message__startswith=beginning,
+        pk__gt=after,
     )
     return [(each.object_id or "0", each.change_message) for each in entries.order_by("-pk")]

@@ -175,6 +175,7 @@ ENDED_WITHIN = {
 class ConsumerClaimAdmin(OperatorAdmin):
     verbs = (TAKE_BACK_AND_MOVE, TAKE_BACK)
     unseen = ("acked_streams", "claim_token_hash", "write_token_hash", "delivered_offset", "lease")
+    told = True
     story_template = "operators/claim.html"
     list_display = (
         row_column(
@@ -199,7 +200,8 @@ class ConsumerClaimAdmin(OperatorAdmin):
         words("work", "work", {"quiet": ("writes nothing for ten minutes", ClaimQuerySet.quiet)}),
     )
     search_fields = ("consumer_id__exact",)
-    search_help_text = "Whole consumer id"
+    search_parts = ("consumer_id", "entity_url", "runner_name")
+    search_help_text = "Part of the consumer id, the entity's URL or the runner's id"
 
     def get_queryset(self, request: HttpRequest) -> "QuerySet[Any]":
         rows: Any = super().get_queryset(request)

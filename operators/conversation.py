@@ -7,7 +7,6 @@ costs the same however long the stream is. Strangers wrote everything here: temp
 
 import hashlib
 import json
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -20,7 +19,7 @@ from claims.models import ConsumerClaim, OrphanReason
 from core.clock import with_now
 from dispatch.models import DispatchState, Entity, StreamEvent
 from dispatch.streams.scan import Bytes
-from operators.kit.markup import principal, shortened
+from operators.kit.markup import plain, principal, shortened
 
 PAGE = 100
 """Events of one page."""
@@ -192,14 +191,14 @@ def _item(row: Any) -> Item:
     else:
         event = _decoded(row.text)
         said = _said(event) if isinstance(event, dict) else _Said("state", "event", "", event)
-    text = _plain(said.text if isinstance(said.text, str) else _json(said.text))
+    text = plain(said.text if isinstance(said.text, str) else _json(said.text))
     return Item(
         said.kind,
         row.offset,
         first=row.offset,
         last=row.offset,
-        who=_plain(shortened(said.who, 300)),
-        what=_plain(shortened(said.what, 300)),
+        who=plain(shortened(said.who, 300)),
+        what=plain(shortened(said.what, 300)),
         text=text[:LONGEST],
         when=row.created_at,
         join=said.join,
@@ -340,15 +339,3 @@ _TELLS = {
     "tags": _tag,
 }
 """Of a type of event what it says; None where it is not as it should be."""
-
-_SHOWN = {"\n", "\t", "\u200c", "\u200d"}
-"""Control characters that letters, emoji and lines are made with."""
-
-
-def _plain(text: str) -> str:
-    """The text, with characters that would turn, hide or command other text made visible."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(
-        each if each in _SHOWN or unicodedata.category(each)[0] != "C" else "�" for each in text
-    )

@@ -39,7 +39,7 @@ REDRIVE = Verb(
     "Redrive these dead letters?",
     _effect,
     _redrive,
-    fits=lambda letter: letter.redriven_at is None,
+    fits=lambda letter: not dead_letters.why_not_redriven(letter, letter.entity.dispatch_state),
 )
 
 
@@ -75,7 +75,8 @@ class DeadLetterAdmin(OperatorAdmin):
         exact("entity URL", "entity", "entity__url"),
     )
     search_fields = ("entity__url__startswith",)
-    search_help_text = "URL of the entity, or how it begins"
+    search_parts = ("entity__url", "reason")
+    search_help_text = "Part of the entity's URL, or of the reason"
 
     def get_queryset(self, request: HttpRequest) -> "QuerySet[Any]":
         rows: QuerySet[Any] = super().get_queryset(request).annotate(entity_url=F("entity__url"))

@@ -17,7 +17,7 @@ from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
 from claims import endings
 from claims.models import ConsumerClaim
 from claims.reports import held_by
-from claims.standing import Trouble, outlook, trouble_of
+from claims.standing import DEAD, Trouble, outlook, trouble_of
 from core.bodies import decode
 from core.errors import InvalidRequest, InvalidSignal, NotRunning
 from core.principals import Principal
@@ -143,10 +143,11 @@ def _outlook(entity: Any) -> str:
 
 
 def _may_be_woken(entity: Any) -> bool:
-    """Whether it may be woken, and a runner is there to claim it."""
+    """Whether it may be woken, and that changes anything: a full runner cannot claim it earlier."""
+    state = entity.dispatch_state
     trouble = _trouble(entity)
-    lost = trouble is not None and trouble.lasts
-    return not lost and entities.why_not_woken(entity.dispatch_state) is None
+    lost = trouble is not None and (trouble.lasts or state.outstanding_wake_id is not None)
+    return not lost and entities.why_not_woken(state) is None
 
 
 def _wake(entity: Any, order: Order) -> str:
@@ -183,7 +184,13 @@ def _move_effect(entity: Any) -> str:
     if state.ended:
         raise NotRunning(f"The entity is {state.ended}.")
     along = ", together with its unclaimed wake" if state.outstanding_wake_id else ""
-    stays = " Its active claim stays with the present runner." if state.claimed else ""
+    stays = ""
+    if state.claimed:
+        trouble = _trouble(entity)
+        stays = " Its active claim stays with the present runner"
+        # A disabled one may finish what it holds.
+        dead = trouble is not None and trouble.reason in DEAD
+        stays += f", and {trouble.says}: take it back, too." if trouble and dead else "."
     return (
         f"Dispatched to the runner named below{along}.{stays} That runner's owner can then read"
         " the entity."
@@ -353,6 +360,7 @@ WAITS: dict[str, tuple[str, Narrow]] = {
 class EntityAdmin(TalkingAdmin):
     verbs = VERBS
     unseen = ("tags", "spawn_args", "sandbox")
+    told = True
     story_template = "operators/entity.html"
     list_display = (
         row_column("entity", lambda row: ident(row.url, page_of("dispatch_entity", row.pk))),

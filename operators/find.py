@@ -3,6 +3,7 @@
 from typing import Any
 
 from django.contrib import admin
+from django.db.models import F
 from django.http import HttpRequest
 from unfold.dataclasses import SearchResult
 
@@ -31,10 +32,13 @@ def anything(request: HttpRequest, term: str) -> list[SearchResult]:
         if not listed.has_view_permission(request):
             continue
         rows, _ = listed.get_search_results(request, model._default_manager.all(), term)
+        of_entities = model in (ConsumerClaim, Wake)
+        if of_entities:
+            rows = rows.annotate(whose=F("entity__url"))
         found += [
             SearchResult(
                 title=str(row),
-                description=kind,
+                description=f"{kind} of {row.whose}" if of_entities else kind,
                 link=page_of(model._meta.label_lower.replace(".", "_"), row.pk),
                 icon=icon,
             )

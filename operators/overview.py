@@ -15,9 +15,10 @@ from django.db.models.functions import Now
 from django.http import HttpRequest
 from django.utils import timezone
 
-from claims import outliers, standing, tallies
+from claims import outliers, tallies
 from claims.models import ClaimTally, ConsumerClaim, DeadLetter, OrphanReason, ServerPulse
 from claims.reports import with_presence
+from claims.standing import of_all as why_standing
 from core.clock import span_of, with_now
 from dispatch.models import FAILING, LATE, DispatchState, Entity, Registration, Timer, Wake
 from dispatch.streams import waiters
@@ -125,6 +126,7 @@ def figures(span: str, user: Any) -> dict[str, Any]:
     timers = _timers()
     reaper = _reaper(pulse, now)
     total = _Totals(now)
+    standing, failing = _helped(waiting, now, user)
     return {
         "now": now,
         "empty": not any(figure.number for figure in runners.values()),
@@ -135,8 +137,8 @@ def figures(span: str, user: Any) -> dict[str, Any]:
         ],
         "troubles": _troubles(runners, orphans, work, old_wakes, letters, timers, reaper, now),
         "orphans": _oldest_orphans() if any(each.number for each in orphans) else [],
-        "failing": _worst_failing(),
-        "standing": _standing(waiting, now, user),
+        "failing": failing,
+        "standing": standing,
         "failures": outliers.failures(now, SHOWN),
         "talkers": outliers.talkers(now, SHOWN),
         "quiet": list(ConsumerClaim.objects.quiet().order_by("pk")[:SHOWN]),
@@ -244,16 +246,23 @@ def _work(waiting: Sequence[Any]) -> list[Figure]:
     ]
 
 
-def _standing(waiting: Sequence[Any], now: datetime, user: Any) -> list[Stands]:
-    """For each runner whose entities wait longest, one entity: why it stands, what helps."""
+def _helped(waiting: Sequence[Any], now: datetime, user: Any) -> tuple[list[Stands], list[Any]]:
+    """What stands longest and what fails most, each with what helps this user to mend it.
+
+    Of each runner whose entities wait longest it is one entity.
+    """
     oldest = {
         each.pk: each
         for each in waiting
         if each.pending_since is not None and now - each.pending_since > SOON
     }
     shown = dict(list(oldest.items())[:SHOWN])
-    found = standing.of_all(shown) if shown else {}
-    return [
+    failing = _worst_failing()
+    pks = {*shown, *(each.pk for each in failing)}
+    found = why_standing(pks) if pks else {}
+    for state in failing:
+        state.remedies = list(buttons(found[state.pk], user)) if state.pk in found else []
+    stands = [
         Stands(
             found[pk].state.entity,
             found[pk].sentence(now),
@@ -266,9 +275,10 @@ def _standing(waiting: Sequence[Any], now: datetime, user: Any) -> list[Stands]:
         for pk, each in shown.items()
         if pk in found
     ]
+    return stands, failing
 
 
-def _worst_failing() -> list[DispatchState]:
+def _worst_failing() -> list[Any]:
     """For each, ``how`` its newest claim ended, and with what ``error``."""
     ended = ConsumerClaim.objects.exclude(status=ConsumerClaim.Status.ACTIVE)
     newest = ended.filter(entity=OuterRef("pk")).order_by("-pk")
@@ -276,7 +286,7 @@ def _worst_failing() -> list[DispatchState]:
     told = failing.annotate(how=Subquery(newest.values("status")[:1])).annotate(
         error=Subquery(newest.values("error")[:1])
     )
-    return list(told.order_by("-failures", "pk")[:5])
+    return list(told.order_by("-failures", "pk")[:SHOWN])
 
 
 def _wakes() -> tuple[Figure, Figure]:

@@ -10,11 +10,12 @@ from django.db import transaction
 from django.db.models import Count, F, OuterRef, Q, QuerySet, Subquery
 from django.db.models.fields.json import KeyTextTransform
 from django.http import HttpRequest
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 
 from claims import endings
-from claims.reports import examine, with_failures, with_held, with_presence
+from claims.reports import Report, examine, with_failures, with_held, with_presence
 from claims.standing import trouble_of
+from core.clock import span_of
 from core.errors import InvalidRequest, NotRunning
 from core.principals import Principal
 from dispatch import arrivals, entities
@@ -26,6 +27,7 @@ from operators.kit.markup import (
     NOTHING,
     badge,
     counted,
+    entity_link,
     ident,
     lines,
     list_of,
@@ -39,7 +41,7 @@ from operators.kit.markup import (
 from operators.kit.verbs import OperatorAdmin, Order, Verb
 from runners import registry
 from runners.diagnostics import FIELDS
-from runners.health import MANY_RECONNECTS, Presence, Status, health, liveness, presence
+from runners.health import MANY_RECONNECTS, Presence, Status, health, presence
 from runners.models import Runner
 
 LABELS = {"claims_succeeded": "claims granted"}
@@ -149,11 +151,16 @@ def _move_all(states: "QuerySet[DispatchState]", target: str, order: Order, said
 # The audit log knows which entities return when that is undone.
 
 
+def _check_drainable(runner: Any) -> None:
+    """Raise InvalidRequest where nothing is left to drain."""
+    if not (runner.enabled or runner.dispatched):
+        raise InvalidRequest("It is already disabled, and no entity is dispatched to it.")
+
+
 def _drain_effect(runner: Any) -> str:
-    if not runner.enabled:
-        raise InvalidRequest("It is already disabled: move its entities.")
-    held = f"works its {_held(runner)} off" if runner.held else "holds no claim"
+    _check_drainable(runner)
     count = runner.dispatched
+    held = f"works its {_held(runner)} off" if runner.held else "holds no claim"
     some = f"the first {MOST_MOVED} of its " if count > MOST_MOVED else "its "
     moved = f"{some}{counted(count, 'entity', 'entities')}"
     return (
@@ -165,44 +172,60 @@ def _drain_effect(runner: Any) -> str:
 def _drain(runner: Any, order: Order) -> str:
     if order.data["target"] == runner.pk:
         raise InvalidRequest("It is the same runner.")
-    with transaction.atomic():
-        _set_status(runner, Runner.AdminStatus.DISABLED)
+    _check_drainable(runner)
+    if runner.enabled:
+        with transaction.atomic():
+            _set_status(runner, Runner.AdminStatus.DISABLED)
     return _move(runner, order, "Drain")
 
 
+_UNDONE = "Undo drain: enabled"
+"""How the entry begins of an undoing that was brought to its end."""
+
+
 def _drained(runner: Any) -> list[tuple[str, "QuerySet[DispatchState]"]]:
-    """The runners that it was drained to, and the entities that are still there."""
+    """The runners that it was drained to, and the entities that are still there.
+
+    What happened before it was last enabled is over.
+    """
+    newest = audit.last_of_month(runner, "Drain", "Undo drain", "Enable")
+    if newest is None or newest.change_message.startswith(("Enable", _UNDONE)):
+        return []
     prefix = f"Drain: from {runner} to "
-    entries = audit.of_entities(prefix)
+    over = audit.last_of_month(runner, "Enable", _UNDONE)
+    entries = audit.of_entities(prefix, after=0 if over is None else over.pk)
     away: dict[str, set[int]] = {}
     for entity, said in entries:
         target = said.removeprefix(prefix).partition(". Reason:")[0].removesuffix(".")
         away.setdefault(target, set()).add(int(entity))
-    return [
+    found = [
         (target, DispatchState.objects.filter(runner=target, ended="", pk__in=pks))
         for target, pks in away.items()
     ]
+    return [(target, states) for target, states in found if states.exists()]
 
 
 def _undrain_effect(runner: Any) -> str:
-    if runner.enabled:
-        raise InvalidRequest("It is not drained.")
     count = sum(states.count() for _, states in _drained(runner))
-    back = "None of its entities is where it was drained to."
-    if count:
-        back = f"Gets back {counted(count, 'entity', 'entities')} that it was drained of."
-    return f"{_enable_effect(runner)} {back}"
+    if not count:
+        raise InvalidRequest("None of its entities is where it was drained to.")
+    enabled = "" if runner.enabled else f"{_enable_effect(runner)} "
+    return f"{enabled}Gets back {counted(count, 'entity', 'entities')} that it was drained of."
 
 
 def _undrain(runner: Any, order: Order) -> str:
     drained = _drained(runner)
-    with transaction.atomic():
-        _set_status(runner, Runner.AdminStatus.ENABLED)
+    if not runner.enabled:
+        with transaction.atomic():
+            _set_status(runner, Runner.AdminStatus.ENABLED)
     moved = sum(
         _move_all(states, runner.pk, order, f"Undo drain: from {target} to {runner}")
         for target, states in drained
     )
-    return f"enabled, and {counted(moved, 'entity', 'entities')} moved back"
+    back = f"{counted(moved, 'entity', 'entities')} moved back"
+    if any(states.exists() for _, states in drained):
+        return f"{back}, and more are left: undo again"
+    return f"{_UNDONE.partition(': ')[2]}, and {back}"
 
 
 def _delete_effect(runner: Any) -> str:
@@ -252,7 +275,7 @@ VERBS = (
         proposes=lambda runners: propose_heir(runners, ()),
         also="dispatch.move_entity",
         one_transaction=False,
-        fits=lambda runner: runner.enabled,
+        fits=lambda runner: bool(runner.dispatched),
     ),
     Verb(
         "undrain",
@@ -263,7 +286,7 @@ VERBS = (
         _undrain,
         also="dispatch.move_entity",
         one_transaction=False,
-        fits=lambda runner: not runner.enabled and bool(_drained(runner)),
+        fits=lambda runner: bool(_drained(runner)),
     ),
     Verb(
         "expire-claims",
@@ -321,6 +344,7 @@ class RunnerAdmin(OperatorAdmin):
     row_order = "pk"
     verbs = VERBS
     unseen = ("sandbox_profiles",)
+    told = True
     story_template = "operators/runner.html"
     list_display = (
         "name",
@@ -329,7 +353,6 @@ class RunnerAdmin(OperatorAdmin):
         "held",
         "last_error",
         column("owner", lambda row: ident(principal(row.owner_principal))),
-        column("kind", lambda row: lines(row.kind, None if row.enabled else badge("disabled"))),
     )
     list_filter = (
         words("health", "health", values("condition", get_args(Status))),
@@ -370,6 +393,8 @@ class RunnerAdmin(OperatorAdmin):
         report = examine(row)
         return {
             "report": report,
+            "doing": _doing(row, report),
+            "heard": _is_heard(row),
             "done": None if row.enabled else audit.last(row, "Disable", "Drain"),
             "presence": presence(row, claims=len(report.claims), now=row.now),
             "owner": principal(row.owner_principal),
@@ -385,7 +410,9 @@ class RunnerAdmin(OperatorAdmin):
     @admin.display(description="runner")
     def name(self, runner: Any) -> str:
         label = quiet(runner.label) if runner.label != runner.id else None
-        return lines(ident(runner.id, page_of("runners_runner", runner.pk)), label)
+        return lines(
+            ident(runner.id, page_of("runners_runner", runner.pk)), label, quiet(runner.kind)
+        )
 
     @admin.display(description="health")
     def state(self, runner: Any) -> str:
@@ -425,9 +452,39 @@ class RunnerAdmin(OperatorAdmin):
         error = (runner.liveness.diagnostics or {}).get("last_error")
         if not error:
             return NOTHING
-        silent = liveness(runner, runner.now) != "online"
+        silent = not _is_heard(runner)
         as_of = format_html("as of {}", moment(runner.liveness.last_seen_at, runner.now))
         return lines(shortened(error, 120), quiet(as_of) if silent else None)
+
+
+def _is_heard(runner: Any) -> bool:
+    """Whether its heartbeat lease runs, as that of a disabled runner may."""
+    ends = runner.liveness.lease_expires_at
+    return ends is not None and ends > runner.now
+
+
+MOST_NAMED = 5
+"""Entities that a sentence names."""
+
+
+def _doing(runner: Any, report: Report) -> str:
+    """What it works on now, in a sentence."""
+    named = format_html_join(
+        ", ",
+        "{} ({})",
+        (
+            (entity_link(each.entity_id, each.entity_url), span_of(runner.now - each.claimed_at))
+            for each in report.claims[:MOST_NAMED]
+        ),
+    )
+    more = len(report.claims) - MOST_NAMED
+    rest = f" and {more} more" if more > 0 else ""
+    waits = counted(report.pending, "entity waits", "entities wait")
+    waiting = f" {waits} for it." if report.pending else ""
+    if not report.claims:
+        return format_html("It works on nothing.{}", waiting)
+    begins = "It works on" if _is_heard(runner) else "Nobody is at work, though it holds"
+    return format_html("{} {}{}.{}", begins, named, rest, waiting)
 
 
 def _diagnostics(client: dict[str, Any], now: datetime) -> Iterator[tuple[str, str]]:

@@ -37,7 +37,8 @@ class SharedStateAdmin(OperatorAdmin):
         ),
     )
     search_fields = ("name__exact",)
-    search_help_text = "Whole id"
+    search_parts = ("name",)
+    search_help_text = "Part of the id"
 
     def story(self, request: HttpRequest, row: Any) -> dict[str, Any]:
         links = SharedStateLink.objects.filter(name=row.name).order_by("manifest", "pk")

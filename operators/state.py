@@ -54,7 +54,8 @@ class DispatchStateAdmin(OperatorAdmin):
         exact("runner id", "runner", "runner_id"),
     )
     search_fields = ("entity__url__startswith",)
-    search_help_text = "URL of the entity, or how it begins"
+    search_parts = ("entity__url",)
+    search_help_text = "Part of the entity's URL"
 
     def get_queryset(self, request: HttpRequest) -> "QuerySet[Any]":
         rows: QuerySet[Any] = super().get_queryset(request).annotate(entity_url=F("entity__url"))

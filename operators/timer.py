@@ -46,7 +46,8 @@ class TimerAdmin(OperatorAdmin):
         exact("URL of whose schedule it is", "owner", "owner__url"),
     )
     search_fields = ("key__exact",)
-    search_help_text = "Whole key of the message"
+    search_parts = ("key", "target__url")
+    search_help_text = "Part of the message's key or of the entity's URL"
 
     def get_queryset(self, request: HttpRequest) -> "QuerySet[Any]":
         rows: Any = super().get_queryset(request)

@@ -161,8 +161,8 @@ class EntityTypeAdmin(OperatorAdmin):
         "revision",
         moment_column("updated_at", "updated"),
     )
-    search_fields = ("name__startswith",)
-    search_help_text = "Name, or how it begins"
+    search_fields = ("name__icontains",)
+    search_help_text = "Part of the name"
 
     def story(self, request: HttpRequest, row: Any) -> dict[str, Any]:
         return {

@@ -78,6 +78,7 @@ AGES = {
 @admin.register(Wake)
 class WakeAdmin(OperatorAdmin):
     verbs = tuple(_of_its_entity(verb) for verb in (WAKE, MOVE))
+    told = True
     story_template = "operators/wake.html"
     list_display = (
         row_column("wake", _wake),
@@ -94,7 +95,8 @@ class WakeAdmin(OperatorAdmin):
         exact("entity URL", "entity", "entity__url"),
     )
     search_fields = ("wake_id__exact",)
-    search_help_text = "Whole wake id"
+    search_parts = ("wake_id", "entity__url", "runner__id")
+    search_help_text = "Part of the wake id, the entity's URL or the runner's id"
 
     def get_queryset(self, request: HttpRequest) -> "QuerySet[Any]":
         rows: QuerySet[Any] = super().get_queryset(request).annotate(entity_url=F("entity__url"))

@@ -9,7 +9,7 @@ from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.core.exceptions import ValidationError
 from django.core.paginator import Paginator
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.db.models.functions import Now
 from django.forms import CheckboxInput
 from django.http import HttpRequest
@@ -121,7 +121,11 @@ class ReadOnlyAdmin(ModelAdmin):  # type: ignore[misc]
     row_order: ClassVar[str] = "-pk"
     unseen: ClassVar[Sequence[str]] = ()
     """Columns that the list does not show, and so does not load."""
+    told: ClassVar[bool] = False
+    """Whether open pages are told when such a row changes; otherwise they only look."""
     search_help_text: str | None
+    search_parts: ClassVar[Sequence[str]] = ()
+    """Columns of which a part is searched for, too, among the newest rows: no index finds parts."""
 
     change_list_template = "operators/list.html"
     list_display_links = None
@@ -148,6 +152,19 @@ class ReadOnlyAdmin(ModelAdmin):  # type: ignore[misc]
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: "QuerySet[Any]", search_term: str
+    ) -> tuple["QuerySet[Any]", bool]:
+        term = search_term.strip()
+        if not (term and self.search_parts):
+            return super().get_search_results(request, queryset, term)  # type: ignore[no-any-return]
+        rows = self.model._default_manager.all()
+        whole, _ = super().get_search_results(request, rows, term)
+        has_part = Q.create([(f"{name}__icontains", term) for name in self.search_parts], Q.OR)
+        part = newest_of(rows.filter(has_part))
+        found = whole.order_by().values("pk").union(part.order_by().values("pk"))
+        return queryset.filter(pk__in=found), False
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return KeysetChangeList

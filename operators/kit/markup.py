@@ -1,6 +1,7 @@
 """How the pages write times, ids, states and links; the same in lists and in templates."""
 
 import json
+import unicodedata
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -74,6 +75,19 @@ def counted(number: int, noun: str, plural: str = "") -> str:
 
 def shortened(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+_SHOWN = {"\n", "\t", "\u200c", "\u200d"}
+"""Control characters that letters, emoji and lines are made with."""
+
+
+def plain(text: str) -> str:
+    """The text, with characters that would turn, hide or command other text made visible."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        each if each in _SHOWN or unicodedata.category(each)[0] != "C" else "�" for each in text
+    )
 
 
 def took(length: timedelta) -> str:
@@ -189,7 +203,12 @@ def readable(event: Any) -> dict[str, Any]:
         data = event.data
     kind = data.get("type", "") if isinstance(data, dict) else ""
     text = json.dumps(data, indent=2, ensure_ascii=False)
-    return {"offset": event.offset, "when": event.created_at, "type": kind, "text": text[:20_000]}
+    return {
+        "offset": event.offset,
+        "when": event.created_at,
+        "type": kind,
+        "text": plain(text[:20_000]),
+    }
 
 
 def runner_link(runner_id: str | None, name: str = "") -> SafeString | str:

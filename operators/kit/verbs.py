@@ -162,7 +162,8 @@ class OperatorAdmin(ReadOnlyAdmin):
 
     def render(self, request: HttpRequest, template: str, context: dict[str, Any]) -> HttpResponse:
         """A page of this admin."""
-        context = {**self.admin_site.each_context(request), "opts": self.opts, **context}
+        page = {"opts": self.opts, "told": self.told}
+        context = {**self.admin_site.each_context(request), **page, **context}
         request.current_app = self.admin_site.name
         return TemplateResponse(request, template, context)
 

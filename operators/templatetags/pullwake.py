@@ -27,6 +27,7 @@ for function in (
 
 register.filter(markup.milliseconds)
 register.filter(span_of)
+register.filter(markup.plain)
 register.filter(markup.tone)
 
 
@@ -37,7 +38,7 @@ def held_for(claim: Any) -> str:
 
 @register.filter
 def as_json(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False)
+    return markup.plain(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 @register.simple_tag

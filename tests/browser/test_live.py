@@ -298,6 +298,18 @@ def test_a_list_does_not_move_under_the_pointer(page: Page, alice: Any):
     expect(page.get_by_role("row").filter(has_text="r0")).to_have_count(0)
 
 
+def test_it_says_live_only_of_what_it_is_told(context: BrowserContext, alice: Any):
+    page = context.new_page()  # where scripts may complain
+    page.goto("/admin/runners/runner/")
+    expect(says(page)).to_have_text("Live")
+    expect(page.locator(".pw-live")).to_have_attribute("title", re.compile("heartbeats .* 15 s"))
+    page.goto("/admin/dispatch/timer/")
+    expect(says(page)).to_have_text("Looks every 15 s")
+    page.route("**/admin/live/**", lambda route: route.fulfill(status=403))
+    page.goto("/admin/runners/runner/")
+    expect(says(page)).to_have_text("Looks every 5 s")
+
+
 def test_it_says_when_it_is_behind_and_recovers(context: BrowserContext, alice: Any):
     page = context.new_page()  # where scripts may complain
     page.goto("/admin/")

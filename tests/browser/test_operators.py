@@ -225,15 +225,17 @@ PAGES = (
 
 def some_rows(database: Database) -> dict[str, int]:
     """The keys of an active and an ended claim, of the first entity and its wake, and of others."""
-    ((claim, ended, entity, wake, letter, timer, shared),) = database.execute(
+    ((claim, ended, entity, wake, letter, timer, shared, user, group),) = database.execute(
         "SELECT (SELECT id FROM claims_consumerclaim WHERE status = 'active'),"
         " (SELECT id FROM claims_consumerclaim WHERE status <> 'active'),"
         " (SELECT min(id) FROM dispatch_entity), (SELECT min(id) FROM dispatch_wake),"
         " (SELECT id FROM claims_deadletter), (SELECT id FROM dispatch_timer),"
-        " (SELECT id FROM dispatch_sharedstate)"
+        " (SELECT id FROM dispatch_sharedstate),"
+        " (SELECT min(id) FROM auth_user), (SELECT min(id) FROM auth_group)"
     )
     named = {"claim": claim, "ended": ended, "entity": entity, "wake": wake}
-    return named | {"letter": letter, "timer": timer, "shared": shared}
+    named |= {"letter": letter, "timer": timer, "shared": shared}
+    return named | {"user": user, "group": group}
 
 
 def make_more(api: Any, url: str) -> None:
@@ -277,6 +279,14 @@ def test_every_page_fits_and_reads(page: Page, quiet_server: Server, alice, kill
         assert page.evaluate(FAINT) == [], path
 
 
+# Others' pages, or much like one that is among those.
+OTHERS = (
+    "/admin/auth/user/{user}/change/",
+    "/admin/auth/group/{group}/change/",
+    "/admin/dispatch/entity/all/move/?runner=doomed",
+    "/admin/nowhere/",
+    "/_electric/docs",
+)
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text()
 
 
@@ -298,9 +308,13 @@ def test_axe_finds_nothing_serious_or_moderate(page: Page, quiet_server: Server,
     make_more(alice, "/agent/e2")
     alice.make_entity("/agent/child", "doomed", parent="/agent/e2")
     alice.post("/_electric/runners/doomed/disable")
-    for path in (each.format(**some_rows(quiet_server.database)) for each in PAGES):
+    page = page.context.new_page()  # where a page may be missing
+    rows = some_rows(quiet_server.database)
+    for path in (each.format(**rows) for each in (*PAGES, *OTHERS)):
         page.goto(path)
         page.wait_for_load_state("load")
+        if path == "/_electric/docs":
+            expect(page.get_by_text("Register a runner")).to_be_visible()
         page.evaluate(AXE)
         found = page.evaluate("axe.run().then((run) => run.violations)")
         told = [

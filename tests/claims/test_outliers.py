@@ -43,7 +43,16 @@ def test_failures_are_told_by_runner_and_error(bad_deploy):
     ended(5, "released", entity__runner=fine)
     ended(2, entity__runner=fine, error="too few to tell")
     (found,) = outliers.failures(timezone.now(), 5)
-    assert found == Failures("bad-deploy", "bad-deploy", KEY, failed=4, entities=2, ended=4)
+    assert found == Failures(
+        "bad-deploy",
+        "bad-deploy",
+        KEY,
+        failed=4,
+        entities=2,
+        ended=4,
+        enabled=True,
+        serves=True,
+    )
 
 
 def test_what_it_released_counts_and_what_failed_long_ago_does_not(bad_deploy):
@@ -61,6 +70,7 @@ def test_failures_of_a_runner_that_is_gone_are_told_by_its_name(bad_deploy):
     ConsumerClaim.objects.update(runner=None)
     (found,) = outliers.failures(timezone.now(), 5)
     assert (found.runner_id, found.runner_name, found.ended) == (None, "bad-deploy", 4)
+    assert (found.enabled, found.serves) == (False, False)
 
 
 def test_who_is_claimed_most_is_told_with_claims_an_hour():

@@ -249,3 +249,11 @@ def test_it_says_that_earlier_events_were_removed(operator: Client, entity: Enti
         assert "message 0" not in shown
         assert "message 1" in shown
     assert "were removed" not in operator.get(f"{address}/conversation/?after=3").content.decode()
+
+
+def test_hostile_tags_are_shown_as_what_they_are(operator: Client, db: None):
+    entity = EntityFactory.create(tags={"\u202eevil": "<b>\u0007"})
+    page = operator.get(f"/admin/dispatch/entity/{entity.pk}/change/").content.decode()
+    assert "�evil" in page
+    assert "\u202e" not in page
+    assert "&lt;b&gt;\\u0007" in page

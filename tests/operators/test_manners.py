@@ -11,7 +11,7 @@ from django.test import Client
 from django.utils import timezone
 
 from claims import tallies
-from claims.models import ClaimTally
+from claims.models import ClaimTally, DeadLetter
 from dispatch.models import Entity, Wake
 from runners.models import AccessToken, Runner, RunnerLiveness
 from tests.factories import WakeFactory, ago, ahead
@@ -73,6 +73,35 @@ def test_entities_are_found_by_parts_and_tags(world, people, term, urls):
     assert re.findall(r"<code>(/agent/[^<]+)</code>", page) == urls
 
 
+def test_rows_of_each_kind_are_found_by_parts(world, people):
+    wake = Wake.objects.get(entity__url="/agent/e4")
+    (letter,) = DeadLetter.objects.all()
+    claim = world.orphaned.body["consumerId"]
+    for where, term, found in (
+        (CLAIMS, claim[5:15], claim),
+        (CLAIMS, "gent/e3", claim),
+        (WAKES, wake.wake_id[5:15], wake.wake_id),
+        (WAKES, "gent/e4", wake.wake_id),
+        ("/admin/claims/deadletter/", letter.reason[1:], "/agent/e1"),
+        ("/admin/dispatch/timer/", "gent/e4", "/agent/e4"),
+        ("/admin/dispatch/sharedstate/", "moderator", "debate-/moderator/x"),
+        ("/admin/dispatch/dispatchstate/", "gent/e4", "/agent/e4"),
+        ("/admin/dispatch/entitytype/", "gen", "agent"),
+    ):
+        codes = re.findall(
+            r"<code>([^<]+)</code>", people["viewer"].get(where, {"q": term}).content.decode()
+        )
+        assert found in codes, term
+        assert "/agent/e2" not in codes, term
+
+
+def test_a_login_that_is_to_lead_elsewhere_leads_to_the_overview(db):
+    User.objects.create_superuser("root", password="let me in, please")
+    form = {"username": "root", "password": "let me in, please", "next": "https://evil.example/"}
+    answer = Client().post("/admin/login/?next=https://evil.example/", form)
+    assert answer.headers["Location"] == "/admin/"
+
+
 def test_the_menu_finds_rows_that_its_reader_may_see(world, people):
     def found(who, term):
         page = people[who].get(f"/admin/search/?s={term}&extended=1").content.decode()
@@ -80,6 +109,8 @@ def test_the_menu_finds_rows_that_its_reader_may_see(world, people):
 
     assert "/agent/e3" in found("viewer", "gent/e3")
     assert "r1" in found("viewer", "r1")
+    page = people["viewer"].get("/admin/search/?s=gent/e4&extended=1").content.decode()
+    assert "wake of /agent/e4" in page
     assert found("nobody", "gent/e3") == []
 
 
@@ -96,6 +127,7 @@ def test_it_says_who_disabled_a_runner_through_the_api_and_since_when(world, peo
     world.api.post("/_electric/runners/r1/disable")
     said = text(people["viewer"].get("/admin/runners/runner/r1/change/"))
     assert re.search(r"\d+ s ago Disabled by user:alice, through the API\.", said)
+    assert "(no operator)" not in said
     world.api.post("/_electric/runners/r1/enable")
     said = text(people["viewer"].get("/admin/runners/runner/r1/change/"))
     assert "Disabled by" not in said

@@ -15,7 +15,7 @@ from dispatch.models import DispatchState, Entity, StreamEvent, Wake
 from dispatch.streams import waiters
 from operators import overview
 from runners.models import Runner, RunnerLiveness
-from tests.factories import ConsumerClaimFactory, EntityFactory, RunnerFactory, ago
+from tests.factories import ConsumerClaimFactory, EntityFactory, RunnerFactory, ago, ahead
 from tests.operators.conftest import World
 from tests.operators.test_verbs import text
 from tests.support import PAST
@@ -281,7 +281,7 @@ def test_runners_are_filtered(world, bob, people, query, names):
         ("orphaned=any", ["orphaned"]),
         ("error=SUCH+tool", ["failed"]),
         ("error=SUCH+tool&status=released", []),
-        ("q=w_", []),
+        ("q=w_none", []),
     ],
 )
 def test_claims_are_filtered(world, people, query, which):
@@ -384,6 +384,26 @@ def test_it_tells_failures_by_runner_and_error(world, people):
     assert "/do/" not in seen
 
 
+def test_what_fails_is_offered_nothing_that_would_do_nothing(world, people):
+    bad = RunnerFactory.create(id="bad-deploy", silent=True)
+    for _ in range(3):
+        ConsumerClaimFactory.create(entity__runner=bad, failed=True, error="KeyError: KEY")
+    DispatchState.objects.filter(runner=bad).update(failures=3, retry_at=ahead(minutes=9))
+
+    def helps(title):
+        return re.findall(r'pw-button"[^>]*>([^<]+)<', section(operator.get("/admin/"), title)[1])
+
+    operator = people["operator"]
+    assert set(helps("Entities that keep failing")) == {"Move"}  # its runner is dead
+    assert helps("Failures in the last hour") == ["Drain", "Disable", "Move its entities"]
+    Runner.objects.filter(pk="bad-deploy").update(admin_status="disabled")
+    assert helps("Failures in the last hour") == ["Move its entities"]
+    DispatchState.objects.filter(runner=bad).update(runner="r2")
+    assert helps("Failures in the last hour") == []
+    said, _ = section(operator.get("/admin/"), "Failures in the last hour")
+    assert re.search("bad-deploy .* disabled 3 of 3", said)
+
+
 def section_of_troubles(page):
     return text(page).partition("As of")[0]
 
@@ -401,6 +421,8 @@ def test_it_tells_who_talks_and_who_writes_nothing(world, people):
     said, part = section(page, "Claims that write nothing")
     assert "/agent/quiet" in said
     assert "nothing since 20 min ago" in said
+    assert "Take back" not in said
+    assert "Take back" in section(people["operator"].get("/admin/"), "Claims that write nothing")[0]
     (listed,) = re.findall(r'<a href="([^"]+)">All of them', part)
     assert quiet.consumer_id in people["viewer"].get(html.unescape(listed)).content.decode()
 
@@ -423,4 +445,19 @@ def test_diagnostics_of_a_silent_runner_are_as_of_then(world, people):
     assert "Claims succeeded" not in said
     assert "reset by peer as of 5 min ago" in text(people["viewer"].get("/admin/runners/runner/"))
     world.api.post("/_electric/runners/r1/heartbeat")
-    assert "Diagnostics as of" not in text(people["viewer"].get("/admin/runners/runner/r1/change/"))
+    page = "/admin/runners/runner/r1/change/"
+    assert "Diagnostics as of" not in text(people["viewer"].get(page))
+    world.api.post("/_electric/runners/r1/disable")  # which silences nobody
+    assert "Diagnostics as of" not in text(people["viewer"].get(page))
+
+
+def test_a_runners_page_says_in_words_what_it_works_on(world, people):
+    page = "/admin/runners/runner/r1/change/"
+    said = text(people["viewer"].get(page))
+    assert re.search(
+        r"Nobody is at work, though it holds /agent/e3 .*?\(\d+ s\)\. \d entit\w+ waits? for it\.",
+        said,
+    )
+    world.api.post("/_electric/runners/r1/heartbeat")
+    assert "It works on /agent/e3" in text(people["viewer"].get(page))
+    assert "It works on nothing." in text(people["viewer"].get("/admin/runners/runner/r2/change/"))

@@ -126,6 +126,25 @@ def test_it_lets_nobody_act_who_may_not(ready, people, method, who, expected):
     assert not LogEntry.objects.exclude(user__username=NO_OPERATOR).exists()
 
 
+def test_a_refusal_is_a_line(ready, people, caplog):
+    caplog.set_level("INFO", "pullwake.audit")
+    path, form = order(ready, "kill")
+    people["viewer"].post(path, form, headers={"X-Request-Id": "proxy-7"})
+    people["viewer"].get("/admin/runners/accesstoken/")
+    killed, looked = (each for each in caplog.records if each.name == "pullwake.audit")
+    assert killed.getMessage() == looked.getMessage() == "refused"
+    facts = ("principal", "verb", "target", "answer", "address", "request_id")
+    assert [getattr(killed, name) for name in facts] == [
+        "system:operator:viewer",
+        "kill",
+        path.partition("?")[0],
+        403,
+        "127.0.0.1",
+        "proxy-7",
+    ]
+    assert looked.verb == "runners_accesstoken_changelist"
+
+
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("who", ["operator", "superuser"])
 def test_it_lets_those_act_who_may(ready, people, verb, who):

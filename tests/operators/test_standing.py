@@ -59,6 +59,40 @@ def test_it_offers_no_verb_that_would_do_nothing(world, people):
     assert "Move entities" in offered(browser, f"{RUNNERS}r1/change/", VERBS)
 
 
+def test_waking_is_not_offered_where_the_runner_is_full(world, operator):
+    RunnerLiveness.objects.filter(runner="r1").update(lease_expires_at=ahead(minutes=1))
+    Runner.objects.filter(pk="r1").update(max_concurrent_claims=1)
+    page = page_of("/agent/e4")
+    assert "r1 is full" in text(operator.get(page))
+    assert offered(operator, page, CARD) == ["Move"]
+    assert "Wake now" not in offered(operator, page, VERBS)
+
+
+def test_a_dead_letter_of_an_entity_at_its_end_is_not_to_be_redriven(world, operator):
+    letter = DeadLetter.objects.get()
+    page = f"/admin/claims/deadletter/{letter.pk}/change/"
+    assert "Redrive" in offered(operator, page, VERBS)
+    DispatchState.objects.filter(pk=letter.entity_id).update(ended="killed")
+    assert "Redrive" not in offered(operator, page, VERBS)
+
+
+def test_nothing_is_offered_for_all_where_nothing_fits(world, operator):
+    assert "Do to all that fit" in text(operator.get(f"{ENTITIES}?runner=r1"))
+    assert "Do to all that fit" not in text(operator.get(f"{ENTITIES}?runner=r2"))
+
+
+def test_moving_says_that_a_dead_runner_keeps_its_claim(world, operator):
+    asked = text(operator.get(f"{ENTITIES}do/move/?pk={pk_of('/agent/e3')}"))
+    assert re.search(
+        r"Its active claim stays with the present runner, and r1 has been expired for \d+ s: "
+        "take it back, too.",
+        asked,
+    )
+    RunnerLiveness.objects.filter(runner="r1").update(lease_expires_at=ahead(minutes=1))
+    asked = text(operator.get(f"{ENTITIES}do/move/?pk={pk_of('/agent/e3')}"))
+    assert "Its active claim stays with the present runner. That" in asked
+
+
 def test_waking_warns_where_nobody_would_claim(world, operator):
     asked = text(operator.get(f"{ENTITIES}do/wake/?pk={pk_of('/agent/e4')}"))
     assert "But nobody claims it now: r1 has been expired for" in asked

@@ -317,8 +317,28 @@ def test_it_drains_a_runner_and_undoes_it(world, operator):
     assert Entity.objects.get(pk=ended).dispatch_state.runner_id == "r2"
 
 
+def test_a_large_runner_is_drained_and_undrained_in_steps(world, operator, monkeypatch):
+    monkeypatch.setattr("operators.runner.MOST_MOVED", 3)
+    RunnerFactory.create(id="heir", online=True)
+    page = f"{RUNNERS}r1/change/"
+    said = do(operator, RUNNERS, "drain", "r1", target="heir")
+    assert "3 entities moved to heir, and more are left: move again" in said
+    assert "1 entity moved to heir" in do(operator, RUNNERS, "drain", "r1", target="heir")
+    assert "already disabled" in do(operator, RUNNERS, "drain", "r1", target="heir")
+    assert "3 entities moved back, and more are left: undo again" in do(
+        operator, RUNNERS, "undrain", "r1"
+    )
+    assert "Undo drain" in text(operator.get(page))
+    assert "enabled, and 1 entity moved back" in do(operator, RUNNERS, "undrain", "r1")
+    assert Runner.objects.get(pk="r1").dispatch_states.count() == 4
+    # What is there later by somebody's choice is not brought back.
+    do(operator, RUNNERS, "move-entities", "r1", target="heir")
+    assert "Undo drain" not in text(operator.get(page))
+
+
 def test_it_undrains_nothing_that_was_not_drained(world, operator):
-    assert "It is not drained." in text(operator.get(f"{RUNNERS}do/undrain/?pk=r1"))
+    none = "None of its entities is where it was drained to."
+    assert none in text(operator.get(f"{RUNNERS}do/undrain/?pk=r1"))
     do(operator, RUNNERS, "disable", "r1")
     assert "Undo drain" not in text(operator.get(f"{RUNNERS}r1/change/"))
 

@@ -166,7 +166,7 @@
       try {
         if (await follow()) wait = EVERY_MS / 4;
         failures = 0;
-        state.textContent = "Live";
+        state.textContent = window.pullwakeIsTold ? "Live" : `Looks every ${EVERY_MS / 1000} s`;
       } catch {
         failures += 1;
         wait = Math.min(EVERY_MS * 2 ** failures, LONGEST_MS);

@@ -44,7 +44,19 @@
 
     let asOf = new Date();
     const clock = (when) => when.toTimeString().slice(0, 8);
-    const live = () => say("Live", "good");
+    // What the server tells of shows at once; all else, heartbeats and timers too, at the next look.
+    const isToldOf = (region || list).hasAttribute("data-told");
+    const everyMs = () => (window.pullwakeIsTold ? TOLD_EVERY_MS : EVERY_MS);
+    const live = () => {
+      const looks = `ooks every ${everyMs() / 1000} s`;
+      const follows = window.pullwakeIsTold && isToldOf;
+      status.title = follows ? `Changes show at once. For heartbeats and timers it l${looks}` : "";
+      say(follows ? "Live" : `L${looks}`, "good");
+    };
+    const setTold = (isTold) => {
+      window.pullwakeIsTold = isTold;
+      if (status.dataset.tone === "good") live();
+    };
 
     // --- What is in use
 
@@ -251,7 +263,7 @@
       if (region) takePage(page);
       else takeList(page);
       window.pullwakeTick?.();
-      schedule(isNewer ? APART_MS : window.pullwakeIsTold ? TOLD_EVERY_MS : EVERY_MS);
+      schedule(isNewer ? APART_MS : everyMs());
     };
 
     // --- Being told
@@ -277,12 +289,12 @@
           const told = await answer.json();
           mark = told.mark;
           missed = 0;
-          window.pullwakeIsTold = true;
+          setTold(true);
           if (told.changed.length) document.dispatchEvent(new Event("pullwake:changed"));
           if (told.changed.includes("rows")) lookSoon();
           if (told.changed.length) await pause(TOLD_APART_MS);
         } catch {
-          window.pullwakeIsTold = false;
+          setTold(false);
           if (document.hidden) break;
           if (!missed) lookSoon();
           missed += 1;
@@ -291,7 +303,7 @@
           clearTimeout(timeout);
         }
       }
-      window.pullwakeIsTold = false;
+      setTold(false);
       held = null;
       if (!document.hidden) lookSoon();
     };
