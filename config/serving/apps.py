@@ -3,6 +3,7 @@
 from django.apps import AppConfig
 from django.conf import settings
 from django.core.cache import close_caches
+from django.core.handlers.base import reset_urlconf
 from django.core.signals import request_finished, request_started
 from django.db import close_old_connections, reset_queries
 
@@ -20,12 +21,13 @@ class ServingConfig(AppConfig):
     def ready(self) -> None:
         """Spare each request what has no use here; start reporting errors, also of commands.
 
-        Nobody logs queries, no cache has a connection, and a request begins without one, since the
-        one before gave its connection back. (A third of the CPU of Django's signals, which is 8 %
-        of a heartbeat's.)
+        Nobody logs queries, no cache has a connection, no request has addresses of its own, and it
+        begins without a connection, since the one before gave its back. (Before, the
+        signals of a request took 14 µs, 3 % of a heartbeat.)
         """
         request_started.disconnect(reset_queries)
         request_started.disconnect(close_old_connections)
         request_finished.disconnect(close_caches)
+        request_finished.disconnect(reset_urlconf)
         if settings.SENTRY_DSN:
             error_reports.start()

@@ -16,7 +16,7 @@ class Noted(Announcer):
 
     def __init__(self):
         super().__init__()
-        self.batches = Queue()
+        self.batches: Queue[tuple[float, set[str]]] = Queue()
 
     def _notify(self, keys):
         self._notified_at = time.monotonic()
