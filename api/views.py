@@ -115,11 +115,11 @@ class ApiView(APIView):
         if self.who is None and not (refused or changed):
             return
         principal = caller_name(request, self.who, status)
-        log_facts.note(principal=principal)
         if not (refused or changed):
+            log_facts.note(principal=principal)
             return
         verb = self.verb or str(getattr(getattr(self, method.lower(), None), "verb", method))
-        log_facts.note(verb=verb)
+        log_facts.note(principal=principal, verb=verb)
         if refused or not self.reports or settings.PULLWAKE_AUDIT_REPORTS:
             audit.note(request, principal=principal, verb=verb, answer=status, refused=refused)
 
