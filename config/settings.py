@@ -17,7 +17,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from config.environment import Environment
 from config.serving import cooperative, log_lines
-from core import sqlite
+from core import log_facts, sqlite
 from core.principals import Principal
 from core.version import VERSION
 from operators import theme
@@ -554,7 +554,7 @@ LOGGING = {
             ],
             "foreign_pre_chain": [
                 # Of the request that is being answered.
-                structlog.contextvars.merge_contextvars,
+                log_facts.add_to,
                 structlog.stdlib.add_log_level,
                 structlog.stdlib.add_logger_name,
                 structlog.processors.TimeStamper(fmt="iso"),

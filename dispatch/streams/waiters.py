@@ -55,7 +55,10 @@ def shared_state_key(state_id: int) -> str:
 
 
 RUNNER_FEED, ENTITY_FEED = "frunner", "fentity"
-"""The keys of the feeds of all changes; `claims.feeds` tells their readers, and looks by itself."""
+"""The keys of the feeds of all changes; `claims.feeds` tells their readers, and looks by itself.
+
+It does so five times a second at the most, so that other processes may hear of them a little later.
+"""
 
 
 def announce(key: str) -> None:
@@ -66,7 +69,7 @@ def announce(key: str) -> None:
 def _announce(key: str) -> None:
     hub.wake(key)
     if connection.vendor == "postgresql" and settings.PULLWAKE_NOTIFY:
-        announcer.announce(key)
+        announcer.announce(key, urgent=key not in (RUNNER_FEED, ENTITY_FEED))
 
 
 class Waiter(threading.Event):

@@ -14,13 +14,12 @@ from django.conf import settings
 from django.db import OperationalError, connection
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.test import Client, RequestFactory
-from structlog.contextvars import bound_contextvars, clear_contextvars
 from structlog.stdlib import ProcessorFormatter
 
 from config.serving.application import Application
 from config.serving.error_reports import _without_secrets
 from config.serving.log_lines import JsonLines, NowAndThen
-from core import database
+from core import database, log_facts
 from core.principals import Principal
 from runners import tokens
 from tests.support import Api, wait_until
@@ -137,9 +136,8 @@ def test_a_line_is_json_whatever_it_says(settings):
     )
     error = OSError("away")
     record.exc_info = (OSError, error, None)
-    clear_contextvars()
-    with bound_contextvars(principal="user:alice"):
-        line = json.loads(JsonLines().format(record))
+    log_facts.begin(principal="user:alice")
+    line = json.loads(JsonLines().format(record))
     exception = line.pop("exception")
     assert exception == "OSError: away"
     assert line == {
