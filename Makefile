@@ -2,7 +2,11 @@
 # Another Python beside it: `make VENV=.venv-3.13 PYTHON=python3.13 test-postgres`.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+# Nothing of what installs, or starts several processes itself, but what $(TOGETHER) names.
+ifndef ABREAST
 .NOTPARALLEL:
+endif
+TOGETHER = @$(MAKE) --no-print-directory --jobs 2 --output-sync ABREAST=yes
 
 # Where the environment is, in the checkout. Only make's own argument moves it: it is wiped when it has no Python.
 VENV := .venv
@@ -10,8 +14,9 @@ VENV := .venv
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& { echo $$python; break; }; done)
-# Test processes at a time: `make test WORKERS=0` is one process, for a debugger.
-WORKERS ?= 2
+# Test processes at a time: `make test WORKERS=0` is one process, for a debugger. Two for each of two
+# cores, since half of what tests with servers take is waiting.
+WORKERS ?= 4
 # Passed through: `make test-sqlite ARGS='-k lease -x'`.
 ARGS ?=
 FLEET ?=
@@ -20,7 +25,7 @@ HA ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 # Tools that read the settings do so as development does, whatever the caller's environment says.
 DEVELOPMENT := env -u DATABASE_URL PULLWAKE_MODE=development
 
@@ -39,10 +44,18 @@ run: $(VENV)/.base ## Serve on http://127.0.0.1:8000, setting up first (PULLWAKE
 .PHONY: test
 # What was marked `once` and passed on SQLite, in this run of make: PostgreSQL need not see it again.
 test: ONCE := $(VENV)/.once
-test: lint types contracts checks docs test-sdk dist-sdk clients test-sqlite test-postgres ## Everything: lint, types, import contracts, checks, tests on both databases
+test: $(VENV)/.base $(VENV)/.dev without-server test-sqlite test-postgres ## Everything: lint, types, import contracts, checks, tests on both databases
+
+.PHONY: without-server
+# Each keeps one core busy for most of its time; what takes longest is first.
+without-server: $(VENV)/.base $(VENV)/.dev
+	$(TOGETHER) types dist-sdk clients docs checks contracts lint
 
 .PHONY: check
-check: lint types contracts checks $(VENV)/.dev ## Under a minute: all but the tests that start a process or need PostgreSQL
+# Its tests wait for nothing.
+check: WORKERS := 2
+check: $(VENV)/.dev ## Under a minute: all but the tests that start a process or need PostgreSQL
+	$(TOGETHER) types checks contracts lint
 	env -u DATABASE_URL $(PYTEST) -q -m 'not server and not slow' $(ARGS)
 
 .PHONY: lint
@@ -71,7 +84,7 @@ checks: $(VENV)/.dev ## Check that no migration is missing, and the production s
 		$(BIN)/python manage.py check --deploy --fail-level WARNING
 
 .PHONY: test-sdk
-test-sdk: $(VENV)/.dev ## Run the SDK's own tests, which need no server (ARGS=… too)
+test-sdk: $(VENV)/.dev ## Run the SDK's own tests beside the server; dist-sdk runs them, too (ARGS=… too)
 	cd sdk/python && ../../$(PYTEST) $(ARGS)
 
 # Where the SDK's distribution is checked: an environment with nothing of the checkout.
@@ -82,9 +95,9 @@ dist-sdk: $(VENV)/.base $(DIST)/.sdk ## Build the SDK's wheel and sdist, and che
 	rm -rf sdk/python/dist && mkdir sdk/python/dist
 	cd sdk/python && ../../$(BIN)/python -c 'from flit_core.buildapi import *; print(build_wheel("dist"), build_sdist("dist"))'
 	$(DIST)/bin/python -m pip install --quiet --no-index --no-deps --force-reinstall sdk/python/dist/*.whl
-	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT \
-		&& tar -xzf sdk/python/dist/*.tar.gz --strip-components 1 -C "$$scratch" && rm -r "$$scratch/src" \
-		&& bin="$$PWD/$(DIST)/bin" && cd "$$scratch" && set -x \
+	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && sdk="$$scratch/sdk/python" && mkdir -p "$$sdk" \
+		&& tar -xzf sdk/python/dist/*.tar.gz --strip-components 1 -C "$$sdk" && rm -r "$$sdk/src" \
+		&& cp -R docs "$$scratch" && bin="$$PWD/$(DIST)/bin" && cd "$$sdk" && set -x \
 		&& "$$bin/pullwake" --help >help.txt && "$$bin/mypy" --strict tests/typed.py examples \
 		&& "$$bin/python" -m pytest -n $(WORKERS) -q $(ARGS)
 

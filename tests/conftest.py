@@ -1,5 +1,6 @@
 """Fixtures for every test: an API client in process, and real servers on real databases."""
 
+import gc
 import os
 import shutil
 import sys
@@ -48,6 +49,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Begin the notes anew."""
+    # Nothing that is collected is garbage, and there is much to look through.
+    gc.disable()
     notes = config.getoption("note_passed")
     if notes is not None and not hasattr(config, "workerinput"):
         notes.write_text("")
@@ -94,6 +97,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     # Files that wait for processes first, so that no worker is left alone with them at the end.
     waiting = {item.path for item in items if item.get_closest_marker("server")}
     items.sort(key=lambda item: item.path not in waiting)
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage again, and through nothing of what is there to stay."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
@@ -169,13 +178,17 @@ def database(template: Database, tmp_path: Path) -> Iterator[Database]:
 
 
 @pytest.fixture
-def start_server(database: Database, tmp_path: Path) -> Iterator[Any]:
+def start_server(
+    database: Database, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Any]:
     """Start server processes on `database`: ``start_server(PULLWAKE_LONG_POLL_MS=500)``."""
     servers: list[Server] = []
+    forked = request.node.get_closest_marker("anew") is None
 
     def start(**env: object) -> Server:
         log = tmp_path / f"server-{len(servers)}.log"
-        server = Server(database.url, log, {name: str(value) for name, value in env.items()})
+        settings = {name: str(value) for name, value in env.items()}
+        server = Server(database.url, log, settings, forked=forked)
         servers.append(server)
         server.start()
         return server

@@ -35,6 +35,7 @@ from django.test.client import ClientHandler
 from claims.models import ConsumerClaim, ServerPulse
 from config.serving.application import ApiHandler
 from dispatch.models import DispatchState, Timer, Wake
+from tests import forks
 
 ROOT = Path(__file__).resolve().parent.parent
 JSON = "application/json"
@@ -349,14 +350,7 @@ class Database:
 
     def manage(self, *args: str, **env: str) -> "subprocess.CompletedProcess[str]":
         """Run manage.py on it to its end."""
-        return subprocess.run(
-            [sys.executable, "manage.py", *args],
-            cwd=ROOT,
-            env={**os.environ, **env, "DATABASE_URL": self.url},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        return forks.manage(args, {**os.environ, **env, "DATABASE_URL": self.url})
 
 
 @contextmanager
@@ -413,7 +407,10 @@ def wait_until(condition: Any, *, timeout: float = 15.0, what: str = "") -> Any:
 
 
 class Server:
-    """A server process: what `make run` runs, on a port of its own."""
+    """A server process: what `make run` runs, on a port of its own.
+
+    A ``forked`` one is not a new interpreter (`tests.forks`): it starts in a quarter of the CPU.
+    """
 
     def __init__(
         self,
@@ -423,12 +420,15 @@ class Server:
         tls: ssl.SSLContext | None = None,
         arguments: tuple[str, ...] = (),
         folder: Path = ROOT,
+        *,
+        forked: bool = False,
     ) -> None:
         self.port = free_port()
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
         self.trusted = tls or TRUST
         self.arguments = arguments
         self.folder = folder
+        self.forked = forked
         self.log = log
         self.env = {
             **os.environ,
@@ -437,19 +437,23 @@ class Server:
             "DATABASE_URL": database_url,
             "PORT": str(self.port),
         }
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | forks.Process | None = None
         self.clients: list[HttpApi] = []
 
     def start(self) -> None:
         """Start it, again on the same port if it ran before, and wait until it is ready."""
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "manage.py", "serve", *self.arguments],
-                cwd=self.folder,
-                env=self.env,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
+            self.process = (
+                forks.serve(self.arguments, self.env, log)
+                if self.forked
+                else subprocess.Popen(
+                    [sys.executable, "manage.py", "serve", *self.arguments],
+                    cwd=self.folder,
+                    env=self.env,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
             )
         wait_until(self._ready, timeout=30, what=f"the server, see {self.log}")
 
@@ -534,7 +538,8 @@ class Servers:
         folder.mkdir()
         if database is None:
             database = self._open.enter_context(self._template.copy(folder))
-        server = Server(database.url, folder / "server.log", {k: str(v) for k, v in env.items()})
+        settings = {name: str(value) for name, value in env.items()}
+        server = Server(database.url, folder / "server.log", settings, forked=True)
         self._open.callback(server.close)
         server.start()
         return server

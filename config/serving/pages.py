@@ -1,11 +1,13 @@
 """What a browser may do with our pages, and the page about the API."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.http import Http404, HttpRequest, HttpResponse
+from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerSplitView
 
 from config.error_pages import too_large
@@ -71,8 +73,26 @@ class Closable:
         return response
 
 
+@cache
+def _description() -> dict[str, Any]:
+    """The same for everybody; made once a process, in time that it serves nobody else."""
+    generator: Any = SchemaGenerator
+    described: dict[str, Any] = generator().get_schema(public=True)
+    return described
+
+
+class _Made(SchemaGenerator):
+    """In place of a generator, what it made."""
+
+    def get_schema(self, request: object = None, public: bool = False) -> dict[str, Any]:
+        """The description."""
+        return _description()
+
+
 class SchemaView(Closable, SpectacularJSONAPIView):  # type: ignore[misc]
     """The description itself, OpenAPI."""
+
+    generator_class = _Made
 
 
 class DocsView(Closable, SpectacularSwaggerSplitView):  # type: ignore[misc]

@@ -1,12 +1,11 @@
 """What the tests that walk over every endpoint begin with."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 
 import pytest
 from pytest_django import DjangoDbBlocker
 
-from tests.api.endpoints import Scene, undone
+from tests.api.endpoints import Scene, standing
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,14 +21,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def standing_scene(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[Scene]:
-    """The scene of a module's tests, made once: the transaction of each is one within its own."""
-    with ExitStack() as stack:
-        with django_db_blocker.unblock():
-            stack.enter_context(undone())
-            scene = Scene.set()
+    """The scene of a module's tests."""
+    with standing(django_db_blocker, Scene.set) as scene:
         yield scene
-        with django_db_blocker.unblock():
-            stack.close()
 
 
 @pytest.fixture

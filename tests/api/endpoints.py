@@ -1,15 +1,16 @@
 """Every endpoint, with a request that succeeds, for the tests that walk over all of them."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from django.apps import apps
 from django.db import connection, transaction
 from django.urls import URLPattern, URLResolver, get_resolver
+from pytest_django import DjangoDbBlocker
 
 from core.principals import Principal
 from runners import tokens
@@ -17,6 +18,7 @@ from tests.support import Api, Claim
 
 OFFSET = "0000000000000000_0000000000000000"
 APPS = ("runners", "dispatch", "claims")
+Made = TypeVar("Made")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "NONSENSE")
 
 
@@ -222,6 +224,18 @@ def undone() -> Iterator[None]:
     with transaction.atomic():
         yield
         transaction.set_rollback(True)
+
+
+@contextmanager
+def standing(blocker: DjangoDbBlocker, make: Callable[[], Made]) -> Iterator[Made]:
+    """What is made once for a module's tests: the transaction of each is one within its own."""
+    with ExitStack() as stack:
+        with blocker.unblock():
+            stack.enter_context(undone())
+            made = make()
+        yield made
+        with blocker.unblock():
+            stack.close()
 
 
 def everything() -> dict[str, list[tuple[Any, ...]]]:

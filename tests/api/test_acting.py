@@ -3,10 +3,13 @@
 Each address and method is one of `ACTING`, so a new one fails until it is decided.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from django.test import override_settings
+from pytest_django import DjangoDbBlocker
 
 from dispatch import due, entities
 from dispatch.models import Entity
@@ -21,6 +24,7 @@ from tests.api.endpoints import (
     Endpoint,
     bearer,
     everything,
+    standing,
     undone,
 )
 from tests.api.test_query_counts import cost
@@ -73,9 +77,23 @@ class Stage:
         return Api(principal, Authorization=api.headers["Authorization"])
 
 
+@pytest.fixture(scope="module")
+def standing_stage(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[Stage]:
+    """The stage of all these tests, in production mode."""
+    with (
+        override_settings(DEVELOPMENT=False),
+        standing(django_db_blocker, set_stage) as stage,
+    ):
+        yield stage
+
+
 @pytest.fixture
-def stage(db, settings):
-    settings.DEVELOPMENT = False
+def stage(standing_stage: Stage, db: None) -> Stage:
+    """What the test does to it is undone."""
+    return standing_stage
+
+
+def set_stage() -> Stage:
     alice, bob, dora, eve = (bearer(f"user:{name}") for name in ("alice", "bob", "dora", "eve"))
     manager = bearer("service:manager")
     grants = [
@@ -85,8 +103,9 @@ def stage(db, settings):
         "/_electric/entity-types",
         {"name": "agent", "description": "", "permission_grants": grants},
     )
-    alice.register("r1")
-    bob.register("r2")
+    for api, runner_id in ((alice, "r1"), (bob, "r2")):
+        # Not over before the last test.
+        api.register(runner_id, claim_lease_ms=600_000)
     manager.register("r3")
     for url, parent in (
         ("/agent/top", None),

@@ -708,7 +708,8 @@ def raw_server(tmp_path_factory, template):
     """One server for what only a socket can send."""
     folder = tmp_path_factory.mktemp("raw")
     with template.copy(folder) as database:
-        server = Server(database.url, folder / "server.log", {"PULLWAKE_MAX_BODY_BYTES": "100000"})
+        small = {"PULLWAKE_MAX_BODY_BYTES": "100000"}
+        server = Server(database.url, folder / "server.log", small, forked=True)
         server.start()
         yield server
         server.close()

@@ -8,6 +8,7 @@ import pytest
 import schemathesis
 from django.core.signals import request_finished, request_started
 from django.db import close_old_connections
+from drf_spectacular.generators import SchemaGenerator
 from hypothesis import HealthCheck, Phase, settings
 from schemathesis import checks
 from schemathesis.specs.openapi import checks as openapi_checks
@@ -69,6 +70,12 @@ def test_every_answer_is_documented(case, scene):
             with undone():
                 response = case.call(headers=headers)
                 case.validate_response(response, checks=CHECKS)
+
+
+def test_it_is_made_once(alice, monkeypatch):
+    first = alice.get(SCHEMA)
+    monkeypatch.delattr(SchemaGenerator, "get_schema")
+    assert alice.get(SCHEMA).content == first.content
 
 
 def test_it_documents_every_endpoint():
@@ -189,6 +196,8 @@ def test_the_version_is_the_projects():
     assert schema.raw_schema["info"]["version"] == project["version"]
 
 
+@pytest.mark.server
+@pytest.mark.once
 def test_spectacular_has_nothing_to_say(tmp_path):
     done = Database("sqlite:///:memory:").manage(
         "spectacular", "--validate", "--fail-on-warn", "--file", str(tmp_path / "schema.yaml")

@@ -86,6 +86,7 @@ def test_its_login_works_exactly_once(first):
     assert log_in(login_url(first)) == (True, 302)
 
 
+@pytest.mark.anew
 def test_production_mode_knows_no_login_without_a_password(database, start_server):
     server = start_server(PULLWAKE_MODE="production", ALLOWED_HOSTS="127.0.0.1")
     assert "login-once" not in server.log.read_text()

@@ -18,6 +18,8 @@ import pytest
 from config.serving import startup
 from tests.support import ROOT, Database, empty_database, free_port
 
+pytestmark = pytest.mark.server
+
 KEY = {
     "PULLWAKE_MODE": "production",
     "SECRET_KEY": os.environ["SECRET_KEY"],
@@ -110,11 +112,13 @@ def begun() -> Iterator[dict[str, Any]]:
             each.kill()
 
 
+@pytest.mark.once  # each names its own database, or none
 @pytest.mark.parametrize("name", CASES)
 def test_a_bad_setting_is_a_sentence_with_a_hint(begun, name):
     check(begun[name], CASES[name])
 
 
+@pytest.mark.once
 def test_a_port_that_is_taken():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -122,6 +126,7 @@ def test_a_port_that_is_taken():
         check(begin(case), case)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("env", [{}, KEY])
 def test_a_folder_for_data_that_cannot_be_written_to(tmp_path, env):
     """In a copy whose var/ is where nobody can make a file, not even root."""
@@ -167,6 +172,7 @@ def test_a_database_that_is_not_there_and_one_that_does_not_let_pullwake_in(data
         database.execute("DROP ROLE locked")
 
 
+@pytest.mark.anew
 def test_production_says_what_it_serves_where_with_what_and_how_many(database, start_server):
     server = start_server(
         PULLWAKE_MODE="production", PULLWAKE_PUBLIC_URL="https://wake.example", WEB_CONCURRENCY=3

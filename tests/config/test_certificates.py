@@ -91,6 +91,7 @@ def test_others_are_let_pass(folder, monkeypatch, given):
     certificates.require()
 
 
+@pytest.mark.server
 def test_the_command_ends_with_it(folder):
     env = {
         **os.environ,

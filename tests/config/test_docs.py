@@ -39,6 +39,7 @@ def test_every_block_of_commands_is_run_by_a_test_or_says_why_not(page):
             assert f'block("{page}", "{found[1]}")' in tests, before
 
 
+@pytest.mark.server
 def test_a_secret_key_is_one_that_production_mode_takes():
     key = shell(block("production.md", "secret-key")).strip()
     shell("python manage.py check --deploy", SECRET_KEY=key, PULLWAKE_MODE="production")

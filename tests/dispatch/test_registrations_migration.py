@@ -1,19 +1,18 @@
 """The migration that gives types their registration, and entities the one they were made under."""
 
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
-from tests.support import Database, empty_database
+from tests.support import Database
 
 CREATOR = "/principal/user%3Aalice"
 
 
-@pytest.fixture
-def database(tmp_path: Path):
+@pytest.fixture(scope="module")
+def template(template: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
     """As the version before left it: /agent/before, then the type agent, then /agent/since."""
-    with empty_database(tmp_path) as database:
-        migrate(database)  # the roles are made of all apps' permissions
+    with template.copy(tmp_path_factory.mktemp("before")) as database:
         migrate(database, "dispatch", "0003_active_epoch")
         for number, (kind, name, year) in enumerate(
             [("agent", "before", 2024), ("agent", "since", 2026), ("open", "e1", 2026)], start=1

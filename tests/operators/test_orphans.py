@@ -13,7 +13,7 @@ from claims.reports import with_failures, with_held, with_presence
 from core.clock import with_now
 from runners.health import health, liveness, presence
 from runners.models import Runner, RunnerLiveness
-from tests.factories import handle
+from tests.factories import ConsumerClaimFactory, RunnerFactory, handle
 from tests.support import PAST, lapse
 
 LATER = Now() + timedelta(minutes=1)
@@ -112,8 +112,9 @@ DIAGNOSTICS = [
 ]
 
 
-def test_health_in_sql_is_health_in_words(claim):
-    """Over every combination of what it is made of."""
+def test_health_in_sql_is_health_in_words(db):
+    """Over every combination of what it is made of, each another runner's with one claim."""
+    cases = {}
     for status, seen, diagnostics, limit, lease in product(
         ("enabled", "disabled"),
         ((None, None), (PAST, PAST), (PAST, LATER)),
@@ -121,15 +122,20 @@ def test_health_in_sql_is_health_in_words(claim):
         (None, 1, 2),
         (PAST, LATER),
     ):
-        last_seen_at, lease_expires_at = seen
-        ConsumerClaim.objects.update(lease_expires_at=lease)
-        Runner.objects.update(admin_status=status, max_concurrent_claims=limit)
-        RunnerLiveness.objects.update(
-            last_seen_at=last_seen_at, lease_expires_at=lease_expires_at, diagnostics=diagnostics
+        runner = RunnerFactory.create(
+            admin_status=status,
+            max_concurrent_claims=limit,
+            liveness__last_seen_at=seen[0],
+            liveness__lease_expires_at=seen[1],
+            liveness__diagnostics=diagnostics,
         )
-        row: Any = with_now(
-            with_failures(with_held(with_presence(Runner.objects.select_related("liveness"))))
-        ).get()
+        ConsumerClaimFactory.create(entity__runner=runner, lease_expires_at=lease)
+        cases[runner.pk] = (status, seen, diagnostics, limit, lease)
+    rows: Any = with_now(
+        with_failures(with_held(with_presence(Runner.objects.select_related("liveness"))))
+    )
+    assert len(rows) == len(cases) == 288
+    for row in rows:
         told = health(
             row,
             claims=row.held,
@@ -138,8 +144,8 @@ def test_health_in_sql_is_health_in_words(claim):
             ended=row.ended,
             now=row.now,
         )
-        case = (status, seen, diagnostics, limit, lease)
-        assert (row.held, row.lapsed) == (1, lease is PAST), case
+        case = cases[row.pk]
+        assert (row.held, row.lapsed) == (1, case[-1] is PAST), case
         seen_as = presence(row, claims=row.held, now=row.now)
         assert (row.health_status, row.presence) == (told.status, seen_as), case
         assert seen_as == liveness(row, row.now), case  # it holds a claim

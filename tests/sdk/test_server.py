@@ -33,7 +33,7 @@ DO += "print(*(m['value']['payload'] for m in json.load(sys.stdin)['messages']))
 @contextmanager
 def serving(template: Database, folder: Path) -> Iterator[Server]:
     with template.copy(folder) as database:
-        server = Server(database.url, folder / "server.log", SETTINGS)
+        server = Server(database.url, folder / "server.log", SETTINGS, forked=True)
         server.start()
         try:
             yield server

@@ -169,6 +169,7 @@ def life():
     return done.stdout.splitlines()
 
 
+@pytest.mark.server
 def test_init_process_comes_first_and_run_last_once_django_is_set_up(life):
     assert life[:4] == ["init_process", "Django is set up", "post_worker_init", "run True"]
 

@@ -36,6 +36,7 @@ print(hashing.value, turns)
 """
 
 
+@pytest.mark.server
 def test_the_loop_goes_on_while_a_password_is_hashed():
     done = subprocess.run(
         [sys.executable, "-c", BESIDE], cwd=ROOT, capture_output=True, text=True, timeout=60

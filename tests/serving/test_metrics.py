@@ -267,6 +267,7 @@ def test_each_metric_is_in_the_docs_and_each_of_the_docs_is_there(scraped):
     assert listed == told | whole
 
 
+@pytest.mark.anew
 def test_a_worker_that_is_gone_tells_nothing_of_its_present_and_leaves_what_it_counted(
     start_server,
 ):
@@ -290,6 +291,7 @@ def test_a_worker_that_is_gone_tells_nothing_of_its_present_and_leaves_what_it_c
     assert f"pullwake_http_requests_total{{{labels}}} 1.0" in scrape()
 
 
+@pytest.mark.anew
 def test_a_server_that_stops_leaves_no_file(start_server, tmp_path):
     server = start_server(TMPDIR=tmp_path)
     assert len(list(tmp_path.glob("pullwake-metrics-*"))) == 1

@@ -150,6 +150,7 @@ def _is_closed(server: Server, peer: socket.socket) -> bool:
     )
 
 
+@pytest.mark.anew
 def test_it_stops_in_time_though_peers_take_for_ever(start_server):
     server = start_server()
     with connected(server) as reader, connected(server) as head, connected(server) as body:

@@ -27,7 +27,7 @@ def start_pooled(database: Database, tmp_path: Path) -> Iterator[Callable[..., S
 
     def start(pooled: str) -> Server:
         log = tmp_path / f"server-{len(servers)}.log"
-        servers.append(Server(pooled, log, {"PULLWAKE_LISTEN_URL": database.url}))
+        servers.append(Server(pooled, log, {"PULLWAKE_LISTEN_URL": database.url}, forked=True))
         servers[-1].start()
         return servers[-1]
 

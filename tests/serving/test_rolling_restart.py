@@ -12,7 +12,7 @@ import pytest
 from tests.proxies import haproxy, nginx
 from tests.support import HttpApi, Server, wait_until
 
-pytestmark = [pytest.mark.postgres, pytest.mark.proxy, pytest.mark.slow]
+pytestmark = [pytest.mark.postgres, pytest.mark.proxy, pytest.mark.slow, pytest.mark.anew]
 
 DRAIN_S = 3
 """Longer than the proxies need to notice, by their recipes."""

@@ -38,6 +38,7 @@ def test_a_check_that_would_not_end_keeps_nobody_waiting(servers, connections, c
     assert during > 20
 
 
+@pytest.mark.anew
 def test_what_checks_ends_with_its_server(mortal):
     api = mortal.client()
     body = {"name": "agent", "description": "", "creation_schema": {"type": "object"}}

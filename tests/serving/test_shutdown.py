@@ -11,6 +11,8 @@ import pytest
 from tests.serving.conftest import Held, long_poll, make_idle, tail
 from tests.support import Server, wait_until
 
+pytestmark = pytest.mark.anew
+
 SOON_S = 2.0
 
 

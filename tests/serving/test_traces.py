@@ -131,6 +131,7 @@ assert not any(name.startswith(("opentelemetry", "sentry_sdk")) for name in sys.
 """
 
 
+@pytest.mark.server
 def test_nothing_of_it_is_imported_where_it_is_off():
     env = {**os.environ, "DJANGO_SETTINGS_MODULE": "config.settings"}
     subprocess.run([sys.executable, "-c", WITHOUT], env=env, cwd=ROOT, check=True)

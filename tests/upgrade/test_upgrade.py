@@ -238,6 +238,7 @@ def served(upgraded: Upgraded, tmp_path_factory: pytest.TempPathFactory) -> Iter
         upgraded.database.url,
         log,
         {"PULLWAKE_REAPER_INTERVAL_MS": "3600000", "PULLWAKE_RETENTION_DAYS": "36500"},
+        forked=True,
     )
     try:
         server.start()
