@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.db import OperationalError, connection
-from django.db.models import Case, F, When
+from django.db.models import Case, F, Q, When
 from django.db.models.functions import Now
 
 from claims import lifecycle, reports, retention, tallies
@@ -50,9 +50,13 @@ def absence() -> timedelta:
 
 
 def pulse() -> None:
-    """Record that a server lives, and, if none did for `absence`, that one came back."""
+    """Record that a server lives, and, if none did for `absence`, that one came back.
+
+    A return that is yet to come is by a clock that was set back since: it is taken to be now.
+    """
+    came_back = Q(seen_at__lt=Now() - absence()) | Q(resumed_at__gt=Now())
     seen = ServerPulse.objects.filter(pk=1).update(
-        resumed_at=Case(When(seen_at__lt=Now() - absence(), then=Now()), default=F("resumed_at")),
+        resumed_at=Case(When(came_back, then=Now()), default=F("resumed_at")),
         seen_at=Now(),
     )
     if not seen:

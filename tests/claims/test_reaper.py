@@ -210,6 +210,14 @@ def test_the_first_pulse_ever_counts_as_a_return(db):
     assert ServerPulse.objects.get().seen_at == ServerPulse.objects.get().resumed_at
 
 
+def test_it_goes_on_after_a_lease_where_the_clock_was_set_back(db):
+    """And not only once the clock says again when a server came back."""
+    pulse(seen_s=-7200, resumed_s=-7200)
+    reaper.pulse()
+    pulses = ServerPulse.objects.get()
+    assert pulses.seen_at == pulses.resumed_at
+
+
 def test_a_claim_still_takes_over_while_the_reaper_waits(claim):
     lapse(claim)
     pulse(seen_s=0, resumed_s=0)
