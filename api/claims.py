@@ -6,15 +6,14 @@ from typing import Annotated, Any, Literal
 import msgspec
 from django.http import HttpRequest, HttpResponse
 from msgspec import UNSET, Meta, UnsetType
-from structlog.contextvars import bind_contextvars
 
-from api.authentication import HANDLER, bearer
+from api.authentication import bearer
 from api.lists import base_url
 from api.openapi import documented
 from api.views import ApiView, RunnerResource
 from claims import lifecycle
-from core import tracing
-from core.bodies import Body, JsonObject, answer, clean_text, decode, raw_body, read
+from core import log_facts, tracing
+from core.bodies import Body, JsonObject, answer, clean_text, read
 from core.clock import iso
 from core.errors import InvalidRequest, Unauthenticated
 from core.principals import Principal
@@ -203,7 +202,7 @@ class ClaimView(RunnerResource):
         body = read(request, WakeEvent, empty=True)
         runner = self.runner(runner_id)
         subscription = None if body.subscription_id is UNSET else body.subscription_id
-        nonce = request.headers.get(NONCE_HEADER, "")
+        nonce = request.META.get("HTTP_PULLWAKE_CLAIM_NONCE", "")
         if len(nonce) > MAX_NONCE:
             raise InvalidRequest(f"{NONCE_HEADER} is longer than {MAX_NONCE} characters.")
         verdict = lifecycle.acquire(runner, subscription, nonce)
@@ -216,7 +215,7 @@ class ClaimView(RunnerResource):
             CURSOR_HEADER: offsets.encode(verdict.cursor),
             TAIL_HEADER: offsets.encode(verdict.claim.delivered_offset),
         }
-        bind_contextvars(**_facts(verdict))
+        log_facts.note(**_facts(verdict))
         return answer(claim_body(verdict, base_url(request), _place(verdict)), headers=places)
 
 
@@ -283,18 +282,16 @@ class CallbackView(ApiView):
         token = request.META.get("HTTP_ELECTRIC_CLAIM_TOKEN") or bearer(request)
         if not token:
             raise Unauthenticated("A callback needs its claim token.")
-        bind_contextvars(consumer_id=consumer_id)
         try:
-            body = decode(raw_body(request), Callback, reports=["error"])
+            body = read(request, Callback, reports=["error"])
             credentials = _credentials(body, consumer_id, token)
-            bind_contextvars(epoch=credentials.epoch)
+            log_facts.note(epoch=credentials.epoch)
             acks = _acks(body)
         except InvalidRequest:
             # A caller without the claim gets 401, not a hint about the body.
             lifecycle.authenticate(consumer_id, token)
             raise
         done = _carry_out(body, credentials, acks)
-        bind_contextvars(principal=HANDLER)
         self.verb, self.reports = _verb(body, done)
         return answer(done)
 

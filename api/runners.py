@@ -1,7 +1,7 @@
 """The runners' REST API: register, list, heartbeat, enable, disable, delete, health."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import msgspec
 from django.contrib.admin.models import CHANGE
@@ -224,12 +224,12 @@ def runner_facts(runner: Runner) -> JsonObject:
         "claim_lease_ms": runner.claim_lease_ms,
         "created_at": iso(runner.created_at),
         "updated_at": iso(runner.updated_at),
-        **_with_value(max_concurrent_claims=runner.max_concurrent_claims),
+        "max_concurrent_claims": _or_unset(runner.max_concurrent_claims),
     }
 
 
-def _with_value(**optional: object) -> JsonObject:
-    return {name: value for name, value in optional.items() if value is not None}
+def _or_unset(value: Any) -> Any:
+    return UNSET if value is None else value
 
 
 def runner_body(runner: Runner) -> RunnerBody:
@@ -237,12 +237,10 @@ def runner_body(runner: Runner) -> RunnerBody:
     seen = runner.liveness
     return RunnerBody(
         **runner_facts(runner),
-        **_with_value(
-            last_seen_at=iso_or_none(seen.last_seen_at),
-            liveness_lease_expires_at=iso_or_none(seen.lease_expires_at),
-            wake_stream_offset=seen.wake_stream_offset,
-            diagnostics=seen.diagnostics,
-        ),
+        last_seen_at=_or_unset(iso_or_none(seen.last_seen_at)),
+        liveness_lease_expires_at=_or_unset(iso_or_none(seen.lease_expires_at)),
+        wake_stream_offset=_or_unset(seen.wake_stream_offset),
+        diagnostics=_or_unset(seen.diagnostics),
     )
 
 

@@ -15,7 +15,6 @@ import msgspec
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
-from structlog.contextvars import bind_contextvars
 
 from api.authentication import HANDLER, access_token, claim_token, reader_of
 from api.http_errors import error_response, status_of, translate
@@ -24,6 +23,7 @@ from api.permissions import MayReadOrAct
 from api.throttles import Hold, Released, caller_key, held
 from api.views import ApiView, RunnerResource
 from claims import acting, writes
+from core import log_facts
 from core.bodies import JsonObject, decode, parameter, raw_body
 from core.database import hand_back, is_passing
 from core.errors import (
@@ -141,7 +141,7 @@ class MainStreamView(ApiView):
             writes.require_holder(entity, token)
             raise
         appended = writes.append(entity, token, events, sequence)
-        bind_contextvars(principal=HANDLER)
+        log_facts.note(principal=HANDLER)
         next_offset = offsets.encode(appended.tail)
         if appended.unseen_work is not None:
             next_offset = offsets.encode_just_past(appended.unseen_work - 1)

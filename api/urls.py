@@ -38,17 +38,19 @@ _ENTITY = "_electric/entities/<str:type_name>/<str:name>"
 _RUNNER = "_electric/runners/<id:runner_id>"
 
 urlpatterns = [
+    # First what runners and handlers call all the time: addresses are tried in this order.
+    path("_electric/wake-callbacks/<id:consumer_id>", claims.CallbackView.as_view()),
+    path(f"{_RUNNER}/heartbeat", runners.HeartbeatView.as_view()),
+    path(f"{_RUNNER}/claim", claims.ClaimView.as_view()),
+    path(f"{_ENTITY}/send", entities.SendView.as_view()),
+    path("runners/<id:runner_id>/wake", streams.WakeStreamView.as_view()),
     path("_electric/runners", runners.RunnersView.as_view()),
     path(_RUNNER, runners.RunnerView.as_view()),
-    path(f"{_RUNNER}/heartbeat", runners.HeartbeatView.as_view()),
     path(f"{_RUNNER}/enable", runners.EnableView.as_view()),
     path(f"{_RUNNER}/disable", runners.DisableView.as_view()),
     path(f"{_RUNNER}/health", runners.HealthView.as_view()),
-    path(f"{_RUNNER}/claim", claims.ClaimView.as_view()),
-    path("_electric/wake-callbacks/<id:consumer_id>", claims.CallbackView.as_view()),
     path("_electric/entities", entities.EntitiesView.as_view()),
     path(_ENTITY, entities.EntityView.as_view()),
-    path(f"{_ENTITY}/send", entities.SendView.as_view()),
     path(f"{_ENTITY}/inbox/<text:key>", entities.InboxView.as_view()),
     path(f"{_ENTITY}/signal", entities.SignalView.as_view()),
     path(f"{_ENTITY}/tags/<text:key>", entities.TagView.as_view()),
@@ -63,6 +65,6 @@ urlpatterns = [
     path("_electric/feeds/runners", feeds.RunnersFeedView.as_view()),
     path("_electric/feeds/entities", feeds.EntitiesFeedView.as_view()),
     path("_electric/webhook-sources", webhook_sources.WebhookSourcesView.as_view()),
-    path("runners/<id:runner_id>/wake", streams.WakeStreamView.as_view()),
+    # Last, since it takes an address such as that of the shared state "main", too.
     path("<str:type_name>/<str:name>/main", streams.MainStreamView.as_view()),
 ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn, cast
+from typing import Any, ClassVar, NoReturn, cast
 
 from django.conf import settings
 from django.contrib.admin.models import DELETION
@@ -10,15 +10,15 @@ from django.db import transaction
 from django.db.models import Model
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
+from rest_framework.negotiation import DefaultContentNegotiation
 from rest_framework.permissions import SAFE_METHODS
 from rest_framework.request import Request
 from rest_framework.views import APIView
-from structlog.contextvars import bind_contextvars
 
 from api import origins, throttles
 from api.authentication import RunnerAuthentication, caller_name
 from api.permissions import IsAuthenticated, MayReadOrAct, OwnsRunner
-from core import audit, tracing
+from core import audit, log_facts, tracing
 from core.database import hand_back
 from core.errors import Forbidden, Unauthenticated
 from core.principals import Principal
@@ -26,6 +26,9 @@ from dispatch import entities
 from dispatch.models import Entity
 from runners import registry
 from runners.models import Runner
+
+_NEGOTIATOR = DefaultContentNegotiation()
+"""Never asked, as there are no renderers; DRF would make one for each request."""
 
 
 class ApiView(APIView):
@@ -43,6 +46,8 @@ class ApiView(APIView):
     """Who was authenticated, once somebody was."""
     verb: str | None = None
     """What the call did, where that is not what its method is `documented` as."""
+    default_response_headers: ClassVar[dict[str, str]] = {}
+    """None: `finalize_response` says what is allowed, where that is asked for."""
     reports: bool = False
     """Whether the call only reports, as a heartbeat does: PULLWAKE_AUDIT_REPORTS."""
 
@@ -52,8 +57,10 @@ class ApiView(APIView):
         With DRF's parsers, which are not used here, the request would refer to itself; for ten
         thousand held requests the garbage collector would then stop everything for a second.
         """
-        initialized = super().initialize_request(request, *args, **kwargs)
+        initialized = Request(request, (), self.get_authenticators(), _NEGOTIATOR)
         initialized.parser_context.clear()
+        # What is asked for all the time; DRF would find it anew each time, in the request behind.
+        vars(initialized).update(META=request.META, method=request.method, path=request.path)
         return initialized
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
@@ -63,7 +70,7 @@ class ApiView(APIView):
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         """Check the origin, authenticate, then ask the permission and throttle classes."""
-        bind_contextvars(**_subject(kwargs))
+        log_facts.note(**_subject(kwargs))
         origins.require_own(request)
         self.perform_authentication(request)
         self.who = request.user
@@ -108,11 +115,11 @@ class ApiView(APIView):
         if self.who is None and not (refused or changed):
             return
         principal = caller_name(request, self.who, status)
-        bind_contextvars(principal=principal)
         if not (refused or changed):
+            log_facts.note(principal=principal)
             return
         verb = self.verb or str(getattr(getattr(self, method.lower(), None), "verb", method))
-        bind_contextvars(verb=verb)
+        log_facts.note(principal=principal, verb=verb)
         if refused or not self.reports or settings.PULLWAKE_AUDIT_REPORTS:
             audit.note(request, principal=principal, verb=verb, answer=status, refused=refused)
 
@@ -128,13 +135,15 @@ class ApiView(APIView):
     @property
     def caller(self) -> Principal:
         """The authenticated principal."""
-        return cast(Principal, self.request.user)
+        return cast(Principal, self.who)
 
 
 def _subject(names: dict[str, str]) -> dict[str, str]:
-    """The runner or the entity that an address names."""
+    """The runner, the claim or the entity that an address names."""
     if "runner_id" in names:
         return {"runner": names["runner_id"]}
+    if "consumer_id" in names:
+        return {"consumer_id": names["consumer_id"]}
     if "type_name" in names:
         return {"entity": f"/{names['type_name']}/{names['name']}"}
     return {}

@@ -44,7 +44,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Measured:
-    """A line at a number of connections. Milliseconds, and CPU of each call."""
+    """A line at a number of connections: latencies, and CPU of each call, in milliseconds."""
 
     line: str
     connections: int
@@ -64,7 +64,7 @@ def percentile(values: list[float], share: float) -> float:
 
 
 def summary(line: Line, connections: int, outcome: Outcome) -> Measured:
-    """What an outcome comes to; a cycle is one call in here."""
+    """Sum up an outcome; a cycle counts as one call here."""
     taken = list(outcome.took.values())
     if not taken or not all(taken):
         raise BenchError(f"{line.name}: nothing was answered")
@@ -87,7 +87,7 @@ def summary(line: Line, connections: int, outcome: Outcome) -> Measured:
 
 
 class Bench:
-    """One run: the servers that are measured, and what was found."""
+    """One run: the servers that are measured, and the results."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -226,7 +226,7 @@ class Bench:
             yield latency.latency(server, self.caller, prefix, load, self.options.seconds * 2)
 
     def table(self) -> str:
-        """What was found, in Markdown."""
+        """The results in Markdown."""
         if self.compared:
             return peer.table(self.compared)
         empty = {(e.line, e.connections): e for e in self.found if e.line.startswith("empty")}
@@ -263,7 +263,7 @@ class Bench:
         return "\n".join(rows)
 
     def store(self) -> Path:
-        """Keep the run as JSON."""
+        """Store the run as JSON."""
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}.json"
         facts: dict[str, Any] = {
@@ -314,7 +314,7 @@ def _options() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Run, print the table, keep the result; a run with errors is neither printed nor kept."""
+    """Run; print the table and store the result, unless there were errors."""
     bench = Bench(_options())
     try:
         bench.run()

@@ -24,11 +24,11 @@ HOST = "127.0.0.1"
 
 
 class BenchError(Exception):
-    """The run is not worth reporting."""
+    """The run failed and must not be reported."""
 
 
 class Answer(NamedTuple):
-    """An answer, and when its request was sent and it was there, by `time.monotonic`."""
+    """An answer, and when its request was sent and it arrived, by `time.monotonic`."""
 
     status: int
     head: bytes
@@ -37,19 +37,19 @@ class Answer(NamedTuple):
     received_at: float
 
     def header(self, name: bytes) -> bytes:
-        """A header, spelled as the server does; empty without it."""
+        """A header, by the spelling that the server uses; empty if it is missing."""
         return self.head.partition(b"\r\n" + name + b": ")[2].partition(b"\r\n")[0]
 
 
 class Queue:
-    """Items that scripts hand to scripts of the same loop."""
+    """A queue between scripts of one loop."""
 
     def __init__(self) -> None:
         self.items: deque[Any] = deque()
         self.waiting: deque[Connection] = deque()
 
     def put(self, loop: "Loop", item: Any) -> None:
-        """Give an item to whoever waits, or will."""
+        """Give an item to the script that waits for it, now or later."""
         if self.waiting:
             loop.resume(self.waiting.popleft(), item)
         else:
@@ -60,7 +60,7 @@ Script = Generator[bytes | float | Queue, Any, None]
 
 
 class Connection:
-    """A script, and the connection it speaks over, made with its first request."""
+    """A script and its connection, which its first request opens."""
 
     __slots__ = ("buffer", "port", "script", "sent_at", "socket")
 
@@ -82,7 +82,7 @@ def request(method: str, path: str, headers: bytes = b"", body: bytes | None = N
 
 
 class Loop:
-    """Runs scripts, and keeps how long their calls took by name."""
+    """Runs scripts, and records by name how long their calls took."""
 
     def __init__(self) -> None:
         self.took: dict[str, array[float]] = defaultdict(lambda: array("d"))
@@ -94,12 +94,12 @@ class Loop:
         self._order = itertools.count()
 
     def start(self, script: Script, port: int) -> None:
-        """Have a script run on a connection of its own."""
+        """Start a script on a connection of its own."""
         self.running += 1
         self.resume(Connection(script, port), None)
 
     def resume(self, connection: Connection, value: Any) -> None:
-        """Have a script go on with this value, soon."""
+        """Let a script continue with this value in the loop's next round."""
         self._ready.append((connection, value))
 
     def run(self, until: float = float("inf")) -> None:
@@ -119,7 +119,7 @@ class Loop:
                 self._receive(self._connections[descriptor])
 
     def close(self) -> None:
-        """Drop every connection."""
+        """Close every connection."""
         for connection in list(self._connections.values()):
             self._disconnect(connection)
 
@@ -180,7 +180,7 @@ class Loop:
 
 
 def _body(status: bytes, head: bytes, rest: bytes) -> bytes | None:
-    """The body of an answer, None as long as it is not all there."""
+    """The body of an answer, or None until all of it has arrived."""
     headers = head.lower()
     if b"\r\ntransfer-encoding: chunked\r\n" in headers:
         return _dechunked(rest)
@@ -204,7 +204,7 @@ def _dechunked(rest: bytes) -> bytes | None:
 
 
 def call(loop: Loop, name: str, data: bytes, *expected: int) -> Generator[bytes, Answer, Answer]:
-    """Make a call in a script, keep how long it took, and fail the run on another status."""
+    """Make a call in a script and record its time; any other status fails the run."""
     answer = yield data
     if answer.status not in (expected or (200,)):
         raise BenchError(f"{name} was answered {answer.status}: {answer.body[:300]!r}")

@@ -54,7 +54,7 @@ class Plan:
 
 @dataclass
 class Report:
-    """What became of it; times in milliseconds."""
+    """The outcome; times in milliseconds."""
 
     wakes: int = 0
     wake_p50: float = 0
@@ -74,7 +74,7 @@ class Report:
     database_cpu: float = 0
 
     def failures(self, p99_ms: float, servers: int) -> Iterator[str]:
-        """What is not as it should be, with so many servers."""
+        """What is wrong, in a sentence each; ``servers`` is how many there were."""
         if self.wake_p99 > p99_ms:
             yield f"wake latency: p99 is {self.wake_p99:.0f} ms, over {p99_ms:.0f} ms"
         if max(self.memory_mb) > MEMORY_MB * servers:
@@ -107,7 +107,7 @@ class Fleet:
         self.backlog = 0
 
     def run(self) -> Report:
-        """Carry the plan out."""
+        """Carry out the plan."""
         for number in range(self.plan.runners):
             self.loop.start(self._runner(number), self.plan.port)
         for _ in range(HANDS):
@@ -205,7 +205,7 @@ def _carry_out(pipe: Connection, plan: Plan) -> None:
 
 
 def _observed(pipe: Connection, servers: Sequence[Server], database: Database) -> Report:
-    """Wait for the report, and look at the servers meanwhile."""
+    """Wait for the report, and watch the servers meanwhile."""
     memory: list[float] = []
     connections = 0
     began = cpu = database_cpu = 0.0
@@ -234,7 +234,7 @@ def _observed(pipe: Connection, servers: Sequence[Server], database: Database) -
 
 
 def _serving(stack: ExitStack, database: Database, workers: int, servers: int) -> Iterator[Server]:
-    """So many servers on one port, until the stack is closed."""
+    """Start this many servers on one port; they end when the stack is closed."""
     env = {"GUNICORN_CMD_ARGS": "--reuse-port"} if servers > 1 else {}
     port = 0
     for _ in range(servers):
@@ -244,7 +244,7 @@ def _serving(stack: ExitStack, database: Database, workers: int, servers: int) -
 
 
 def main() -> int:
-    """Run, print, keep."""
+    """Run the fleet; print the report and store it."""
     parser = argparse.ArgumentParser(prog="python -m bench.fleet")
     parser.add_argument("--runners", type=int, default=10_000)
     parser.add_argument("--minutes", type=float, default=10)

@@ -1,4 +1,4 @@
-"""Growth: what calls cost in an empty database, and in one that is full.
+"""Growth: what calls cost in an empty database and in a full one.
 
     python -m bench.growth [--scale 0.1] [--seconds 3]
 
@@ -53,7 +53,7 @@ class Case:
 
     @property
     def title(self) -> str:
-        """For the table."""
+        """The case's name in the table."""
         return f"{self.name}, {self.where}" if self.where else self.name
 
 
@@ -82,7 +82,7 @@ class Growth:
     def measure(self, waking: int, streaming: int) -> dict[str, tuple[float, float]]:
         """Milliseconds of CPU of each case's call, of the server and of the database.
 
-        The runner with many wakes gets ``waking`` of them, the entity with many events so many.
+        The runner with many wakes gets ``waking`` of them, the entity with many events ``events``.
         """
         found: dict[str, tuple[float, float]] = {}
         with Server(self.database, 1) as server:
@@ -106,7 +106,7 @@ class Growth:
         return used / calls * 1000, database / calls * 1000
 
     def prepared(self, case: Case, waking: int, streaming: int) -> tuple[Line, Order]:
-        """The case's rows, seeded, and what is to be done with them."""
+        """Seed the case's rows: the order to carry out on them."""
         line = next(each for each in LINES if each.name == case.line)
         self.passes += 1
         # Runners of its own, for what other samples left would be theirs, too.
@@ -159,7 +159,7 @@ class Growth:
             seed.settle(connection)
 
     def plans(self, waking: int, streaming: int) -> Iterator[tuple[str, str, list[str]]]:
-        """Each case's statements, and what PostgreSQL makes of them."""
+        """Each case's statements, and PostgreSQL's plans for them."""
         for case in CASES:
             _, order = self.prepared(case, waking, streaming)
             order = Order(**{**order.__dict__, "requests": 3})
@@ -177,7 +177,7 @@ class Growth:
             return [str(row[0]) for row in rows]
 
     def hot_share(self) -> float:
-        """Of the heartbeats' updates, those that were HOT."""
+        """The share of the heartbeats' updates that were HOT."""
         with self.database.connect() as connection:
             row = _one(
                 connection,
@@ -187,7 +187,7 @@ class Growth:
         return float(row[0])
 
     def sizes(self) -> dict[str, int]:
-        """Rows of each growing table, about."""
+        """About how many rows each growing table has."""
         with self.database.connect() as connection:
             return {
                 name: int(

@@ -18,9 +18,9 @@ from bench.machine import Server, caller, conditions, migrated_database, pss
 from pullwake import PullWakeRunner, State, Wake
 
 TOGETHER = 10
-"""Runners that connect at a time."""
+"""How many runners connect at a time."""
 REST_S = 45.0
-"""After which all have sent a heartbeat, and been answered a long-poll."""
+"""Seconds after which each has sent a heartbeat and had an answer to a long-poll."""
 
 
 async def never(wake: Wake) -> None:
@@ -29,7 +29,7 @@ async def never(wake: Wake) -> None:
 
 
 async def measure(url: str, bearer: str, count: int, seconds: float) -> dict[str, float]:
-    """What so many runners took."""
+    """The memory and the CPU that this many runners used."""
     before = pss(os.getpid())
     headers = {"Authorization": bearer}
     runners = [
@@ -58,7 +58,7 @@ async def measure(url: str, bearer: str, count: int, seconds: float) -> dict[str
 
 
 def main() -> int:
-    """Measure, and print and keep the result."""
+    """Measure; print the result and store it."""
     parser = argparse.ArgumentParser(prog="bench.idle", description=__doc__.splitlines()[0])
     parser.add_argument("--runners", type=int, default=1_000)
     parser.add_argument("--seconds", type=float, default=120)

@@ -19,7 +19,7 @@ PAUSE_S = 0.02
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds at a load, from the send's answer, and from the send itself."""
+    """Milliseconds under a load, counted from the send's answer and from the send itself."""
 
     load: int
     wakes: int
@@ -72,7 +72,7 @@ def table(latencies: list[Latency]) -> list[str]:
 
 
 def poll(loop: Loop, principal: bytes, runner: str, woken: Queue) -> Script:
-    """Keep a runner's long-poll open, and hand on each answer with its wakes."""
+    """Keep a runner's long-poll open, and pass on each answer that has wakes."""
     offset = "now"
     while True:
         path = f"/runners/{runner}/wake?offset={offset}&live=long-poll"

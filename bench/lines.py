@@ -50,7 +50,7 @@ def encoded(body: Any) -> bytes:
 
 @dataclass(frozen=True)
 class Work:
-    """What the scripts of one run work on."""
+    """What the scripts of one run share."""
 
     loop: Loop
     caller: str
@@ -74,7 +74,7 @@ class Work:
         return f"{self.runner}{number % self.count % self.runners}"
 
     def names(self, *, once: bool) -> Iterator[tuple[int, str]]:
-        """The seeded names, shared by all scripts: each once, or round and round."""
+        """The seeded names, which all scripts share: each once, or again and again."""
         for number in self.turn:
             if once and number >= self.count:
                 return

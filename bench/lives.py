@@ -48,7 +48,7 @@ print("; ".join(f"{name}={each.value}" for name, each in client.cookies.items())
 
 @dataclass
 class Life:
-    """An entity that has lived for so many events; its runner, parent and server."""
+    """An entity whose stream has this many events; its runner, parent and server."""
 
     name: str
     events: int
@@ -63,13 +63,13 @@ class Life:
 
     @property
     def url(self) -> str:
-        """Of the entity."""
+        """The entity's URL."""
         return f"/life/{self.name}"
 
     def call(
         self, what: str, method: str, path: str, body: Any = None, token: str | None = None
     ) -> Any:
-        """Make a call, keep how long it took as ``what``, and return what was answered."""
+        """Make a call and record its time as ``what``: the answer."""
         headers = dict(self.api) if token is None else {"Electric-Claim-Token": token}
         headers["Content-Type"] = "application/json"
         content = None if body is None else json.dumps(body)
@@ -79,7 +79,7 @@ class Life:
         return json.loads(said) if said else None
 
     def page(self, what: str, path: str) -> None:
-        """Get a page of the admin that there is."""
+        """Get a page of the admin, which must exist."""
         status, said, _ = self._ask(what, "GET", path, None, self.pages)
         if status != 200:
             raise BenchError(f"{what} was answered {status}: {said[:300]!r}")
@@ -115,7 +115,7 @@ def _first_page(life: Life) -> None:
 
 
 def _lives_on(life: Life) -> None:
-    """It is sent messages, works them off, and answers with a run."""
+    """The events of its life: messages that it is sent, and the runs that answer them."""
     entity = f"/_electric/entities{life.url}"
     life.call("send", "POST", f"{entity}/send", {"payload": "What is new?"})
     queued = {"payload": "later", "mode": "queued", "key": f"q-{time.time_ns()}"}
@@ -234,7 +234,7 @@ _STATE = """
 
 
 def live(database: Database, life: Life) -> None:
-    """Have the entity, which was made by the API, live: rows straight into the tables."""
+    """Give an entity that the API made its past life, by rows written straight into the tables."""
     last_work = life.events - (life.events - 2) % EVENTS_A_CLAIM
     generation = life.events // EVENTS_A_CLAIM
     state = _STATE.format(life.events, last_work, generation, life.key)
@@ -279,7 +279,7 @@ def scratch(engine: str) -> Iterator[Database]:
 
 
 def settle(database: Database) -> None:
-    """Bring statistics up to date, as autovacuum would in time."""
+    """Update statistics, as autovacuum would later."""
     if database.url.startswith("sqlite"):
         with closing(_sqlite(database)) as connection:
             connection.execute("PRAGMA optimize")
@@ -290,7 +290,7 @@ def settle(database: Database) -> None:
 
 
 def key_of(database: Database, url: str) -> int:
-    """The entity's key."""
+    """The primary key of the entity at a URL."""
     sql = f"SELECT id FROM dispatch_entity WHERE url = '{url}'"  # noqa: S608
     if database.url.startswith("sqlite"):
         with closing(_sqlite(database)) as connection:
@@ -304,7 +304,7 @@ def key_of(database: Database, url: str) -> int:
 
 
 def begin(server: Server, database: Database, name: str, events: int, headers: Any) -> Life:
-    """An entity with a runner and a parent, made by the API."""
+    """Make an entity with a runner and a parent, by the API."""
     connection = http.client.HTTPConnection(HOST, server.port)
     life = Life(name, events, connection, *headers)
     life.call("begin", "POST", "/_electric/runners", {"id": name, "label": name})
@@ -379,7 +379,7 @@ def _by_turns(
 
 
 def main() -> int:
-    """Measure on each engine, and print and keep the result."""
+    """Measure on each engine; print the result and store it."""
     parser = argparse.ArgumentParser(prog="bench.lives", description=__doc__.splitlines()[0])
     parser.add_argument("--events", type=int, default=1_000_000, help="of the long life")
     parser.add_argument("--rounds", type=int, default=20, help=f"of {CALLS} calls by each (20)")

@@ -17,7 +17,7 @@ WARM_UP_S = 0.3
 
 @dataclass(frozen=True)
 class Order:
-    """What to do: the line by name, where, how much, and on which seeded rows."""
+    """What to measure: a line by name, at which port, how much, and on which seeded rows."""
 
     line: str
     port: int
@@ -27,16 +27,16 @@ class Order:
     prefix: str = ""
     count: int = 1
     requests: int = 0
-    """Stop after as many units; 0: never."""
+    """Stop after this many units; 0 means never."""
     runner: str = RUNNER
     runners: int = RUNNERS
     events: int = 2
-    """In the stream of each seeded entity."""
+    """Events in the stream of each seeded entity."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How long it took, and each call by name, in seconds; what server and database used."""
+    """Seconds that the run took, and each call by name; the CPU of server and database."""
 
     elapsed: float
     took: dict[str, list[float]]
@@ -45,7 +45,7 @@ class Outcome:
 
 
 def measured(order: Order, *meters: Callable[[], float]) -> Outcome:
-    """Carry the order out in another process, and read the meters before and after."""
+    """Carry out the order in another process, and read the CPU meters before and after."""
     with child(_carry_out, order) as pipe:
         received(pipe)  # it is warm
         before = [meter() for meter in meters]
@@ -57,7 +57,7 @@ def measured(order: Order, *meters: Callable[[], float]) -> Outcome:
 
 @contextmanager
 def background(order: Order) -> Iterator[None]:
-    """Load, for as long as the block runs; ``order.seconds`` at the most."""
+    """Put load on the server while the block runs, at most ``order.seconds``."""
     with child(_carry_out, order) as pipe:
         received(pipe)
         pipe.send(None)
@@ -69,7 +69,7 @@ def background(order: Order) -> Iterator[None]:
 
 @contextmanager
 def child(target: Callable[..., None], *arguments: Any) -> Iterator[Connection]:
-    """A process of its own, and the pipe to it; it ends with the block."""
+    """Start another process, which ends with the block: the pipe to it."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=target, args=(theirs, *arguments), daemon=True)
@@ -83,7 +83,7 @@ def child(target: Callable[..., None], *arguments: Any) -> Iterator[Connection]:
 
 
 def received(pipe: Connection) -> Any:
-    """What the other process sends. Raises its BenchError."""
+    """Receive what the other process sends. Raises its BenchError."""
     try:
         said = pipe.recv()
     except EOFError:

@@ -139,7 +139,7 @@ class Server:
 
 
 def environment(database_url: str) -> dict[str, str]:
-    """What production mode needs."""
+    """The settings that production mode needs."""
     return {
         "PULLWAKE_MODE": "production",
         # It measures what there is, with few principals.
@@ -192,7 +192,7 @@ def caller(database: Database) -> str:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Find a port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
@@ -203,7 +203,7 @@ def free_port() -> int:
 
 
 def tree(root: int) -> list[int]:
-    """A process and all below it."""
+    """A process and all its descendants."""
     pids, found = [root], []
     while pids:
         pid = pids.pop()
@@ -217,7 +217,7 @@ def tree(root: int) -> list[int]:
 
 
 def tree_cpu(root: int) -> float:
-    """CPU seconds of a process, all below it, and all of those that have ended."""
+    """CPU seconds of a process and all its descendants, also of those that have ended."""
     return sum(map(_ticks, tree(root))) / _TICK
 
 
@@ -253,7 +253,7 @@ def _postmaster(backend: int) -> int:
 
 
 def conditions() -> dict[str, object]:
-    """What a result depends on besides the code."""
+    """What else a result depends on: the machine, Python, PostgreSQL."""
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True

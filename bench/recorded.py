@@ -44,7 +44,7 @@ _noting("_rollback", lambda: "ROLLBACK")
 
 
 def application(environ: dict[str, Any], start_response: Any) -> Any:
-    """Serve one request, and write down what it sent."""
+    """Serve one request, and write down the statements that it sent."""
     connection = connections["default"]
     connection.execute_wrappers[:] = [_execute]
     _statements[id(connection)].clear()

@@ -20,12 +20,12 @@ from bench.load import Order, measured
 from bench.machine import Database, Server
 
 MIN_S = 1.5
-"""How long pgbench should run, where the statements may be repeated."""
+"""Seconds that pgbench runs where the statements may be repeated."""
 
 
 @dataclass(frozen=True)
 class Limit:
-    """What the database alone does."""
+    """What the database costs alone."""
 
     statements: float
     transactions: float
@@ -33,7 +33,7 @@ class Limit:
     cpu: float
     """Seconds a request."""
     texts: list[str]
-    """The statements of the last unit that was recorded."""
+    """The statements of the unit that was recorded last."""
 
 
 def limit(
@@ -83,7 +83,7 @@ def recorded(database: Database, order: Order) -> list[list[str]]:
 
 
 def _pgbench(databases: list[Database], script: Path, times: int) -> tuple[float, float]:
-    """Seconds, and CPU seconds of the database, to send the script so often to each database."""
+    """Seconds, and the database's CPU seconds, for sending the script this often to each."""
     command = [str(_binary()), "--no-vacuum", "--client=1", f"--transactions={times}"]
     began, cpu = time.monotonic(), databases[0].cpu()
     running = [

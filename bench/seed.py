@@ -97,7 +97,7 @@ _ENTITIES = """
 
 
 def runners(connection: "psycopg.Connection[Any]", prefix: str, count: int) -> None:
-    """Make runners ``<prefix>0`` and on, that were never seen."""
+    """Make runners ``<prefix>0``, ``<prefix>1`` …, none of which has sent a heartbeat."""
     _execute(connection, _RUNNERS, prefix=prefix, count=count, owner=OWNER)
 
 
@@ -132,7 +132,7 @@ def entities(
 
 
 def settle(connection: "psycopg.Connection[Any]") -> None:
-    """Bring statistics and visibility up to date, as autovacuum would in time."""
+    """Update statistics and the visibility map, as autovacuum would later."""
     connection.execute("VACUUM ANALYZE")
     connection.execute("CHECKPOINT")
 

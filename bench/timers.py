@@ -20,10 +20,10 @@ from bench.lines import RUNNER, RUNNERS
 from bench.machine import Database, Server, conditions, migrated_database
 
 AHEAD_S = 5.0
-"""Until the first is due."""
+"""Seconds until the first is due."""
 LOOK_EVERY_S = 0.1
 PATIENCE_S = 120.0
-"""After the last is due."""
+"""Seconds after the last is due."""
 
 _TIMERS = """
     INSERT INTO dispatch_timer
@@ -60,7 +60,7 @@ def watch(database: Database, due: list[float]) -> list[float]:
 
 
 def main() -> int:
-    """Measure, and print and keep the result."""
+    """Measure; print the result and store it."""
     parser = argparse.ArgumentParser(prog="bench.timers", description=__doc__.splitlines()[0])
     parser.add_argument("--timers", type=int, default=60_000)
     parser.add_argument("--seconds", type=float, default=60, help="in which they are due (60)")

@@ -1,4 +1,4 @@
-"""Chaos: servers, runners, a database and the network between them, and what may befall them.
+"""Chaos: servers, runners, a database, the network between them, and all that may go wrong.
 
-Belongs here: the storm, and the judge of what it left. docs/reliability.md says what must hold.
+The storm belongs here, and the judge of what it leaves. docs/reliability.md says what must hold.
 """

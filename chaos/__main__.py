@@ -1,4 +1,4 @@
-"""``python -m chaos``: let a storm rage over a fleet, and judge what it left."""
+"""``python -m chaos``: let a storm rage over a fleet, then judge what it left."""
 
 import argparse
 import asyncio
@@ -52,7 +52,7 @@ def say(what: str) -> None:
 
 
 def main() -> int:
-    """0 where all promises were kept, 1 where one was broken."""
+    """The exit status: 0 if all promises were kept, 1 if one was broken."""
     parser = argparse.ArgumentParser(prog="make chaos", description=__doc__)
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6))

@@ -1,4 +1,4 @@
-"""Three PostgreSQLs of Patroni's, etcd and HAProxy, by the recipes of deploy/, on this machine."""
+"""Three PostgreSQLs under Patroni, etcd and HAProxy, by the recipes in deploy/, on this machine."""
 
 import json
 import os
@@ -26,7 +26,7 @@ WHOLE_S = 120.0
 
 
 def missing() -> list[str]:
-    """What this machine lacks, a sentence each."""
+    """What this machine lacks, in a sentence each."""
     lacks = [
         f"{program} is not installed (on Debian: apt-get install {package})."
         for program, package in (("etcd", "etcd-server"), ("haproxy", "haproxy"))
@@ -47,7 +47,7 @@ def _as_nobody() -> list[str]:
 
 
 class Node:
-    """A host: PostgreSQL and the Patroni that keeps it."""
+    """A host: PostgreSQL, and the Patroni that runs it."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
@@ -68,7 +68,7 @@ class Node:
             "postgres-1.example:5432": f"127.0.0.1:{self.port}",
             "/var/lib/postgresql/18/pullwake": str(self.data),
             "/usr/lib/postgresql/18/bin": f"{binaries}\n  pgpass: {self.folder / 'pgpass'}",
-            # Nobody may reset this machine.
+            # Patroni must not reset this machine.
             "mode: automatic": "mode: 'off'",
             "        max_connections: 300": "        max_connections: 300\n"
             "        unix_socket_directories: ''",
@@ -86,7 +86,7 @@ class Node:
             )  # fmt: skip
 
     def ask(self, path: str) -> tuple[int, Any]:
-        """What its Patroni answers: status and JSON; status 0 where it does not."""
+        """Ask its Patroni: status and JSON, or status 0 if it does not answer."""
         url = f"http://127.0.0.1:{self.patroni_port}{path}"
         try:
             with urllib.request.urlopen(url, timeout=2) as answer:
@@ -116,7 +116,7 @@ class Node:
         return pids
 
     def kill(self) -> None:
-        """As a power cut would: all at once, none sees another end."""
+        """Kill all its processes at once, as a power cut would: none sees another end."""
         self.signal(signal.SIGSTOP)
         self.signal(signal.SIGKILL)
         if self._patroni is not None:
@@ -136,7 +136,7 @@ def _command(pid: int) -> bytes:
 
 
 class Cluster:
-    """All of it, gone when it is left."""
+    """The whole cluster, which is removed when its block ends."""
 
     def __init__(self, folder: Path, *, synchronous: bool = True) -> None:
         self.folder = folder
@@ -148,7 +148,7 @@ class Cluster:
 
     @property
     def url(self) -> str:
-        """The address of whichever leads."""
+        """The database's address, behind which is whichever node leads."""
         return f"postgres://postgres:{self._password}@127.0.0.1:{self.port}/postgres"
 
     def __enter__(self) -> "Cluster":
@@ -204,11 +204,11 @@ class Cluster:
         wait_until(lambda: _listens(port), what=f"{program}, see {self.folder}")
 
     def leader(self) -> Node | None:
-        """Which node says that it leads; None while none does."""
+        """The node that says it leads, or None."""
         return next((node for node in self.nodes if node.ask("/primary")[0] == 200), None)
 
     def is_whole(self) -> bool:
-        """Whether one leads, all others follow, and one of them has all that is committed."""
+        """Whether one node leads, all others follow, and one of those has everything committed."""
         leader = self.leader()
         if leader is None:
             return False

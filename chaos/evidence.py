@@ -1,4 +1,4 @@
-"""What senders and runners saw with their own eyes: lines in a file, whatever becomes of them."""
+"""What senders and runners saw: lines in a file, which outlives them."""
 
 import json
 import os
@@ -8,14 +8,14 @@ from typing import Any
 
 
 class Evidence:
-    """A file that any number of processes add facts to."""
+    """A file to which any number of processes add facts."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.touch()
 
     def add(self, fact: str, **facts: Any) -> None:
-        """Add one, whole or not at all: it survives a SIGKILL that comes a moment later.
+        """Add a fact, whole or not at all; it survives a SIGKILL a moment later.
 
         Its time, ``at``, is in seconds of the clock that all processes of this machine have.
         """
@@ -27,5 +27,5 @@ class Evidence:
             os.close(file)
 
     def read(self) -> list[dict[str, Any]]:
-        """All that was added, in its order."""
+        """All facts, in the order in which they were added."""
         return [json.loads(line) for line in self.path.read_text().splitlines()]

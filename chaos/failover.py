@@ -1,4 +1,4 @@
-"""``python -m chaos.failover``: end the database's leader again and again, and judge what is left.
+"""``python -m chaos.failover``: end the database's leader again and again, then judge what is left.
 
 ``make ha``. PostgreSQL is three nodes of Patroni's with synchronous commit, behind HAProxy; the
 load and the judge are those of the storm.
@@ -37,7 +37,7 @@ class Failovers(Storm):
         self.back_s: list[float] = []
 
     async def lose_leaders(self, rounds: int) -> None:
-        """One after the other, each once the one before is a standby."""
+        """End one leader after the other, each once the one before it is a standby."""
         faults = [
             self._kill_the_leaders_host,
             self._freeze_the_leaders_host,
@@ -59,7 +59,7 @@ class Failovers(Storm):
         leader.start()
 
     async def _freeze_the_leaders_host(self, leader: Node) -> None:
-        """It comes back as one that believes it leads."""
+        """When it comes back it believes that it leads."""
         leader.signal(signal.SIGSTOP)
         await self._note_return(leader)
         leader.signal(signal.SIGCONT)
@@ -69,7 +69,7 @@ class Failovers(Storm):
         await self._note_return(leader)
 
     async def _kill_the_leaders_host_while_no_standby_hears_it(self, leader: Node) -> None:
-        """What was answered meanwhile is its alone, unless it waits for them before it answers."""
+        """What it answers meanwhile it alone has, unless it waits for a standby first."""
         standbys = [node for node in self.cluster.nodes if node is not leader]
         for node in standbys:
             node.signal(signal.SIGSTOP, to="receiver")
@@ -83,7 +83,7 @@ class Failovers(Storm):
         leader.start()
 
     async def _note_return(self, former: Node) -> None:
-        """Wait until another leads, and since then every entity has been worked on."""
+        """Wait until another node leads and every entity has been worked on since."""
         began = time.monotonic()
         leader = await self._until(lambda: self._another(former), WHOLE_S)
         elected = time.monotonic()
@@ -97,7 +97,7 @@ class Failovers(Storm):
         return None if leader is former else leader
 
     def _worked_since(self, since: float) -> bool:
-        """Whether a handler of each entity has been answered since."""
+        """Whether a handler of each entity has had an answer since then."""
         worked = {
             fact["entity"]
             for fact in self.evidence.read()
@@ -106,7 +106,7 @@ class Failovers(Storm):
         return worked == {*self.urls}
 
     async def _until(self, condition: Callable[[], Any], seconds: float) -> Any:
-        """The condition's first true value."""
+        """Wait for a condition: its first true value."""
         return await asyncio.to_thread(wait_until, condition, timeout=seconds)
 
 
@@ -122,7 +122,7 @@ async def run(cluster: Cluster, folder: Path, seed: int, rounds: int) -> list[st
 
 
 def main() -> int:
-    """0 where all promises were kept, 1 where one was broken."""
+    """The exit status: 0 if all promises were kept, 1 if one was broken."""
     parser = argparse.ArgumentParser(prog="make ha", description=__doc__)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6))

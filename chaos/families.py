@@ -29,7 +29,7 @@ class Families(Storm):
         await self._make(url, f"r{number % RUNNERS}", initialMessage="go")
 
     async def rage(self, seconds: float) -> None:
-        """Let things happen until all is done, or that long."""
+        """Let things happen until all is done, for at most this long."""
         over = asyncio.get_running_loop().time() + seconds
         while asyncio.get_running_loop().time() < over:
             heard, busy = await asyncio.to_thread(self._progress)
@@ -80,7 +80,7 @@ class Families(Storm):
         return statuses
 
     def _progress(self) -> tuple[int, int]:
-        """How many children their parents have heard of, and how many entities have work."""
+        """How many children the parents have heard of, and how many entities have work."""
         ((heard, busy),) = self.database.execute(
             "SELECT (SELECT count(DISTINCT data::jsonb #>> '{value,finished_child,url}')"
             " FROM dispatch_streamevent WHERE data LIKE '%%\"finished_child\"%%'),"
@@ -90,7 +90,7 @@ class Families(Storm):
         return heard, busy
 
     async def _each(self, urls: Iterable[str], act: Callable[[str, int], Awaitable[None]]) -> None:
-        """Do that for each URL, some at a time."""
+        """Call ``ask`` for each URL, a few at a time."""
         places = asyncio.Semaphore(AT_ONCE)
 
         async def one(url: str, number: int) -> None:

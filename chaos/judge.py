@@ -1,4 +1,4 @@
-"""The judge: holds what was seen against what is there in the end; no server has a say in it.
+"""The judge compares what was seen with what is there in the end, without asking any server.
 
 Facts, by `chaos.evidence`: *sent* (entity, message), once a send was acknowledged; *held* (entity,
 epoch, holder), as a handler begins; *appended* (what it wrote), once that was acknowledged; *heard*
@@ -15,7 +15,7 @@ Streams = Mapping[str, Facts]
 
 
 def judge(facts: Facts, streams: Streams, statuses: Mapping[str, str]) -> list[str]:
-    """What was broken of the promises, a sentence each; none where all were kept."""
+    """The promises that were broken, in a sentence each."""
     return [
         *_lost(facts, streams),
         *_held_twice(facts),
@@ -32,7 +32,7 @@ def judge_families(
 
 
 def _told_of(facts: Facts, streams: Streams, children: int) -> Iterable[str]:
-    """A parent was told of each child exactly once, what it answered; a handler was given that."""
+    """Each parent was told exactly once what each child answered, and a handler was given that."""
     heard = {(fact["entity"], fact["child"]) for fact in facts if fact["fact"] == "heard"}
     for url, events in streams.items():
         wakes = [event["value"] for event in events if event["type"] == "wake"]
@@ -51,7 +51,7 @@ def _told_of(facts: Facts, streams: Streams, children: int) -> Iterable[str]:
 
 
 def _lost(facts: Facts, streams: Streams) -> Iterable[str]:
-    """What was acknowledged is there, once; and each message was handled."""
+    """What was acknowledged is there once, and each message was handled."""
     for url, events in streams.items():
         inbox = Counter(event["key"] for event in events if event["type"] == "inbox")
         written = Counter(event["key"] for event in events if event["type"] == "handled")
@@ -68,7 +68,7 @@ def _lost(facts: Facts, streams: Streams) -> Iterable[str]:
 
 
 def _held_twice(facts: Facts) -> Iterable[str]:
-    """An epoch is one holder's."""
+    """No epoch had two holders."""
     holders = defaultdict(set)
     for fact in facts:
         if fact["fact"] == "held":
@@ -79,7 +79,7 @@ def _held_twice(facts: Facts) -> Iterable[str]:
 
 
 def _written_past_the_fence(streams: Streams) -> Iterable[str]:
-    """Once a later claim has written, no earlier one does."""
+    """No claim wrote after a later one had written."""
     for url, events in streams.items():
         newest = 0
         for event in events:
@@ -92,7 +92,7 @@ def _written_past_the_fence(streams: Streams) -> Iterable[str]:
 
 
 def _left_behind(statuses: Mapping[str, str]) -> Iterable[str]:
-    """Nothing runs when there is nothing to do."""
+    """No entity is still running once there is nothing to do."""
     for url, status in statuses.items():
         if status != "idle":
             yield f"{url} is {status}, with nothing to do."

@@ -1,4 +1,4 @@
-"""The storm: a fleet under load, and what befalls it."""
+"""The storm: a fleet under load, and what goes wrong with it."""
 
 import asyncio
 import itertools
@@ -41,7 +41,7 @@ WHEN (NEW.generation > OLD.generation) EXECUTE FUNCTION stay();
 
 
 class Front(Proxy):
-    """The one address that runners and senders have: each connection is the next server's."""
+    """The one address that runners and senders know; each connection goes to the next server."""
 
     def __init__(self, servers: list[Server]) -> None:
         self._ports = itertools.cycle([server.port for server in servers])
@@ -131,7 +131,7 @@ class Storm:
             )  # fmt: skip
 
     async def _repeat(self, method: str, path: str, body: Any, *statuses: int) -> None:
-        """Ask until it is answered so, as whoever must know does."""
+        """Ask again until the answer has this status, as a careful client does."""
         while True:
             with suppress(httpx2.TransportError):
                 answer = await self.http.request(method, path, json=body)
@@ -152,7 +152,7 @@ class Storm:
 
     @asynccontextmanager
     async def load(self) -> AsyncIterator[None]:
-        """Send all the while, and wait in the end until all that was sent is acknowledged."""
+        """Send all the time, and at the end wait until everything sent was acknowledged."""
         senders = [asyncio.create_task(self._send(entity)) for entity in self.urls]
         yield
         self.sending = False
@@ -173,7 +173,7 @@ class Storm:
         await asyncio.sleep(self.random.uniform(0.5, 1.5))
 
     def happenings(self) -> list[Callable[[], Awaitable[None]]]:
-        """What may happen; whatever was ended is started again."""
+        """All that may happen; whatever was ended is started again."""
         return [
             self._kill_a_server,
             self._stop_a_server,
@@ -211,14 +211,14 @@ class Storm:
         self._runners[number] = self._start_runner(number)
 
     async def _freeze_a_runner(self) -> None:
-        """For longer than its leases: it comes back as one who was fenced."""
+        """Freeze it for longer than its leases, so that it is fenced when it comes back."""
         runner = self.random.choice(self._runners)
         runner.send_signal(signal.SIGSTOP)
         await asyncio.sleep(4)
         runner.send_signal(signal.SIGCONT)
 
     async def _crash_the_database(self) -> None:
-        """PostgreSQL ends all sessions when one is killed, and recovers from its log."""
+        """Kill one session: PostgreSQL then ends all of them, and recovers from its log."""
         with suppress(psycopg.OperationalError), psycopg.connect(self.database.url) as connection:
             os.kill(connection.info.backend_pid, signal.SIGKILL)
             connection.execute("SELECT")

@@ -51,11 +51,11 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import BigIntegerField, DateTimeField, ExpressionWrapper, F
 from django.db.models.functions import Greatest, Now
-from structlog.contextvars import bind_contextvars
 
 from claims import dead_letters
 from claims.metrics import CLAIM_REQUESTS, CLAIM_WAIT, CLAIM_WORK, RUNNER_CLAIM_ENDS
 from claims.models import ClaimQuerySet, ConsumerClaim
+from core import log_facts
 from core.clock import ClockNow, with_now
 from core.errors import (
     AlreadyClaimed,
@@ -405,7 +405,7 @@ def mint(credentials: Credentials) -> str:
     rows = _MINT.returned(**_proof(credentials), write_token_hash=hash_secret(token))
     if not rows:
         raise _refusal(credentials)
-    bind_contextvars(entity=rows[0][0])
+    log_facts.note(entity=rows[0][0])
     return token
 
 
@@ -438,7 +438,7 @@ def _renew(credentials: Credentials) -> datetime:
         raise _refusal(credentials)
     expires_at: datetime
     ((expires_at, entity_url),) = rows
-    bind_contextvars(entity=entity_url)
+    log_facts.note(entity=entity_url)
     return expires_at
 
 
@@ -605,7 +605,7 @@ def end(
     transaction.on_commit(partial(_note_end, claim, state, outcome))
     if state.signals_open and status != Status.FENCED:  # a fence ends the entity
         signals.complete(state, claim.delivered_offset)
-    if status == Status.RELEASED:
+    if status == Status.RELEASED and state.watched:
         registrations.released(state, claim.delivered_offset)
     if status == Status.RELEASED and not stalled:
         state.failures = 0
@@ -710,7 +710,7 @@ def _lock(credentials: Credentials) -> tuple[ConsumerClaim, DispatchState]:
     assert claim.entity is not None  # noqa: S101  it is joined by its dispatch state
     state = claim.entity.dispatch_state
     state.now = claim.now
-    bind_contextvars(entity=claim.entity_url)
+    log_facts.note(entity=claim.entity_url)
     return claim, wakes.remember(state)
 
 

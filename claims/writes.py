@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.db import transaction
-from structlog.contextvars import bind_contextvars
 
 from claims.models import ConsumerClaim
+from core import log_facts
 from core.errors import Unauthenticated
 from core.identifiers import hash_secret
 from core.prepared import Param, Select
@@ -84,7 +84,7 @@ def append(
         if state is None:
             raise Unauthenticated(NOT_THE_HOLDER)
         claim = require_holder(entity, token)
-        bind_contextvars(epoch=claim.epoch)
+        log_facts.note(epoch=claim.epoch)
         appended = streams.append(state, events, sequence, objections)
         if appended.is_new:
             wakes.save(state)

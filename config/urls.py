@@ -5,6 +5,7 @@ from django.contrib import admin
 from django.urls import include, path
 from django.views.generic import RedirectView
 
+import api.urls
 from config.serving import metrics, pages, probes
 from operators import live, login
 
@@ -29,13 +30,13 @@ if settings.PULLWAKE_TOTP != "off":
     _logins += [path("admin/second-factor/", second_factor.page, name="second-factor")]
 
 urlpatterns = [
+    *api.urls.urlpatterns,
     path("livez", probes.LiveView.as_view()),
     path("readyz", probes.ReadyView.as_view()),
     path("metrics", metrics.MetricsView.as_view()),
     path("_electric/health", probes.ElectricHealthView.as_view()),
     path("_electric/openapi.json", pages.SchemaView.as_view(), name="schema"),
     path("_electric/docs", pages.DocsView.as_view(url_name="schema"), name="docs"),
-    path("", include("api.urls")),
     *_logins,
     path("admin/", include([path("live/", admin.site.admin_view(live.changed), name="live")])),
     path("admin/", admin.site.urls),

@@ -113,12 +113,19 @@ def decode(raw: bytes, kind: type[T], *, any_text: bool = False, reports: Sequen
     return value
 
 
-def read(request: HttpRequest, kind: type[T], *, empty: bool = False, any_text: bool = False) -> T:
+def read(
+    request: HttpRequest,
+    kind: type[T],
+    *,
+    empty: bool = False,
+    any_text: bool = False,
+    reports: Sequence[str] = (),
+) -> T:
     """The request's body as ``kind``; see `raw_body` and `decode`. ``empty``: none is ``{}``."""
     raw = raw_body(request)
     if not raw and empty:
         raw = b"{}"
-    return decode(raw, kind, any_text=any_text)
+    return decode(raw, kind, any_text=any_text, reports=reports)
 
 
 def parameter(request: HttpRequest, name: str) -> str | None:

@@ -404,6 +404,12 @@ class DispatchState(models.Model):
         return self.last_work_offset > self.cursor or self.queue_waiting
 
     @property
+    def due(self) -> bool:
+        """Whether the entity may be woken now, if it is neither claimed nor woken."""
+        retry_over = self.retry_at is None or self.retry_at <= self.now
+        return self.pending and self.awake and self.runner_id is not None and retry_over
+
+    @property
     def seen(self) -> tuple[object, ...]:
         """What the feed of entities shows of it."""
         return (self.runner_id, self.status, self.pending, self.active_epoch, self.failures)

@@ -180,7 +180,7 @@ def begin_all(states: Sequence[DispatchState]) -> int:
     DispatchState.objects.bulk_create(states)
     changes.write_all(changes.Kind.ENTITY, [_shown(each.entity, each.runner) for each in states])
     waiters.announce(waiters.ENTITY_FEED)
-    ready = [state.pk for state in states if due(state)]
+    ready = [state.pk for state in states if state.due]
     settle_all(lock(DispatchState.objects.filter(pk__in=ready)) if ready else ())
     return len(ready)
 
@@ -244,12 +244,6 @@ def watch(url: str, level: DispatchState.Watched) -> bool:
     return bool(states.update(watched=Greatest("watched", level)))
 
 
-def due(state: DispatchState) -> bool:
-    """Whether the entity may be woken now, if it is neither claimed nor woken."""
-    retry_over = state.retry_at is None or state.retry_at <= state.now
-    return state.pending and state.awake and state.runner_id is not None and retry_over
-
-
 def settle(state: DispatchState) -> Wake | None:
     """Do what the state of an entity requires, and save it: the new wake, or None.
 
@@ -262,10 +256,10 @@ def settle(state: DispatchState) -> Wake | None:
             end(state, DispatchState.End.STOPPED)
             registrations.close(state, state.ended)
             withdraw(state)
+        elif state.outstanding_wake_id is None:
+            wake = _emit(state) if state.due else None
         elif state.paused or not state.pending:
             withdraw(state)
-        elif state.outstanding_wake_id is None and due(state):
-            wake = _emit(state)
     save(state)
     return wake
 
@@ -275,7 +269,7 @@ def settle_all(states: Iterable[DispatchState]) -> None:
     woken = []
     for state in states:
         claimed, outstanding = state.active_epoch is not None, state.outstanding_wake_id is not None
-        if claimed or outstanding or state.stop_requested or not due(state):
+        if claimed or outstanding or state.stop_requested or not state.due:
             settle(state)
         else:
             woken.append(state)
@@ -535,7 +529,7 @@ def retry_due(*, limit: int) -> int:
         with transaction.atomic():
             for state in lock(overdue.filter(pk=entity_id), skip_locked=True):
                 wake = settle(state)
-                if wake is not None or not due(state):
+                if wake is not None or not state.due:
                     state.retry_at = None
                     save(state)
                 woken += wake is not None

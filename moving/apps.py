@@ -4,6 +4,6 @@ from django.apps import AppConfig
 
 
 class MovingConfig(AppConfig):
-    """What was taken over from another server."""
+    """The record of what was taken over from another server."""
 
     name = "moving"

@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 
 class Importer:
-    """One run. ``owner``: of what names no owner. ``folder``: of `moving.streams`."""
+    """One run. ``owner`` gets what names no owner; ``folder`` is where `moving.streams` reads."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Importer:
         self._entities: set[str] = set()  # that were taken over and are here, by URL
 
     def run(self) -> Report:
-        """Take over all that can be. Raises Unreadable where there is nothing."""
+        """Take over everything possible. Raises Unreadable if there is nothing."""
         self._take_runners()
         self._take_types()
         self._take_entities()
@@ -170,7 +170,7 @@ class Importer:
             self._entities.update(each.url for each in arrivals)
 
     def _arrivals(self, urls: Sequence[str], kind: Kind) -> Iterator[Arrival]:
-        """Those of these entities that are to be made."""
+        """Which of these entities are to be made."""
         there = set(Entity.objects.filter(url__in=urls).values_list("url", flat=True))
         taken = self._taken("entity", urls)
         states = {
@@ -248,7 +248,7 @@ class Importer:
     def _stream(
         self, url: str, claims: list[Row], kind: Kind, *, pending: bool
     ) -> tuple[list[JsonObject], int | None]:
-        """Its events, and how many of them are acked; None: all."""
+        """An entity's events, and how many of them are acked; None means all."""
         if self._folder is None:
             return [], None
         events = streams.read(self._folder, url)
@@ -261,7 +261,7 @@ class Importer:
         return events, streams.count_acked(events, offset)
 
     def _make(self, arrivals: list[Arrival], kind: Kind) -> list[Arrival]:
-        """Make them together, or one by one where the database refuses one: those that are made."""
+        """Make them together, or one by one if the database refuses one: those that were made."""
         if not arrivals:
             return []
         try:
@@ -382,12 +382,12 @@ class Importer:
     # --- What was taken before ------------------------------------------------------------------
 
     def _taken(self, kind: str, keys: Sequence[str]) -> set[str]:
-        """Those of these rows that an earlier run took."""
+        """Which of these rows an earlier run took."""
         before = Taken.objects.filter(tenant=self._source.tenant, kind=kind, key__in=keys)
         return set(before.values_list("key", flat=True))
 
     def _mark(self, kind: str, keys: Sequence[str]) -> None:
-        """In the transaction that takes them over."""
+        """Record that these rows are taken, in the transaction that takes them over."""
         Taken.objects.bulk_create(
             Taken(tenant=self._source.tenant, kind=kind, key=key) for key in keys
         )
@@ -395,7 +395,7 @@ class Importer:
 
 @contextmanager
 def _refusing(kind: Kind, key: str) -> Iterator[None]:
-    """A row that is not taken is reported, and the next one's turn."""
+    """Report a row that is not taken, and go on with the next."""
     try:
         yield
     except (NotTaken, PullwakeError) as reason:
@@ -409,7 +409,7 @@ def _batches(rows: Iterable[T]) -> Iterator[list[T]]:
 
 
 def _parents_first(urls: Sequence[tuple[str, str]]) -> list[str]:
-    """URLs in their order, but each after its parent's; ``urls`` are pairs of the two."""
+    """The URLs in their order, but each after its parent's; ``urls`` has pairs of the two."""
     parents = dict(urls)
     placed: dict[str, None] = {}
     for url in parents:
@@ -423,7 +423,7 @@ def _parents_first(urls: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def _note_liveness(runner: Runner, seen: Row) -> None:
-    """What it last said of itself there; whether it lives it has to say here."""
+    """Keep what the runner last reported there; that it lives it must report here."""
     last = seen.get("last_seen_at")
     if last is None:
         return

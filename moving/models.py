@@ -1,4 +1,4 @@
-"""What was taken over, so that it is once, whatever becomes of it here."""
+"""The record of what was taken over, so that it happens once, whatever becomes of it here."""
 
 from django.db import models
 from django.db.models.functions import Now

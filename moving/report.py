@@ -1,4 +1,4 @@
-"""What a run found, took, and did not take, and why."""
+"""What a run found, what it took over, and what not and why."""
 
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -10,18 +10,18 @@ EXAMPLES = 5
 
 
 class NotTaken(Exception):
-    """Why a row is not taken over: the sentence."""
+    """A row is not taken over; the message is a sentence that says why."""
 
 
 @dataclass(slots=True)
 class Why:
-    """How many rows a reason holds for, and some of them."""
+    """For how many rows a reason holds, and some of them."""
 
     count: int = 0
     examples: list[str] = field(default_factory=list)
 
     def add(self, key: str, count: int = 1) -> None:
-        """It holds for this row, too."""
+        """Count a row for which the reason holds."""
         self.count += count
         if key and len(self.examples) < EXAMPLES:
             self.examples.append(key)
@@ -29,7 +29,7 @@ class Why:
 
 @dataclass(slots=True)
 class Kind:
-    """Of one kind of rows: what became of them.
+    """What became of the rows of one kind.
 
     ``notes`` are of what was taken, and say what of it was left behind.
     """
@@ -41,16 +41,16 @@ class Kind:
     notes: dict[str, Why] = field(default_factory=lambda: defaultdict(Why))
 
     def refuse(self, key: str, reason: object) -> None:
-        """A row is not taken."""
+        """Report a row that is not taken."""
         self.not_taken[str(reason)].add(key)
 
     def note(self, key: str, said: str) -> None:
-        """Something of a row that is taken is not."""
+        """Report that something of a row was left behind, though the row was taken."""
         self.notes[said].add(key)
 
 
 class Report:
-    """Of a run."""
+    """The report of a run."""
 
     def __init__(self, *, dry_run: bool) -> None:
         self.dry_run = dry_run
@@ -58,15 +58,15 @@ class Report:
         self.kinds: dict[str, Kind] = {}
 
     def of(self, kind: str) -> Kind:
-        """What became of rows of this kind."""
+        """The part about rows of this kind."""
         return self.kinds.setdefault(kind, Kind())
 
     def as_json(self) -> JsonObject:
-        """The whole of it."""
+        """The whole report, for a program."""
         return {"dry_run": self.dry_run, "woken": self.woken, "kinds": dict(self.kinds)}
 
     def lines(self) -> list[str]:
-        """The whole of it, to be read."""
+        """The whole report, for a person to read."""
         taken = "would be taken" if self.dry_run else "taken"
         lines = []
         for name, kind in self.kinds.items():

@@ -55,7 +55,7 @@ def principal(said: object) -> Principal:
 
 
 def owner(row: Row) -> Principal:
-    """A runner's owner, in both forms of its table."""
+    """A runner's owner, from either form of its table."""
     return principal(row.get("owner_principal") or row.get("owner_user_id"))
 
 
@@ -181,7 +181,7 @@ def grants_by_type(rows: list[Row]) -> dict[str, list[Row]]:
 
 @dataclass(frozen=True, slots=True)
 class EntityFacts:
-    """An entity, as far as its own row says."""
+    """What an entity's own row says of it."""
 
     args: JsonObject
     tags: Mapping[str, str]
@@ -194,7 +194,7 @@ class EntityFacts:
 
 
 def require_entity(url: str) -> None:
-    """Raise NotTaken for what is no entity of a user's."""
+    """Raise NotTaken for a row that is not an entity of a user's."""
     if url.startswith(f"/{PRINCIPALS}/"):
         raise NotTaken(f"entities of type {PRINCIPALS} are the existing server's own")
     if not is_entity_url(url) or url.split("/")[1] in RESERVED_TYPES:
@@ -250,7 +250,7 @@ def is_pending(state: Row) -> bool:
 
 
 def claim(row: Row, entity: Entity | None, runner: str | None, now: datetime) -> ConsumerClaim:
-    """A claim as history: one that was active expired, at the end of its lease, or ``now``."""
+    """A claim as history: an active one expired at the end of its lease, or ``now``."""
     consumer_id, epoch, status = row.get("consumer_id"), row.get("epoch"), row.get("status")
     if not isinstance(consumer_id, str) or not 1 <= len(consumer_id) <= 26:
         raise NotTaken("its consumer id has more than 26 characters, or none")
@@ -317,7 +317,7 @@ class Task:
 
 
 def task(row: Row) -> Task:
-    """What a scheduled task is to send."""
+    """The message that a scheduled task is to send."""
     if any(row.get(column) is not None for column in _OVER):
         raise NotTaken("it is over")
     if row.get("status") not in (None, "pending", "scheduled"):
@@ -359,7 +359,7 @@ def task(row: Row) -> Task:
 
 
 def registration(row: Row) -> tuple[str, Order]:
-    """Who is to be woken, and for what."""
+    """Which entity is to be woken, and for what."""
     said = {
         "subscriberUrl": row.get("subscriber_url"),
         "sourceUrl": row.get("source_url"),
@@ -408,7 +408,7 @@ def _first(said: JsonObject, *names: str) -> object:
 
 
 def _times(row: Row, *columns: str) -> JsonObject:
-    """Times of a row, as far as it says them."""
+    """The times that a row gives."""
     times: JsonObject = {}
     for column in columns:
         said = row.get(column)

@@ -45,11 +45,11 @@ _NOTHING = SQL("")
 
 
 class Unreadable(Exception):
-    """Why nothing can be read there: the sentence."""
+    """Nothing can be read there; the message is a sentence that says why."""
 
 
 class Source:
-    """What one tenant has. Times are of the snapshot: ``now`` is when it was taken."""
+    """What one tenant has. ``now`` is when the snapshot was taken."""
 
     def __init__(self, source: "psycopg.Connection[Row]", tenant: str) -> None:
         self._source = source
@@ -88,7 +88,7 @@ class Source:
             yield from cursor
 
     def named(self, table: str, column: str, keys: Sequence[str]) -> list[Row]:
-        """The tenant's rows whose column is one of these."""
+        """The tenant's rows that have one of these values in the column."""
         return self._named(SQL("*"), table, column, keys)
 
     def epochs(self, urls: Sequence[str]) -> dict[str, int]:
@@ -98,7 +98,7 @@ class Source:
         return {row["entity_url"]: row["epoch"] for row in rows}
 
     def urls(self) -> list[tuple[str, str]]:
-        """Of each entity its URL and its parent's or "", in the order that they were made in."""
+        """Each entity's URL and its parent's or "", in the order in which they were made."""
         found = self._source.execute(
             SQL("SELECT url, parent FROM entities{} ORDER BY created_at, url").format(
                 self._own("entities")
@@ -107,7 +107,7 @@ class Source:
         return [(row["url"], row["parent"] or "") for row in found]
 
     def count(self, table: str) -> int:
-        """How many rows of a table are the tenant's."""
+        """How many rows the tenant has in a table."""
         found = self._source.execute(
             SQL("SELECT count(*) AS rows FROM {}{}").format(Identifier(table), self._own(table))
         )

@@ -16,7 +16,7 @@ _MAX_KEY = 256
 
 
 def read(folder: Path, url: str) -> list[JsonObject] | None:
-    """The events of an entity's main stream, or None without a file of it. Raises NotTaken."""
+    """The events of an entity's main stream, or None if it has no file. Raises NotTaken."""
     base = folder.joinpath(*url.split("/")[1:])
     for name in ("main.json", "main.jsonl"):
         path = base / name

@@ -152,7 +152,10 @@ def _may_be_woken(entity: Any) -> bool:
 
 def _wake(entity: Any, order: Order) -> str:
     entities.wake_now(entity)
-    return "woken"
+    trouble = _trouble(entity)
+    if trouble is None:
+        return "woken"
+    return f"emitted, but {entity.dispatch_state.runner_id} cannot claim it now"
 
 
 def _send_effect(entity: Any) -> str:

@@ -13,8 +13,8 @@ from sentry_sdk.integrations.atexit import AtexitIntegration
 from sentry_sdk.integrations.dedupe import DedupeIntegration
 from sentry_sdk.integrations.excepthook import ExcepthookIntegration
 from sentry_sdk.integrations.logging import LoggingIntegration
-from structlog.contextvars import get_contextvars
 
+from core import log_facts
 from core.version import VERSION
 
 _SECRET = re.compile(r"pw[a-z]_[A-Za-z0-9_-]{8,}|[0-9a-f]{64}|(?<=://)[^/\s@]+@")
@@ -50,7 +50,7 @@ def flush() -> None:
 def _without_secrets(event: Any, hint: Any) -> Any:
     # Django's line for a 500 carries the request, whose address may contain a login.
     event.get("extra", {}).pop("request", None)
-    event["tags"] = {**event.get("tags", {}), **get_contextvars()}
+    event["tags"] = {**event.get("tags", {}), **log_facts.known()}
     return _scrubbed(event)
 
 

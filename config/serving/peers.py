@@ -27,6 +27,8 @@ class Peer:
         self._is_late = False
         self.is_waited_for = False
         """Whether the server waits for the rest of a request."""
+        self._head = b""
+        """Of an answer whose body follows at once: both are sent together."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
@@ -34,6 +36,9 @@ class Peer:
     def idle(self) -> None:
         """The request is answered, and no other has begun."""
         self._deadline = None
+        if self._head:  # no body followed: it was asked for by HEAD, or is empty
+            with suppress(OSError):
+                self.sendall(b"")
 
     def begin(self) -> None:
         """A request has begun, maybe in what came with the one before it."""
@@ -63,7 +68,16 @@ class Peer:
         return more
 
     def sendall(self, data: bytes) -> None:
-        """Send; raises ConnectionResetError for a peer that does not read."""
+        """Send; raises ConnectionResetError for a peer that does not read.
+
+        gunicorn sends an answer's head by itself. One that says how long its body is waits for it:
+        so most answers are one packet, and one call of the system.
+        """
+        if self._head:
+            data, self._head = self._head + data, b""
+        elif _is_head_with_length(data):
+            self._head = data
+            return
         self._sock.settimeout(self._patience_s)
         try:
             if len(data) <= SLICE:
@@ -74,6 +88,12 @@ class Peer:
                 self._sock.sendall(view[begin : begin + SLICE])
         except TimeoutError:
             raise ConnectionResetError(errno.ECONNRESET, "The peer does not read.") from None
+
+
+def _is_head_with_length(data: bytes) -> bool:
+    """Whether this is the head of an answer that says how long its body is."""
+    is_head = data.startswith(b"HTTP/1.1 ") and data.endswith(b"\r\n\r\n")
+    return is_head and b"\r\nContent-Length: " in data
 
 
 def keep_little(listener: socket.socket) -> None:

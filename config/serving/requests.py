@@ -1,8 +1,7 @@
 """What is recorded of every request: its id, its metrics, its log line, and its span.
 
-What becomes known on the way, such as who calls about what, is bound with structlog's
-``bind_contextvars`` where it becomes known, and is then part of each log line until the request is
-answered.
+What becomes known on the way, such as who calls about what, is noted in `core.log_facts`, and is
+then part of each log line until the request is answered.
 """
 
 import logging
@@ -16,9 +15,8 @@ from django.core.handlers.wsgi import WSGIHandler
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from prometheus_client import Counter, Histogram
-from structlog.contextvars import bind_contextvars, clear_contextvars, get_contextvars
 
-from core import tracing
+from core import log_facts, tracing
 from core.addresses import client_address
 from core.metrics import REGISTRY
 
@@ -38,6 +36,9 @@ DURATION = Histogram(
     registry=REGISTRY,
 )
 
+# Each of their series, once looked up.
+_requests, _duration = cache(REQUESTS.labels), cache(DURATION.labels)
+
 NO_ROUTE = "(none)"
 """The route of what leads nowhere, or was refused before it was looked at."""
 
@@ -54,8 +55,7 @@ class ObservedHandler(WSGIHandler):
         """Answer."""
         began = time.perf_counter()
         request_id = _identify(request)
-        clear_contextvars()
-        bind_contextvars(request_id=request_id)
+        log_facts.begin(request_id=request_id)
         held = "live=" in request.META["QUERY_STRING"]
         if tracing.tracer is None or held or request.path in _UNTRACED:
             response: HttpResponseBase = super().get_response(request)
@@ -66,9 +66,9 @@ class ObservedHandler(WSGIHandler):
             response.content = b""  # an error's; gunicorn would log that it drops it
         took_s = time.perf_counter() - began
         route, method = self.route(request), _method(request)
-        REQUESTS.labels(route, method, response.status_code).inc()
+        _requests(route, method, response.status_code).inc()
         if not held:
-            DURATION.labels(route, method).observe(took_s)
+            _duration(route, method).observe(took_s)
         if settings.PULLWAKE_ACCESS_LOG:
             facts = {
                 "method": method,
@@ -84,7 +84,7 @@ class ObservedHandler(WSGIHandler):
     def _traced(self, tracer: tracing.Tracer, request: HttpRequest) -> HttpResponseBase:
         with tracer.request(_method(request), tracing.sent_with(request.META)) as span:
             response: HttpResponseBase = super().get_response(request)
-            span.end(self.route(request), response.status_code, get_contextvars())
+            span.end(self.route(request), response.status_code, log_facts.known())
         return response
 
     def route(self, request: HttpRequest) -> str:

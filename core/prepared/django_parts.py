@@ -3,12 +3,24 @@
 Each has a test in tests/core/test_django_parts.py, run on every supported Django.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import Model, QuerySet
+from django.db.models import (
+    AutoField,
+    BooleanField,
+    CharField,
+    DateTimeField,
+    DurationField,
+    ForeignKey,
+    IntegerField,
+    Model,
+    QuerySet,
+    TextField,
+)
 from django.db.models.expressions import Col
 from django.db.models.query import get_related_populators
 from django.db.models.sql import InsertQuery, UpdateQuery
@@ -19,12 +31,32 @@ __all__ = [
     "insert_compiler",
     "select_compiler",
     "shape_of",
+    "stored_by",
     "update_compiler",
     "wrap_cursor",
 ]
 
 wrap_cursor = BaseDatabaseWrapper._prepare_cursor  # type: ignore[attr-defined]
 """Django's wrapper for a cursor of the driver: it translates errors and logs queries."""
+
+
+def stored_by(field: Any, connection: BaseDatabaseWrapper) -> Callable[[Any], Any] | None:
+    """What makes a field's values, but None, those to send; None where they are sent as they are.
+
+    Without this, a field's `get_db_prep_save` would ask anew for each value what kind it is.
+    """
+    while isinstance(field, ForeignKey):
+        field = field.target_field
+    match field:
+        case None | CharField() | TextField() | BooleanField() | AutoField():
+            return None
+        case DateTimeField() | DurationField() if connection.vendor == "postgresql":
+            return None
+        case IntegerField():
+            # PostgreSQL would prepare a statement anew for each size of a number.
+            ops: Any = connection.ops
+            return type(ops.adapt_integerfield_value(0, field.get_internal_type()))
+    return partial(field.get_db_prep_save, connection=connection)
 
 
 @dataclass(frozen=True, slots=True)

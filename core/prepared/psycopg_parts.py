@@ -7,11 +7,12 @@ from typing import Any
 
 import psycopg
 
-ServerCursor = psycopg.Cursor[Any]
-"""Binds at the server, which is what prepares a statement."""
+
+class ServerCursor(psycopg.Cursor[Any]):
+    """Binds at the server, which is what prepares a statement."""
 
 
-class LoggedCursor(psycopg.Cursor[Any]):
+class LoggedCursor(ServerCursor):
     """The same while Django logs queries, and looks for the text where its own cursor keeps it."""
 
     def _get_prepared(self, pgq: Any, prepare: bool | None = None) -> Any:

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 from typing import Any, Generic, TypeVar
 
 from django.db import DEFAULT_DB_ALIAS, connection, connections
-from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Expression, Model, QuerySet
 
 from core.prepared import django_parts as parts
@@ -38,17 +37,21 @@ class Param(Expression):
         """A placeholder, whose value is this param until a run binds it."""
         return "%s", (self,)
 
-    def bound(self, values: dict[str, Any], database: BaseDatabaseWrapper) -> Any:
-        """The value to send for this placeholder in one run."""
-        value = values[self.name]
-        return value if self.stored_as is None else self.stored_as.get_db_prep_save(value, database)
-
 
 class _Statement:
     """SQL with params, and what its rows' columns become."""
 
     def __init__(self, sql: str, params: Sequence[Any], compiler: Any, columns: list[Any]) -> None:
-        self._params = [each for each in params if not isinstance(each, str | int)]
+        bound = [each for each in params if not isinstance(each, str | int)]
+        self._names = [each.name for each in bound if isinstance(each, Param)]
+        # The places of what is the same in each run, and of what must be stored as its column is.
+        self._fixed: list[tuple[int, Any]] = []
+        self._stored: list[tuple[int, Callable[[Any], Any]]] = []
+        for place, each in enumerate(bound):
+            if not isinstance(each, Param):
+                self._fixed.append((place, each))
+            elif (store := parts.stored_by(each.stored_as, connection)) is not None:
+                self._stored.append((place, store))
         self._sql = _with_literals(sql, params)
         self._compiler = compiler
         self._converters = compiler.get_converters(columns)
@@ -58,14 +61,42 @@ class _Statement:
         """Run it: how many rows it concerned, and the rows that it returned."""
         # Looked up once: each use of `django.db.connection` asks which thread this is.
         database = connections[DEFAULT_DB_ALIAS]
-        params = [p.bound(values, database) if isinstance(p, Param) else p for p in self._params]
-        with _cursor(database) as running:
-            running.execute(self._sql, params)
-            rows = running.fetchall() if self._answers else []
-            count = running.rowcount
+        params = [values[name] for name in self._names]
+        for place, value in self._fixed:
+            params.insert(place, value)
+        for place, store in self._stored:
+            if params[place] is not None:
+                params[place] = store(params[place])
+        count, rows = execute(database, self._sql, params, answers=self._answers)
         if self._converters:
             rows = [tuple(r) for r in self._compiler.apply_converters(rows, self._converters)]
         return count, rows
+
+
+def execute(
+    database: Any, sql: str, params: Sequence[Any], *, answers: bool
+) -> tuple[int, list[Row]]:
+    """Run a statement: how many rows it concerned, and those that it ``answers`` with.
+
+    PostgreSQL prepares it, because its parameters are bound on the server. Where nobody looks on,
+    it needs nothing of Django's cursor but its errors, and that a broken transaction runs nothing.
+    """
+    if database.vendor == "postgresql":
+        if database.connection is None:
+            database.ensure_connection()
+        if not (database.queries_logged or database.execute_wrappers):
+            database.validate_no_broken_transaction()
+            with database.wrap_database_errors, ServerCursor(database.connection) as cursor:
+                cursor.execute(sql, params)
+                return cursor.rowcount, cursor.fetchall() if answers else []
+        kind = LoggedCursor if database.queries_logged else ServerCursor
+        looked_at = parts.wrap_cursor(database, kind(database.connection))
+    else:
+        looked_at = database.cursor()
+    with looked_at:
+        looked_at.execute(sql, params)
+        rows = looked_at.fetchall() if answers else []
+        return looked_at.rowcount, rows
 
 
 def _with_literals(sql: str, params: Sequence[Any]) -> str:
@@ -82,15 +113,6 @@ def _literal(value: Any) -> str:
         value = value.replace("'", "''").replace("%", "%%")
         return f"'{value}'"
     return str(value) if isinstance(value, int) else "%s"
-
-
-def _cursor(database: Any) -> Any:
-    """A cursor whose statements PostgreSQL prepares, because it binds parameters on the server."""
-    if database.vendor != "postgresql":
-        return database.cursor()
-    database.ensure_connection()
-    kind = LoggedCursor if database.queries_logged else ServerCursor
-    return parts.wrap_cursor(database, kind(database.connection))
 
 
 class _Prepared(ABC):

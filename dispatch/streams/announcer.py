@@ -2,8 +2,9 @@
 
 Within the writing transaction PostgreSQL would hold one lock of the whole cluster until the commit
 is on the disk, and all writers would queue for it. So a process notifies on a connection of its
-own, one NOTIFY at a time, for everything that grew while the last one ran. A process that ends
-between a commit and its NOTIFY loses the hint, which costs one sweep (`dispatch.streams.waiters`).
+own, one NOTIFY at a time, for everything that grew while the last one ran. What need not be told at
+once goes with the next one, which is a third of the NOTIFYs of a cycle. A process that ends between
+a commit and its NOTIFY loses the hint, which costs one sweep (`dispatch.streams.waiters`).
 """
 
 import atexit
@@ -27,6 +28,9 @@ TCP_PATIENCE_S = 5
 
 STUCK_S = 15.0
 """Seconds after which a NOTIFY that is not answered is given up, and its connection cut."""
+
+LATER_S = 0.2
+"""Seconds after a NOTIFY until there is one for nothing but what need not be told at once."""
 
 _FAREWELL_S = 1.0
 
@@ -56,14 +60,18 @@ class Announcer:
         self._lock = threading.Lock()
         self._due = threading.Event()
         self._keys: set[str] = set()
+        self._is_urgent = False
+        self._notified_at = 0.0
         self._thread: threading.Thread | None = None
         self._connection: Connection | None = None
         self._since: float | None = None
         self._closing = False
 
-    def announce(self, key: str) -> None:
-        """Notify of this stream soon."""
+    def announce(self, key: str, *, urgent: bool = True) -> None:
+        """Notify of this stream soon; if it is not ``urgent``, `LATER_S` after the last NOTIFY."""
         with self._lock:
+            is_due = urgent or not self._keys
+            self._is_urgent |= urgent
             self._keys.add(key)
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(
@@ -71,7 +79,8 @@ class Announcer:
                 )
                 self._thread.start()
                 atexit.register(self.close)
-        self._due.set()
+        if is_due:
+            self._due.set()
 
     def close(self) -> None:
         """Notify of what is left, and stop; waits only a moment for that."""
@@ -90,8 +99,13 @@ class Announcer:
         while not self._closing or self._keys:
             self._due.wait()
             self._due.clear()
+            if not self._is_urgent:
+                # Until then, or until something urgent is announced, or this ends.
+                self._due.wait(max(self._notified_at + LATER_S - time.monotonic(), 0))
+                self._due.clear()
             with self._lock:
                 keys, self._keys = self._keys, set()
+                self._is_urgent = False
             if keys:
                 self._notify(keys)
         if self._connection is not None:
@@ -104,7 +118,7 @@ class Announcer:
                 self.pid = self._connection.info.backend_pid
                 # A hint need not survive a crash, so it does not wait for the disk.
                 self._connection.execute("SET synchronous_commit = off")
-            self._since = time.monotonic()
+            self._since = self._notified_at = time.monotonic()
             self._connection.execute(_NOTIFY, [CHANNEL, sorted(keys)])
         except Exception as exc:  # noqa: BLE001  whatever it is, sweeps find what was not announced
             note_trouble(logger, "could not announce, sweeps will find it", exc)

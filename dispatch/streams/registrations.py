@@ -521,8 +521,6 @@ def released(state: DispatchState, since: int) -> None:
 
     If it left an error and finished no run, subscribers that wait for a run are told of the error.
     """
-    if state.watched == DispatchState.Watched.NOT:
-        return
     errors = _Text("\n")
     events = StreamEvent.objects.filter(entity=state.entity_id, offset__gt=since)
     told = Q(data__contains='"error"') | Q(data__contains='"run"')

@@ -1,5 +1,8 @@
 """Each part of Django that `core.prepared.django_parts` uses is there and does what it did."""
 
+from datetime import UTC, datetime, timedelta
+from unittest import mock
+
 import django
 import pytest
 from django.db import IntegrityError, connection, models, transaction
@@ -7,12 +10,16 @@ from django.db.models import F, Q
 from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 
+from claims.models import ConsumerClaim
 from core.prepared import django_parts as parts
-from dispatch.models import Wake
-from runners.models import Runner, RunnerLiveness
+from core.prepared.statements import execute
+from dispatch.models import DispatchState, Wake
+from runners.models import AccessToken, Runner, RunnerLiveness
 from tests.factories import RunnerFactory
 
 pytestmark = pytest.mark.django_db
+
+IS_POSTGRES = connection.vendor == "postgresql"
 
 
 @pytest.fixture
@@ -28,24 +35,73 @@ def run(compiler):
         return cursor.fetchall()
 
 
-def test_prepare_cursor_translates_errors():
-    """And it is what `connection.cursor()` wraps the driver's cursors with."""
-    with connection.cursor() as ours:
-        raw = connection.connection.cursor()
-        wrapped = parts.wrap_cursor(connection, raw)
-        assert type(wrapped) is type(ours)
-    with wrapped, pytest.raises(IntegrityError), transaction.atomic():
-        wrapped.execute("INSERT INTO runners_runner (id) VALUES (NULL)")
+def unlogged(sql, params=(), *, answers=False):
+    """As in production, where nobody looks on."""
+    with mock.patch.object(connection, "force_debug_cursor", False):
+        return execute(connection, sql, params, answers=answers)
 
 
-def test_prepare_cursor_logs_queries():
-    raw = connection.connection.cursor()
-    with (
-        CaptureQueriesContext(connection) as captured,
-        parts.wrap_cursor(connection, raw) as cursor,
-    ):
-        cursor.execute("SELECT 4711")
+def test_execute_answers():
+    assert unlogged("SELECT 4711", answers=True) == (1 if IS_POSTGRES else -1, [(4711,)])
+    assert unlogged("DELETE FROM runners_runner") == (0, [])
+
+
+def test_execute_translates_errors():
+    with pytest.raises(IntegrityError), transaction.atomic():
+        unlogged("INSERT INTO runners_runner (id) VALUES (NULL)")
+
+
+def test_execute_runs_nothing_in_a_broken_transaction():
+    with transaction.atomic():
+        transaction.set_rollback(True)
+        with pytest.raises(transaction.TransactionManagementError):
+            unlogged("SELECT 4711")
+
+
+def test_execute_logs_queries_and_asks_those_who_look_on():
+    asked = []
+
+    def look(run, sql, params, many, context):
+        asked.append(sql)
+        return run(sql, params, many, context)
+
+    with CaptureQueriesContext(connection) as captured:
+        execute(connection, "SELECT 4711", [], answers=True)
+    with connection.execute_wrapper(look):
+        unlogged("SELECT 4712")
     assert [query["sql"] for query in captured.captured_queries] == ["SELECT 4711"]
+    assert asked == ["SELECT 4712"]
+
+
+VALUES = {
+    "CharField": "a",
+    "TextField": "a",
+    "BooleanField": True,
+    "JSONField": {"a": [1]},
+    "DateTimeField": datetime(2026, 5, 19, 11, 1, 11, 631_000, tzinfo=UTC),
+    "DurationField": timedelta(seconds=30),
+    "GenericIPAddressField": "::1",
+    "ForeignKey": 1,
+    "OneToOneField": 1,
+}
+FIELDS = [
+    field
+    for model in (Runner, RunnerLiveness, Wake, DispatchState, ConsumerClaim, AccessToken)
+    for field in model._meta.concrete_fields
+]
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=str)
+def test_values_are_stored_as_djangos_fields_store_them(field):
+    value = VALUES.get(field.get_internal_type(), 1)
+    store = parts.stored_by(field, connection)
+    sent = value if store is None else store(value)
+    djangos = field.get_db_prep_save(value, connection)
+    if field.is_relation and isinstance(field.target_field, models.CharField):
+        djangos = value
+    assert type(sent) is type(djangos)
+    # Those of JSON are wrapped for psycopg, and not comparable.
+    assert getattr(sent, "obj", sent) == getattr(djangos, "obj", djangos)
 
 
 def test_a_compiler_tells_what_it_selects(seen):

@@ -57,7 +57,7 @@ def test_the_list_asks_before_it_does_anything(world, operator, pair):
 
 def test_it_counts_what_it_did_and_what_was_refused(world, operator, pair):
     said = do(operator, CLAIMS, "expire", *(each.pk for each in pair))
-    assert "Take back: 1 done (freed and woken again)." in said
+    assert "Take back: 1 done (freed; its work waits for r1)." in said
     assert "Take back: 1 refused." in said
     assert f"{pair[1]}: It has already ended: released." in said
     assert world.row(world.orphaned).status == "expired"
@@ -94,7 +94,7 @@ def test_it_says_who_did_what_to_which_and_why(world, operator, pair):
     entry = LogEntry.objects.get()
     assert (entry.user.username, entry.object_id) == ("operator", str(claim.pk))
     assert entry.change_message == (
-        "Take back: freed and woken again. Reason: the machine burned down"
+        "Take back: freed; its work waits for r1. Reason: the machine burned down"
     )
     log = text(operator.get("/admin/admin/logentry/"))
     assert "the machine burned down" in log
@@ -153,13 +153,15 @@ def test_it_resumes_what_is_paused(world, operator):
 def test_it_wakes_an_entity_within_its_delay(world, operator):
     woken = {wake["stream"]: wake["generation"] for wake in world.api.wakes()}
     assert "agent/e2/main" not in woken  # it failed, and waits
-    assert "1 done (woken)" in do(operator, ENTITIES, "wake", pk_of("/agent/e2"))
+    said = do(operator, ENTITIES, "wake", pk_of("/agent/e2"))
+    assert "1 done (emitted, but r1 cannot claim it now)" in said  # for it is dead
     woken = {wake["stream"]: wake["generation"] for wake in world.api.wakes()}
     assert woken["agent/e2/main"] == 2
 
 
 def test_it_emits_an_unclaimed_wake_again(world, operator):
     tail = world.api.get("/runners/r1/wake?offset=now").headers["Stream-Next-Offset"]
+    world.api.post("/_electric/runners/r1/heartbeat")
     assert "1 done (woken)" in do(operator, ENTITIES, "wake", pk_of("/agent/e4"))
     (wake,) = world.api.wakes(offset=tail)
     assert (wake["stream"], wake["generation"]) == ("agent/e4/main", 1)

@@ -24,7 +24,7 @@ HTML = {"Accept": "text/html"}
 BESIDE = """
 from gevent import monkey; monkey.patch_all()
 import gevent
-from django.conf import settings; settings.configure()
+import django; django.setup()
 from config.serving.passwords import Hasher
 
 hashing = gevent.spawn(Hasher().encode, "secret", "salt", 300_000)

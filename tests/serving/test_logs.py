@@ -11,16 +11,15 @@ from typing import Any
 
 import pytest
 from django.conf import settings
-from django.db import OperationalError
+from django.db import OperationalError, connection
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.test import Client, RequestFactory
-from structlog.contextvars import bound_contextvars, clear_contextvars
 from structlog.stdlib import ProcessorFormatter
 
 from config.serving.application import Application
 from config.serving.error_reports import _without_secrets
 from config.serving.log_lines import JsonLines, NowAndThen
-from core import database
+from core import database, log_facts
 from core.principals import Principal
 from runners import tokens
 from tests.support import Api, wait_until
@@ -137,9 +136,8 @@ def test_a_line_is_json_whatever_it_says(settings):
     )
     error = OSError("away")
     record.exc_info = (OSError, error, None)
-    clear_contextvars()
-    with bound_contextvars(principal="user:alice"):
-        line = json.loads(JsonLines().format(record))
+    log_facts.begin(principal="user:alice")
+    line = json.loads(JsonLines().format(record))
     exception = line.pop("exception")
     assert exception == "OSError: away"
     assert line == {
@@ -270,6 +268,26 @@ def test_a_database_that_is_away_is_a_line_and_not_one_for_each_request(
     monkeypatch.setattr(database, "REPEATED_S", 0.0)
     api.get("/readyz")
     assert "9 more since" in passed[-1]
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "ALTER TABLE runners_runner RENAME TO elsewhere",
+        "ALTER TABLE runners_runner RENAME COLUMN label TO title",
+    ],
+)
+def test_where_migrations_are_missing_answer_and_log_say_so(
+    alice: Api, passed: list[str], missing: str
+):
+    with connection.cursor() as cursor:
+        cursor.execute(missing)
+    answer = alice.get("/_electric/runners")
+    assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+    assert "run manage.py migrate" in answer.body["error"]["message"]
+    (line,) = map(json.loads, passed)
+    assert "run manage.py migrate" in line["event"]
+    assert "exception" not in line
 
 
 def test_of_attempts_to_connect_some_are_logged():

@@ -221,3 +221,38 @@ def test_a_listener_that_is_to_close_takes_who_has_connected_and_nobody_more():
         listener.settimeout(0)
         with pytest.raises(BlockingIOError):
             listener.accept()
+
+
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
+HEAD_OF_A_STREAM = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.fixture
+def peer_and_reader():
+    """A peer, and the other end of its connection, which reads what has been sent."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.settimeout(0)
+        yield Peer(ours, 5), theirs
+
+
+def test_the_head_of_an_answer_is_sent_with_its_body(peer_and_reader):
+    peer, theirs = peer_and_reader
+    peer.sendall(ANSWER)
+    with pytest.raises(BlockingIOError):
+        theirs.recv(1000)
+    peer.sendall(b"{}")
+    assert theirs.recv(1000) == ANSWER + b"{}"
+
+
+def test_a_head_that_no_body_follows_is_sent_once_it_is_answered(peer_and_reader):
+    peer, theirs = peer_and_reader
+    peer.sendall(ANSWER)
+    peer.idle()
+    assert theirs.recv(1000) == ANSWER
+
+
+def test_the_head_of_a_stream_is_sent_at_once(peer_and_reader):
+    peer, theirs = peer_and_reader
+    peer.sendall(HEAD_OF_A_STREAM)
+    assert theirs.recv(1000) == HEAD_OF_A_STREAM
