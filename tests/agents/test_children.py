@@ -72,6 +72,7 @@ def heard(api):
     return [each["value"]["finished_child"] for each in told], {each["key"] for each in told}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("childs_crash", [None, *STEPS])
 @pytest.mark.parametrize("parents_crash", [None, *STEPS])
 def test_a_parent_hears_of_each_child_once(runtimes, parents_crash, childs_crash):

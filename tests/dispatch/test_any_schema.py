@@ -7,6 +7,7 @@ from typing import Any
 import hypothesis.strategies as st
 import jsonschema_rs
 import msgspec
+import pytest
 from hypothesis import HealthCheck, given, settings
 
 from dispatch.schema_checker import _PATTERNS
@@ -81,6 +82,7 @@ def holds(value: Any, schema: Any) -> bool | None:
     return validator.is_valid(said[1])
 
 
+@pytest.mark.slow
 def test_each_is_taken_or_refused_and_holds_or_not(alice):
     numbers = count()
     seen = Counter[tuple[str, bool | None]]()

@@ -27,7 +27,7 @@ from tests.postgres import private_postgres
 SCHEMA = Path(__file__).with_name("electric_agents.sql")
 ALICE, BOB = (Principal.parse(f"user:{name}") for name in ("alice", "bob"))
 
-pytestmark = [pytest.mark.django_db, pytest.mark.server]
+pytestmark = pytest.mark.django_db
 
 
 @pytest.fixture(scope="module")
