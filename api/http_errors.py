@@ -12,7 +12,7 @@ from django.http import Http404, HttpResponse
 from rest_framework import exceptions as drf
 
 from core import errors
-from core.database import is_passing, note_trouble
+from core.database import advice, is_passing, note_trouble
 from core.errors import PullwakeError
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def translate(exc: BaseException) -> PullwakeError:
             return errors.Forbidden()
         case _ if is_passing(exc):
             note_trouble(logger, "database unavailable", exc)
-            return errors.ServiceUnavailable()
+            return errors.ServiceUnavailable(advice(exc))
         case DisallowedHost():
             return errors.InvalidRequest("The Host header is not one of ALLOWED_HOSTS.")
         case SuspiciousOperation() | drf.ParseError() | drf.NotAcceptable():

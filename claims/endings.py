@@ -8,13 +8,13 @@ from django.db.models import Q
 
 from claims import lifecycle
 from claims.lifecycle import Expiry
-from claims.models import ConsumerClaim
+from claims.models import ClaimQuerySet, ConsumerClaim
 from core.errors import InvalidSignal
 from dispatch import deliveries, entities, shared_states, signals, timers, wakes
 from dispatch.models import DispatchState, Entity
 from dispatch.streams import registrations, waiters
-from runners import changes, registry
-from runners.models import Runner
+from runners import changes, registry, tokens
+from runners.models import AccessToken, Runner, RunnerQuerySet
 
 Status = ConsumerClaim.Status
 
@@ -37,6 +37,30 @@ def take_back(claim: ConsumerClaim, to: str | None = None) -> Expiry | None:
             entities.redirect(state, runner)
         next_wake = lifecycle.wake_next(claim, state)
     return Expiry(next_wake)
+
+
+def holders(token: AccessToken) -> RunnerQuerySet:
+    """The runners that the token's bearer may be: the one that it is for, or all of its owner."""
+    runners = Runner.objects.filter(owner_principal=token.principal)
+    if token.scope:
+        return runners.none()
+    return runners if token.runner_id is None else runners.filter(pk=token.runner_id)
+
+
+def held_with(token: AccessToken) -> ClaimQuerySet:
+    """The active claims that the token's bearer may hold, the oldest first."""
+    return ConsumerClaim.objects.active().filter(runner__in=holders(token)).order_by("pk")
+
+
+def fence(token: AccessToken) -> int | None:
+    """Revoke a token, and take back what its bearer may hold: how many; None if it was revoked.
+
+    It waits until no server accepts the token any more: before that the bearer could claim again.
+    Each claim is a transaction of its own.
+    """
+    if not tokens.revoke_at_once(token):
+        return None
+    return sum(take_back(claim) is not None for claim in held_with(token))
 
 
 def kill(entity: Entity, signal: signals.Signal) -> signals.Signalled:

@@ -17,7 +17,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from config.environment import Environment
 from config.serving import cooperative, log_lines
-from core import log_facts
+from core import log_facts, sqlite
 from core.principals import Principal
 from core.version import VERSION
 from operators import theme
@@ -287,7 +287,9 @@ if SQLITE:
     _database["OPTIONS"] = {
         # IMMEDIATE takes the write lock at BEGIN: no transaction fails half way for want of it.
         "transaction_mode": "IMMEDIATE",
-        "timeout": 10,
+        # It waits for locks by itself, for PULLWAKE_LOCK_TIMEOUT_MS.
+        "factory": sqlite.Connection,
+        "timeout": 0,
         "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
     }
     # In memory, two threads would be two databases.

@@ -2,7 +2,9 @@
 
 import logging
 import os
+import re
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -24,15 +26,19 @@ from psycopg.errors import (
     IdleInTransactionSessionTimeout,
     LockNotAvailable,
     ReadOnlySqlTransaction,
+    UndefinedColumn,
+    UndefinedTable,
 )
 from psycopg_pool import PoolTimeout
+
+from core.sqlite import FileGone
 
 T = TypeVar("T")
 
 _OUTAGES = (
     *(PoolTimeout, OperationalError, InterfaceError),
     # Of connections that are not Django's.
-    *(psycopg.OperationalError, psycopg.InterfaceError),
+    *(psycopg.OperationalError, psycopg.InterfaceError, sqlite3.OperationalError),
 )
 
 _PASSING = (IdleInTransactionSessionTimeout, ReadOnlySqlTransaction)
@@ -55,9 +61,33 @@ def hand_back() -> None:
         database.close_if_unusable_or_obsolete()
 
 
+_NOT_MIGRATED = "The database's tables are not this version's: run manage.py migrate."
+_NO_TABLE = re.compile("no such (table|column)|has no column named")
+_DAMAGED = "The database's file is damaged: restore it."
+_SQLITE_ADVICE = {
+    sqlite3.SQLITE_READONLY: "The database's file is read-only: let this server write to it.",
+    sqlite3.SQLITE_CORRUPT: _DAMAGED,
+    sqlite3.SQLITE_NOTADB: _DAMAGED,
+}
+
+
+def advice(exc: BaseException) -> str | None:
+    """What a person must do about the database, a sentence; None where nobody must, or can."""
+    match _cause(exc):
+        case UndefinedTable() | UndefinedColumn():
+            return _NOT_MIGRATED
+        case FileGone() as gone:
+            return str(gone)
+        case sqlite3.DatabaseError() as cause:
+            if _NO_TABLE.search(str(cause)):
+                return _NOT_MIGRATED
+            return _SQLITE_ADVICE.get(getattr(cause, "sqlite_errorcode", 0) & 0xFF)
+    return None
+
+
 def is_passing(exc: BaseException) -> bool:
-    """Whether the failure will pass: the database is away, busy, shutting down, or a standby."""
-    if isinstance(exc, _OUTAGES):
+    """Whether the database fails, and not we: it is away, busy, a standby, or not migrated yet."""
+    if isinstance(exc, _OUTAGES) or advice(exc) is not None:
         return True
     return isinstance(exc, DatabaseError | psycopg.Error) and isinstance(_cause(exc), _PASSING)
 
@@ -89,7 +119,10 @@ def note_trouble(logger: logging.Logger, what: str, exc: BaseException) -> None:
             return
         _noted[kind] = (now, 0)
     more = f" ({left_out} more since the last such line)" if left_out else ""
-    logger.warning("%s: %s%s", what, " ".join(str(exc).split()), more)
+    reason, hint = " ".join(str(exc).split()), advice(exc)
+    if hint is not None and hint not in reason:
+        reason = f"{reason}. {hint}"
+    logger.warning("%s: %s%s", what, reason, more)
 
 
 def is_lock_refused(exc: BaseException) -> bool:
@@ -191,4 +224,4 @@ class HeldBriefly(Func):
 
 def _cause(exc: BaseException) -> BaseException | None:
     """The driver's error behind Django's."""
-    return exc if isinstance(exc, psycopg.Error) else exc.__cause__
+    return exc if isinstance(exc, psycopg.Error | sqlite3.Error) else exc.__cause__

@@ -13,7 +13,7 @@ from django.http import HttpRequest
 from claims import endings
 from claims.models import ClaimQuerySet, ConsumerClaim, OrphanReason
 from claims.reports import held_by
-from claims.standing import outlook
+from claims.standing import Trouble, outlook, trouble_of
 from core.clock import span_of
 from core.errors import Fenced
 from dispatch.models import DispatchState, Wake
@@ -71,11 +71,18 @@ def _effect(claim: Any) -> str:
     return f"Taken back, as {OrphanReason(claim.orphan_reason).label}. {work}"
 
 
+def _held_then(claim: Any) -> int:
+    """How many claims the entity's runner then holds: its own makes room for one more."""
+    return int(claim.held - (claim.runner_id == claim.entity.dispatch_state.runner_id))
+
+
 def _outlook(claim: Any) -> str:
-    state = claim.entity.dispatch_state
-    # Its runner, if the entity stays with it, then has one place more.
-    held = claim.held - (claim.runner_id == state.runner_id)
-    return outlook(state, held=held, now=claim.now)
+    return outlook(claim.entity.dispatch_state, held=_held_then(claim), now=claim.now)
+
+
+def _trouble(claim: Any) -> Trouble | None:
+    runner = claim.entity.dispatch_state.runner
+    return trouble_of(runner, held=_held_then(claim), now=claim.now)
 
 
 def _take_back(claim: Any, order: Order) -> str:
@@ -83,7 +90,15 @@ def _take_back(claim: Any, order: Order) -> str:
     if expiry is None:
         claim.refresh_from_db(fields=["status"])
         raise _ended(claim)
-    return "freed and woken again" if expiry.next_wake is not None else "freed"
+    if expiry.next_wake is None:
+        return "freed"
+    trouble = _trouble(claim)
+    lost = trouble is not None and trouble.lasts
+    return (
+        f"freed; its work waits for {claim.entity.dispatch_state.runner_id}"
+        if lost
+        else "freed and woken again"
+    )
 
 
 TAKE_BACK = Verb(

@@ -16,7 +16,6 @@ from django.utils import timezone
 from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
 
 from claims import endings
-from claims.models import ClaimQuerySet, ConsumerClaim
 from core.errors import NotRunning
 from core.identifiers import is_id, new_id
 from core.principals import Principal
@@ -24,7 +23,7 @@ from operators.kit.lists import RUNNER, column, moment_column, row_column, where
 from operators.kit.markup import badge, counted, ident, lines, moment, page_of, principal
 from operators.kit.verbs import OperatorAdmin, Order, Verb, log
 from runners import tokens
-from runners.models import AccessToken, AccessTokenQuerySet, Runner
+from runners.models import AccessToken, AccessTokenQuerySet
 
 
 def new_id_of_form() -> str:
@@ -124,26 +123,14 @@ def _revoke(token: Any, order: Order) -> str:
     return "revoked"
 
 
-def _holders(token: Any) -> "QuerySet[Runner]":
-    """The runners that the token's bearer may be: the one that it is for, or all of its owner."""
-    runners = Runner.objects.filter(owner_principal=token.principal)
-    if token.scope:
-        return runners.none()
-    return runners if token.runner_id is None else runners.filter(pk=token.runner_id)
-
-
-def _claims_of(token: Any) -> "ClaimQuerySet":
-    return ConsumerClaim.objects.active().filter(runner__in=_holders(token)).order_by("pk")
-
-
 def _fence_effect(token: Any) -> str:
     if token.scope:
         return f"{_revoke_effect(token)} It could hold nothing."
     whose = f"runner {token.runner_id}"
     if token.runner_id is None:
         owner = Principal.parse(token.principal).key
-        whose = f"all {counted(_holders(token).count(), 'runner')} of {owner}"
-    held = counted(_claims_of(token).count(), "active claim")
+        whose = f"all {counted(endings.holders(token).count(), 'runner')} of {owner}"
+    held = counted(endings.held_with(token).count(), "active claim")
     return (
         f"{_revoke_effect(token)} {held} of {whose} will be taken back: what holds them can write "
         "no more, and their entities are woken again."
@@ -151,10 +138,9 @@ def _fence_effect(token: Any) -> str:
 
 
 def _fence(token: Any, order: Order) -> str:
-    """Fence them once no server accepts the token any more: before that it could claim again."""
-    if not tokens.revoke_at_once(token):
+    taken = endings.fence(token)
+    if taken is None:
         raise NotRunning("It has already been revoked.")
-    taken = sum(endings.take_back(claim) is not None for claim in _claims_of(token))
     return f"revoked, and {counted(taken, 'claim')} taken back"
 
 

@@ -1,9 +1,9 @@
 """Whether this process can still work: what /livez tells a supervisor, which then replaces it.
 
 The database's absence is no reason to replace it: a new process would miss it just as much. A
-reason is that this process gets no answer from a database that answers others, or that one of its
-threads has ended. (A worker whose loop is stuck answers nothing, and gunicorn's master replaces
-it.)
+reason is that this process gets no answer from a database that answers others, that one of its
+threads has ended, or that its SQLite file is another one now. (A worker whose loop is stuck answers
+nothing, and gunicorn's master replaces it.)
 """
 
 import logging
@@ -15,6 +15,7 @@ from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections
 
 from config.serving import cooperative
+from core import sqlite
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,10 @@ def trouble() -> str | None:
     ended = [thread.name for thread in needed if not thread.is_alive()]
     if ended:
         return f"This process is without {', '.join(ended)}: start another."
+    try:
+        sqlite.require_file()
+    except sqlite.FileGone as gone:
+        return str(gone)
     unanswered_s = self_check.unanswered_s()
     if unanswered_s > settings.PULLWAKE_STUCK_S:
         return (

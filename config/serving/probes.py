@@ -63,4 +63,6 @@ class ReadyView(ApiView):
         executor = MigrationExecutor(connection)
         if executor.migration_plan(executor.loader.graph.leaf_nodes()):
             raise ServiceUnavailable("Migrations are missing: run manage.py migrate.")
+        if connection.vendor == "sqlite":
+            connection.connection.require_writable()
         return answer(Ok(status="ok"))

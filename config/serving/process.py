@@ -11,7 +11,7 @@ from claims.reaper import Housekeeper
 from config.serving import life, probes
 from config.serving.cooperative import Watchdog
 from config.serving.sampler import Sampler
-from core import tracing
+from core import sqlite, tracing
 from dispatch.due import Timekeeper
 from dispatch.streams.waiters import announcer, hub
 from runners.tokens import Watch
@@ -43,6 +43,7 @@ class Process:
             # When the last connection closes, SQLite syncs the disk four times (a heartbeat: 2.0 ms
             # rather than 0.95 ms, seconds on a busy disk): one stays open.
             connection.ensure_connection()
+            sqlite.serve(settings.DATABASES["default"]["NAME"])
         if settings.PULLWAKE_TRACES:
             tracing.tracer = self._spans = Spans()
         self._sampler.start()

@@ -52,6 +52,7 @@ _HINTS = (
         "its folder must be there, and this user must be able to write to it",
         BAD_SETTING,
     ),
+    ("database is locked", "end what holds its lock, or try again", UNAVAILABLE),
     ("readonly database", "let this user write to the file and its folder", BAD_SETTING),
     (
         "refused|time(d )?out|closed the connection|starting up|shutting down|unreachable",

@@ -267,22 +267,27 @@ class _SqliteListener:
         self.newest = dict.fromkeys(_GROWING, 0)
 
     def run(self) -> None:
-        pause = threading.Event()
-        with closing(sqlite3.connect(settings.DATABASES["default"]["NAME"])) as polling:
-            version = None
+        while not self.hub.closing:
+            try:
+                self._listen()
+            except sqlite3.Error as exc:
+                note_trouble(logger, "listener could not look, trying again", exc)
+                threading.Event().wait(_RECONNECT_S)
+
+    def _listen(self) -> None:
+        pause, version = threading.Event(), None
+        # Without a wait for locks, which would be the whole process's.
+        with closing(sqlite3.connect(settings.DATABASES["default"]["NAME"], timeout=0)) as polling:
             for table in _GROWING:
                 newest = polling.execute(f"SELECT ifnull(max(id), 0) FROM {table}")  # noqa: S608
                 (self.newest[table],) = newest.fetchone()
             # A commit before this look may have gone unseen.
             self.hub.wake_all()
             while not self.hub.closing:
-                try:
-                    seen = polling.execute("PRAGMA data_version").fetchone()
-                    if seen != version:
-                        self._wake_grown(polling)
-                        version = seen
-                except sqlite3.OperationalError as exc:
-                    logger.warning("listener could not look, trying again: %s", exc)
+                seen = polling.execute("PRAGMA data_version").fetchone()
+                if seen != version:
+                    self._wake_grown(polling)
+                    version = seen
                 pause.wait(_SQLITE_POLL_S)
 
     def _wake_grown(self, polling: sqlite3.Connection) -> None:

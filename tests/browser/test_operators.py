@@ -53,7 +53,9 @@ def test_an_orphaned_claim_is_found_taken_back_and_done_by_another(page: Page, a
     )
     page.get_by_label("Reason").fill("the machine is gone")
     page.get_by_role("button", name="Take back").click()
-    expect(page.get_by_text("Take back: 1 done (freed and woken again).")).to_be_visible()
+    expect(
+        page.get_by_text("Take back: 1 done (freed; its work waits for doomed).")
+    ).to_be_visible()
     expect(page.get_by_text("It ended: expired")).to_be_visible()
     expect(page.get_by_text("The entity was woken again")).to_be_visible()
     assert killed.done().error == "FENCED"

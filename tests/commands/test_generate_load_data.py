@@ -37,6 +37,15 @@ def test_it_fills_an_empty_database(generate, database):
         " ON s.outstanding_wake_id = w.id WHERE w.status = 'outstanding'"
     )
     assert woken[0][0] > 0
+    lasting = database.execute(
+        "SELECT bool_and(lease_expires_at > now() + interval '1 hour') FROM claims_consumerclaim"
+        " WHERE status = 'active'"
+    )
+    assert lasting == [(True,)]
+    said = database.execute(
+        "SELECT count(*) FROM dispatch_streamevent WHERE position('\"from\"' IN data) > 0"
+    )
+    assert said[0][0] > 0
     assert database.execute("SELECT sum(acquired) > 0 FROM claims_claimtally") == [(True,)]
 
 

@@ -57,7 +57,7 @@ def test_the_list_asks_before_it_does_anything(world, operator, pair):
 
 def test_it_counts_what_it_did_and_what_was_refused(world, operator, pair):
     said = do(operator, CLAIMS, "expire", *(each.pk for each in pair))
-    assert "Take back: 1 done (freed and woken again)." in said
+    assert "Take back: 1 done (freed; its work waits for r1)." in said
     assert "Take back: 1 refused." in said
     assert f"{pair[1]}: It has already ended: released." in said
     assert world.row(world.orphaned).status == "expired"
@@ -94,7 +94,7 @@ def test_it_says_who_did_what_to_which_and_why(world, operator, pair):
     entry = LogEntry.objects.get()
     assert (entry.user.username, entry.object_id) == ("operator", str(claim.pk))
     assert entry.change_message == (
-        "Take back: freed and woken again. Reason: the machine burned down"
+        "Take back: freed; its work waits for r1. Reason: the machine burned down"
     )
     log = text(operator.get("/admin/admin/logentry/"))
     assert "the machine burned down" in log

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from django.conf import settings
-from django.db import OperationalError
+from django.db import OperationalError, connection
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.test import Client, RequestFactory
 from structlog.stdlib import ProcessorFormatter
@@ -268,6 +268,26 @@ def test_a_database_that_is_away_is_a_line_and_not_one_for_each_request(
     monkeypatch.setattr(database, "REPEATED_S", 0.0)
     api.get("/readyz")
     assert "9 more since" in passed[-1]
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "ALTER TABLE runners_runner RENAME TO elsewhere",
+        "ALTER TABLE runners_runner RENAME COLUMN label TO title",
+    ],
+)
+def test_where_migrations_are_missing_answer_and_log_say_so(
+    alice: Api, passed: list[str], missing: str
+):
+    with connection.cursor() as cursor:
+        cursor.execute(missing)
+    answer = alice.get("/_electric/runners")
+    assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+    assert "run manage.py migrate" in answer.body["error"]["message"]
+    (line,) = map(json.loads, passed)
+    assert "run manage.py migrate" in line["event"]
+    assert "exception" not in line
 
 
 def test_of_attempts_to_connect_some_are_logged():

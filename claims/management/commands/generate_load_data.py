@@ -81,8 +81,9 @@ STEPS = {
         SELECT i, o, o > 1 AND (o > %(per_entity)s - 2 OR o %% 5 = 0), CASE
             WHEN o = 1 THEN '{"type":"entity_created","key":"entity-created","value":{}}'
             WHEN o > %(per_entity)s - 2 OR o %% 5 = 0 THEN
-                '{"type":"inbox","key":"m' || o || '","value":{"payload":"Do it","mode":'
-                '"immediate"},"headers":{"operation":"insert"}}'
+                '{"type":"inbox","key":"m' || o || '","value":{"from":'
+                '"/principal/user%%3Aowner-1","payload":"Do it","mode":"immediate"},'
+                '"headers":{"operation":"insert"}}'
             ELSE '{"type":"text","key":"t' || o || '","value":"' || repeat('working ', 8) || '"}'
             END, now() - interval '1 minute' * ((%(per_entity)s - o) * 60 + i %% 45 + 1)
         FROM generate_series(1, %(per_entity)s) AS o, planned
@@ -103,7 +104,9 @@ STEPS = {
             runner_name, status, claimed_at, last_heartbeat_at, lease, lease_expires_at, ended_at,
             delivered_offset, acked_streams, error, claim_token_hash, write_token_hash)
         SELECT w.id, w.wake_id, w.generation, w.entity_id, url, w.runner_id, w.runner_id,
-            became, at, beat, interval '30 seconds', beat + interval '30 seconds',
+            became, at, beat, interval '30 seconds',
+            -- Nobody renews the active ones, which are to last while they are looked at.
+            beat + CASE WHEN became = 'active' THEN interval '1 day' ELSE interval '30 seconds' END,
             CASE WHEN became <> 'active' THEN at + interval '1 second' * (2 + w.id %% 35) END,
             %(per_entity)s - 2, '[]',
             CASE WHEN became = 'failed' THEN 'The tool answered 500' ELSE '' END,
