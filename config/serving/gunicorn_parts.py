@@ -40,6 +40,17 @@ class Server(StreamServer):  # type: ignore[misc]
             return super().wrap_socket_and_handle(client_socket, address)
 
 
+class Listener:
+    """What gunicorn asks of a connection's listener: its name, also once it is closed."""
+
+    def __init__(self, socket: Any) -> None:
+        self._name = socket.getsockname()
+
+    def getsockname(self) -> Any:
+        """Where the connection came in."""
+        return self._name
+
+
 def start_servers(worker: Any, patience_s: float) -> list[StreamServer]:
     """A started server for each of the worker's sockets, as gunicorn's own worker makes them."""
     tls = {"ssl_context": ssl_context(worker.cfg)} if worker.cfg.is_ssl else {}
@@ -47,7 +58,7 @@ def start_servers(worker: Any, patience_s: float) -> list[StreamServer]:
     for socket in worker.sockets:
         socket.setblocking(1)
         keep_little(socket)
-        handle = partial(worker.handle, socket)
+        handle = partial(worker.handle, Listener(socket))
         server = Server(socket, handle=handle, spawn=Pool(worker.worker_connections), **tls)
         server.patience_s = patience_s
         if worker.cfg.workers > 1:
@@ -67,7 +78,6 @@ def close_servers(servers: list[StreamServer]) -> None:
         for server in servers:
             while accepted := server.do_read():
                 server.do_handle(*accepted)
-        # Each begins while the listener exists, whose name gunicorn asks for.
         sleep(0.001)
     for server in servers:
         # At once: gevent closes in the loop's next round, and resets whoever connects until then.

@@ -10,15 +10,24 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import gevent.socket
 import httpx2
 import pytest
+from gevent.event import Event
 from gevent.pool import Pool
 from gevent.server import StreamServer
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
 
-from config.serving.gunicorn_parts import GeventWorker, ParseException, close_servers, ssl_context
+from config.serving.gunicorn_parts import (
+    GeventWorker,
+    ParseException,
+    close_servers,
+    ssl_context,
+    start_servers,
+)
 from tests.support import ROOT, Database, Server
 
 
@@ -99,7 +108,6 @@ def test_who_has_connected_when_servers_close_is_taken():
     taken: list[object] = []
 
     def handle(_: object, address: object) -> None:
-        assert server.socket.getsockname()  # as gunicorn does, of the listener
         taken.append(address)
 
     server = StreamServer(("127.0.0.1", 0), handle=handle, spawn=Pool(2))
@@ -114,6 +122,29 @@ def test_who_has_connected_when_servers_close_is_taken():
         assert taken == [first.getsockname(), second.getsockname()]
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address)
+
+
+def test_a_connection_that_begins_once_nobody_listens_has_come_in_somewhere(worker):
+    """On a busy machine it began so late, and ended with an error about a bad descriptor."""
+    with gevent.socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        address = listening.getsockname()
+        made = worker(listening, worker_connections=10)
+        closed, names = Event(), []
+
+        def handle(listener: Any, client: Any, _: Any) -> None:
+            closed.wait()
+            names.append(listener.getsockname())
+            client.close()
+
+        made.handle = handle
+        servers = start_servers(made, 1.0)
+        with socket.create_connection(address):
+            close_servers(servers)
+            closed.set()
+            servers[0].pool.join()
+    assert names == [address]
 
 
 def test_notify_tells_the_master_that_it_lives(worker):
