@@ -14,9 +14,9 @@ VENV := .venv
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& { echo $$python; break; }; done)
-# Test processes at a time: `make test WORKERS=0` is one process, for a debugger. Two for each of two
-# cores, since half of what tests with servers take is waiting.
-WORKERS ?= 4
+# Test processes at a time: `make test WORKERS=0` is one process, for a debugger. With four on two cores
+# a server that was stopped took longer than the two seconds it may take.
+WORKERS ?= 2
 # Passed through: `make test-sqlite ARGS='-k lease -x'`.
 ARGS ?=
 FLEET ?=
@@ -52,8 +52,6 @@ without-server: $(VENV)/.base $(VENV)/.dev
 	$(TOGETHER) types dist-sdk clients docs checks contracts lint
 
 .PHONY: check
-# Its tests wait for nothing.
-check: WORKERS := 2
 check: $(VENV)/.dev ## Under a minute: all but the tests that start a process or need PostgreSQL
 	$(TOGETHER) types checks contracts lint
 	env -u DATABASE_URL $(PYTEST) -q -m 'not server and not slow' $(ARGS)
