@@ -27,8 +27,11 @@ if TYPE_CHECKING:
     from config.serving.process import Process
 
 
-FINISH_S = 1.5
-"""Seconds that requests have to come and finish in; one may wait for a lock for longer."""
+FINISH_S = 1.3
+"""Seconds that requests have to come and finish in; one may wait for a lock for longer.
+
+The rest of the two that a stop may take is for what comes before and after, on a busy machine.
+"""
 
 FINISH_DRAINED_S = 4.5
 """The same after a drain, for which somebody waits anyway: longer than for a lock, by default."""

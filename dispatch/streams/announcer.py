@@ -99,7 +99,7 @@ class Announcer:
         while not self._closing or self._keys:
             self._due.wait()
             self._due.clear()
-            if not self._is_urgent:
+            if not (self._is_urgent or self._closing):
                 # Until then, or until something urgent is announced, or this ends.
                 self._due.wait(max(self._notified_at + LATER_S - time.monotonic(), 0))
                 self._due.clear()

@@ -5,6 +5,7 @@ from queue import Queue
 
 import pytest
 
+from dispatch.streams import announcer as announcing
 from dispatch.streams.announcer import LATER_S, Announcer
 
 FEED, STREAM = "fentity", "e1"
@@ -50,3 +51,12 @@ def test_it_tells_of_a_feed_with_a_stream(announcer):
     told, keys = announcer.batches.get(timeout=PATIENCE_S)
     assert keys == {FEED, STREAM}
     assert told - began < LATER_S / 2
+
+
+def test_it_ends_without_waiting_for_what_is_not_urgent(announcer, monkeypatch):
+    """A server that stopped waited for a fifth of a second, for nothing."""
+    monkeypatch.setattr(announcing, "LATER_S", 600)
+    announcer.announce(FEED, urgent=False)
+    announcer.batches.get(timeout=PATIENCE_S)
+    announcer.close()
+    assert not announcer._thread.is_alive()
