@@ -164,18 +164,22 @@ def cut(silent: "psycopg.Connection[Any]") -> None:
         cutting.shutdown(socket.SHUT_RDWR)
 
 
+_turn = threading.local()
+"""When each thread began to work since it last waited: where turns are nested, too."""
+
+
 def in_turns(rows: Iterable[T]) -> Iterator[T]:
     """These, for a thread that runs a transaction or more for each.
 
     A worker's threads take turns where they wait, and no statement of SQLite's does: nothing else
     would run meanwhile. So on SQLite the thread waits after each for as long as it worked.
     """
-    since = time.monotonic()
+    _turn.began = time.monotonic()
     for row in rows:
         yield row
         if connection.vendor == "sqlite":
-            time.sleep(time.monotonic() - since)
-            since = time.monotonic()
+            time.sleep(time.monotonic() - _turn.began)
+            _turn.began = time.monotonic()
 
 
 class Unflushed(Func):

@@ -21,6 +21,7 @@ from django.conf import settings
 from django.db import connection, transaction
 
 from core.database import cut, note_trouble
+from core.sqlite import require_file
 from dispatch.metrics import LISTENER_LOSSES, LISTENER_UP
 from dispatch.streams.announcer import CHANNEL, Announcer, Connection, connect
 
@@ -276,6 +277,7 @@ class _SqliteListener:
 
     def _listen(self) -> None:
         pause, version = threading.Event(), None
+        require_file()  # or SQLite would make one
         # Without a wait for locks, which would be the whole process's.
         with closing(sqlite3.connect(settings.DATABASES["default"]["NAME"], timeout=0)) as polling:
             for table in _GROWING:
