@@ -52,7 +52,7 @@ without-server: $(VENV)/.base $(VENV)/.dev
 	$(TOGETHER) types dist-sdk clients docs checks contracts lint
 
 .PHONY: check
-check: $(VENV)/.dev ## Under a minute: all but the tests that start a process or need PostgreSQL
+check: $(VENV)/.dev ## In a minute or two: all but the tests that start a process or need PostgreSQL
 	$(TOGETHER) types checks contracts lint
 	env -u DATABASE_URL $(PYTEST) -q -m 'not server and not slow' $(ARGS)
 
