@@ -2,6 +2,7 @@
 
 import os
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ pytestmark = pytest.mark.sqlite
 
 
 def test_it_waits_as_long_as_it_worked_and_no_longer_where_turns_are_nested(monkeypatch):
-    now, waited = 0.0, []
+    now, waited = 0.0, list[float]()
 
     def work():
         nonlocal now
@@ -34,6 +35,6 @@ def test_it_waits_as_long_as_it_worked_and_no_longer_where_turns_are_nested(monk
 
 def test_the_listener_makes_no_file_in_place_of_one_that_is_gone(monkeypatch, tmp_path):
     monkeypatch.setattr(sqlite, "_served", (str(tmp_path / "gone"), os.stat(tmp_path)))
-    hub = SimpleNamespace(closing=True, wake_all=lambda: None)
+    hub: Any = SimpleNamespace(closing=True, wake_all=lambda: None)
     with pytest.raises(sqlite.FileGone):
         waiters._SqliteListener(hub)._listen()
