@@ -3,8 +3,8 @@
 Of `GeventWorker`: the overridden init_process, handle_exit, handle_quit, handle, handle_request,
 handle_error and run; the attributes alive, cfg, sockets and worker_connections; and notify. Of the
 socket that `handle` is given, gunicorn uses recv, sendall and what a plain socket does alike. Of
-gevent's `StreamServer`: wrap_socket_and_handle, do_read, do_handle and stop_accepting. Each has a
-test in tests/serving/test_gunicorn_parts.py.
+gevent's `StreamServer`: wrap_socket_and_handle, do_read, do_handle, start_accepting and
+stop_accepting. Each has a test in tests/serving/test_gunicorn_parts.py.
 """
 
 import os
@@ -29,9 +29,15 @@ HANDSHAKE_S = 0.05
 
 
 class Server(StreamServer):  # type: ignore[misc]
-    """gevent's server, with a deadline for the TLS handshake."""
+    """gevent's server, with a deadline for the TLS handshake, and an end to accepting."""
 
     patience_s: float
+    is_closing = False
+
+    def start_accepting(self) -> None:
+        """Accept, unless this closes: gevent begins again in the first round of its loop."""
+        if not self.is_closing:
+            super().start_accepting()
 
     def wrap_socket_and_handle(self, client_socket: Any, address: Any) -> Any:
         """A connection over TLS."""
@@ -51,7 +57,7 @@ class Listener:
         return self._name
 
 
-def start_servers(worker: Any, patience_s: float) -> list[StreamServer]:
+def start_servers(worker: Any, patience_s: float) -> list[Server]:
     """A started server for each of the worker's sockets, as gunicorn's own worker makes them."""
     tls = {"ssl_context": ssl_context(worker.cfg)} if worker.cfg.is_ssl else {}
     servers = []
@@ -68,9 +74,10 @@ def start_servers(worker: Any, patience_s: float) -> list[StreamServer]:
     return servers
 
 
-def close_servers(servers: list[StreamServer]) -> None:
+def close_servers(servers: list[Server]) -> None:
     """Accept what has connected already, and then nobody: a refused client tries another server."""
     for server in servers:
+        server.is_closing = True
         server.stop_accepting()
         turn_away(server.socket)
     deadline = time.monotonic() + HANDSHAKE_S

@@ -47,7 +47,7 @@ def test_a_secret_key_is_one_that_production_mode_takes():
 
 def test_the_first_users_and_tokens(database: Database):
     said = shell(block("production.md", "first-users"), DATABASE_URL=database.url)
-    assert len(re.findall(r"\bpw[am]_\w+", said)) == 2
+    assert len(re.findall(r"\bpw[am]_[\w-]+", said)) == 2
     superusers = "SELECT username FROM auth_user WHERE is_superuser AND is_active"
     assert database.execute(superusers) == [("alice",)]
 

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gevent
 import gevent.socket
 import httpx2
 import pytest
 from gevent.event import Event
 from gevent.pool import Pool
-from gevent.server import StreamServer
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
 
@@ -28,6 +28,8 @@ from config.serving.gunicorn_parts import (
     ssl_context,
     start_servers,
 )
+from config.serving.gunicorn_parts import Server as ListeningServer
+from config.serving.peers import let_in
 from tests.support import ROOT, Database, Server
 
 
@@ -110,7 +112,7 @@ def test_who_has_connected_when_servers_close_is_taken():
     def handle(_: object, address: object) -> None:
         taken.append(address)
 
-    server = StreamServer(("127.0.0.1", 0), handle=handle, spawn=Pool(2))
+    server = ListeningServer(("127.0.0.1", 0), handle=handle, spawn=Pool(2))
     server.start()
     address = server.address
     with (
@@ -122,6 +124,22 @@ def test_who_has_connected_when_servers_close_is_taken():
         assert taken == [first.getsockname(), second.getsockname()]
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address)
+
+
+def test_servers_that_close_as_they_start_accept_nothing_more(worker, capfd):
+    """gevent began again in the loop's next round, on a socket by then closed here alone."""
+    with gevent.socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        with gevent.socket.socket(fileno=os.dup(listening.fileno())) as another_workers:
+            servers = start_servers(worker(listening, worker_connections=10), 1.0)
+            close_servers(servers)
+            let_in(another_workers)
+            with socket.create_connection(another_workers.getsockname()):
+                gevent.socket.wait_read(another_workers.fileno())
+                another_workers.accept()[0].close()
+                gevent.sleep()  # whoever else was told of the connection looks for it
+    assert capfd.readouterr().err == ""
 
 
 def test_a_connection_that_begins_once_nobody_listens_has_come_in_somewhere(worker):
