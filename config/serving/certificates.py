@@ -21,7 +21,7 @@ class _Encrypted(Exception):
 
 
 def require() -> None:
-    """Raise CannotStart for arguments that gunicorn, or a certificate that anybody, could not use."""
+    """Raise CannotStart for arguments that gunicorn could not use, or nobody their certificate."""
     config = Config()
     parser = config.parser()
     parser.exit_on_error = False

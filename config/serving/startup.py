@@ -45,7 +45,7 @@ _HINTS = (
         BAD_SETTING,
     ),
     (
-        "invalid connection option|bad value for|invalid .* value|unrecognized configuration parameter",
+        "invalid connection option|invalid .* value|bad value for|unrecognized .* parameter",
         "mend what follows the ? in DATABASE_URL",
         BAD_SETTING,
     ),

@@ -31,9 +31,13 @@ def test_a_database_that_nobody_could_use(
     monkeypatch.setenv("DATABASE_URL", url.format(file=file))
     config = Environment().database("DATABASE_URL", sqlite="sqlite:///x")
     connection = ConnectionHandler({"default": config})["default"]
-    with pytest.raises(DatabaseError) as failed, connection.wrap_database_errors:
-        with closing(connection.get_new_connection(connection.get_connection_params())) as opened:
-            opened.execute("SELECT count(*) FROM sqlite_master")
+    params = connection.get_connection_params()
+    with (
+        pytest.raises(DatabaseError) as failed,
+        connection.wrap_database_errors,
+        closing(connection.get_new_connection(params)) as opened,
+    ):
+        opened.execute("SELECT count(*) FROM sqlite_master")
     reason = startup.explain(failed.value)
     assert reason is not None
     assert says in str(reason)
@@ -66,5 +70,5 @@ def test_a_host_that_no_resolver_could_be_asked_for(settings, host: str):
 @pytest.mark.parametrize("dsn", ["garbage", "https://sentry.example/1", "http://["])
 def test_a_dsn_that_is_none(settings, dsn: str):
     settings.SENTRY_DSN = dsn
-    with pytest.raises(ImproperlyConfigured, match="SENTRY_DSN is no DSN: .+; copy it from"):
+    with pytest.raises(ImproperlyConfigured, match=r"SENTRY_DSN is no DSN: .+; copy it from"):
         error_reports.start()
