@@ -108,6 +108,23 @@ def test_moving_warns_of_a_target_that_cannot_work(world, operator):
     assert "moved to r2" in said
 
 
+def test_it_warns_of_a_runner_that_fails_what_it_claims(operator):
+    bad = RunnerFactory.create(id="bad-deploy", online=True)
+    entity = EntityFactory.create(pending=True, runner=bad)
+    DispatchState.objects.filter(pk=entity.pk).update(failures=2, retry_at=ahead(minutes=5))
+    for _ in range(3):
+        ConsumerClaimFactory.create(entity__runner=bad, failed=True)
+    says = "3 of the last 3 claims of bad-deploy failed."
+    assert says in text(operator.get(page_of(entity.url)))
+    assert offered(operator, page_of(entity.url), CARD) == ["Move", "Wake now"]
+    asked = text(operator.get(f"{ENTITIES}do/wake/?pk={entity.pk}"))
+    assert f"But {says} Move it instead." in asked
+    other = EntityFactory.create(pending=True)
+    said = do(operator, ENTITIES, "move", other.pk, target="bad-deploy")
+    assert f"Most fails there: {says}" in said
+    assert "moved" in do(operator, ENTITIES, "move", other.pk, target="bad-deploy", anyway="on")
+
+
 @pytest.mark.parametrize(
     ("where", "verb"),
     [
