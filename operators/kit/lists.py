@@ -80,6 +80,11 @@ class KeysetChangeList(ChangeList):  # type: ignore[misc]
         self.paginator = Uncounted([], self.list_per_page)
 
     @property
+    def has_rows(self) -> bool:
+        """Whether any page of the list has rows, as far as this one knows: its own may be gone."""
+        return bool(self.result_list) or self.has_previous or self.has_next
+
+    @property
     def narrowed_by(self) -> Iterator[tuple[str, str, str]]:
         """The filters in use: what each looks at, which value, and the list without it."""
         for spec in self.filter_specs:

@@ -79,6 +79,10 @@ def test_a_dead_letter_of_an_entity_at_its_end_is_not_to_be_redriven(world, oper
 def test_nothing_is_offered_for_all_where_nothing_fits(world, operator):
     assert "Do to all that fit" in text(operator.get(f"{ENTITIES}?runner=r1"))
     assert "Do to all that fit" not in text(operator.get(f"{ENTITIES}?runner=r2"))
+    # The rows of this page are gone; those of others fit.
+    emptied = text(operator.get(f"{ENTITIES}?runner=r1&after=1"))
+    assert "Nothing more here." in emptied
+    assert "Do to all that fit" in emptied
 
 
 def test_moving_says_that_a_dead_runner_keeps_its_claim(world, operator):
