@@ -70,7 +70,6 @@ async def test_a_session_streams_and_can_be_interrupted(monkeypatch: pytest.Monk
         written = deltas()
     assert written[:2] == ["You ", "asked "]
     assert written[-1] == "(interrupted)"
-    assert len(written) < 12
 
 
 async def test_a_session_goes_on_with_what_comes_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from harness import Handled, TestClock, fast, make, running, until
 from pullwake import Child, HeadersFailed, PullWakeRunner, RunnerError, Signal, State, Wake
 from pullwake import runner as runner_module
 from pullwake.backoff import Backoff
+from pullwake.logs import WakeContext
 from pullwake.machine import Event
 from pullwake.runner import _Run
 from pullwake.testing import (
@@ -892,6 +893,24 @@ async def test_starting_twice_is_one_start_with_a_warning(
         await server.send("chat/1", 1)
         await worked(server, "chat/1")
         assert len(server.of("register")) == len(server.of("claim")) == 1
+
+
+async def test_an_outage_is_told_of_once_for_each_claim(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "pullwake.runner")
+    caplog.handler.addFilter(WakeContext())
+    handled, reported = Handled(waits=True), list[RunnerError]()
+    options: dict[str, Any] = {"out_of_touch": "work", "on_error": reported.append}
+    async with FakeServer() as server:
+        server.record["claim_lease_ms"] = 600
+        async with running(server, handled, **options):
+            server.fault("renew", *[status(503)] * 3)
+            await server.send("chat/1", 1)
+            await until(lambda: "epoch 1: its lease is renewed again" in caplog.text)
+            handled.proceed.set()
+            await worked(server, "chat/1")
+    assert [error.repeated for error in reported] == [False, True, True]
+    (told,) = [record for record in caplog.records if "503" in record.getMessage()]
+    assert (told.levelname, told.entity, told.epoch) == ("WARNING", "/chat/1", 1)  # type: ignore[attr-defined]
 
 
 async def test_a_start_while_stopping_waits_and_starts() -> None:

@@ -406,7 +406,8 @@ class _Run:
         self.diagnostics.error(message)
         cause = error.__cause__ if isinstance(error, HandlerFailed) else None
         # A handler's own mistake needs its traceback; what it reported on purpose does not.
-        log.warning("%s", message, exc_info=None if isinstance(cause, RunnerError) else cause)
+        level = logging.DEBUG if error.repeated else logging.WARNING
+        log.log(level, "%s", message, exc_info=None if isinstance(cause, RunnerError) else cause)
         on_error = self._settings.on_error
         if on_error is None:
             return
