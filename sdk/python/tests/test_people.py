@@ -9,13 +9,15 @@ from argparse import Namespace
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from pullwake import RunnerError, ServerRefused, ServerUnreachable, Timing
 from pullwake.__main__ import main
-from pullwake.client import entity_path
+from pullwake.client import Client, entity_path
 from pullwake.people import Screen, _liveness, json_or_text, plain, watch
+from pullwake.transport import Answer, Transport
 
 
 def shown(*events: dict[str, Any]) -> str:
@@ -101,6 +103,55 @@ async def test_a_watch_of_one_status_shows_that_and_what_leaves_it(
     else:
         seen = [(url, says) for _, url, says in (line.split() for line in told)]
     assert seen == [("/a/1", "running"), ("/a/2", "running"), ("/a/1", "idle"), ("/a/2", "gone")]
+
+
+class Trouble:
+    """A server that answers so, one after the other."""
+
+    def __init__(self, *answers: Answer | RunnerError) -> None:
+        self.answers = list(answers)
+
+    def url(self, path: str) -> str:
+        return path
+
+    async def call(self, method: str, url: str, **request: Any) -> Answer:
+        answer = self.answers.pop(0)
+        if isinstance(answer, RunnerError):
+            raise answer
+        return answer
+
+
+def page(name: str, **headers: str) -> Answer:
+    told = {key.replace("_", "-"): value for key, value in headers.items()}
+    return Answer(200, told, json.dumps([{"key": name}]).encode(), 0.0)
+
+
+FOLLOWED = page("first", stream_next_offset="1", stream_up_to_date="true")
+AWAY = ServerUnreachable("gone")
+
+
+async def test_who_follows_goes_on_when_the_server_is_back() -> None:
+    told: list[RunnerError] = []
+    server = Trouble(
+        FOLLOWED, AWAY, ServerRefused(503, "", ""), page("second", stream_closed="true")
+    )
+    client = Client(cast(Transport, server), Timing(backoff_min=0.01), told.append)
+    assert [each["key"] async for each in client.follow("/a/1")] == ["first", "second"]
+    assert told == [AWAY]
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [AWAY],  # it was not there from the start
+        [FOLLOWED, ServerRefused(401, "UNAUTHORIZED", "revoked")],
+        [FOLLOWED, ServerRefused(404, "NOT_FOUND", "deleted")],
+    ],
+)
+async def test_who_follows_what_does_not_come_back_is_told(answers: list[Any]) -> None:
+    client = Client(cast(Transport, Trouble(*answers)), Timing())
+    with pytest.raises(type(answers[-1])):
+        [each async for each in client.follow("/a/1")]
 
 
 @pytest.mark.parametrize("name", ["agent/hello", "/agent/hello", "agent/hello/"])

@@ -1185,6 +1185,12 @@ async def test_a_token_is_sent_as_a_bearer() -> None:
         assert server.of("register")[0].headers["authorization"] == "Bearer s3cret"
 
 
+@pytest.mark.parametrize("wrong", [{"live": "websocket"}, {"out_of_touch": "wait"}])
+def test_a_mode_that_is_none_is_an_error_at_once(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="is one of"):
+        PullWakeRunner("http://127.0.0.1:1", "r", Handled(), **wrong)
+
+
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "", "http://"])
 def test_a_url_that_is_none_is_an_error_at_once(url: str) -> None:
     with pytest.raises(ValueError, match="not an http"):

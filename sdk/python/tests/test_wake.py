@@ -91,6 +91,19 @@ async def test_each_type_of_entity_has_its_handler() -> None:
         runner.on("chat")(chat)
 
 
+def test_a_handler_that_no_entity_could_reach_is_refused() -> None:
+    """Each would be registered for nothing, without a word."""
+    runner = PullWakeRunner("http://127.0.0.1:1", "r")
+
+    async def chat(wake: Wake) -> None: ...
+
+    with pytest.raises(TypeError, match=r'@runner\.on\("chat"\)'):
+        runner.on(chat)  # type: ignore[arg-type]
+    for entity_type in ("", "/chat", "chat/hello"):
+        with pytest.raises(ValueError, match="no type of entities"):
+            runner.on(entity_type)
+
+
 async def test_a_type_without_a_handler_fails_with_that_reason() -> None:
     async with FakeServer() as server:
         runner = make(server)

@@ -121,7 +121,7 @@ async def runners(client: Client, args: argparse.Namespace) -> None:
         lambda row: (
             row["id"],
             _liveness(row, datetime.now(UTC)),
-            row.get("last_seen_at", "never"),
+            _moment(row["last_seen_at"]) if "last_seen_at" in row else "never",
             row.get("label", ""),
         ),
     )
@@ -278,8 +278,13 @@ def _short(value: object) -> str:
     return text if len(text) <= 2000 else f"{text[:1999]}…"
 
 
-def _moment(epoch_ms: float) -> str:
-    return datetime.fromtimestamp(epoch_ms / 1000).astimezone().isoformat(" ", "seconds")[:19]
+def _moment(at: float | str) -> str:
+    """In this machine's time zone, to the second; epoch milliseconds, or ISO-8601."""
+    if isinstance(at, str):
+        when = datetime.fromisoformat(at)
+    else:
+        when = datetime.fromtimestamp(at / 1000, UTC)
+    return when.astimezone().isoformat(" ", "seconds")[:19]
 
 
 def _liveness(row: Mapping[str, Any], now: datetime) -> str:
@@ -396,7 +401,7 @@ def _adder(add_parser: AddParser) -> Callable[[str, Act, str, str], Callable[...
 
 def _run(parser: argparse.ArgumentParser, act: Act, args: argparse.Namespace) -> int:
     async def run() -> None:
-        async with connected(connection(args)) as client:
+        async with connected(connection(args), _interrupted) as client:
             await act(client, args)
 
     try:
@@ -416,6 +421,10 @@ def _run(parser: argparse.ArgumentParser, act: Act, args: argparse.Namespace) ->
         sys.stderr.write(f"pullwake: {plain(str(error))}\n")
         return _status(error)
     return 0
+
+
+def _interrupted(error: RunnerError) -> None:
+    sys.stderr.write(f"pullwake: {plain(str(error))}; trying again, until Ctrl-C\n")
 
 
 def _status(error: RunnerError) -> int:
