@@ -35,7 +35,6 @@ MOST = 1.2
 CALLS = 10
 """Of each case in a turn."""
 EVENTS_A_CLAIM = 10
-AT_A_TIME = 50_000
 
 _SESSION = """
 from django.contrib.auth.models import User

@@ -7,7 +7,7 @@ import difflib
 import os
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import environ
 from django.core.exceptions import ImproperlyConfigured
@@ -31,6 +31,16 @@ _ENGINES = {
 _POSTGRES = "postgres://user:password@host:5432/name"
 _YES = ("1", "yes", "true", "on", "y", "ok")
 _NO = ("0", "no", "false", "off", "n", "")
+
+
+def split_url(url: str) -> SplitResult:
+    """The parts of a URL; of a text that cannot be one, all are empty."""
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018  raises ValueError
+    except ValueError:
+        return urlsplit("")
+    return parts
 
 
 class Environment(environ.Env):  # type: ignore[misc]  # it ships no types

@@ -9,13 +9,12 @@ from contextlib import suppress
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import structlog
 from corsheaders.defaults import default_headers, default_methods
 from django.core.exceptions import ImproperlyConfigured
 
-from config.environment import Environment
+from config.environment import Environment, split_url
 from config.serving import cooperative, log_lines
 from core import log_facts, sqlite
 from core.principals import Principal
@@ -93,8 +92,13 @@ if not DEVELOPMENT and (_too_simple or _is_published):
     )
 
 PULLWAKE_PUBLIC_URL = env.str("PULLWAKE_PUBLIC_URL", "").rstrip("/")
-_public = urlsplit(PULLWAKE_PUBLIC_URL)
-if PULLWAKE_PUBLIC_URL and (_public.scheme not in ("http", "https") or not _public.hostname):
+_public = split_url(PULLWAKE_PUBLIC_URL)
+if PULLWAKE_PUBLIC_URL and (
+    _public.scheme not in ("http", "https")
+    or not _public.hostname
+    or _public.query
+    or _public.fragment
+):
     raise ImproperlyConfigured(
         f"PULLWAKE_PUBLIC_URL is {PULLWAKE_PUBLIC_URL!r}; it must look like https://wake.example.com."
     )
@@ -102,6 +106,13 @@ LOOPBACK = ["localhost", "127.0.0.1", "[::1]"]
 HOST = env.str("HOST", "127.0.0.1")
 PORT = _number("PORT", 8000, 1, 65_535)
 ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=[])
+for _host in ALLOWED_HOSTS:
+    # An IPv6 address stands in brackets.
+    if "/" in _host or ":" in _host.rpartition("]")[2]:
+        raise ImproperlyConfigured(
+            f"ALLOWED_HOSTS has {_host!r}; it takes names without https:// and without a port, as "
+            "wake.example.com."
+        )
 HOSTS_ARE_NAMED = bool(ALLOWED_HOSTS or PULLWAKE_PUBLIC_URL)
 if DEVELOPMENT or not ALLOWED_HOSTS:
     ALLOWED_HOSTS += LOOPBACK
@@ -119,7 +130,7 @@ if DEVELOPMENT and not _is_loopback(HOST):
 PULLWAKE_API_DOCS = env.bool("PULLWAKE_API_DOCS", True)
 PULLWAKE_CORS_ORIGINS = env.list("PULLWAKE_CORS_ORIGINS", default=[])
 for _origin in PULLWAKE_CORS_ORIGINS:
-    _parts = urlsplit(_origin)
+    _parts = split_url(_origin)
     if _origin != "*" and _origin != f"{_parts.scheme}://{_parts.netloc}":
         raise ImproperlyConfigured(
             f"PULLWAKE_CORS_ORIGINS names {_origin!r}; an origin looks like https://app.example.com."
@@ -231,7 +242,7 @@ PULLWAKE_OIDC_NAME = env.str("PULLWAKE_OIDC_NAME", "single sign-on")
 PULLWAKE_OIDC_SCOPES = env.str("PULLWAKE_OIDC_SCOPES", "openid profile email")
 PULLWAKE_OIDC_USERNAME_CLAIM = env.str("PULLWAKE_OIDC_USERNAME_CLAIM", "sub")
 PULLWAKE_OIDC_GROUPS_CLAIM = env.str("PULLWAKE_OIDC_GROUPS_CLAIM", "groups")
-_issuer = urlsplit(PULLWAKE_OIDC_ISSUER)
+_issuer = split_url(PULLWAKE_OIDC_ISSUER)
 if PULLWAKE_OIDC_ISSUER:
     if _issuer.scheme not in ("http", "https") or not _issuer.hostname or _issuer.query:
         raise ImproperlyConfigured(

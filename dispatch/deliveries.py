@@ -75,7 +75,7 @@ def _wakes_of(row: Registration, state: DispatchState) -> list[tuple[JsonObject,
     more = False
     if row.deliver_at is not None and row.deliver_at <= state.now:
         # A wake holds at most a page of changes; the rest go into the next one.
-        left = list(page(row.deliveries.all()))
+        left = page(row.deliveries.all())
         told = [(offset, text) for offset, text in left if text is not None]
         more = len(told) < len(left) or len(left) == PAGE_EVENTS
         up_to = told[-1][0] if told else None

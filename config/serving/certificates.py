@@ -5,6 +5,7 @@ terminal for a password.
 """
 
 import ssl
+from argparse import ArgumentError
 from pathlib import Path
 
 from gunicorn.config import Config
@@ -20,9 +21,16 @@ class _Encrypted(Exception):
 
 
 def require() -> None:
-    """Raise CannotStart for a certificate that gunicorn is given and that nobody could use."""
+    """Raise CannotStart for arguments that gunicorn could not use, or nobody their certificate."""
     config = Config()
-    given = config.parser().parse_args(config.get_cmd_args_from_env())
+    parser = config.parser()
+    parser.exit_on_error = False
+    try:
+        given, unknown = parser.parse_known_args(config.get_cmd_args_from_env())
+    except (ArgumentError, ValueError) as exc:
+        raise _refuse(f"cannot be read: {exc}; gunicorn --help lists what it takes") from None
+    if unknown:
+        raise _refuse(f"has {unknown[0]}, which gunicorn --help does not list")
     certificate, key = given.certfile, given.keyfile
     if not (certificate or key):
         return

@@ -9,6 +9,7 @@ from typing import Any
 
 import sentry_sdk
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from sentry_sdk.integrations.atexit import AtexitIntegration
 from sentry_sdk.integrations.dedupe import DedupeIntegration
 from sentry_sdk.integrations.excepthook import ExcepthookIntegration
@@ -22,7 +23,16 @@ _SECRET = re.compile(r"pw[a-z]_[A-Za-z0-9_-]{8,}|[0-9a-f]{64}|(?<=://)[^/\s@]+@"
 
 
 def start() -> None:
-    """Start reporting."""
+    """Start reporting; raises ImproperlyConfigured for a DSN that is none."""
+    try:
+        _start()
+    except ValueError as exc:  # BadDsn is one
+        raise ImproperlyConfigured(
+            f"SENTRY_DSN is no DSN: {exc}; copy it from the settings of the project at Sentry."
+        ) from None
+
+
+def _start() -> None:
     sentry_sdk.init(
         dsn=settings.SENTRY_DSN,
         release=f"pullwake@{VERSION}",

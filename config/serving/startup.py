@@ -10,7 +10,7 @@ import socket
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
-from django.db import InterfaceError, OperationalError, ProgrammingError
+from django.db import DatabaseError, DataError, IntegrityError, InterfaceError
 
 BAD_SETTING = 78
 """EX_CONFIG of sysexits.h: starting again helps nothing."""
@@ -44,6 +44,11 @@ _HINTS = (
         "create the database, or check the name in DATABASE_URL",
         BAD_SETTING,
     ),
+    (
+        "invalid connection option|invalid .* value|bad value for|unrecognized .* parameter",
+        "mend what follows the ? in DATABASE_URL",
+        BAD_SETTING,
+    ),
     ("no pg_hba.conf entry", "let this host and user in by the server's pg_hba.conf", BAD_SETTING),
     ("resolve host|translate host", "check the host in DATABASE_URL", UNAVAILABLE),
     ("permission denied", "grant its role what deploy/postgres-role.sql grants", BAD_SETTING),
@@ -52,6 +57,17 @@ _HINTS = (
         "its folder must be there, and this user must be able to write to it",
         BAD_SETTING,
     ),
+    (
+        "too many clients|too many connections|connection slots",
+        "close some of its connections, or raise its max_connections",
+        UNAVAILABLE,
+    ),
+    (
+        "file is not a database|image is malformed",
+        "name another file, or restore a backup of this one",
+        BAD_SETTING,
+    ),
+    ("(database or )?disk is full|disk I/O error", "look at the disk that it is on", UNAVAILABLE),
     ("database is locked", "end what holds its lock, or try again", UNAVAILABLE),
     ("readonly database", "let this user write to the file and its folder", BAD_SETTING),
     (
@@ -70,7 +86,9 @@ def explain(exc: BaseException) -> CannotStart | None:
             return exc
         case ImproperlyConfigured():
             return CannotStart(str(exc), BAD_SETTING)
-        case OperationalError() | ProgrammingError() | InterfaceError():
+        case IntegrityError() | DataError():
+            return None  # of what was to be written
+        case DatabaseError() | InterfaceError():
             text = " ".join(str(exc).split())
             for pattern, hint, status in _HINTS:
                 if re.search(pattern, text):
@@ -107,6 +125,8 @@ def require_port() -> None:
             probe.listen()
     except OSError as exc:
         raise _cannot_listen(exc.errno, host, port) from None
+    except UnicodeError:  # of a name that no resolver could be asked for
+        raise _cannot_listen(None, host, port) from None
 
 
 def _cannot_listen(number: int | None, host: str, port: int) -> CannotStart:

@@ -7,7 +7,7 @@ query, with a `Param` for each value that differs between runs, and is compiled 
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, Generic, TypeVar
@@ -20,6 +20,7 @@ from core.prepared.psycopg_parts import LoggedCursor, ServerCursor
 
 M = TypeVar("M", bound=Model)
 Row = tuple[Any, ...]
+Take = Callable[[Iterable[Row]], list[Row]]
 
 
 class Param(Expression):
@@ -41,7 +42,14 @@ class Param(Expression):
 class _Statement:
     """SQL with params, and what its rows' columns become."""
 
-    def __init__(self, sql: str, params: Sequence[Any], compiler: Any, columns: list[Any]) -> None:
+    def __init__(
+        self,
+        sql: str,
+        params: Sequence[Any],
+        compiler: Any,
+        columns: list[Any],
+        take: Take | None = None,
+    ) -> None:
         bound = [each for each in params if not isinstance(each, str | int)]
         self._names = [each.name for each in bound if isinstance(each, Param)]
         # The places of what is the same in each run, and of what must be stored as its column is.
@@ -56,6 +64,7 @@ class _Statement:
         self._compiler = compiler
         self._converters = compiler.get_converters(columns)
         self._answers = bool(columns)
+        self._take = take
 
     def run(self, values: dict[str, Any]) -> tuple[int, list[Row]]:
         """Run it: how many rows it concerned, and the rows that it returned."""
@@ -67,16 +76,23 @@ class _Statement:
         for place, store in self._stored:
             if params[place] is not None:
                 params[place] = store(params[place])
-        count, rows = execute(database, self._sql, params, answers=self._answers)
+        count, rows = execute(database, self._sql, params, answers=self._answers, take=self._take)
         if self._converters:
             rows = [tuple(r) for r in self._compiler.apply_converters(rows, self._converters)]
         return count, rows
 
 
 def execute(
-    database: Any, sql: str, params: Sequence[Any], *, answers: bool
+    database: Any,
+    sql: str,
+    params: Sequence[Any],
+    *,
+    answers: bool,
+    take: Take | None = None,
 ) -> tuple[int, list[Row]]:
     """Run a statement: how many rows it concerned, and those that it ``answers`` with.
+
+    SQLite reads a row when it is fetched: there ``take`` may leave those that it has no use for.
 
     PostgreSQL prepares it, because its parameters are bound on the server. Where nobody looks on,
     it needs nothing of Django's cursor but its errors, and that a broken transaction runs nothing.
@@ -95,6 +111,8 @@ def execute(
         looked_at = database.cursor()
     with looked_at:
         looked_at.execute(sql, params)
+        if take is not None and database.vendor == "sqlite":
+            return looked_at.rowcount, take(looked_at)
         rows = looked_at.fetchall() if answers else []
         return looked_at.rowcount, rows
 
@@ -129,10 +147,14 @@ class _Prepared(ABC):
 
 
 class Values(_Prepared):
-    """A prepared ``SELECT`` of what a queryset's ``values_list`` names."""
+    """A prepared ``SELECT`` of what a queryset's ``values_list`` names.
 
-    def __init__(self, build: "Callable[[], QuerySet[Any, Any]]") -> None:
+    ``take`` is what fetches its rows on SQLite; see `execute`.
+    """
+
+    def __init__(self, build: "Callable[[], QuerySet[Any, Any]]", take: Take | None = None) -> None:
         self._build = build
+        self._take = take
 
     def all(self, **values: Any) -> list[Row]:
         """The rows for these values of its params."""
@@ -147,7 +169,7 @@ class Values(_Prepared):
         self._compiler = parts.select_compiler(self._rows, connection)
         sql, params = self._compiler.as_sql()
         columns = [each[0] for each in self._compiler.select]
-        return _Statement(sql, params, self._compiler, columns)
+        return _Statement(sql, params, self._compiler, columns, self._take)
 
 
 class Select(Values, Generic[M]):

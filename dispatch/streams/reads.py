@@ -12,7 +12,7 @@ from core.errors import NotFound, OffsetGone
 from core.prepared import Param, Select, Values
 from dispatch.models import DispatchState, SharedState, SharedStateEvent, StreamEvent, Wake
 from dispatch.streams import offsets, waiters
-from dispatch.streams.scan import PAGE_EVENTS, page
+from dispatch.streams.scan import PAGE_EVENTS, rows, take
 from runners.models import WakeStream
 
 _GONE = "The stream is gone."
@@ -98,11 +98,13 @@ _SHARED_STATE = Select(lambda: SharedState.objects.filter(pk=Param("state")).onl
 
 
 def _between(events: "QuerySet[Any]") -> "QuerySet[Any, tuple[int, str | None]]":
-    return page(events.filter(offset__gt=Param("after"), offset__lte=Param("tail")))
+    return rows(events.filter(offset__gt=Param("after"), offset__lte=Param("tail")))
 
 
-_EVENTS = Values(lambda: _between(StreamEvent.objects.filter(entity=Param("entity"))))
-_SHARED_EVENTS = Values(lambda: _between(SharedStateEvent.objects.filter(state=Param("state"))))
+_EVENTS = Values(lambda: _between(StreamEvent.objects.filter(entity=Param("entity"))), take)
+_SHARED_EVENTS = Values(
+    lambda: _between(SharedStateEvent.objects.filter(state=Param("state"))), take
+)
 
 
 @dataclass(frozen=True, slots=True)

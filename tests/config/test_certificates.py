@@ -70,6 +70,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--certfile good.pem --keyfile other.key", "other.key, which is not the certificate's;"),
         ("--certfile none.pem --keyfile good.key", "no PEM; both must be PEM files"),
         ("--certfile expired.pem --keyfile expired.key", "which has expired; renew it."),
+        ("--certifcate good.pem", "has --certifcate, which gunicorn --help does not list."),
+        ("--threads many", "cannot be read: argument --threads: invalid int value: 'many';"),
+        ("--certfile 'good.pem", "cannot be read: No closing quotation; gunicorn --help"),
     ],
 )
 def test_a_certificate_that_nobody_could_use_is_a_sentence(folder, monkeypatch, given, says):

@@ -29,24 +29,56 @@ def test_a_service_writes_nothing_gains_nothing_and_takes_no_more_than_its_share
     assert {"pids_limit", "mem_limit", "cpus"} <= set(service)
 
 
-def test_the_database_is_nobodys_to_reach_but_the_servers():
-    postgres = SERVICES["postgres"]
-    assert "ports" not in postgres
-    assert postgres["networks"] == ["database"]
+@pytest.mark.parametrize("name", ["postgres", "pgbouncer"])
+def test_the_database_is_nobodys_to_reach_but_the_servers(name):
+    service = SERVICES[name]
+    assert "ports" not in service
+    assert service["networks"] == ["database"]
     assert COMPOSE["networks"]["database"] == {"internal": True}
-    assert postgres["user"] == "postgres"
+
+
+def test_two_servers_that_differ_in_their_port_alone_go_to_the_database_by_pgbouncer():
+    first, second = (SERVICES[f"pullwake-{number}"] for number in (1, 2))
+    assert first.pop("ports") != second.pop("ports")
+    assert first == second
+    environment = first["environment"]
+    recipe = (ROOT / "deploy" / "pgbouncer.ini").read_text()
+    (port,) = re.findall(r"^listen_port = (\d+)$", recipe, re.MULTILINE)
+    assert environment["DATABASE_URL"].endswith(f"@pgbouncer:{port}/pullwake")
+    assert environment["PULLWAKE_LISTEN_URL"].endswith("@postgres:5432/pullwake")
+
+
+def test_pgbouncer_is_told_the_password_and_where_postgres_is(tmp_path):
+    """As its container does it, with a `pgbouncer` that shows what it was given."""
+    (tmp_path / "pgbouncer").write_text('#!/bin/sh\ncat "$1"\n')
+    (tmp_path / "pgbouncer").chmod(0o700)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PULLWAKE_PASSWORD": "c0ffee"}
+    script = ROOT / "deploy" / "pgbouncer.sh"
+    done = subprocess.run(
+        ["/bin/sh", script], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, check=True
+    )
+    given = (ROOT / "deploy" / "pgbouncer.ini").read_text()
+    assert done.stdout.decode() == given.replace("postgres.example", "postgres")
+    users = tmp_path / "userlist.txt"
+    assert users.read_text() == '"pullwake" "c0ffee"\n'
+    assert users.stat().st_mode & 0o077 == 0
 
 
 def test_every_image_is_named_by_its_digest():
-    dockerfile = (ROOT / "Dockerfile").read_text()
-    images = re.findall(r"^(?:ARG PYTHON=|FROM (?!\$))(\S+)", dockerfile, re.MULTILINE)
+    files = [ROOT / "Dockerfile", ROOT / "deploy" / "pgbouncer.Dockerfile"]
+    built = "".join(file.read_text() for file in files)
+    images = re.findall(r"^(?:ARG PYTHON=|FROM (?!\$))(\S+)", built, re.MULTILINE)
     images += [each["image"] for each in SERVICES.values() if "image" in each]
-    assert len(images) == 2
+    assert len(images) == 3
+    assert len(set(images)) == 2  # PostgreSQL's is PgBouncer's, too
     assert all(DIGEST.search(image) for image in images)
 
 
 def test_the_container_is_not_roots():
     assert re.search(r"^USER 10001$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    other = (ROOT / "deploy" / "pgbouncer.Dockerfile").read_text()
+    assert re.search(r"^USER 999$", other, re.MULTILINE)
+    assert SERVICES["postgres"]["user"] == "postgres"
 
 
 @pytest.fixture

@@ -66,8 +66,8 @@ def test_the_caddyfile_is_what_caddy_takes():
     run(tool("caddy"), "validate", "--adapter", "caddyfile", "--config", DEPLOY / "Caddyfile")
 
 
-def test_the_dockerfile_is_what_hadolint_takes():
-    run(tool("hadolint"), ROOT / "Dockerfile")
+def test_dockerfiles_are_what_hadolint_takes():
+    run(tool("hadolint"), ROOT / "Dockerfile", DEPLOY / "pgbouncer.Dockerfile")
 
 
 def test_the_database_proxy_is_what_haproxy_takes(tmp_path):

@@ -139,6 +139,8 @@ def test_production_mode_needs_a_secret_key(read, mode, key):
         ("PULLWAKE_MODE", "debug"),
         ("PULLWAKE_MODE", ""),
         *(("PULLWAKE_PUBLIC_URL", value) for value in ("wake.example.com", "ftp://x", "https://")),
+        *(("PULLWAKE_PUBLIC_URL", value) for value in ("http://[::1", "http://x:y", "http://x?y")),
+        ("PULLWAKE_OIDC_ISSUER", "http://["),
         ("PULLWAKE_LONG_POLL_MS", "99"),
         ("PULLWAKE_LONG_POLL_MS", "600001"),
         ("PULLWAKE_CLAIM_LEASE_MS", "999"),
@@ -303,10 +305,18 @@ def test_cors_is_off_unless_origins_are_named(read):
     assert read(**PRODUCTION, PULLWAKE_CORS_ORIGINS="*")["CORS_ALLOW_ALL_ORIGINS"] is True
 
 
-@pytest.mark.parametrize("origin", ["app.example", "https://app.example/", "null"])
+@pytest.mark.parametrize("origin", ["app.example", "https://app.example/", "null", "http://["])
 def test_what_is_no_origin_is_an_error_that_names_it(read, origin):
-    with pytest.raises(ImproperlyConfigured, match=f"PULLWAKE_CORS_ORIGINS names '{origin}'"):
+    with pytest.raises(ImproperlyConfigured, match="PULLWAKE_CORS_ORIGINS names ") as refused:
         read(**PRODUCTION, PULLWAKE_CORS_ORIGINS=origin)
+    assert repr(origin) in str(refused.value)
+
+
+@pytest.mark.parametrize("host", ["https://wake.example", "wake.example:8000", "::1"])
+def test_a_host_that_no_request_could_name_is_an_error(read, host):
+    assert "[::1]" in read(**PRODUCTION, ALLOWED_HOSTS="[::1],.wake.example,*")["ALLOWED_HOSTS"]
+    with pytest.raises(ImproperlyConfigured, match=f"ALLOWED_HOSTS has '{host}'; it takes names"):
+        read(**PRODUCTION, ALLOWED_HOSTS=host)
 
 
 @pytest.mark.parametrize(

@@ -294,9 +294,11 @@ def test_a_wake_holds_so_many_changes_and_no_more(api, monkeypatch):
     say(CHILD, *(event("text", f"t{n}") for n in range(2 * scan.PAGE_EVENTS + 1)))
     let_due()
     assert [len(each["changes"]) for each in told(api)] == [1000, 1000, 1]
-    monkeypatch.setattr(scan, "PAGE_BYTES", 500)
-    say(CHILD, *(event("text", f"u{n}", value="x" * 200) for n in range(5)))
-    let_due()
+    with monkeypatch.context() as smaller:
+        smaller.setattr(scan, "PAGE_BYTES", 500)
+        say(CHILD, *(event("text", f"u{n}", value="x" * 200) for n in range(5)))
+        let_due()
+        told(api)
     assert [len(each["changes"]) for each in told(api)[3:]] == [2, 2, 1]
 
 

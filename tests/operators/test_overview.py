@@ -11,7 +11,7 @@ from django.utils import timezone
 from claims import reaper, tallies
 from claims.models import ClaimTally, ServerPulse
 from core.clock import iso
-from dispatch.models import DispatchState, Entity, StreamEvent, Wake
+from dispatch.models import DispatchState, Entity, StreamEvent, Timer, Wake
 from dispatch.streams import waiters
 from operators import overview
 from runners.models import Runner, RunnerLiveness
@@ -51,6 +51,8 @@ def troubled(world: World) -> World:
 
 
 def test_each_figure_leads_to_as_many_rows(troubled, people):
+    # A timer that is due becomes late between a figure and its list, on a busy machine.
+    Timer.objects.due().exclude(pk__in=Timer.objects.late()).delete()
     found = figures(people["viewer"].get("/admin/"))
     assert len(found) >= 12
     for label, (number, url) in found.items():

@@ -8,7 +8,7 @@ import pytest
 
 from tests.proxies import pgbouncer
 from tests.serving.conftest import Held, long_poll, make_idle, tail
-from tests.support import Database, Server, wait_until
+from tests.support import Database, Server, free_port, wait_until
 
 pytestmark = [pytest.mark.postgres, pytest.mark.proxy, pytest.mark.slow]
 
@@ -37,7 +37,7 @@ def start_pooled(database: Database, tmp_path: Path) -> Iterator[Callable[..., S
 
 
 def test_without_an_address_to_listen_at_it_does_not_start_and_says_why(pooled: str):
-    done = Database(pooled).manage("serve")
+    done = Database(pooled).manage("serve", PORT=str(free_port()))
     assert done.returncode == 1
     assert "pullwake.E001" in done.stderr
     assert "Set PULLWAKE_LISTEN_URL to the database's own address" in done.stderr
@@ -49,7 +49,7 @@ def test_nor_where_that_is_the_proxys_too_or_the_proxy_lets_options_pass(databas
         database, **{"[pgbouncer]": "[pgbouncer]\nignore_startup_parameters = options"}
     ) as pooled:
         for env in ({}, {"PULLWAKE_LISTEN_URL": pooled}):
-            done = Database(pooled).manage("serve", **env)
+            done = Database(pooled).manage("serve", PORT=str(free_port()), **env)
             assert done.returncode == 1
             assert "pullwake.E001" in done.stderr
             migrated = Database(pooled).manage("migrate", **env)
