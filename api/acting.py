@@ -23,7 +23,8 @@ from claims import acting, writes
 from claims.models import ConsumerClaim
 from core.errors import Forbidden, Unauthenticated
 from core.principals import Principal
-from dispatch.models import Entity
+from dispatch import shared_states
+from dispatch.models import Entity, SharedState
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,19 @@ class Actor:
         if self.owner is not None:
             raise self._refusal()
         return self.principal
+
+    def shared_state(self, name: str) -> SharedState:
+        """The shared state of this name, which it may read and write. Raises NotFound, Forbidden.
+
+        With a token that is limited to one runner it may for an entity that this runner holds.
+        """
+        if self.runner_id is None:
+            return shared_states.find_usable(name, self.require_itself())
+        if self.owner == self.principal:
+            state = shared_states.find(name)
+            if acting.may_use(self.principal, state, self.runner_id):
+                return state
+        raise self._refusal()
 
     def _refusal(self) -> Forbidden:
         return Forbidden(NAMES_ANOTHER if self.runner_id is None else FOR_ONE_RUNNER)

@@ -121,7 +121,7 @@ class Heartbeat(Body, frozen=True, kw_only=True):
     """The same as `wake_stream_offset`."""
     liveness_lease_expires_at: Annotated[datetime, Meta(tz=True)] | UnsetType = UNSET
     """The end of that time, instead of `lease_ms`: 1 s to 1 h from now."""
-    diagnostics: JsonObject | UnsetType = UNSET
+    diagnostics: Any = UNSET
     """What it reports of itself: sixteen fields are known, and each is kept if it is valid."""
 
 

@@ -21,7 +21,6 @@ from api.views import ApiView
 from core.bodies import raw_body
 from core.errors import InvalidRequest, NotFound
 from core.identifiers import MAX_SHARED_STATE_NAME, is_entity_url, is_shared_state_name
-from core.principals import Principal
 from dispatch import entities, shared_states
 from dispatch.models import SharedState
 from dispatch.streams import offsets, producers, reads
@@ -44,11 +43,6 @@ class SharedStateView(ApiView):
     def actor(self) -> Actor:
         """Who acts."""
         return cast(Actor, self.request.user)
-
-    @property
-    def caller(self) -> Principal:
-        """Who calls; `put` alone takes one who calls in another's name. Raises Forbidden."""
-        return self.actor.require_itself()
 
     @documented(
         "Make a shared state",
@@ -110,4 +104,4 @@ class SharedStateView(ApiView):
     def _find(self, shared_id: str) -> SharedState:
         if not is_shared_state_name(shared_id) or not is_utf8(self.request):
             raise NotFound
-        return shared_states.find_usable(shared_id, self.caller)
+        return self.actor.shared_state(shared_id)

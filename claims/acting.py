@@ -6,8 +6,8 @@ claim opens what the task is about, and not everything that the creator has.
 
 from claims.models import ClaimQuerySet, ConsumerClaim
 from core.principals import Principal
-from dispatch import entities
-from dispatch.models import Entity
+from dispatch import entities, shared_states
+from dispatch.models import Entity, SharedState
 
 
 def reaches(claim: ConsumerClaim, entity: Entity) -> bool:
@@ -51,6 +51,12 @@ def may_read(owner: Principal, entity: Entity, runner_id: str | None = None) -> 
     above = _held_by(owner, runner_id).filter(entity__in=entities.lineage(entity.url))
     creators = above.values_list("entity__created_by", flat=True).distinct()
     return any(entities.may_read(entity, Principal.parse(each)) for each in creators)
+
+
+def may_use(owner: Principal, state: SharedState, runner_id: str) -> bool:
+    """Whether this runner of the owner holds an entity for which it may use a shared state."""
+    held = _held_by(owner, runner_id).values("entity")
+    return shared_states.may_use_for(state, Entity.objects.filter(pk__in=held))
 
 
 def _held_by(owner: Principal, runner_id: str | None) -> ClaimQuerySet:

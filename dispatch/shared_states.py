@@ -65,7 +65,24 @@ def may_use(state: SharedState, principal: Principal) -> bool:
         return True
     if _concerned(having, principal).exists():
         return True
-    creators = _concerned(observing, principal).values_list("entity__created_by", flat=True)
+    return _creators_may(_concerned(observing, principal), having)
+
+
+def may_use_for(state: SharedState, held: "QuerySet[Entity]") -> bool:
+    """Whether a runner that holds these entities may read and write a shared state for them.
+
+    It may for one that has it, and for one that observes it by its creator's rights.
+    """
+    links = SharedStateLink.objects.filter(name=state.name)
+    having, of_held = links.filter(manifest=""), links.filter(entity__in=held)
+    if of_held.filter(manifest="").exists():
+        return True
+    return _creators_may(of_held.exclude(manifest=""), having)
+
+
+def _creators_may(observing: "Links", having: "Links") -> bool:
+    """Whether one of those who made the observing entities has the rights in one that has it."""
+    creators = observing.values_list("entity__created_by", flat=True)
     return any(
         _acted_on(having, Principal.parse(creator)).exists() for creator in creators.distinct()
     )

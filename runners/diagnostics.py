@@ -69,7 +69,9 @@ FIELDS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def cleaned(reported: JsonObject) -> JsonObject:
-    """The valid fields of a report; empty when there are none."""
+def cleaned(reported: Any) -> JsonObject:
+    """The valid fields of a report, whatever it is; empty when there are none."""
+    if not isinstance(reported, dict):
+        return {}
     fields = {name: clean(reported[name]) for name, clean in FIELDS.items() if name in reported}
     return {name: value for name, value in fields.items() if value is not _INVALID}

@@ -1,8 +1,11 @@
 """What a subscriber may wait for at a source, and which events match."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+from operator import itemgetter
 from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, UnsetType
@@ -90,11 +93,24 @@ def wish(
     )
 
 
-def _types_of(name: str, types: Mapping[str, str]) -> Collection[str]:
+@lru_cache(maxsize=4096)
+def _types_of(name: str) -> frozenset[str]:
     """The event types that a collection's name may mean: ``toolCalls`` are of type tool_call."""
     snake = re.sub(r"(?<=[a-z0-9])[A-Z]", lambda capital: f"_{capital[0]}", name).lower()
-    return {name, f"state:{name}", snake, snake.removesuffix("s"), *filter(None, [types.get(name)])}
+    return frozenset((name, f"state:{name}", snake, snake.removesuffix("s")))
 
+
+def types_of(registration: Registration) -> set[str]:
+    """The event types that a registration's collections may mean; it has some."""
+    said = registration.types
+    named = {said[name] for name in registration.collections if said.get(name)}
+    return named.union(*map(_types_of, registration.collections))
+
+
+_KINDS = ("insert", "update", "delete")
+
+Placed = tuple[int, Any]
+"""An event, and before it the offset just after it."""
 
 # --- Events -----------------------------------------------------------------------------------
 
@@ -118,20 +134,50 @@ def is_begun_run(event: Any) -> bool:
 
 
 def matches(registration: Registration, event: Any) -> bool:
-    """Whether this event is what the registration waits for.
+    """Whether this event is what the registration waits for."""
+    return bool(Heard([event], 0).by(registration))
 
-    A `wake` never is: two entities that watch each other would wake each other for ever.
+
+class Heard:
+    """Events past an offset, by what may be waited for: looking for a match does not try each.
+
+    There may be a thousand registrations at a source, and ten thousand events in an append.
     """
-    if registration.condition == Registration.Condition.RUN_FINISHED:
-        return is_finished_run(event)
-    if not isinstance(event, dict) or not isinstance(event.get("type"), str):
-        return False
-    if event["type"] == "wake":
-        return False
-    of_type = not registration.collections or any(
-        event["type"] in _types_of(name, registration.types) for name in registration.collections
+
+    def __init__(self, events: Iterable[Any], after: int) -> None:
+        self._runs: list[Placed] = []
+        self._by_kind: dict[str, list[Placed]] = {}
+        self._by_type: dict[tuple[str, str], list[Placed]] = {}
+        for placed in enumerate(events, start=after + 1):
+            event = placed[1]
+            if is_finished_run(event):
+                self._runs.append(placed)
+            if is_change(event):
+                kind = _kind(event)
+                self._by_kind.setdefault(kind, []).append(placed)
+                self._by_type.setdefault((event["type"], kind), []).append(placed)
+
+    def by(self, registration: Registration) -> list[Placed]:
+        """What the registration waits for of these, in order, each with its offset."""
+        if registration.condition == Registration.Condition.RUN_FINISHED:
+            return self._runs
+        kinds = registration.ops or _KINDS
+        if registration.collections:
+            types = types_of(registration)
+            found = [self._by_type.get((each, kind), []) for each in types for kind in kinds]
+        else:
+            found = [self._by_kind.get(kind, []) for kind in kinds]
+        return sorted(chain.from_iterable(found), key=itemgetter(0))
+
+
+def is_change(event: Any) -> bool:
+    """Whether this event can be waited for as a change.
+
+    A `wake` never can: two entities that watch each other would wake each other for ever.
+    """
+    return (
+        isinstance(event, dict) and isinstance(event.get("type"), str) and event["type"] != "wake"
     )
-    return of_type and (not registration.ops or _kind(event) in registration.ops)
 
 
 _OF_A_MESSAGE = ("from", "from_principal", "from_agent", "payload", "timestamp", "message_type")

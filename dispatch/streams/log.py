@@ -44,7 +44,8 @@ def append(
     twice, which is then the only event; ``traces``, of each event or of none, are kept with them.
     Deliveries are recorded for those who wait for such events, and manifest events take effect,
     except for the ``objections``, by index, to messages that they schedule. Raises InvalidRequest
-    for a manifest event that asks for something we do not do.
+    for a manifest event that asks for something we do not do, and PayloadTooLarge for a handler's
+    events of which too many would have to be told.
     """
     begin = state.tail
     rows = []
@@ -76,7 +77,7 @@ def append(
             schedules.follow(state, event, (objections or {}).get(index))
         observing.follow(state, events)
         orders = manifests.orders(events)
-    registrations.follow(state, events, begin, orders)
+    registrations.follow(state, events, begin, orders, in_part=not by_handler)
     waiters.announce(waiters.entity_stream_key(state.entity_id))
 
 

@@ -28,7 +28,7 @@ from core import quotas, tracing
 from core.bodies import JsonObject
 from core.clock import with_now
 from core.database import lock_name
-from core.errors import InvalidRequest, NotFound, NotRunning
+from core.errors import InvalidRequest, NotFound, NotRunning, PayloadTooLarge
 from core.prepared import Param
 from core.principals import Principal
 from dispatch.cron import Cron
@@ -51,6 +51,15 @@ MOST_DEBOUNCES = 10
 
 MOST_AT_A_SOURCE = 1_000
 """Registrations of one creator's entities at one source: each event there looks at all of them."""
+
+MOST_DELIVERIES = 20_000
+"""That one append leaves: more would hold its locks, and its worker, for longer than a moment."""
+
+MOST_TOLD = 16 * 1024 * 1024
+"""Characters of deliveries that one append leaves, or else a thousand registrations would make a
+gibibyte of one message: what comes after has only texts of at most `MOST_OUTLINED` characters."""
+
+MOST_OUTLINED = 1024
 
 DUE_TOGETHER = 100
 """Registrations of a subscriber that are told in one transaction, at the most."""
@@ -241,12 +250,18 @@ def schedule(row: Registration) -> None:
 
 
 def follow(
-    state: DispatchState, events: Sequence[Any], after: int, orders: Sequence[Order] = ()
+    state: DispatchState,
+    events: Sequence[Any],
+    after: int,
+    orders: Sequence[Order] = (),
+    *,
+    in_part: bool,
 ) -> None:
     """Act on events just appended to a locked entity's stream, past ``after``.
 
     Leave deliveries for others, and carry out the ``orders``, its handler's, of the entity as a
     subscriber. This costs nothing where there are no orders and nobody waits for such events.
+    Past `MOST_DELIVERIES` it raises PayloadTooLarge, or leaves the first ones ``in_part``.
     """
     is_heard = _is_heard(state, events)
     if not is_heard and not orders:
@@ -260,7 +275,7 @@ def follow(
     known = _lock(which)
     if is_heard:
         hearing = _hearing(known, _reads(state))
-        _fire(hearing, state.entity.url, events, after, state.now, state)
+        _fire(hearing, state.entity.url, events, after, state.now, state, in_part=in_part)
     for order in orders:
         _put(state.entity, _within_reach(order, state), known, state.now)
 
@@ -275,11 +290,11 @@ def fire(
     """`follow` for a stream that is not an entity's, by any of the URLs that name it.
 
     ``reads``: whether the principal at a URL may read it. The caller holds its lock until it
-    commits.
+    commits. Raises PayloadTooLarge past `MOST_DELIVERIES`.
     """
     hearing = _hearing(_lock(Q(source_url__in=source_urls)), reads)
     for url in source_urls:
-        _fire(hearing, url, events, after, now, None)
+        _fire(hearing, url, events, after, now, None, in_part=False)
 
 
 def _within_reach(order: Order, state: DispatchState) -> Order:
@@ -344,17 +359,27 @@ def _fire(
     after: int,
     now: datetime,
     state: DispatchState | None,
+    *,
+    in_part: bool,
 ) -> None:
     matched: dict[int, Registration] = {}
-    deliveries = []
+    deliveries: list[Delivery] = []
     repeated = []
     said: dict[str, JsonObject] = {}
-    for row in known:
-        if row.source_url != url or row.closed:
-            continue
-        for offset, event in enumerate(events, start=after + 1):
-            if not conditions.matches(row, event):
-                continue
+    open_here = [each for each in known if each.source_url == url and not each.closed]
+    heard = conditions.Heard(events, after)
+    each_most = max(1, MOST_DELIVERIES // max(1, len(open_here)))
+    left = MOST_TOLD
+    for row in open_here:
+        found = heard.by(row)
+        if in_part:
+            found = found[:each_most]
+        elif len(deliveries) + len(found) > max(MOST_DELIVERIES, len(open_here)):
+            raise PayloadTooLarge(
+                f"Who waits for what happens here would be told of more than {MOST_DELIVERIES} "
+                "changes: append fewer events at once."
+            )
+        for offset, event in found:
             row.last_offset = offset
             data: JsonObject = {"change": conditions.change(row, event)}
             if state is not None and row.condition == _RUN_FINISHED:
@@ -367,7 +392,8 @@ def _fire(
                     if run not in said:
                         said[run] = _said_in(state, run)
                     data["child"] = _child(row, state.entity, status, said[run])
-            deliveries.append(_delivery(row, offset, data))
+            deliveries.append(_delivery(row, offset, data if left > 0 else _outline(data)))
+            left -= len(deliveries[-1].data)
             matched[row.pk] = row
     _save([each for each in repeated if each.pk not in matched], ("last_offset",))
     _keep(matched.values(), deliveries, now)
@@ -400,6 +426,18 @@ def _delivery(row: Registration, offset: int, data: JsonObject) -> Delivery:
     if trace is not None:
         data = {**data, "trace": trace}
     return Delivery(registration=row, offset=offset, data=msgspec.json.encode(data).decode())
+
+
+def _outline(data: JsonObject) -> JsonObject:
+    """What a delivery tells, but for all that may be long."""
+    return {
+        part: {name: each for name, each in told.items() if _is_short(each)}
+        for part, told in data.items()
+    }
+
+
+def _is_short(told: Any) -> bool:
+    return isinstance(told, str) and len(told) <= MOST_OUTLINED
 
 
 def _keep(rows: Iterable[Registration], deliveries: Sequence[Delivery], now: datetime) -> None:

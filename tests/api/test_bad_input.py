@@ -576,8 +576,8 @@ def test_a_number_that_is_the_callers_own_may_be_any(scene, endpoint, template):
         (f"POST /{RUNNERS}", {}, ["/id", "/label"]),
         (
             f"POST /{RUNNER}/heartbeat",
-            {"lease_ms": "x", "wakeStreamOffset": "x", "diagnostics": []},
-            ["/lease_ms", "/wakeStreamOffset", "/diagnostics"],
+            {"lease_ms": "x", "wakeStreamOffset": "x"},
+            ["/lease_ms", "/wakeStreamOffset"],
         ),
         (
             f"POST /{WAKE}",

@@ -92,6 +92,26 @@ def test_its_handler_does_its_work_while_its_claim_lasts(r1, alice):
     assert r1.get("/agent/r1/main").status == 403
 
 
+def test_its_handler_uses_the_shared_states_of_its_entity(r1, alice):
+    """The runtime makes one, reads it and writes to it with its runner's token alone."""
+    others = alice.share("theirs", "/agent/r2")
+    own, put = "/_electric/shared-state/own", {"Electric_Owner_Entity": "/agent/r1"}
+    text = {"type": "text", "key": "k", "headers": {"operation": "insert"}}
+    assert r1("PUT", own, **put).status == 403
+    claim = r1.claim("r1")
+    assert r1("PUT", own, **put).status == 201
+    assert r1.post(own, text).status == 204
+    assert [each["key"] for each in r1.get(own).body] == ["k"]
+    assert r1.get(own, Electric_Principal="user:bob").status == 403
+    assert r1.get(others).status == r1.post(others, text).status == 403
+    value = {"kind": "shared-state", "id": "theirs"}
+    seen = {**text, "type": "manifest", "key": "shared-state:theirs", "value": value}
+    assert claim.append(seen, token=claim.mint()).status == 204
+    assert r1.get(others).status == 200
+    claim.done()
+    assert r1.get(own).status == r1.post(own, text).status == r1.get(others).status == 403
+
+
 # --- Last use -------------------------------------------------------------------------------------
 
 

@@ -302,6 +302,42 @@ def test_a_wake_holds_so_many_changes_and_no_more(api, monkeypatch):
     assert [len(each["changes"]) for each in told(api)[3:]] == [2, 2, 1]
 
 
+def test_a_handler_appends_less_where_too_much_would_have_to_be_told(api, monkeypatch):
+    """A hundred who wait, times 5 000 events, ended the worker, which said nothing for so long."""
+    monkeypatch.setattr(registrations, "MOST_DELIVERIES", 20)
+    for subscriber in (PARENT, OTHER):
+        watch(api, on_change("text"), subscriber=subscriber)
+    api.send(CHILD)
+    claim = api.claim()
+    token, before = claim.mint(), api.events(CHILD)
+    refused = claim.append(*[event("text")] * 11, token=token)
+    assert (refused.status, refused.error) == (413, "PAYLOAD_TOO_LARGE")
+    assert api.events(CHILD) == before
+    assert claim.append(*[event("text")] * 10, token=token).status == 204
+    assert len(changes(api)) == 10
+
+
+def test_of_what_the_server_itself_appends_the_first_changes_are_told(api, monkeypatch):
+    for subscriber in (PARENT, OTHER):
+        watch(api, on_change("tags"), subscriber=subscriber)
+    monkeypatch.setattr(registrations, "MOST_DELIVERIES", 4)
+    body = {"tags": {str(n): "" for n in range(5)}}
+    assert api("PATCH", f"/_electric/entities{CHILD}", body).status == 200
+    assert [len(changes(api, url)) for url in (PARENT, OTHER)] == [2, 2]
+
+
+def test_what_makes_too_much_for_many_is_told_in_outline(api, monkeypatch):
+    """One message of a megabyte, to whom a thousand wait, was a gigabyte."""
+    for subscriber in (PARENT, OTHER):
+        watch(api, on_change("inbox"), subscriber=subscriber)
+    monkeypatch.setattr(registrations, "MOST_TOLD", 10_000)
+    long = "x" * 20_000
+    api.send(CHILD, payload=long, key="long")
+    (whole,), (outline,) = changes(api, PARENT), changes(api, OTHER)
+    assert whole["payload"] == long
+    assert outline == {name: each for name, each in whole.items() if name != "payload"}
+
+
 def test_two_that_watch_each_other_come_to_rest(api):
     watch(api, on_change(), subscriber=PARENT, source=OTHER)
     watch(api, on_change(), subscriber=OTHER, source=PARENT)

@@ -139,9 +139,8 @@ def test_with_none_valid_ever_there_are_none(report):
     assert report({"status": "online"}) is None
 
 
-@pytest.mark.parametrize("diagnostics", [None, "streaming", 7, [ALL]])
-def test_it_takes_an_object_alone(alice, diagnostics):
-    alice.register()
-    answer = alice.post(PATH, {"diagnostics": diagnostics})
-    assert (answer.status, answer.error) == (400, "INVALID_REQUEST")
-    assert [each["path"] for each in answer.body["error"]["details"]] == ["/diagnostics"]
+@pytest.mark.parametrize("no_object", [None, "streaming", 7, [ALL]])
+def test_what_is_no_object_fails_no_heartbeat(report, no_object):
+    """Diagnostics only report: a runner is not to expire for what it says of itself."""
+    report(ALL)
+    assert report(no_object) == ALL
