@@ -189,7 +189,7 @@ def back_within_backoff(
 
 def reported(log: str) -> list[str]:
     """The errors it reported; that the process itself was held up is none."""
-    return re.findall(r"warning: (?!nothing ran for)(.*)", log)
+    return re.findall(r"warning: (?!nothing ran for)(?:/\S+ \| )?(.*)", log)
 
 
 def health_of(api: HttpApi, runner_id: str) -> Any:
