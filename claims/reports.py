@@ -48,7 +48,7 @@ class Report:
 RECENT = 20
 """Ended claims of a runner, the newest, of which the share that failed is told."""
 FAILED_WITHIN = timedelta(hours=1)
-"""What failed earlier says nothing of how the runner is."""
+"""What failed, or did not, earlier says nothing of how the runner is."""
 
 _CLAIMS = Select(
     lambda: ConsumerClaim.objects.active().filter(runner=Param("runner")).order_by("pk")
@@ -79,16 +79,14 @@ def examine(runner: Runner) -> Report:
     claims = _CLAIMS.all(runner=runner.pk)
     active, outstanding, unwoken = _COUNTS.first(runner=runner.pk) or (0, 0, 0)
     lapsed = sum(claim.lease_end <= runner.now for claim in claims)
-    ended = _ENDED.all(runner=runner.pk)
-    failed = sum(
-        status == ConsumerClaim.Status.FAILED and when > runner.now - FAILED_WITHIN
-        for status, when in ended
-    )
+    ended = [
+        status for status, when in _ENDED.all(runner=runner.pk) if when > runner.now - FAILED_WITHIN
+    ]
     verdict = health(
         runner,
         claims=len(claims),
         lapsed=lapsed,
-        failed=failed,
+        failed=ended.count(ConsumerClaim.Status.FAILED),
         ended=len(ended),
         now=runner.now,
     )
@@ -104,20 +102,26 @@ def with_held(runners: RunnerQuerySet) -> RunnerQuerySet:
     )
 
 
-def _failed_lately() -> ClaimQuerySet:
-    return ConsumerClaim.objects.filter(
-        status=ConsumerClaim.Status.FAILED, ended_at__gt=Now() - FAILED_WITHIN
-    ).order_by()
+def _lately() -> Q:
+    return Q(ended_at__gt=Now() - FAILED_WITHIN)
+
+
+_FAILED = Q(status=ConsumerClaim.Status.FAILED)
 
 
 def _with_many_failures() -> Any:
     """The keys of runners of which many claims failed of late; one index knows them."""
-    failed = _failed_lately().filter(runner__isnull=False).values("runner")
-    return failed.annotate(n=Count("pk")).filter(n__gte=MANY_FAILURES).values("runner")
+    failed = ConsumerClaim.objects.filter(_lately(), _FAILED, runner__isnull=False).order_by()
+    return (
+        failed.values("runner")
+        .annotate(n=Count("pk"))
+        .filter(n__gte=MANY_FAILURES)
+        .values("runner")
+    )
 
 
 def failures_of(runner: str, **when: Any) -> tuple[Case, Case]:
-    """Of the newest `RECENT` claims of a runner that ended: how many failed, and how many they are.
+    """Of the newest `RECENT` claims of a runner that ended of late: how many failed, and how many.
 
     ``runner`` is the column that has its key. Both are 0 where too few failed of late to say
     anything, and where it is not so ``when``.
@@ -125,12 +129,15 @@ def failures_of(runner: str, **when: Any) -> tuple[Case, Case]:
     newest = _recent(OuterRef(OuterRef(runner))).values("pk")[:RECENT]
     when |= {f"{runner}__in": _with_many_failures()}
 
-    def counted(claims: ClaimQuerySet) -> Case:
-        n = claims.filter(pk__in=newest).values("runner").annotate(n=Count("pk")).values("n")
+    every = ConsumerClaim.objects.order_by().filter(pk__in=newest).values("runner")
+
+    def counted(which: Q) -> Case:
+        # The aggregate's filter: as the rows' it would have all that ended of late looked through.
+        n = every.annotate(n=Count("pk", filter=which)).values("n")
         told = Coalesce(Subquery(n, output_field=IntegerField()), Value(0))
         return Case(When(**when, then=told), default=Value(0))
 
-    return counted(_failed_lately()), counted(ConsumerClaim.objects.order_by())
+    return counted(_lately() & _FAILED), counted(_lately())
 
 
 def with_failures(runners: RunnerQuerySet) -> RunnerQuerySet:

@@ -350,9 +350,19 @@ def test_a_runner_whose_claims_fail_is_degraded(alice, health, claims, issues):
     assert row.health_status == report["status"]
 
 
-def test_old_claims_do_not_hide_that_the_newest_failed(alice, health):
+@pytest.mark.parametrize(
+    ("old", "failed", "issue"),
+    [
+        ({"released": 30}, 12, "12 of its last 20 claims failed"),
+        # As its entities wait longer each time, few fail in an hour.
+        ({"released": 15, "hours": 2}, 4, "4 of its last 4 claims failed"),
+    ],
+)
+def test_old_claims_do_not_hide_that_the_newest_failed(alice, health, old, failed, issue):
     alice.register()
     beat(alice, **HEALTHY)
-    ended(released=30)
-    ended(failed=12)
-    assert health()["health"]["issues"] == ["12 of its last 20 claims failed"]
+    ended(**old)
+    ended(failed=failed)
+    assert health()["health"]["issues"] == [issue]
+    row: Any = with_now(with_health(Runner.objects.select_related("liveness"))).get()
+    assert row.health_status == "degraded"
