@@ -430,7 +430,7 @@ class Claims:
         lease, timing = held.lease, self._timing
         context.set(self._told(held.grant))
         pause = lease.length / 3 - (self._clock.lease() - lease.renewed_at)
-        tried = asked = False
+        tried, asked, missed = False, False, ""
         while True:
             held.poked.clear()
             try:
@@ -452,13 +452,14 @@ class Claims:
                 deadline = min(deadline, left)
             try:
                 sent_at = await self._api.renew(held.grant, deadline)
-            except ServerRefused as error:
-                if error.ends_claim and not held.told:
+            except RunnerError as error:
+                fenced = isinstance(error, ServerRefused) and error.ends_claim
+                if fenced and not held.told:
                     held.lose(f"the server fenced it ({error})")
                     return
-                pause = self._missed(held, error, again=tried)
-            except RunnerError as error:
-                pause = self._missed(held, error, again=tried)
+                error.repeated = str(error) == missed
+                missed = str(error)
+                pause = self._missed(held, error)
             else:
                 if tried:
                     log.info(
@@ -466,16 +467,15 @@ class Claims:
                         held.grant.entity_url,
                         held.grant.epoch,
                     )
-                tried = asked = False
+                tried, asked, missed = False, False, ""
                 lease.renew(self.lease_length, sent_at)
                 held.renewed.set()
                 pause = lease.length / 3 - (self._clock.lease() - sent_at)
                 continue
             tried, asked = True, lapsed
 
-    def _missed(self, held: _Held, error: RunnerError, *, again: bool) -> float:
+    def _missed(self, held: _Held, error: RunnerError) -> float:
         """Report a renewal that did not get through. Returns seconds until the next try."""
-        error.repeated = again
         self._failed(error)
         lease = held.lease
         pause = min(_RETRY_LONGEST, lease.length / 15)
