@@ -116,20 +116,27 @@ def _with_many_failures() -> Any:
     return failed.annotate(n=Count("pk")).filter(n__gte=MANY_FAILURES).values("runner")
 
 
-def with_failures(runners: RunnerQuerySet) -> RunnerQuerySet:
-    """With ``failed`` and ``ended``: of the newest `RECENT` claims that ended, how many failed.
+def failures_of(runner: str, **when: Any) -> tuple[Case, Case]:
+    """Of the newest `RECENT` claims of a runner that ended: how many failed, and how many they are.
 
-    Both are 0 where too few failed of late to say anything.
+    ``runner`` is the column that has its key. Both are 0 where too few failed of late to say
+    anything, and where it is not so ``when``.
     """
-    newest = _recent(OuterRef(OuterRef("pk"))).values("pk")[:RECENT]
+    newest = _recent(OuterRef(OuterRef(runner))).values("pk")[:RECENT]
+    when |= {f"{runner}__in": _with_many_failures()}
 
     def counted(claims: ClaimQuerySet) -> Case:
         n = claims.filter(pk__in=newest).values("runner").annotate(n=Count("pk")).values("n")
         told = Coalesce(Subquery(n, output_field=IntegerField()), Value(0))
-        return Case(When(pk__in=_with_many_failures(), then=told), default=Value(0))
+        return Case(When(**when, then=told), default=Value(0))
 
-    every = ConsumerClaim.objects.order_by()
-    return runners.annotate(failed=counted(_failed_lately()), ended=counted(every))
+    return counted(_failed_lately()), counted(ConsumerClaim.objects.order_by())
+
+
+def with_failures(runners: RunnerQuerySet) -> RunnerQuerySet:
+    """With ``failed`` and ``ended``, as `failures_of` counts them."""
+    failed, ended = failures_of("pk")
+    return runners.annotate(failed=failed, ended=ended)
 
 
 def held_by(runner: OuterRef, **which: Any) -> Coalesce:

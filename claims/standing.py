@@ -15,7 +15,7 @@ from django.db.models import Count, IntegerField, OuterRef, Subquery
 from django.db.models.functions import Coalesce
 
 from claims.models import ConsumerClaim, DeadLetter, OrphanReason
-from claims.reports import held_by, with_failures, with_held
+from claims.reports import failures_of, held_by, with_failures, with_held
 from core.clock import span_of, with_now
 from core.prepared import Param, Select
 from dispatch.models import DispatchState, DispatchStateQuerySet
@@ -122,6 +122,16 @@ def trouble_of(runner: Runner | None, *, held: int, now: datetime) -> Trouble | 
     return None
 
 
+def says_failing(runner_id: str | None, failed: int, ended: int) -> str:
+    """That a runner may claim but fails, in a clause; empty if it does not.
+
+    Of its last ``ended`` claims, ``failed`` failed recently.
+    """
+    if not fails(failed, ended):
+        return ""
+    return f"{failed} of the last {ended} claims of {runner_id} failed"
+
+
 def outlook(state: Any, *, held: int, now: datetime) -> str:
     """What happens to the work of an entity once it is free, in a clause: for confirmations.
 
@@ -146,11 +156,15 @@ def with_standing(states: DispatchStateQuerySet) -> DispatchStateQuerySet:
     """With the columns that `of` reads."""
     letters = DeadLetter.objects.filter(entity=OuterRef("pk"), redriven_at=None)
     given_up = letters.order_by().values("entity").annotate(n=Count("pk")).values("n")
+    # Counted only for what failed itself.
+    failed, ended = failures_of("runner", failures__gt=0)
     return (
         with_now(states.with_pending_since())
         .select_related("entity", "runner__liveness", "outstanding_wake")
         .annotate(
             held=held_by(OuterRef("runner")),
+            runner_failed=failed,
+            runner_ended=ended,
             given_up=Coalesce(Subquery(given_up, output_field=IntegerField()), 0),
         )
     )
@@ -199,7 +213,11 @@ def _why(state: Any) -> tuple[Reason, str, Sequence[Remedy]]:
     if state.retry_at is not None and state.retry_at > state.now:
         failed = "1 failure" if state.failures == 1 else f"{state.failures} failures in a row"
         left = span_of(state.retry_at - state.now)
-        return Reason.DELAYED, f"it waits {left} more, after {failed}", [Remedy.WAKE]
+        says = f"it waits {left} more, after {failed}"
+        failing = says_failing(state.runner_id, state.runner_failed, state.runner_ended)
+        if not failing:
+            return Reason.DELAYED, says, [Remedy.WAKE]
+        return Reason.DELAYED, f"{says}; {failing}", [Remedy.MOVE, Remedy.WAKE]
     if trouble is not None:
         return trouble.reason, trouble.says, trouble.remedies
     wake = state.outstanding_wake

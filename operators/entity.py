@@ -15,8 +15,8 @@ from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
 
 from claims import endings
 from claims.models import ConsumerClaim
-from claims.reports import held_by
-from claims.standing import DEAD, Trouble, outlook, trouble_of
+from claims.reports import failures_of, held_by
+from claims.standing import DEAD, Trouble, outlook, says_failing, trouble_of
 from core.bodies import decode
 from core.errors import InvalidRequest, InvalidSignal, NotRunning
 from core.principals import Principal
@@ -38,7 +38,6 @@ from operators.kit.lists import (
     words,
 )
 from operators.kit.markup import (
-    NOTHING,
     badge,
     ident,
     lines,
@@ -129,10 +128,12 @@ def _trouble(entity: Any) -> Trouble | None:
 
 
 def _warning(entity: Any) -> str:
-    """A warning if its runner will not claim the wake."""
+    """A warning if its runner will not claim the wake, or is likely to fail again."""
     trouble = _trouble(entity)
     if trouble is None:
-        return ""
+        runner_id = entity.dispatch_state.runner_id
+        failing = says_failing(runner_id, entity.runner_failed, entity.runner_ended)
+        return f" But {failing}. Move it instead." if failing else ""
     remedy = " Move it instead." if trouble.lasts else ""
     return f" But nobody claims it now: {trouble.says}.{remedy}"
 
@@ -193,9 +194,12 @@ def _move_effect(entity: Any) -> str:
         # A disabled one may finish what it holds.
         dead = trouble is not None and trouble.reason in DEAD
         stays += f", and {trouble.says}: take it back, too." if trouble and dead else "."
+    waits = ""
+    if state.retry_at is not None and state.retry_at > entity.now:
+        waits = " It waits out its delay there, unless it is woken now."
     return (
-        f"Dispatched to the runner named below{along}.{stays} That runner's owner can then read"
-        " the entity."
+        f"Dispatched to the runner named below{along}.{stays}{waits} That runner's owner can then"
+        " read the entity."
     )
 
 
@@ -414,9 +418,14 @@ class EntityAdmin(TalkingAdmin):
         return told.select_related("dispatch_state__outstanding_wake")
 
     def with_prospects(self, rows: "QuerySet[Any]") -> "QuerySet[Any]":
+        failed, ended = failures_of("dispatch_state__runner")
         told: QuerySet[Any] = rows.select_related(
             "dispatch_state__outstanding_wake", "dispatch_state__runner__liveness"
-        ).annotate(held=held_by(OuterRef("dispatch_state__runner")))
+        ).annotate(
+            held=held_by(OuterRef("dispatch_state__runner")),
+            runner_failed=failed,
+            runner_ended=ended,
+        )
         return told
 
     def get_search_results(
@@ -481,17 +490,17 @@ class EntityAdmin(TalkingAdmin):
         return lines(badge("pending"), moment(entity.pending_since, entity.now), place)
 
     @admin.display(description="unclaimed wake")
-    def wake(self, entity: Any) -> str:
+    def wake(self, entity: Any) -> str | None:
         wake = entity.dispatch_state.outstanding_wake
         if wake is None:
-            return NOTHING
+            return None
         return lines(f"generation {wake.generation}", moment(wake.created_at, entity.now))
 
     @admin.display(description="failures")
-    def failures(self, entity: Any) -> str:
+    def failures(self, entity: Any) -> str | None:
         state = entity.dispatch_state
         if not state.failures:
-            return NOTHING
+            return None
         tries = None
         if state.retry_at is not None:
             tries = format_html("next try {}", moment(state.retry_at, entity.now))

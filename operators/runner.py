@@ -415,9 +415,9 @@ class RunnerAdmin(OperatorAdmin):
         )
 
     @admin.display(description="health")
-    def state(self, runner: Any) -> str:
+    def state(self, runner: Any) -> str | None:
         if presence(runner, claims=runner.held, now=runner.now) == "stopped":
-            return NOTHING
+            return None
         found = health(
             runner,
             claims=runner.held,
@@ -448,10 +448,10 @@ class RunnerAdmin(OperatorAdmin):
         return lines(held, badge(said, "warn") if reconnects > MANY_RECONNECTS else quiet(said))
 
     @admin.display(description="last error")
-    def last_error(self, runner: Any) -> str:
+    def last_error(self, runner: Any) -> str | None:
         error = (runner.liveness.diagnostics or {}).get("last_error")
         if not error:
-            return NOTHING
+            return None
         silent = not _is_heard(runner)
         as_of = format_html("as of {}", moment(runner.liveness.last_seen_at, runner.now))
         return lines(shortened(error, 120), quiet(as_of) if silent else None)

@@ -11,8 +11,8 @@ from unfold.widgets import (
     UnfoldBooleanWidget,
 )
 
-from claims.reports import with_held
-from claims.standing import heir_of, trouble_of
+from claims.reports import with_failures, with_held
+from claims.standing import heir_of, says_failing, trouble_of
 from core.clock import with_now
 from operators.kit.markup import counted
 from runners.models import Runner
@@ -52,7 +52,7 @@ class RunnerInput(UnfoldAdminTextInputWidget):  # type: ignore[misc]
 
 
 class TargetForm(ReasonForm):
-    """Which runner takes over. One that cannot work must be confirmed."""
+    """Which runner takes over. One that cannot work, or fails most, must be confirmed."""
 
     target = forms.CharField(
         label="Runner",
@@ -71,14 +71,18 @@ class TargetForm(ReasonForm):
         if "target" not in cleaned:
             return cleaned
         target = cleaned["target"] = cleaned["target"].strip()
-        rows: Any = with_now(with_held(Runner.objects.select_related("liveness")))
+        rows: Any = with_now(with_failures(with_held(Runner.objects.select_related("liveness"))))
         runner = rows.filter(pk=target).first()
         if runner is None:
             self.add_error("target", f"There is no runner {target}.")
             return cleaned
         trouble = trouble_of(runner, held=runner.held, now=runner.now)
-        if trouble is not None and not anyway:
-            self.add_error("target", f"Nothing is worked on there: {trouble.says}.")
+        failing = says_failing(runner.pk, runner.failed, runner.ended)
+        problem = f"Most fails there: {failing}." if failing else ""
+        if trouble is not None:
+            problem = f"Nothing is worked on there: {trouble.says}."
+        if problem and not anyway:
+            self.add_error("target", problem)
             self.fields["anyway"].widget = UnfoldBooleanWidget()
         return cleaned
 

@@ -13,13 +13,14 @@ from django.db.models import Q, QuerySet
 from django.db.models.functions import Now
 from django.forms import CheckboxInput
 from django.http import HttpRequest
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from unfold.admin import ModelAdmin, checkbox
 from unfold.contrib.filters.admin import TextFilter
 from unfold.views import ChangeList
 
 from core.clock import with_now
-from operators.kit.markup import CALLED, entity_link, moment, runner_link
+from operators.kit.markup import CALLED, NOTHING, entity_link, moment, runner_link
 
 Narrow = Callable[[Any], Any]
 """Narrows a queryset."""
@@ -79,6 +80,11 @@ class KeysetChangeList(ChangeList):  # type: ignore[misc]
         self.paginator = Uncounted([], self.list_per_page)
 
     @property
+    def has_rows(self) -> bool:
+        """Whether any page of the list has rows, as far as this one knows: its own may be gone."""
+        return bool(self.result_list) or self.has_previous or self.has_next
+
+    @property
     def narrowed_by(self) -> Iterator[tuple[str, str, str]]:
         """The filters in use: what each looks at, which value, and the list without it."""
         for spec in self.filter_specs:
@@ -128,6 +134,7 @@ class ReadOnlyAdmin(ModelAdmin):  # type: ignore[misc]
     """Columns of which a part is searched for, too, among the newest rows: no index finds parts."""
 
     change_list_template = "operators/list.html"
+    empty_value_display = format_html('<span class="pw-none">{}</span>', NOTHING)
     list_display_links = None
     list_disable_select_all = True
     list_filter_sheet = True
@@ -181,7 +188,8 @@ def column(title: str, value: Callable[[Any], Any], *, name: str = "") -> Callab
 
     @admin.display(description=title)
     def shown(row: Any) -> Any:
-        return value(row)
+        said = value(row)
+        return None if said == NOTHING else said
 
     shown.__name__ = name or title.replace(" ", "_")
     return shown

@@ -351,7 +351,7 @@ class OperatorAdmin(ReadOnlyAdmin):
             found = self.with_prospects(self.get_queryset(request)).filter(pk__in=list(pks))
         except (ValueError, ValidationError):
             raise Http404 from None
-        return list(found.order_by(self.row_order))
+        return list(found.order_by("pk"))  # oldest first: what is redriven keeps its order
 
     def _url_back(self, rows: Sequence[Any]) -> str:
         return self._url_of(rows[0]) if len(rows) == 1 else self._url("changelist")

@@ -69,6 +69,11 @@ def delayed(entity: Any) -> None:
     states(entity).update(outstanding_wake=None, failures=3, retry_at=ahead(minutes=10, seconds=30))
 
 
+def fails_others(entity: Any) -> None:
+    for _ in range(3):
+        ConsumerClaimFactory.create(entity__runner=Runner.objects.get(pk="ci-17"), failed=True)
+
+
 def not_woken(entity: Any) -> None:
     states(entity).update(outstanding_wake=None)
 
@@ -87,6 +92,12 @@ WAITS = "it waits 10 min more, after 3 failures in a row"
         ((gone,), Reason.NO_RUNNER, "it has no runner", [MOVE]),
         ((paused,), Reason.PAUSED, "it is paused", [Remedy.RESUME]),
         ((delayed,), Reason.DELAYED, WAITS, [WAKE]),
+        (
+            (delayed, fails_others),
+            Reason.DELAYED,
+            f"{WAITS}; 3 of the last 3 claims of ci-17 failed",
+            [MOVE, WAKE],
+        ),
         ((not_woken,), Reason.NOT_WOKEN, "it is about to be woken", [WAKE]),
         (
             (),

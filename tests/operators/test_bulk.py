@@ -112,6 +112,12 @@ def test_dead_letters_are_redriven_in_bulk(many, operator):
     assert not DeadLetter.objects.filter(redriven_at=None).exists()
 
 
+def test_dead_letters_that_are_chosen_are_redriven_oldest_first(world, operator):
+    chosen = [str(DeadLetterFactory.create().pk) for _ in range(3)]
+    operator.post("/admin/claims/deadletter/do/redrive/", {"pk": chosen[::-1]})
+    assert list(LogEntry.objects.order_by("pk").values_list("object_id", flat=True)) == chosen
+
+
 def test_it_asks_for_what_the_form_needs(many, operator):
     assert "This field is required." in text(operator.post(ALL, {"target": ""}))
     assert many.count() == 11

@@ -79,6 +79,10 @@ def test_a_dead_letter_of_an_entity_at_its_end_is_not_to_be_redriven(world, oper
 def test_nothing_is_offered_for_all_where_nothing_fits(world, operator):
     assert "Do to all that fit" in text(operator.get(f"{ENTITIES}?runner=r1"))
     assert "Do to all that fit" not in text(operator.get(f"{ENTITIES}?runner=r2"))
+    # The rows of this page are gone; those of others fit.
+    emptied = text(operator.get(f"{ENTITIES}?runner=r1&after=1"))
+    assert "Nothing more here." in emptied
+    assert "Do to all that fit" in emptied
 
 
 def test_moving_says_that_a_dead_runner_keeps_its_claim(world, operator):
@@ -106,6 +110,23 @@ def test_moving_warns_of_a_target_that_cannot_work(world, operator):
     assert Entity.objects.get(url="/agent/e4").dispatch_state.runner_id == "r1"
     said = do(operator, ENTITIES, "move", pk_of("/agent/e4"), target="r2", anyway="on")
     assert "moved to r2" in said
+
+
+def test_it_warns_of_a_runner_that_fails_what_it_claims(operator):
+    bad = RunnerFactory.create(id="bad-deploy", online=True)
+    entity = EntityFactory.create(pending=True, runner=bad)
+    DispatchState.objects.filter(pk=entity.pk).update(failures=2, retry_at=ahead(minutes=5))
+    for _ in range(3):
+        ConsumerClaimFactory.create(entity__runner=bad, failed=True)
+    says = "3 of the last 3 claims of bad-deploy failed."
+    assert says in text(operator.get(page_of(entity.url)))
+    assert offered(operator, page_of(entity.url), CARD) == ["Move", "Wake now"]
+    asked = text(operator.get(f"{ENTITIES}do/wake/?pk={entity.pk}"))
+    assert f"But {says} Move it instead." in asked
+    other = EntityFactory.create(pending=True)
+    said = do(operator, ENTITIES, "move", other.pk, target="bad-deploy")
+    assert f"Most fails there: {says}" in said
+    assert "moved" in do(operator, ENTITIES, "move", other.pk, target="bad-deploy", anyway="on")
 
 
 @pytest.mark.parametrize(

@@ -146,14 +146,20 @@
       return result;
     };
 
+    // What is in use is left for a few seconds, and then looked at again.
+    let isKept = false;
+    const settle = (kept) => {
+      isKept = kept !== "";
+      return isKept ? say(`Paused ${kept}`, "warn") : live();
+    };
+
     const takePage = (page) => {
       const fresh = idOf(page) === region.id ? page.querySelector("[data-live]") : null;
       if (!fresh) return say("This is gone", "bad", "Leave", () => history.back());
       const here = document.querySelector("[data-live]");
       nameAll(here);
       nameAll(fresh);
-      const kept = anchored(() => morphed(here, fresh));
-      return kept ? say(`Paused ${kept}`, "warn") : live();
+      return settle(anchored(() => morphed(here, fresh)));
     };
 
     // --- A list
@@ -208,7 +214,7 @@
       const come = [...fresh.keys()].filter((key) => !here.has(key)).length;
       const gone = [...here.keys()].filter((key) => !fresh.has(key));
       here.forEach((row, key) => row.classList.toggle("pw-gone", gone.includes(key)));
-      if (!come && !gone.length) return kept ? say(`Paused ${kept}`, "warn") : live();
+      if (!come && !gone.length) return settle(kept);
       if (!isListInUse()) return rebuild();
       const told = [come && `${come} new`, gone.length && `${gone.length} no longer here`].filter(Boolean).join(", ");
       return say(told, "warn", "Show", rebuild);
@@ -260,10 +266,11 @@
       }
       window.pullwakeLocalize?.(page);
       asOf = new Date();
+      isKept = false;
       if (region) takePage(page);
       else takeList(page);
       window.pullwakeTick?.();
-      schedule(isNewer ? APART_MS : everyMs());
+      schedule(isNewer ? APART_MS : isKept ? IN_USE_MS : everyMs());
     };
 
     // --- Being told

@@ -63,6 +63,8 @@
   document.addEventListener("DOMContentLoaded", () => {
     const next = document.querySelector("form[data-next]");
     if (next) {
+      // The address that is remembered is that of what is left: its own batch is done.
+      history.replaceState(null, "", next.action);
       // A moment in which one can pause it.
       const timer = setTimeout(() => next.requestSubmit(), 250);
       next.querySelector("a").addEventListener("click", () => clearTimeout(timer));

@@ -1,5 +1,6 @@
 """A manager that gives each part of its work to a worker, and reports when all are done.
 
+    pip install msgspec
     python manager.py
     pullwake spawn manager/1 --runner manager --message '{"texts": ["one two", "three"]}'
     pullwake observe manager/1

@@ -22,9 +22,9 @@ runner = PullWakeRunner(URL, "session", token=os.environ.get("PULLWAKE_TOKEN"))
 
 
 async def model(prompt: str) -> AsyncIterator[str]:
-    """What a language model would do: a word at a time."""
-    for word in f"You asked for: {prompt}. Here is some of it, and more, and more …".split():
-        await asyncio.sleep(0.2)
+    """What a language model would do: a word at a time, for half a minute."""
+    for word in [*f'You asked "{prompt}". This is all:'.split(), *map(str, range(1, 101))]:
+        await asyncio.sleep(0.25)
         yield word + " "
 
 

@@ -123,3 +123,10 @@ async def test_a_log_says_of_which_wake_it_is(threaded: bool) -> None:
     line = json.loads(JsonLines().format(record))
     assert (line["entity"], line["epoch"], line["runner"]) == ("/agent/test", 1, "test")
     assert Readable().format(record).endswith("warning: /agent/test | working")
+
+
+def test_a_record_that_names_its_entity_does_so_once() -> None:
+    for message, shown in (("GET /x: cut", "/a/b | GET /x: cut"), ("/a/b epoch 1: done",) * 2):
+        record = logging.LogRecord("pullwake.runner", logging.INFO, "", 1, message, (), None)
+        record.entity = "/a/b"
+        assert Readable().format(record)[9:] == shown

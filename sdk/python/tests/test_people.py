@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
+from argparse import Namespace
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from pullwake import RunnerError, ServerRefused, ServerUnreachable, Timing
 from pullwake.__main__ import main
-from pullwake.client import entity_path
-from pullwake.people import Screen, json_or_text, plain
+from pullwake.client import Client, entity_path
+from pullwake.people import Screen, _liveness, json_or_text, plain, watch
+from pullwake.transport import Answer, Transport
 
 
 def shown(*events: dict[str, Any]) -> str:
@@ -52,6 +58,100 @@ def test_a_text_that_is_cut_off_ends_its_line() -> None:
 def test_nothing_in_a_stream_commands_the_terminal() -> None:
     assert plain("a\x1b[2Jb\x9bc\u202ed\te\n") == "a�[2Jb�c�d\te\n"
     assert "\x1b" not in shown({"type": "text_delta", "value": {"delta": "\x1b]0;x\x07"}})
+
+
+@pytest.mark.parametrize(
+    ("lease_ends", "said", "admin_status", "liveness"),
+    [
+        ("2026-01-01T00:00:01.000Z", "streaming", "enabled", "online"),
+        ("2026-01-01T00:00:01.000Z", "streaming", "disabled", "offline"),
+        ("2025-12-31T23:59:59.000Z", "streaming", "enabled", "expired"),
+        ("2025-12-31T23:59:59.000Z", "stopped", "enabled", "stopped"),
+        (None, None, "enabled", "offline"),
+    ],
+)
+def test_a_runner_that_was_killed_is_not_shown_as_it_last_said(
+    lease_ends: str | None, said: str | None, admin_status: str, liveness: str
+) -> None:
+    row: dict[str, Any] = {"id": "r", "admin_status": admin_status}
+    if lease_ends:
+        row |= {"liveness_lease_expires_at": lease_ends, "diagnostics": {"status": said}}
+    assert _liveness(row, datetime(2026, 1, 1, tzinfo=UTC)) == liveness
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+async def test_a_watch_of_one_status_shows_that_and_what_leaves_it(
+    as_json: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def changes() -> AsyncIterator[dict[str, Any]]:
+        for key, status in (("/a/1", "idle"), ("/a/1", "running"), ("/a/2", "running")):
+            yield {"type": "entity", "key": key, "value": {"url": key, "status": status}}
+        yield {"type": "entity", "key": "/a/1", "value": {"url": "/a/1", "status": "idle"}}
+        yield {"type": "entity", "key": "/a/1", "headers": {"operation": "delete"}}
+        yield {"type": "entity", "key": "/a/2", "headers": {"operation": "delete"}}
+
+    await watch(
+        Namespace(json=as_json),
+        changes(),
+        lambda row: (row["url"], row["status"]),
+        lambda row: row["status"] == "running",
+    )
+    told = capsys.readouterr().out.splitlines()
+    if as_json:
+        events = [json.loads(line) for line in told]
+        seen = [(each["key"], each.get("value", {}).get("status", "gone")) for each in events]
+    else:
+        seen = [(url, says) for _, url, says in (line.split() for line in told)]
+    assert seen == [("/a/1", "running"), ("/a/2", "running"), ("/a/1", "idle"), ("/a/2", "gone")]
+
+
+class Trouble:
+    """A server that answers so, one after the other."""
+
+    def __init__(self, *answers: Answer | RunnerError) -> None:
+        self.answers = list(answers)
+
+    def url(self, path: str) -> str:
+        return path
+
+    async def call(self, method: str, url: str, **request: Any) -> Answer:
+        answer = self.answers.pop(0)
+        if isinstance(answer, RunnerError):
+            raise answer
+        return answer
+
+
+def page(name: str, **headers: str) -> Answer:
+    told = {key.replace("_", "-"): value for key, value in headers.items()}
+    return Answer(200, told, json.dumps([{"key": name}]).encode(), 0.0)
+
+
+FOLLOWED = page("first", stream_next_offset="1", stream_up_to_date="true")
+AWAY = ServerUnreachable("gone")
+
+
+async def test_who_follows_goes_on_when_the_server_is_back() -> None:
+    told: list[RunnerError] = []
+    server = Trouble(
+        FOLLOWED, AWAY, ServerRefused(503, "", ""), page("second", stream_closed="true")
+    )
+    client = Client(cast(Transport, server), Timing(backoff_min=0.01), told.append)
+    assert [each["key"] async for each in client.follow("/a/1")] == ["first", "second"]
+    assert told == [AWAY]
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [AWAY],  # it was not there from the start
+        [FOLLOWED, ServerRefused(401, "UNAUTHORIZED", "revoked")],
+        [FOLLOWED, ServerRefused(404, "NOT_FOUND", "deleted")],
+    ],
+)
+async def test_who_follows_what_does_not_come_back_is_told(answers: list[Any]) -> None:
+    client = Client(cast(Transport, Trouble(*answers)), Timing())
+    with pytest.raises(type(answers[-1])):
+        [each async for each in client.follow("/a/1")]
 
 
 @pytest.mark.parametrize("name", ["agent/hello", "/agent/hello", "agent/hello/"])

@@ -70,7 +70,7 @@ def test_a_profiles_token_goes_to_its_own_server_alone(config: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "arguments", "says"),
     [
-        ("", [], "--url or \\$PULLWAKE_URL is needed"),
+        ("", [], "no server is named: give --url, or "),
         ("", ["--profile", "none"], "there is no profile 'none'"),
         ("[default", [], "cannot be read"),
         ("[default]\nurl = 1", [], "may have only"),

@@ -16,6 +16,7 @@ from harness import Handled, TestClock, fast, make, running, until
 from pullwake import Child, HeadersFailed, PullWakeRunner, RunnerError, Signal, State, Wake
 from pullwake import runner as runner_module
 from pullwake.backoff import Backoff
+from pullwake.logs import WakeContext
 from pullwake.machine import Event
 from pullwake.runner import _Run
 from pullwake.testing import (
@@ -894,6 +895,24 @@ async def test_starting_twice_is_one_start_with_a_warning(
         assert len(server.of("register")) == len(server.of("claim")) == 1
 
 
+async def test_an_outage_is_told_of_once_for_each_claim(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "pullwake.runner")
+    caplog.handler.addFilter(WakeContext())
+    handled, reported = Handled(waits=True), list[RunnerError]()
+    options: dict[str, Any] = {"out_of_touch": "work", "on_error": reported.append}
+    async with FakeServer() as server:
+        server.record["claim_lease_ms"] = 600
+        async with running(server, handled, **options):
+            server.fault("renew", *[status(503)] * 3)
+            await server.send("chat/1", 1)
+            await until(lambda: "epoch 1: its lease is renewed again" in caplog.text)
+            handled.proceed.set()
+            await worked(server, "chat/1")
+    assert [error.repeated for error in reported] == [False, True, True]
+    (told,) = [record for record in caplog.records if "503" in record.getMessage()]
+    assert (told.levelname, told.entity, told.epoch) == ("WARNING", "/chat/1", 1)  # type: ignore[attr-defined]
+
+
 async def test_a_start_while_stopping_waits_and_starts() -> None:
     handled = Handled(waits=True)
     async with FakeServer() as server, running(server, handled) as runner:
@@ -1164,6 +1183,12 @@ async def test_headers_that_cannot_be_made_are_trouble_like_any_other(bad: Any) 
 async def test_a_token_is_sent_as_a_bearer() -> None:
     async with FakeServer() as server, running(server, token="s3cret"):
         assert server.of("register")[0].headers["authorization"] == "Bearer s3cret"
+
+
+@pytest.mark.parametrize("wrong", [{"live": "websocket"}, {"out_of_touch": "wait"}])
+def test_a_mode_that_is_none_is_an_error_at_once(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="is one of"):
+        PullWakeRunner("http://127.0.0.1:1", "r", Handled(), **wrong)
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "", "http://"])

@@ -2,19 +2,21 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import ssl
 import warnings
 from email.utils import formatdate
 from time import monotonic, time
 from types import SimpleNamespace
 
+import httpx2
 import pytest
 
 from pullwake.clock import Clock
 from pullwake.errors import ServerUnreachable
-from pullwake.testing import FakeServer
+from pullwake.testing import FakeServer, hang
 from pullwake.timing import Timing
-from pullwake.transport import Transport, _retry_after, _ssl_context
+from pullwake.transport import Transport, _refusal, _retry_after, _ssl_context
 
 
 async def test_once_closed_it_says_so() -> None:
@@ -51,6 +53,32 @@ async def test_an_error_names_the_call_and_the_host_only_where_that_is_news() ->
             await transport.call("GET", transport.url("/x?secret=1"), deadline=1.0)
         with pytest.raises(ServerUnreachable, match=f"^POST {url}/y: "):
             await transport.call("POST", f"{url}/y", deadline=1.0)
+        await transport.aclose()
+
+
+@pytest.mark.parametrize(
+    ("details", "says"),
+    [
+        (
+            [{"path": "/id", "message": "too long"}, {"path": "/x", "message": "is needed"}],
+            "400 INVALID_REQUEST: /id: too long; /x: is needed",
+        ),
+        ([], "400 INVALID_REQUEST: Not valid."),
+        ({"entity": {}}, "400 INVALID_REQUEST: Not valid."),
+    ],
+)
+def test_a_refusal_says_what_is_wrong_with_which_field(details: object, says: str) -> None:
+    error = {"code": "INVALID_REQUEST", "message": "Not valid.", "details": details}
+    body = json.dumps({"error": error}).encode()
+    assert str(_refusal(httpx2.Response(400), body)) == says
+
+
+async def test_a_deadline_is_told_in_tenths_of_a_second() -> None:
+    async with FakeServer() as server:
+        server.standing("get", hang)
+        transport = Transport(server.url, None, Clock())
+        with pytest.raises(ServerUnreachable, match=r"no answer within 0\.1 s$"):
+            await transport.call("GET", transport.url("/_electric/runners/r"), deadline=0.0123456)
         await transport.aclose()
 
 

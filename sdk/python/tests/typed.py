@@ -40,5 +40,10 @@ def report(wake: SyncWake) -> None:
         raise RetryAfter(60)
 
 
+@runner.on("mistaken")  # type: ignore[type-var]
+def not_async(wake: Wake) -> None:
+    """A plain function is given a `SyncWake`: this one, written for the other, is an error."""
+
+
 async def test() -> Outcome:
     return await handle(chat, {"text": "why"})

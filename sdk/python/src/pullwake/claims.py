@@ -428,6 +428,7 @@ class Claims:
     async def _keep(self, held: _Held) -> None:
         """Renew the lease, at each third of it, until the claim is lost or let go."""
         lease, timing = held.lease, self._timing
+        context.set(self._told(held.grant))
         pause = lease.length / 3 - (self._clock.lease() - lease.renewed_at)
         tried = asked = False
         while True:
@@ -455,10 +456,16 @@ class Claims:
                 if error.ends_claim and not held.told:
                     held.lose(f"the server fenced it ({error})")
                     return
-                pause = self._missed(held, error)
+                pause = self._missed(held, error, again=tried)
             except RunnerError as error:
-                pause = self._missed(held, error)
+                pause = self._missed(held, error, again=tried)
             else:
+                if tried:
+                    log.info(
+                        "%s epoch %d: its lease is renewed again",
+                        held.grant.entity_url,
+                        held.grant.epoch,
+                    )
                 tried = asked = False
                 lease.renew(self.lease_length, sent_at)
                 held.renewed.set()
@@ -466,8 +473,9 @@ class Claims:
                 continue
             tried, asked = True, lapsed
 
-    def _missed(self, held: _Held, error: RunnerError) -> float:
+    def _missed(self, held: _Held, error: RunnerError, *, again: bool) -> float:
         """Report a renewal that did not get through. Returns seconds until the next try."""
+        error.repeated = again
         self._failed(error)
         lease = held.lease
         pause = min(_RETRY_LONGEST, lease.length / 15)
@@ -479,10 +487,13 @@ class Claims:
             pause = min(pause, max(left / 2, lease.length / 150), left)
         return max(0.0, pause)
 
+    def _told(self, grant: Grant) -> dict[str, str | int]:
+        """What each record of a claim's log has."""
+        runner_id = self._api.registration.runner_id
+        return {"entity": grant.entity_url, "epoch": grant.epoch, "runner": runner_id}
+
     async def _work(self, held: _Held) -> None:
-        grant = held.grant
-        told: dict[str, str | int] = {"entity": grant.entity_url, "epoch": grant.epoch}
-        told["runner"] = self._api.registration.runner_id
+        grant, told = held.grant, self._told(held.grant)
         context.set(told)
         attributes = {f"pullwake.{name}": value for name, value in told.items()}
         attributes["pullwake.attempt"] = grant.attempt

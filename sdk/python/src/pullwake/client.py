@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 from .api import START
+from .backoff import Backoff
 from .clock import Clock
-from .errors import BadAnswer
+from .errors import BadAnswer, RunnerError, ServerRefused
 from .profiles import Connection
 from .timing import Timing
 from .transport import Answer, Transport
@@ -17,13 +19,26 @@ from .transport import Answer, Transport
 PAGE = 1000
 """Rows of a list in one answer."""
 
+_RETRY_LONGEST = 5.0
+"""Seconds between tries to go on following."""
+
 
 class Client:
-    """Calls to one server. All raise what `Transport.call` raises."""
+    """Calls to one server. All raise what `Transport.call` raises.
 
-    def __init__(self, transport: Transport, timing: Timing) -> None:
+    What follows something goes on when the server is back: `interrupted` hears of the first of the
+    errors in a row.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        timing: Timing,
+        interrupted: Callable[[RunnerError], None] = lambda error: None,
+    ) -> None:
         self._transport = transport
         self._timing = timing
+        self._interrupted = interrupted
 
     async def call(
         self, method: str, path: str, body: object = None, query: Mapping[str, str] | None = None
@@ -66,12 +81,7 @@ class Client:
         waits = False
         while True:
             place = {"offset": after, **({"live": "long-poll"} if waits else {})}
-            answer = await self._transport.call(
-                "GET",
-                self._transport.url(path),
-                params={**query, **place},
-                deadline=self._timing.long_poll_deadline,
-            )
+            answer = await self._read(path, {**query, **place}, insists=waits)
             for event in _list(answer) if answer.status != 204 else []:
                 if isinstance(event, dict):
                     yield event
@@ -83,13 +93,36 @@ class Client:
                 return
             after, waits = end, at_end
 
+    async def _read(self, path: str, query: Mapping[str, str], *, insists: bool) -> Answer:
+        """One read of a stream. One that `insists` waits for a server that restarts."""
+        backoff = Backoff(self._timing, longest=_RETRY_LONGEST)
+        told = False
+        while True:
+            try:
+                return await self._transport.call(
+                    "GET",
+                    self._transport.url(path),
+                    params=query,
+                    deadline=self._timing.long_poll_deadline,
+                )
+            except RunnerError as error:
+                refused = isinstance(error, ServerRefused) and error.status == 401
+                if not insists or not error.transient or refused:
+                    raise
+                if not told:
+                    self._interrupted(error)
+                told = True
+                await asyncio.sleep(backoff.next(error.retry_after))
+
 
 @asynccontextmanager
-async def connected(connection: Connection) -> AsyncIterator[Client]:
+async def connected(
+    connection: Connection, interrupted: Callable[[RunnerError], None] = lambda error: None
+) -> AsyncIterator[Client]:
     """A client, for as long as the block."""
     transport = Transport(connection.url, connection.headers, Clock())
     try:
-        yield Client(transport, Timing())
+        yield Client(transport, Timing(), interrupted)
     finally:
         await transport.aclose()
 

@@ -10,6 +10,8 @@ class RunnerError(Exception):
     """Whether the same request may well succeed a little later."""
     retry_after: float | None = None
     """Seconds the server asked to wait, if it did."""
+    repeated = False
+    """Whether it follows others like it with no success between: the log tells of the first."""
 
 
 class ServerUnreachable(RunnerError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from .errors import RunnerError
 from .threads import SyncWake, in_thread
@@ -13,7 +13,7 @@ from .wake import Wake
 
 Handler = Callable[[Wake], Awaitable[object]]
 AnyHandler = Handler | Callable[[SyncWake], object]
-H = TypeVar("H", bound=Callable[[Any], object])
+H = TypeVar("H", bound=AnyHandler)
 
 
 class NoHandler(RunnerError):

@@ -38,10 +38,10 @@ class Readable(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        entity = getattr(record, "entity", None)
-        # The runner's own records name it where they are about one.
-        where = f"{entity} | " if entity and record.name != "pullwake.runner" else ""
-        line = f"{time} {level}{where}{record.getMessage()}"
+        entity, message = getattr(record, "entity", None), record.getMessage()
+        # The runner's own records of what becomes of one begin with it.
+        where = f"{entity} | " if entity and not message.startswith(entity) else ""
+        line = f"{time} {level}{where}{message}"
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line

@@ -8,7 +8,7 @@ import json
 import sys
 import unicodedata
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from .client import Client, connected, entity_path
@@ -120,8 +120,8 @@ async def runners(client: Client, args: argparse.Namespace) -> None:
         ("RUNNER", "STATUS", "LAST SEEN", "LABEL"),
         lambda row: (
             row["id"],
-            (row.get("diagnostics") or {}).get("status", row.get("admin_status", "")),
-            row.get("last_seen_at", "never"),
+            _liveness(row, datetime.now(UTC)),
+            _moment(row["last_seen_at"]) if "last_seen_at" in row else "never",
             row.get("label", ""),
         ),
     )
@@ -184,7 +184,7 @@ async def watch(
 ) -> None:
     """A line for each row, and one whenever it reads differently; or each event as JSON."""
     shown: dict[str, str] = {}
-    async for event in changes:
+    async for event in _of_those(wanted, changes):
         if args.json:
             write(json.dumps(event, ensure_ascii=False) + "\n")
             continue
@@ -192,16 +192,31 @@ async def watch(
         if "type" not in event:  # what was told so far is to be forgotten
             shown.clear()
         elif row is None:
-            if shown.pop(key, None) is not None:
-                _tell_change(plain(key), "gone")
-        # One that is wanted no more is shown as what it is now, once.
-        elif wanted(row) or key in shown:
+            shown.pop(key, None)
+            _tell_change(plain(key), "gone")
+        else:
             line = "  ".join(plain(str(each)) for each in columns(row)).rstrip()
             if shown.get(key) != line:
                 _tell_change(line)
             shown[key] = line
-            if not wanted(row):
-                del shown[key]
+
+
+async def _of_those(
+    wanted: Callable[[dict[str, Any]], bool], changes: AsyncIterator[dict[str, Any]]
+) -> AsyncIterator[dict[str, Any]]:
+    """The changes of rows that are wanted, and the one by which a row is so no more."""
+    known = set[str]()
+    async for event in changes:
+        key, row = str(event.get("key", "")), event.get("value")
+        was = key in known
+        known.discard(key)
+        if "type" not in event:
+            known.clear()
+        elif row is not None and wanted(row):
+            known.add(key)
+        elif not was:
+            continue
+        yield event
 
 
 def _tell_change(*says: str) -> None:
@@ -263,8 +278,24 @@ def _short(value: object) -> str:
     return text if len(text) <= 2000 else f"{text[:1999]}…"
 
 
-def _moment(epoch_ms: float) -> str:
-    return datetime.fromtimestamp(epoch_ms / 1000).astimezone().isoformat(" ", "seconds")[:19]
+def _moment(at: float | str) -> str:
+    """In this machine's time zone, to the second; epoch milliseconds, or ISO-8601."""
+    if isinstance(at, str):
+        when = datetime.fromisoformat(at)
+    else:
+        when = datetime.fromtimestamp(at / 1000, UTC)
+    return when.astimezone().isoformat(" ", "seconds")[:19]
+
+
+def _liveness(row: Mapping[str, Any], now: datetime) -> str:
+    """Whether it lives, whatever it last said of itself; `now` is by this machine's clock."""
+    until = row.get("liveness_lease_expires_at")
+    if row.get("admin_status") == "disabled" or until is None:
+        return "offline"
+    if datetime.fromisoformat(until) > now:
+        return "online"
+    said = row.get("diagnostics") or {}
+    return "stopped" if said.get("status") == "stopped" else "expired"
 
 
 def _work(row: Mapping[str, Any]) -> str:
@@ -370,7 +401,7 @@ def _adder(add_parser: AddParser) -> Callable[[str, Act, str, str], Callable[...
 
 def _run(parser: argparse.ArgumentParser, act: Act, args: argparse.Namespace) -> int:
     async def run() -> None:
-        async with connected(connection(args)) as client:
+        async with connected(connection(args), _interrupted) as client:
             await act(client, args)
 
     try:
@@ -390,6 +421,10 @@ def _run(parser: argparse.ArgumentParser, act: Act, args: argparse.Namespace) ->
         sys.stderr.write(f"pullwake: {plain(str(error))}\n")
         return _status(error)
     return 0
+
+
+def _interrupted(error: RunnerError) -> None:
+    sys.stderr.write(f"pullwake: {plain(str(error))}; trying again, until Ctrl-C\n")
 
 
 def _status(error: RunnerError) -> int:

@@ -67,7 +67,9 @@ def connection(args: argparse.Namespace) -> Connection:
     profile = _profile(args.profile or os.environ.get("PULLWAKE_PROFILE"))
     url = args.url or os.environ.get("PULLWAKE_URL") or profile.get("url")
     if not url:
-        raise ValueError("--url or $PULLWAKE_URL is needed")
+        raise ValueError(
+            "no server is named: give --url, or $PULLWAKE_URL, or a profile with a url"
+        )
     check_url(url)
     token, token_file = args.token, args.token_file
     if token is None and token_file is None:

@@ -12,7 +12,7 @@ import logging
 import signal
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, get_args
 
 from . import health
 from .api import START, Api, Registration, RunnerRecord
@@ -406,7 +406,8 @@ class _Run:
         self.diagnostics.error(message)
         cause = error.__cause__ if isinstance(error, HandlerFailed) else None
         # A handler's own mistake needs its traceback; what it reported on purpose does not.
-        log.warning("%s", message, exc_info=None if isinstance(cause, RunnerError) else cause)
+        level = logging.DEBUG if error.repeated else logging.WARNING
+        log.log(level, "%s", message, exc_info=None if isinstance(cause, RunnerError) else cause)
         on_error = self._settings.on_error
         if on_error is None:
             return
@@ -461,8 +462,8 @@ class PullWakeRunner:
     - `health_port`: serve /livez, /readyz and /metrics there, on `health_host` or all interfaces.
     - `retry_refused`: go on trying where the server refuses the runner from the start.
 
-    Raises ValueError for what is not a URL. Safe to start and stop any number of times, in one
-    event loop after another; in any thread, `request_stop` from any other too.
+    Raises ValueError for what is not a URL, or no such mode. Safe to start and stop any number of
+    times, in one event loop after another; in any thread, `request_stop` from any other too.
     """
 
     def __init__(
@@ -493,6 +494,12 @@ class PullWakeRunner:
         if token is not None and headers is not None and callable(headers):
             raise ValueError("give a token, or a function that returns the headers, not both")
         check_url(base_url)
+        for name, value, known in (
+            ("live", live, get_args(Live)),
+            ("out_of_touch", out_of_touch, get_args(OutOfTouch)),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} is one of {', '.join(known)}: {value!r}")
         source: HeaderSource | None = headers
         if token is not None:
             given: Headers = headers if isinstance(headers, Mapping) else {}
@@ -526,8 +533,13 @@ class PullWakeRunner:
     def on(self, entity_type: str) -> Callable[[H], H]:
         """A decorator: the function handles entities of this type.
 
-        Raises ValueError for a type that has a handler already.
+        Raises ValueError for a type that has a handler already, or that no entity can have; and
+        TypeError for `@runner.on` without a type.
         """
+        if not isinstance(entity_type, str):
+            raise TypeError('a handler is for a type of entities: @runner.on("chat")')
+        if not entity_type or "/" in entity_type:
+            raise ValueError(f"no type of entities, such as chat: {entity_type!r}")
 
         def add(handler: H) -> H:
             self._settings.handler.add(entity_type, handler)

@@ -141,7 +141,7 @@ class Transport:
                 ) as response:
                     body = await _read(response)
         except TimeoutError as error:
-            said = f"no answer within {deadline:g} s"
+            said = f"no answer within {_seconds(deadline)}"
             raise ServerUnreachable(f"{method} {self._shown(url)}: {said}") from error
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
             said = _describe(error)
@@ -181,7 +181,7 @@ class Transport:
                     yield _events(response)
         except TimeoutError as error:
             said = "it is not over" if deadline == longest else "no event stream"
-            raise ServerUnreachable(f"{what}: {said} within {deadline:g} s") from error
+            raise ServerUnreachable(f"{what}: {said} within {_seconds(deadline)}") from error
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
             raise ServerUnreachable(f"{what}: {_describe(error)}") from error
 
@@ -320,7 +320,7 @@ def _refusal(response: httpx2.Response, body: bytes) -> ServerRefused:
     code, message = "", _excerpt(body)
     try:
         error = json.loads(body)["error"]
-        code, message = str(error["code"]), str(error["message"])
+        code, message = str(error["code"]), _which(error) or str(error["message"])
     except (ValueError, KeyError, TypeError, RecursionError):
         pass  # not the protocol's shape: its beginning has to do as the message
     return ServerRefused(
@@ -329,6 +329,14 @@ def _refusal(response: httpx2.Response, body: bytes) -> ServerRefused:
         message[:_MAX_MESSAGE] or response.reason_phrase,
         _retry_after(response.headers.get("retry-after")),
     )
+
+
+def _which(error: dict[str, Any]) -> str:
+    """What is wrong with which field, where the error says; it has no other use for details."""
+    match error.get("details"):
+        case [*fields]:
+            return "; ".join(f"{field['path']}: {field['message']}" for field in fields)
+    return ""
 
 
 def _retry_after(value: str | None) -> float | None:
@@ -344,6 +352,11 @@ def _retry_after(value: str | None) -> float | None:
         return max(0.0, when.timestamp() - Clock().wall())
     except (ValueError, OverflowError):
         return None
+
+
+def _seconds(duration: float) -> str:
+    """For people, who count in tenths at most."""
+    return f"{max(0.1, round(duration, 1)):g} s"
 
 
 def _describe(error: Exception) -> str:
