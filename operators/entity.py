@@ -6,8 +6,7 @@ from typing import Any
 
 from django import forms
 from django.contrib import admin
-from django.db.models import Exists, OuterRef, QuerySet, Value
-from django.db.models.fields.json import KeyTextTransform
+from django.db.models import Exists, Func, OuterRef, QuerySet, TextField, Value
 from django.db.models.functions import Now
 from django.db.models.lookups import Exact
 from django.http import HttpRequest
@@ -318,8 +317,28 @@ def _whose_state(narrow: Narrow) -> Narrow:
 def _with_tag(rows: Any, said: str) -> Any:
     """Those among the newest that have the tag, ``key=value``."""
     key, _, value = said.partition("=")
-    # Not ``tags__…``: a key may contain the separators of lookups.
-    return newest_of(rows.filter(Exact(KeyTextTransform(key, "tags"), Value(value))))
+    return newest_of(rows.filter(Exact(_TagText(key), Value(value))))
+
+
+class _TagText(Func):
+    """The value of a tag.
+
+    Not ``tags__…``, since a key may contain the separators of lookups; and not Django's
+    KeyTextTransform, which takes a number for a place in a list.
+    """
+
+    function = "jsonb_extract_path_text"
+    output_field = TextField()
+
+    def __init__(self, key: str) -> None:
+        super().__init__("tags", Value(key))
+
+    def as_sqlite(self, compiler: Any, connection: Any, **facts: Any) -> Any:
+        """SQLite's function takes a path."""
+        tags, key = self.get_source_expressions()
+        copy = self.copy()
+        copy.set_source_expressions([tags, Value(f"$.{json.dumps(key.value)}")])
+        return copy.as_sql(compiler, connection, function="JSON_EXTRACT", **facts)
 
 
 def _created_by(rows: Any, key: str) -> Any:

@@ -30,15 +30,13 @@ class ApiHandler(ObservedHandler):
     """
 
     def load_middleware(self, is_async: bool = False) -> None:
-        """Make the chain of `API_MIDDLEWARE`, and CORS where origins are named."""
+        """Make the chain of `API_MIDDLEWARE`, and of CORS."""
         self._view_middleware: list[Any] = []
         self._template_response_middleware: list[Any] = []
         self._exception_middleware: list[Any] = []
         chain = convert_exception_to_response(self._get_response)  # type: ignore[attr-defined]
-        cors = (
-            ("config.serving.cross_origin.CrossOrigin",) if settings.PULLWAKE_CORS_ORIGINS else ()
-        )
-        for name in reversed((*API_MIDDLEWARE, *cors)):
+        cors = "CrossOrigin" if settings.PULLWAKE_CORS_ORIGINS else "without_origins"
+        for name in reversed((*API_MIDDLEWARE, f"config.serving.cross_origin.{cors}")):
             chain = convert_exception_to_response(import_string(name)(chain))
         self._middleware_chain = chain
 

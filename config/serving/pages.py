@@ -10,7 +10,7 @@ from django.http import Http404, HttpRequest, HttpResponse
 from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerSplitView
 
-from config.error_pages import too_large
+from config.error_pages import bad_request, too_large
 
 # Whoever logged in at a provider also logs out there, where the form's answer sends the browser.
 _PROVIDER = urlsplit(settings.PULLWAKE_OIDC_ISSUER)
@@ -54,9 +54,18 @@ def with_whole_request(
             name: value for name, value in request.COOKIES.items() if "\0" not in value
         }
         request.body  # noqa: B018  read here, and kept
+        if _holds_nul(request):
+            return bad_request(request)
         return get_response(request)
 
     return answer
+
+
+def _holds_nul(request: HttpRequest) -> bool:
+    """Whether its address or form holds a NUL: no page takes one, and PostgreSQL none at all."""
+    form = b"\0" if request.content_type == "multipart/form-data" else b"%00"
+    query = request.META.get("QUERY_STRING", "")
+    return "\0" in request.path_info or "%00" in query or form in request.body
 
 
 class Closable:

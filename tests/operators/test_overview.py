@@ -231,6 +231,8 @@ def test_it_takes_any_span(world, people):
         ("creator=nobody", []),
         ("tag=a__b.c%3Dx%3Dy", ["/agent/e1"]),
         ("tag=a__b.c%3Dx", []),
+        ("tag=5%3Dsix", ["/agent/e1"]),
+        ("tag=99999999999999999999%3Dx", []),
         ("q=/agent/e1", ["/agent/e1"]),
         ("q=agent/e2", ["/agent/e2"]),
         ("q=nothing", []),
@@ -238,7 +240,7 @@ def test_it_takes_any_span(world, people):
 )
 def test_entities_are_filtered(world, people, query, urls):
     world.api.signal("/agent/e4", "SIGSTOP")
-    Entity.objects.filter(url="/agent/e1").update(tags={"a__b.c": "x=y"})
+    Entity.objects.filter(url="/agent/e1").update(tags={"a__b.c": "x=y", "5": "six"})
     page = people["viewer"].get(f"/admin/dispatch/entity/?{query}").content.decode()
     assert re.findall(r"<code>(/agent/[^<]+)</code>", page) == urls
 

@@ -196,7 +196,7 @@ def _link(response, rel):
     return html.unescape(found[1]) if found else ""
 
 
-@pytest.mark.parametrize("place", ["after=x", "before=%00", "after=9" + "9" * 30])
+@pytest.mark.parametrize("place", ["after=x", "after=9" + "9" * 30])
 def test_a_list_takes_any_place(world: World, people, place):
     response = people["viewer"].get(f"/admin/dispatch/entity/?{place}", follow=True)
     assert response.status_code == 200

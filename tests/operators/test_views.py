@@ -39,9 +39,7 @@ def test_only_who_saved_it_removes_it(people: dict[str, Client]):
     assert not SavedView.objects.exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "query"), [("", "a=1"), ("x" * 65, "a=1"), ("x", ""), ("\0", "a=1")]
-)
+@pytest.mark.parametrize(("name", "query"), [("", "a=1"), ("x" * 65, "a=1"), ("x", "")])
 def test_what_is_no_view_is_refused(people: dict[str, Client], name: str, query: str):
     assert "A view needs a name" in save(people["viewer"], name, query).content.decode()
     assert not SavedView.objects.exists()
