@@ -10,6 +10,7 @@ from django.http import Http404, HttpRequest, HttpResponse
 from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerSplitView
 
+from api import origins
 from config.error_pages import bad_request, too_large
 
 # Whoever logged in at a provider also logs out there, where the form's answer sends the browser.
@@ -72,6 +73,11 @@ class Closable:
     """A view of the API's description, which PULLWAKE_API_DOCS can close."""
 
     http_method_names = ("get", "head")
+
+    def initial(self, request: HttpRequest, *args: Any, **kwargs: Any) -> None:
+        """Raise InvalidRequest for a foreign Host, as every other address does."""
+        origins.require_own(request)
+        super().initial(request, *args, **kwargs)  # type: ignore[misc]
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         """The view's answer, or 404."""

@@ -133,5 +133,6 @@ def test_with_a_public_url_production_needs_no_host(settings):
 
 
 def test_a_probe_may_call_the_server_as_it_likes(server):
-    for path, status in (("/livez", 200), ("/readyz", 200), (RUNNERS, 400)):
+    description = "/_electric/openapi.json"
+    for path, status in (("/livez", 200), ("/readyz", 200), (RUNNERS, 400), (description, 400)):
         assert server.client().get(path, Host="10.1.2.3").status == status
