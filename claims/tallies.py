@@ -37,7 +37,7 @@ def catch_up() -> int:
     if pulse is None:
         return 0
     now = pulse.now
-    start = _next_slice(now)
+    start = next_slice(now)
     fresh: list[ClaimTally] = []
     while start + SLICE + GRACE <= now and len(fresh) < MOST_SLICES:
         fresh.append(ClaimTally(since=start, **count(start, start + SLICE)))
@@ -55,7 +55,8 @@ def counted_until() -> datetime | None:
     return None if last is None else last + SLICE
 
 
-def _next_slice(now: datetime) -> datetime:
+def next_slice(now: datetime) -> datetime:
+    """The beginning of the first slice that is not counted."""
     until = counted_until()
     if until is None:
         until = ConsumerClaim.objects.aggregate(first=Min("claimed_at"))["first"] or now

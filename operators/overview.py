@@ -418,7 +418,7 @@ class _Totals:
         self.slices = [
             (each.since, {name: getattr(each, name) for name in OUTCOMES}) for each in rows
         ]
-        until = self.slices[-1][0] + tallies.SLICE if self.slices else now - SPANS["hour"][0]
+        until = self.slices[-1][0] + tallies.SLICE if self.slices else tallies.next_slice(now)
         # Without a reaper there are no slices: at most an hour is counted here.
         until = max(until, now - SPANS["hour"][0])
         self.slices.append((until, tallies.count(until, now + timedelta(minutes=1))))

@@ -158,6 +158,13 @@ def test_the_chart_shows_what_was_acquired_beside_what_ended(world, people):
     assert re.findall(r"(?:bottom|height):([0-9.]+)%", bar)[:3] == ["100.00", "25.00", "12.50"]
 
 
+def test_the_first_claims_are_in_the_bar_of_their_own_time(db, people):
+    """Until the first slice was counted, all were where the last hour began."""
+    began = tallies.floor(ConsumerClaimFactory.create().claimed_at)
+    page = people["viewer"].get("/admin/?span=hour").content.decode()
+    assert f"from {began:%H:%M} UTC: 1 acquired" in page
+
+
 def test_it_says_when_nothing_is_wrong(alice, people):
     alice.register()
     alice.post("/_electric/runners/r1/heartbeat", {"diagnostics": {"status": "streaming"}})
