@@ -121,7 +121,8 @@ class Heartbeat(Body, frozen=True, kw_only=True):
     """The same as `wake_stream_offset`."""
     liveness_lease_expires_at: Annotated[datetime, Meta(tz=True)] | UnsetType = UNSET
     """The end of that time, instead of `lease_ms`: 1 s to 1 h from now."""
-    diagnostics: Any = UNSET
+    # Any, as what only reports fails no call.
+    diagnostics: Annotated[Any, Meta(extra_json_schema={"type": "object"})] = UNSET
     """What it reports of itself: sixteen fields are known, and each is kept if it is valid."""
 
 
