@@ -53,6 +53,7 @@ def test_an_unclaimed_wake_has_verbs(world, operator):
     assert "But nobody claims it now: r1" in asked
     said = do(operator, WAKES, "move", wake.pk, target="r2", anyway="on")
     assert "moved to r2" in said
+    assert "Move: moved to r2." in text(operator.get("/admin/admin/logentry/?what=entity"))
     assert "It is withdrawn." in do(operator, WAKES, "wake", wake.pk)
     assert Entity.objects.get(url="/agent/e4").dispatch_state.runner_id == "r2"
 
