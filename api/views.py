@@ -61,7 +61,7 @@ class ApiView(APIView):
         """Answer HEAD as GET; where Django sees to that, each view refers to itself."""
         super().__init_subclass__()
         if hasattr(cls, "get") and not hasattr(cls, "head"):
-            cls.head = cls.get
+            setattr(cls, "head", cls.get)  # noqa: B010  # no attribute of every view's
 
     def initialize_request(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Request:
         """A request that is freed with its last reference.

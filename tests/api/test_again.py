@@ -13,6 +13,8 @@ from api import views
 from api.views import ApiView
 from dispatch import wakes
 
+pytestmark = pytest.mark.django_db
+
 
 def ended() -> InternalError:
     """What Django makes of the database's error."""
@@ -25,7 +27,7 @@ class Counting(ApiView):
     """A view that meets this error each time, and counts."""
 
     authentication_classes = ()
-    permission_classes = ()
+    permission_classes: Any = ()
     calls = 0
 
     def get(self, request: Any) -> Any:
@@ -42,7 +44,7 @@ class Closed(BasePermission):
         raise ended()
 
 
-def answered(view: type[ApiView]) -> tuple[int, int]:
+def answered(view: type[Counting]) -> tuple[int, int]:
     """The status of its answer, and how often it was called."""
     view.calls = 0
     return view.as_view()(RequestFactory().get("/")).status_code, view.calls
@@ -70,7 +72,8 @@ def test_a_send_that_stood_still_is_done_once(alice, monkeypatch):
     alice.register()
     alice.make_entity()
     monkeypatch.setattr(views, "AGAIN_WITHIN_S", 60)
-    advance, stood = wakes._advance, []
+    advance = wakes._advance
+    stood: list[Any] = []
 
     def stand_still(*args: Any) -> int:
         """Hold the runner's tail until the database has ended this session."""
