@@ -61,7 +61,8 @@ class Reader:
     def connect(self) -> None:
         self.socket = socket.create_connection((HOST, self.port))
         path = f"/_electric/feeds/entities?offset={self.offset.decode()}&live=sse"
-        self.socket.sendall(request("GET", path, self.headers))
+        # So that its end is seen as one.
+        self.socket.sendall(request("GET", path, self.headers + b"Connection: close\r\n"))
         self.rest = b""
         self.begins = True
 
@@ -123,7 +124,11 @@ def _read(pipe: Connection, port: int, headers: bytes, count: int, seconds: floa
             break
     missed = [number for number, each in late.items() if len(each) < count]
     if missed:
-        raise BenchError(f"not all readers were told of {len(missed)} of {len(late)} changes")
+        fewest = min(len(late[number]) for number in missed)
+        raise BenchError(
+            f"not all readers were told of {len(missed)} of {len(late)} changes: from the"
+            f" {missed[0]}th on, {fewest} at the least"
+        )
     every = [each for found in late.values() for each in found]
     return Readers(
         len(late),

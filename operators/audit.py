@@ -66,8 +66,9 @@ class LogEntryAdmin(OperatorAdmin):
         return HttpResponseRedirect(reverse("admin:admin_logentry_changelist"))
 
 
-_NEWEST = 5_000
-"""Entries that a page looks through for who did something; they are in no index by their row."""
+_NEWEST = 50_000
+"""Entries that a page looks through for who did something: they are in no index by their row, and
+a verb for all that fit makes one for each of thousands."""
 _MONTH = timedelta(days=30)
 
 

@@ -216,7 +216,7 @@ class ConsumerClaimAdmin(OperatorAdmin):
     )
     search_fields = ("consumer_id__exact",)
     search_parts = ("consumer_id", "entity_url", "runner_name", "error")
-    search_help_text = "Part of the consumer id, the entity's URL, the runner's id or the error"
+    search_help_text = "Part of an id, a URL or an error"
 
     def get_queryset(self, request: HttpRequest) -> "QuerySet[Any]":
         rows: Any = super().get_queryset(request)

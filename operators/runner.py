@@ -44,7 +44,7 @@ from runners.diagnostics import FIELDS
 from runners.health import MANY_RECONNECTS, Presence, Status, health, presence
 from runners.models import Runner
 
-LABELS = {"claims_succeeded": "claims granted"}
+LABELS = {"claims_succeeded": "claims granted", "claims_failed": "calls to claim that failed"}
 """What a diagnostic counts, where its name says something else: a claim that failed was granted."""
 
 MOST_MOVED = 100
@@ -376,7 +376,7 @@ class RunnerAdmin(OperatorAdmin):
         "label__icontains",
         "liveness__diagnostics__last_error__icontains",
     )
-    search_help_text = "Part of the id, label or last error, or an owner such as user:alice"
+    search_help_text = "Part of the id, label or error; or user:alice"
 
     def get_queryset(self, request: HttpRequest) -> "QuerySet[Any]":
         rows: Any = super().get_queryset(request).select_related("liveness")

@@ -96,7 +96,7 @@ class WakeAdmin(OperatorAdmin):
     )
     search_fields = ("wake_id__exact",)
     search_parts = ("wake_id", "entity__url", "runner__id")
-    search_help_text = "Part of the wake id, the entity's URL or the runner's id"
+    search_help_text = "Part of an id or of the entity's URL"
 
     def get_queryset(self, request: HttpRequest) -> "QuerySet[Any]":
         rows: QuerySet[Any] = super().get_queryset(request).annotate(entity_url=F("entity__url"))

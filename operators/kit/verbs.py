@@ -334,7 +334,7 @@ class OperatorAdmin(ReadOnlyAdmin):
         going: list[Any] = []
         until = time.monotonic() + bulk.LONGEST_S
         for row in rows:
-            if time.monotonic() > until:
+            if time.monotonic() > until and not verb.one_transaction:
                 going.append(row)
                 continue
             said, is_done = self.act_on(request, verb, row, form)

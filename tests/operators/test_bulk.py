@@ -19,8 +19,9 @@ ORDER = {"target": "heir", "reason": "r1 is dead"}
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Batches of three."""
+    """Batches of three, however long they take."""
     monkeypatch.setattr(bulk, "BATCH", 3)
+    monkeypatch.setattr(bulk, "LONGEST_S", float("inf"))
 
 
 @pytest.fixture

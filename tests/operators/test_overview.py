@@ -367,7 +367,7 @@ def test_a_runners_page_shows_all_sixteen_diagnostics(world, people):
         "Last claim result no_work",
         "Last error connection reset",
         "Reconnect count 0",
-        "Claims failed 7",
+        "Calls to claim that failed 7",
         "Last dispatch at -",
         "Started at 3 d ago",
         "Last error at who knows",
