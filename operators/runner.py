@@ -130,8 +130,12 @@ def _move(runner: Any, order: Order, why: str = "Move") -> str:
         raise InvalidRequest("It is the same runner.")
     states = runner.dispatch_states.filter(ended="")
     moved = _move_all(states, target, order, f"{why}: from {runner} to {target}")
-    more = ", more to follow" if states.exists() else ""
+    more = ", more to follow" if states.exists() else _the_last(order)
     return f"{counted(moved, 'entity', 'entities')} moved to {target}{more}"
+
+
+def _the_last(order: Order) -> str:
+    return f", the last of {order.total}" if order.total else ""
 
 
 def _move_all(states: "QuerySet[DispatchState]", target: str, order: Order, said: str) -> int:
@@ -231,7 +235,7 @@ def _undrain(runner: Any, order: Order) -> str:
     back = f"{counted(moved, 'entity', 'entities')} moved back"
     if any(states.exists() for _, states in drained):
         return f"{back}, more to follow"
-    return f"{_UNDONE.partition(': ')[2]}, and {back}"
+    return f"{_UNDONE.partition(': ')[2]}, and {back}{_the_last(order)}"
 
 
 def _delete_effect(runner: Any) -> str:

@@ -119,7 +119,7 @@ def _act(
     done: Counter[str] = Counter()
     refused: list[str] = []
     for row in rows:
-        said, is_done = admin.act_on(request, verb, row, form, run)
+        said, is_done = admin.act_on(request, verb, row, form, run=run)
         if is_done and verb.left(row):
             break  # the next request goes on with it
         if is_done:

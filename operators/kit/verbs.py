@@ -51,6 +51,8 @@ class Order:
     data: dict[str, Any] = field(default_factory=dict)
     run: str = ""
     """Of a verb for all that fit: the same after an interruption, which may repeat some rows."""
+    total: int = 0
+    """How much there was to do to the rows, where some of it was done in steps before this one."""
 
     @property
     def principal(self) -> Principal:
@@ -328,7 +330,8 @@ class OperatorAdmin(ReadOnlyAdmin):
         self, request: HttpRequest, verb: Verb, pks: Sequence[str], form: forms.Form
     ) -> HttpResponse:
         rows = self._rows(request, pks)
-        total = bulk.take_total(request) or sum(map(verb.amount, rows))
+        before = bulk.take_total(request)
+        total = before or sum(map(verb.amount, rows))
         done: Counter[str] = Counter()
         refused: list[str] = []
         going: list[Any] = []
@@ -337,7 +340,7 @@ class OperatorAdmin(ReadOnlyAdmin):
             if time.monotonic() > until and not verb.one_transaction:
                 going.append(row)
                 continue
-            said, is_done = self.act_on(request, verb, row, form)
+            said, is_done = self.act_on(request, verb, row, form, total=before)
             if is_done:
                 done[said] += 1
             else:
@@ -352,15 +355,23 @@ class OperatorAdmin(ReadOnlyAdmin):
             pks = [str(row.pk) for row in going]
             action = f"{self._url_to_confirm(verb, pks)}&total={total}"
             return bulk.show_progress(self, request, verb, place, refused, action, pks)
-        _tell(request, verb, done, refused, bulk.take_total(request))
+        _tell(request, verb, done, refused)
         return HttpResponseRedirect(self._url_back([] if verb.deletes and done else rows))
 
     def act_on(
-        self, request: HttpRequest, verb: Verb, row: Any, form: forms.Form, run: str = ""
+        self,
+        request: HttpRequest,
+        verb: Verb,
+        row: Any,
+        form: forms.Form,
+        *,
+        run: str = "",
+        total: int = 0,
     ) -> tuple[str, bool]:
         """Do it to the row: what was done, or which was refused and why; and if it was done."""
         asked = dict(form.cleaned_data)
-        order = Order(request.user, asked.pop("reason", ""), asked, run)  # type: ignore[arg-type]
+        user: Any = request.user
+        order = Order(user, asked.pop("reason", ""), asked, run, total)
         try:
             with transaction.atomic() if verb.one_transaction else nullcontext():
                 said = verb.act(row, order)
@@ -384,17 +395,14 @@ class OperatorAdmin(ReadOnlyAdmin):
         return self._url_of(rows[0]) if len(rows) == 1 else self._url("changelist")
 
 
-def _tell(
-    request: HttpRequest, verb: Verb, done: "Counter[str]", refused: list[str], in_all: int
-) -> None:
+def _tell(request: HttpRequest, verb: Verb, done: "Counter[str]", refused: list[str]) -> None:
     if done:
         total = done.total()
         told = ", ".join(
             said if count == total else f"{said}: {count}" for said, count in done.most_common(5)
         )
         told += ", …" if len(done) > 5 else ""
-        steps = f" {in_all} in all." if in_all else ""
-        messages.success(request, f"{verb.label}: {total} done ({told}).{steps}")
+        messages.success(request, f"{verb.label}: {total} done ({told}).")
     if refused:
         named = "; ".join(refused[:5]) + ("; …" if len(refused) > 5 else "")
         messages.warning(request, f"{verb.label}: {len(refused)} refused. {named}")

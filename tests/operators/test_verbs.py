@@ -335,7 +335,7 @@ def test_a_large_runner_is_drained_and_undrained_in_steps(world, operator, monke
     assert "Drain: 3 of 4" in text(step)
     assert following(step) == f"{RUNNERS}do/drain/?pk=r1&total=4"
     said = text(operator.post(following(step), order, follow=True))
-    assert "1 done (1 entity moved to heir). 4 in all." in said
+    assert "1 done (1 entity moved to heir, the last of 4)." in said
     assert "already disabled" in do(operator, RUNNERS, "drain", "r1", target="heir")
     step = operator.post(f"{RUNNERS}do/undrain/?pk=r1", {"pk": "r1"})
     assert "Undo drain: 3 of 4" in text(step)
