@@ -114,6 +114,7 @@ def test_a_secret_key_is_one_that_production_mode_takes():
     shell("python manage.py check --deploy", SECRET_KEY=key, PULLWAKE_MODE="production")
 
 
+@pytest.mark.once
 def test_the_first_users_and_tokens(database: Database):
     pages = (
         block("production.md", "first-users"),
