@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -32,16 +32,21 @@ def recipe(name: str, instead: dict[str, str]) -> str:
 
 @contextmanager
 def running(
-    program: str, *args: object, port: int, folder: Path, user: int | None = None, **env: str
+    program: str,
+    *args: object,
+    port: int,
+    folder: Path,
+    user: int | None = None,
+    env: Mapping[str, str] | None = None,
 ):
-    """A program that listens on this port, until it is left."""
+    """A program that listens on this port, until it is left; ``env`` is besides this process's."""
     path = found(program)
     assert path is not None, f"{program} is not installed"
     with (folder / f"{program}.log").open("ab") as log:
         process = subprocess.Popen(
             [path, *map(str, args)],
             cwd=folder,
-            env={**os.environ, **env},
+            env={**os.environ, **(env or {})},
             user=user,
             stdout=log,
             stderr=log,
@@ -141,5 +146,5 @@ def caddy(servers: Sequence[Server], folder: Path) -> Iterator[str]:
         "XDG_CONFIG_HOME": str(folder),
     }
     recipe = ROOT / "deploy" / "Caddyfile"
-    with running("caddy", "run", "--config", recipe, port=port, folder=folder, **own):
+    with running("caddy", "run", "--config", recipe, port=port, folder=folder, env=own):
         yield f"http://127.0.0.1:{port}"
