@@ -20,7 +20,9 @@ from tests.support import ROOT, Database, Server, block, wait_until
 PAGES = ["../README.md", "../CONTRIBUTING.md", *sorted(p.name for p in ROOT.glob("docs/*.md"))]
 BIN = Path(sys.executable).parent
 
-FENCE = re.compile(r" *```(.*)")
+FENCE = re.compile(r"(?: {4})?```(.*)")
+"""In a list by four spaces: else the site begins another list after it."""
+
 SHELLS = {"sh", "bash", "shell", "console"}
 TONGUES = {"go", "ini", "json", "promql", "py", "python", "sql", "text", "toml", "ts", "typescript"}
 """Languages of blocks that are no commands."""
@@ -56,13 +58,14 @@ def test_every_block_of_commands_is_run_by_a_test_or_says_why_not(page):
     before = ""
     for line in lines(page):
         fence = FENCE.fullmatch(line)
+        assert fence or "```" not in line, line
         if fence and not inside:
             assert fence[1] in SHELLS | TONGUES, line
             if fence[1] in SHELLS:
                 mark = r" *<!-- (run: [\w-]+|not run: .+) -->"
                 assert re.fullmatch(mark, before), f"{before}\n{line}"
         # The other form of a block says nothing of its language.
-        assert inside or before or not line.startswith("    "), line
+        assert inside or before or not re.match(" {4}(?!<!--|```)", line), line
         if found := re.fullmatch(r"<!-- run: ([\w-]+) -->", before):
             assert f'block("{page}", "{found[1]}")' in tests, before
         inside ^= fence is not None
