@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from django.contrib import messages
+from django.contrib.admin.options import IncorrectLookupParameters
 from django.core.exceptions import ValidationError
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 
@@ -52,9 +53,9 @@ def run(admin: Any, request: HttpRequest, verb: Any) -> HttpResponse:
     """Ask for a confirmation with a count; once it is given, do a batch and go on."""
     place = _take_place(request)
     filters = request.GET.urlencode()
-    listed = admin.get_changelist_instance(request)
-    rows = listed.queryset.order_by("pk")
     try:
+        listed = admin.get_changelist_instance(request)
+        rows = listed.queryset.order_by("pk")
         left = rows.filter(pk__gt=place.last) if place.last else rows
         if request.method != "POST":
             return _ask(admin, request, verb, left, place, filters, listed.searched)
@@ -62,7 +63,7 @@ def run(admin: Any, request: HttpRequest, verb: Any) -> HttpResponse:
         if not form.is_valid():
             return _ask(admin, request, verb, left, place, filters, listed.searched, form)
         batch = list(admin.with_prospects(left)[:BATCH])
-    except (ValueError, ValidationError):
+    except (ValueError, ValidationError, IncorrectLookupParameters):
         raise Http404 from None
     done, refused = _act(admin, request, verb, batch, form, place.run)
     seen = done.total() + len(refused)

@@ -280,8 +280,12 @@ class WordFilter(admin.SimpleListFilter):
         return [(word, label) for word, (label, _) in self.words.items()]
 
     def queryset(self, request: HttpRequest, queryset: "QuerySet[Any]") -> Any:
-        chosen = self.words.get(self.value() or "")
-        return chosen[1](queryset) if chosen is not None else queryset
+        word = self.value()
+        if not word:
+            return queryset
+        # A word that is none fits nothing: a verb for all that fit must not take it for everything.
+        chosen = self.words.get(word)
+        return chosen[1](queryset) if chosen is not None else queryset.none()
 
 
 def words(title: str, parameter: str, named: Mapping[str, tuple[str, Narrow]]) -> type[WordFilter]:

@@ -138,7 +138,9 @@ def test_it_asks_for_what_the_form_needs(many, operator):
     assert many.count() == 11
 
 
-@pytest.mark.parametrize("place", ["done=x", "total=-1", "from=x", "refused=99999999999", "run=x"])
+@pytest.mark.parametrize(
+    "place", ["done=x", "total=-1", "from=x", "refused=99999999999", "run=x", "foo=1"]
+)
 def test_it_takes_any_place(many, operator, place):
     assert operator.get(f"{ALL}&{place}").status_code == 404
 

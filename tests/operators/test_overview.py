@@ -245,6 +245,7 @@ def test_it_takes_any_span(world, people):
         ("q=/agent/e1", ["/agent/e1"]),
         ("q=agent/e2", ["/agent/e2"]),
         ("q=nothing", []),
+        ("work=no-such-word", []),
     ],
 )
 def test_entities_are_filtered(world, people, query, urls):
