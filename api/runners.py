@@ -53,7 +53,7 @@ class Registration(Body, frozen=True, kw_only=True):
     id: Id
     """The runner's id, of the caller's choice."""
     label: Text
-    """What people read; the id alone replaces no other label."""
+    """What people read."""
     owner_principal: str | UnsetType = UNSET
     """Whose it is: the caller, as a key or URL; anybody else is refused."""
     kind: Kind | UnsetType = UNSET

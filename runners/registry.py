@@ -30,8 +30,7 @@ HEARTBEAT_LEASE = timedelta(seconds=30)
 def register(owner: Principal, runner_id: str, facts: JsonObject) -> Runner:
     """Register a runner, or update what is given of the owner's own.
 
-    ``facts`` are fields of `Runner`; a label that is only the id, as of a runner that was given
-    none, replaces no other. Raises Forbidden for an id that another principal owns, and
+    ``facts`` are fields of `Runner`. Raises Forbidden for an id that another principal owns, and
     RateLimited past PULLWAKE_MAX_RUNNERS.
     """
     with transaction.atomic():
@@ -50,8 +49,7 @@ def register(owner: Principal, runner_id: str, facts: JsonObject) -> Runner:
             runner = _lock(runner_id)
         if runner.owner_principal != owner.url:
             raise Forbidden(f"The runner {runner_id} is another principal's.")
-        said = {name: fact for name, fact in facts.items() if (name, fact) != ("label", runner_id)}
-        Runner.objects.filter(pk=runner_id).update(updated_at=Now(), **said)
+        Runner.objects.filter(pk=runner_id).update(updated_at=Now(), **facts)
         RunnerLiveness.objects.bulk_create([RunnerLiveness(runner=runner)], ignore_conflicts=True)
         WakeStream.objects.bulk_create([WakeStream(runner=runner)], ignore_conflicts=True)
         return _tell(find_seen(runner_id))

@@ -76,12 +76,6 @@ def test_it_updates_what_is_given_and_keeps_what_is_left_out(alice):
     assert {name: again[name] for name in kept} == kept
 
 
-def test_a_runner_that_has_no_label_but_its_id_keeps_the_one_it_was_given(alice):
-    assert alice.post(PATH, {"id": "r1", "label": "r1"}).body["label"] == "r1"
-    alice.post(PATH, {"id": "r1", "label": "Laptop"})
-    assert alice.post(PATH, {"id": "r1", "label": "r1"}).body["label"] == "Laptop"
-
-
 def test_it_keeps_what_the_runner_reported(alice):
     alice.register()
     alice.post(f"{PATH}/r1/heartbeat", {"wake_stream_offset": "0000000000000000_0000000000000004"})
