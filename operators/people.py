@@ -24,10 +24,13 @@ class WithBoxes(ModelAdmin):  # type: ignore[misc]
         boxes = UnfoldAdminCheckboxSelectMultipleWidget()
         return super().formfield_for_manytomany(db_field, request, **{**kwargs, "widget": boxes})
 
-    def response_action(self, request: HttpRequest, queryset: Any) -> Any:
-        """What Django's own action answers; to rows that cannot be there, 404."""
+    def response_action(self, request: HttpRequest, queryset: Any, **where: Any) -> Any:
+        """What Django's own action answers; to rows that cannot be there, 404.
+
+        From 6.1 on Django names the location that was acted in.
+        """
         try:
-            return super().response_action(request, queryset)
+            return super().response_action(request, queryset, **where)
         except (ValueError, OverflowError):
             raise Http404 from None
 

@@ -10,7 +10,7 @@ from django.db.models.functions import Now
 from django.http import HttpRequest
 
 from claims.models import ConsumerClaim
-from claims.reports import held_by
+from claims.reports import failures_of, held_by
 from core.errors import NoPendingWork
 from dispatch.models import Wake
 from operators.entity import MOVE, WAKE
@@ -50,7 +50,8 @@ def _of_its_entity(verb: Verb) -> Verb:
     def told(wake: Any) -> Any:
         if not _is_open(wake):
             raise NoPendingWork(f"It is {wake.status}.")
-        wake.entity.held, wake.entity.now = wake.held, wake.now
+        for known in ("held", "now", "runner_failed", "runner_ended"):
+            setattr(wake.entity, known, getattr(wake, known))
         return wake.entity
 
     def act(wake: Any, order: Order) -> str:
@@ -103,9 +104,14 @@ class WakeAdmin(OperatorAdmin):
         return rows
 
     def with_prospects(self, rows: "QuerySet[Any]") -> "QuerySet[Any]":
+        failed, ended = failures_of("entity__dispatch_state__runner")
         told: QuerySet[Any] = rows.select_related(
             "entity__dispatch_state__outstanding_wake", "entity__dispatch_state__runner__liveness"
-        ).annotate(held=held_by(OuterRef("entity__dispatch_state__runner")))
+        ).annotate(
+            held=held_by(OuterRef("entity__dispatch_state__runner")),
+            runner_failed=failed,
+            runner_ended=ended,
+        )
         return told
 
     def story(self, request: HttpRequest, row: Any) -> dict[str, Any]:

@@ -202,5 +202,8 @@ def test_the_chart_has_an_axis_and_names_its_zone(world, people):
 
 def test_waking_does_not_warn_of_a_runner_that_lives(world, operator):
     RunnerLiveness.objects.filter(runner="r1").update(lease_expires_at=ahead(minutes=1))
-    asked = text(operator.get(f"{ENTITIES}do/wake/?pk={pk_of('/agent/e4')}"))
-    assert "nobody claims it now" not in asked
+    wake = Wake.objects.get(entity__url="/agent/e4")
+    for where, pk in ((ENTITIES, wake.entity_id), (WAKES, wake.pk)):
+        asked = text(operator.get(f"{where}do/wake/?pk={pk}"))
+        assert "Its unclaimed wake is emitted again" in asked
+        assert "nobody claims it now" not in asked
