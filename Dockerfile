@@ -1,5 +1,5 @@
 # docker build -t pullwake . && docker run -p 8000:8000 -e SECRET_KEY=… -v pullwake:/app/var pullwake
-# Settings are environment variables; the README lists them. compose.yaml has two servers, PgBouncer and PostgreSQL.
+# Settings are environment variables; the README lists them. compose.yaml has two servers, Caddy, PgBouncer and PostgreSQL.
 
 # Of the two Pythons that the tests run on, 3.11 with Django 5.2 and 3.13 with Django 6.1, the newer.
 # The digest is of that image and no other; `docker buildx imagetools inspect python:3.13-slim` has the newest.

@@ -1,5 +1,6 @@
 """Descriptions of parameters and headers for the OpenAPI schema, and an example of each body."""
 
+import json
 from typing import Any
 
 from api.http_errors import STATUSES
@@ -328,3 +329,59 @@ EXAMPLES: JsonObject = {
     "WebhookSources": {"webhookSources": []},
 }
 """One of each body, by its Struct."""
+
+
+def _as_sent_events(events: list[Any]) -> str:
+    control = {"streamNextOffset": _ID, "streamCursor": "3379412", "upToDate": True}
+    told = (("data", events), ("control", control))
+    return "".join(f"event: {name}\ndata: {json.dumps(data)}\n\n" for name, data in told)
+
+
+_ANSWER = {
+    "type": "output",
+    "key": "answer-1",
+    "value": {"text": "Hello back"},
+    "headers": {"operation": "insert"},
+}
+_TASK = {
+    "type": "task",
+    "key": "tests",
+    "value": {"done": False},
+    "headers": {"operation": "insert"},
+}
+_READ: dict[str, list[Any]] = {
+    "readRunnerWakes": [
+        {
+            "type": "wake",
+            "subscription_id": "runner:laptop:9d5f0c1e7a3b2468",
+            "stream": "agent/hello/main",
+            "generation": 7,
+            "ts": _EPOCH_MS,
+        }
+    ],
+    "readEntityStream": [
+        {
+            "type": "inbox",
+            "key": "greeting-1",
+            "value": {
+                "from": _ALICE,
+                "payload": "Hello",
+                "timestamp": _TIME,
+                "mode": "immediate",
+            },
+            "headers": {"operation": "insert", "txid": _TXID, "offset": _ID},
+        }
+    ],
+    "readSharedState": [{**_TASK, "headers": {"operation": "insert", "offset": _ID}}],
+    "followRunners": [EXAMPLES["RunnerEvent"]],
+    "followEntitiesThatMayRead": [EXAMPLES["EntityEvent"]],
+}
+
+STREAMED: dict[tuple[str, str], Any] = {
+    ("appendToEntityStream", "application/json"): _ANSWER,
+    ("appendToSharedState", "application/json"): _TASK,
+    **{(name, "application/json"): events for name, events in _READ.items()},
+    **{(name, "text/event-stream"): _as_sent_events(events) for name, events in _READ.items()},
+    ("getMetrics", "text/plain"): 'pullwake_claims_active{state="all"} 3.0\n',
+}
+"""What is no Struct: by the operation and the media type, what it takes, or else answers."""

@@ -17,7 +17,7 @@ import msgspec
 from drf_spectacular.openapi import AutoSchema
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
 
-from api.described import CODES, EXAMPLES, HEADERS, PARAMETERS
+from api.described import CODES, EXAMPLES, HEADERS, PARAMETERS, STREAMED
 from core.bodies import Body, JsonObject
 
 View = TypeVar("View", bound=Callable[..., Any])
@@ -216,9 +216,19 @@ def _describe_operation(path: str, operation: JsonObject) -> None:
             parameter["description"], parameter["example"] = PARAMETERS[name]
         # The address pattern is Django's, and unknown to other engines.
         parameter["schema"].pop("pattern", None)
-    for answer in operation["responses"].values():
+    for status, answer in operation["responses"].items():
         for name, header in answer.get("headers", {}).items():
             header["description"] = HEADERS.get(name, "")
+        if status == "200":
+            _exemplify(operation, answer)
+    _exemplify(operation, operation.get("requestBody", {}))
+
+
+def _exemplify(operation: JsonObject, body: JsonObject) -> None:
+    for media_type, content in body.get("content", {}).items():
+        example = STREAMED.get((operation["operationId"], media_type))
+        if example is not None:
+            content["example"] = example
 
 
 def _mend(schema: Any) -> None:

@@ -1,5 +1,6 @@
 """What every API view shares: Django REST framework, without what JSON alone does not need."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, NoReturn, cast
@@ -19,7 +20,7 @@ from api import origins, throttles
 from api.authentication import RunnerAuthentication, caller_name
 from api.permissions import IsAuthenticated, MayReadOrAct, OwnsRunner
 from core import audit, log_facts, tracing
-from core.database import hand_back
+from core.database import hand_back, was_idle
 from core.errors import Forbidden, Unauthenticated
 from core.principals import Principal
 from dispatch import entities
@@ -29,6 +30,9 @@ from runners.models import Runner
 
 _NEGOTIATOR = DefaultContentNegotiation()
 """Never asked, as there are no renderers; DRF would make one for each request."""
+
+AGAIN_WITHIN_S = 1.0
+"""How long after its beginning a call may be carried out once more; its caller still waits then."""
 
 
 class ApiView(APIView):
@@ -50,6 +54,14 @@ class ApiView(APIView):
     """None: `finalize_response` says what is allowed, where that is asked for."""
     reports: bool = False
     """Whether the call only reports, as a heartbeat does: PULLWAKE_AUDIT_REPORTS."""
+    let_in_at: float | None = None
+    """When the call was let in, by the monotonic clock; None again once it may not be repeated."""
+
+    def __init_subclass__(cls) -> None:
+        """Answer HEAD as GET; where Django sees to that, each view refers to itself."""
+        super().__init_subclass__()
+        if hasattr(cls, "get") and not hasattr(cls, "head"):
+            setattr(cls, "head", cls.get)  # noqa: B010  # no attribute of every view's
 
     def initialize_request(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Request:
         """A request that is freed with its last reference.
@@ -76,6 +88,22 @@ class ApiView(APIView):
         self.who = request.user
         self.check_permissions(request)
         self.check_throttles(request)
+        self.let_in_at = time.monotonic()
+
+    def handle_exception(self, exc: Exception) -> Any:
+        """Answer with an error, or carry the call out once more.
+
+        That is where this process stood still for a moment in a transaction, as when the garbage
+        collector runs among thousands of held requests: the database has then undone all of it.
+        """
+        began, self.let_in_at = self.let_in_at, None
+        if began is not None and was_idle(exc) and time.monotonic() < began + AGAIN_WITHIN_S:
+            handler = getattr(self, str(self.request.method).lower())
+            try:
+                return handler(self.request, *self.args, **self.kwargs)
+            except Exception as again:  # noqa: BLE001  answered like the first
+                exc = again
+        return super().handle_exception(exc)
 
     def permission_denied(
         self, request: Request, message: str | None = None, code: str | None = None

@@ -197,6 +197,12 @@ class Fleet:
         self.busy.remove(number)
 
 
+def fleet(plan: Plan, servers: Sequence[Server], database: Database) -> Report:
+    """Carry out the plan on these servers, which share its port."""
+    with child(_carry_out, plan) as pipe:
+        return _observed(pipe, servers, database)
+
+
 def _carry_out(pipe: Connection, plan: Plan) -> None:
     try:
         pipe.send(Fleet(plan).run())
@@ -265,8 +271,7 @@ def main() -> int:
                 servers = list(_serving(stack, database, options.workers, options.servers))
                 port = servers[0].port
                 plan = Plan(port, who, options.runners, options.minutes, options.wakes)
-                with child(_carry_out, plan) as pipe:
-                    report = _observed(pipe, servers, database)
+                report = fleet(plan, servers, database)
                 for each in servers:
                     each.refuse_complaints()
     except BenchError as error:

@@ -71,7 +71,7 @@ from core.errors import (
 )
 from core.identifiers import derived_secret, hash_secret, new_secret
 from core.metrics import runner_name, type_name
-from core.prepared import Insert, Param, Select, Update
+from core.prepared import Insert, Param, Select, Update, relate
 from core.tracing import TraceContext
 from dispatch import signals, wakes
 from dispatch.models import DispatchState, Entity, Wake
@@ -722,6 +722,7 @@ def _lock(credentials: Credentials) -> tuple[ConsumerClaim, DispatchState]:
         raise Fenced("The entity was deleted.")
     assert claim.entity is not None  # noqa: S101  it is joined by its dispatch state
     state = claim.entity.dispatch_state
+    relate(state, "entity", claim.entity)
     state.now = claim.now
     log_facts.note(entity=claim.entity_url)
     return claim, wakes.remember(state)

@@ -24,7 +24,7 @@ from django.db.models import (
 )
 from django.db.models.functions import Coalesce, Concat, Now
 
-from claims.models import ClaimQuerySet, ConsumerClaim
+from claims.models import ConsumerClaim
 from core.prepared import Param, Select, Values
 from dispatch.models import DispatchState, Wake
 from dispatch.streams import waiters
@@ -58,14 +58,9 @@ _COUNTS = Values(
         count_of(DispatchState.objects.claimed()),
         count_of(Wake.objects.outstanding()),
         count_of(DispatchState.objects.unwoken()),
+        *_failed_and_ended("pk"),
     )
 )
-_ENDED = Values(lambda: _recent(Param("runner")).values_list("status", "ended_at")[:RECENT])
-
-
-def _recent(runner: Any) -> ClaimQuerySet:
-    """A runner's claims that have ended, newest first."""
-    return ConsumerClaim.objects.ended().filter(runner=runner).order_by("-pk")
 
 
 def count_of(rows: Any) -> Coalesce:
@@ -75,19 +70,17 @@ def count_of(rows: Any) -> Coalesce:
 
 
 def examine(runner: Runner) -> Report:
-    """The report of a runner that has liveness and ``now``: three statements."""
+    """The report of a runner that has liveness and ``now``: two statements."""
     claims = _CLAIMS.all(runner=runner.pk)
-    active, outstanding, unwoken = _COUNTS.first(runner=runner.pk) or (0, 0, 0)
+    counts = _COUNTS.first(runner=runner.pk) or (0, 0, 0, 0, 0)
+    active, outstanding, unwoken, failed, ended = counts
     lapsed = sum(claim.lease_end <= runner.now for claim in claims)
-    ended = [
-        status for status, when in _ENDED.all(runner=runner.pk) if when > runner.now - FAILED_WITHIN
-    ]
     verdict = health(
         runner,
         claims=len(claims),
         lapsed=lapsed,
-        failed=ended.count(ConsumerClaim.Status.FAILED),
-        ended=len(ended),
+        failed=failed,
+        ended=ended,
         now=runner.now,
     )
     # What is woken has work: `wakes.settle` withdraws a wake whose work was withdrawn.
@@ -126,16 +119,23 @@ def failures_of(runner: str, **when: Any) -> tuple[Case, Case]:
     ``runner`` is the column that has its key. Both are 0 where too few failed of late to say
     anything, and where it is not so ``when``.
     """
-    newest = _recent(OuterRef(OuterRef(runner))).values("pk")[:RECENT]
     when |= {f"{runner}__in": _with_many_failures()}
+    failed, ended = (
+        Case(When(**when, then=n), default=Value(0)) for n in _failed_and_ended(runner)
+    )
+    return failed, ended
 
+
+def _failed_and_ended(runner: str) -> tuple[Coalesce, Coalesce]:
+    """The same, however few failed."""
+    ended = ConsumerClaim.objects.ended().filter(runner=OuterRef(OuterRef(runner)))
+    newest = ended.order_by("-pk").values("pk")[:RECENT]
     every = ConsumerClaim.objects.order_by().filter(pk__in=newest).values("runner")
 
-    def counted(which: Q) -> Case:
+    def counted(which: Q) -> Coalesce:
         # The aggregate's filter: as the rows' it would have all that ended of late looked through.
         n = every.annotate(n=Count("pk", filter=which)).values("n")
-        told = Coalesce(Subquery(n, output_field=IntegerField()), Value(0))
-        return Case(When(**when, then=told), default=Value(0))
+        return Coalesce(Subquery(n, output_field=IntegerField()), Value(0))
 
     return counted(_lately() & _FAILED), counted(_lately())
 

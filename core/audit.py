@@ -22,16 +22,23 @@ _MAX_TARGET = 512
 
 
 def note(
-    request: HttpRequest, *, principal: str, verb: str, answer: int | str, refused: bool = False
+    request: HttpRequest,
+    *,
+    principal: str,
+    verb: str,
+    answer: int | str,
+    refused: bool = False,
+    target: str = "",
 ) -> None:
     """Log one line for a request.
 
-    ``principal`` is the caller's key; ``answer`` is an HTTP status, or a word.
+    ``principal`` is the caller's key; ``answer`` is an HTTP status, or a word. ``target`` is the
+    request's path, unless that holds a secret.
     """
     facts = {
         "principal": principal,
         "verb": verb,
-        "target": request.path[:_MAX_TARGET],
+        "target": target or request.path[:_MAX_TARGET],
         "answer": answer,
         "address": client_address(request),
         "request_id": request.META.get("HTTP_X_REQUEST_ID", ""),

@@ -92,6 +92,11 @@ def is_passing(exc: BaseException) -> bool:
     return isinstance(exc, DatabaseError | psycopg.Error) and isinstance(_cause(exc), _PASSING)
 
 
+def was_idle(exc: BaseException) -> bool:
+    """Whether the database ended the session, and undid its transaction, as we stood still."""
+    return isinstance(_cause(exc), IdleInTransactionSessionTimeout)
+
+
 REPEATED_S = 10.0
 """How long what `note_trouble` has logged is counted only, where it happens again."""
 

@@ -34,7 +34,7 @@ from core.clock import Milliseconds, epoch_ms, with_now
 from core.database import HeldBriefly, in_turns, is_lock_refused, lock_name
 from core.identifiers import new_id
 from core.metrics import type_name
-from core.prepared import Insert, Param, SaveChanged, Select, Update, Values
+from core.prepared import Insert, Param, SaveChanged, Select, Update, Values, relate
 from dispatch import timers
 from dispatch.metrics import WAKES_EMITTED, WAKES_EMITTED_AGAIN
 from dispatch.models import (
@@ -95,7 +95,7 @@ def lock_alone(entity: Entity) -> DispatchState | None:
     """`lock` for the state of an entity that is at hand; None when it was deleted."""
     state = remember(_STATE_ALONE.first(entity=entity.pk))
     if state is not None:
-        state.entity = entity
+        relate(state, "entity", entity)
     return state
 
 
@@ -589,7 +589,7 @@ def _next_wake(state: DispatchState, offset: int) -> Wake:
 
 
 def _note(state: DispatchState, wake: Wake) -> None:
-    state.outstanding_wake = wake
+    relate(state, "outstanding_wake", wake)
     state.retry_at = None
     state.last_wake_at = state.now
     transaction.on_commit(WAKES_EMITTED.labels(type_name(state.entity.type)).inc)

@@ -209,14 +209,14 @@ class ConsumerClaimAdmin(OperatorAdmin):
         words("orphaned", "orphaned", ORPHANED),
         exact("runner id", "runner", "runner_id"),
         exact("entity URL", "entity", "entity__url"),
-        exact("text of the error", "error", _with_error),
+        exact("text of the error", "error", _with_error, is_of_newest=True),
         words("claimed", "age", ages("claimed_at")),
         words("ended", "ended", ENDED_WITHIN),
         words("work", "work", {"quiet": ("writes nothing for ten minutes", ClaimQuerySet.quiet)}),
     )
     search_fields = ("consumer_id__exact",)
-    search_parts = ("consumer_id", "entity_url", "runner_name")
-    search_help_text = "Part of the consumer id, the entity's URL or the runner's id"
+    search_parts = ("consumer_id", "entity_url", "runner_name", "error")
+    search_help_text = "Part of the consumer id, the entity's URL, the runner's id or the error"
 
     def get_queryset(self, request: HttpRequest) -> "QuerySet[Any]":
         rows: Any = super().get_queryset(request)

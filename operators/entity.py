@@ -2,13 +2,14 @@
 
 import json
 from datetime import timedelta
+from hashlib import sha256
 from typing import Any
 
 from django import forms
 from django.contrib import admin
 from django.db.models import Exists, Func, OuterRef, QuerySet, TextField, Value
 from django.db.models.functions import Now
-from django.db.models.lookups import Exact
+from django.db.models.lookups import Exact, IsNull
 from django.http import HttpRequest
 from django.utils.html import format_html
 from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
@@ -173,10 +174,14 @@ def _send_effect(entity: Any) -> str:
 
 
 def _send(entity: Any, order: Order) -> str:
+    payload, kind = order.data["payload"], order.data["type"] or None
+    said = sha256(json.dumps([payload, kind]).encode()).hexdigest()
     message = Message(
-        order.data["payload"],
+        payload,
         order.principal.url,
-        type=order.data["type"] or None,
+        # What is done again after an interruption is the same message, not another one.
+        key=f"{order.run}-{said[:16]}" if order.run else None,
+        type=kind,
         principal=order.principal.url,
     )
     return f"sent, txid {entities.send(entity, message)}"
@@ -315,9 +320,10 @@ def _whose_state(narrow: Narrow) -> Narrow:
 
 
 def _with_tag(rows: Any, said: str) -> Any:
-    """Those among the newest that have the tag, ``key=value``."""
-    key, _, value = said.partition("=")
-    return newest_of(rows.filter(Exact(_TagText(key), Value(value))))
+    """Those among the newest that have the tag: ``key=value``, or ``key`` with any value."""
+    key, equals, value = said.partition("=")
+    tag = _TagText(key)
+    return newest_of(rows.filter(Exact(tag, Value(value)) if equals else IsNull(tag, False)))
 
 
 class _TagText(Func):
@@ -334,11 +340,14 @@ class _TagText(Func):
         super().__init__("tags", Value(key))
 
     def as_sqlite(self, compiler: Any, connection: Any, **facts: Any) -> Any:
-        """SQLite's function takes a path."""
-        tags, key = self.get_source_expressions()
-        copy = self.copy()
-        copy.set_source_expressions([tags, Value(f"$.{json.dumps(key.value)}")])
-        return copy.as_sql(compiler, connection, function="JSON_EXTRACT", **facts)
+        """SQLite's function takes a path, in which not every key can be written."""
+        return self.as_sql(
+            compiler,
+            connection,
+            template="(SELECT value FROM json_each(%(expressions)s))",
+            arg_joiner=") WHERE (key = ",
+            **facts,
+        )
 
 
 def _created_by(rows: Any, key: str) -> Any:
@@ -404,12 +413,13 @@ class EntityAdmin(TalkingAdmin):
         words("created", "age", ages("created_at")),
         exact("type", "type", "type"),
         exact("creator (kind:id)", "creator", _created_by),
-        exact("tag (key=value)", "tag", _with_tag),
+        exact("tag (key=value, or key)", "tag", _with_tag, is_of_newest=True),
         exact("runner id", "runner", "dispatch_state__runner_id"),
         exact("parent's URL", "parent", "parent"),
-        exact("text of the last error", "error", _with_last_error),
+        exact("text of the last error", "error", _with_last_error, is_of_newest=True),
     )
     search_fields = ("url__startswith",)
+    search_parts = ("url",)
     search_help_text = "Part of the URL, or a tag such as team=search"
 
     def get_queryset(self, request: HttpRequest) -> "QuerySet[Any]":

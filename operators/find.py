@@ -1,4 +1,4 @@
-"""Ctrl+K: whatever has this text in its id, its URL or its tags, by the lists' own searches."""
+"""Ctrl+K: whatever has this text in its id, URL, tags or last error, by the lists' own searches."""
 
 from typing import Any
 

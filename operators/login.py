@@ -79,5 +79,13 @@ def note_failure(request: HttpRequest | None, credentials: dict[str, Any], **kwa
 
 
 def _note(request: HttpRequest, username: str, answer: str) -> None:
-    key = acting_as(username).key
-    audit.note(request, principal=key, verb="log in", answer=answer, refused=answer == "refused")
+    match = request.resolver_match
+    audit.note(
+        request,
+        principal=acting_as(username).key,
+        verb="log in",
+        answer=answer,
+        refused=answer == "refused",
+        # The path of the one-time login is its secret.
+        target=f"/{match.route}" if match and match.url_name == "login-once" else "",
+    )

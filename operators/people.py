@@ -6,6 +6,7 @@ from django.contrib import admin
 from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.models import Group, User
+from django.http import Http404, HttpRequest
 from unfold.admin import ModelAdmin
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget
@@ -22,6 +23,13 @@ class WithBoxes(ModelAdmin):  # type: ignore[misc]
         """The field, with its boxes."""
         boxes = UnfoldAdminCheckboxSelectMultipleWidget()
         return super().formfield_for_manytomany(db_field, request, **{**kwargs, "widget": boxes})
+
+    def response_action(self, request: HttpRequest, queryset: Any) -> Any:
+        """What Django's own action answers; to rows that cannot be there, 404."""
+        try:
+            return super().response_action(request, queryset)
+        except (ValueError, OverflowError):
+            raise Http404 from None
 
 
 @admin.register(User)

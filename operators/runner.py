@@ -47,8 +47,8 @@ from runners.models import Runner
 LABELS = {"claims_succeeded": "claims granted"}
 """What a diagnostic counts, where its name says something else: a claim that failed was granted."""
 
-MOST_MOVED = 1_000
-"""Entities that one confirmation moves; each is a transaction of its own."""
+MOST_MOVED = 100
+"""Entities that one step moves; each is a transaction of its own."""
 
 # --- What may be done to a runner --------------------------------------------------------------
 
@@ -117,9 +117,8 @@ def _move_effect(runner: Any) -> str:
     count = runner.dispatched
     if not count:
         raise InvalidRequest("No entity is dispatched to it.")
-    some = f"the first {MOST_MOVED} of its " if count > MOST_MOVED else "its "
     return (
-        f"Dispatches {some}{counted(count, 'entity', 'entities')} to the runner named below,"
+        f"Dispatches its {counted(count, 'entity', 'entities')} to the runner named below,"
         " together with their unclaimed wakes. Active claims stay with this runner. The other"
         " runner's owner can then read these entities."
     )
@@ -131,7 +130,7 @@ def _move(runner: Any, order: Order, why: str = "Move") -> str:
         raise InvalidRequest("It is the same runner.")
     states = runner.dispatch_states.filter(ended="")
     moved = _move_all(states, target, order, f"{why}: from {runner} to {target}")
-    more = ", and more are left: move again" if states.exists() else ""
+    more = ", more to follow" if states.exists() else ""
     return f"{counted(moved, 'entity', 'entities')} moved to {target}{more}"
 
 
@@ -161,11 +160,9 @@ def _drain_effect(runner: Any) -> str:
     _check_drainable(runner)
     count = runner.dispatched
     held = f"works its {_held(runner)} off" if runner.held else "holds no claim"
-    some = f"the first {MOST_MOVED} of its " if count > MOST_MOVED else "its "
-    moved = f"{some}{counted(count, 'entity', 'entities')}"
     return (
-        f"May not claim any more, and {held}. Dispatches {moved} to the runner named below,"
-        " whose owner can then read them. Undo drain brings them back."
+        f"May not claim any more, and {held}. Dispatches its {counted(count, 'entity', 'entities')}"
+        " to the runner named below, whose owner can then read them. Undo drain brings them back."
     )
 
 
@@ -205,8 +202,17 @@ def _drained(runner: Any) -> list[tuple[str, "QuerySet[DispatchState]"]]:
     return [(target, states) for target, states in found if states.exists()]
 
 
+def _away(runner: Any) -> int:
+    """How many of its entities are where it was drained to."""
+    return sum(states.count() for _, states in _drained(runner))
+
+
+def _to_move(runner: Any) -> int:
+    return int(runner.dispatch_states.filter(ended="").count())
+
+
 def _undrain_effect(runner: Any) -> str:
-    count = sum(states.count() for _, states in _drained(runner))
+    count = _away(runner)
     if not count:
         raise InvalidRequest("None of its entities is where it was drained to.")
     enabled = "" if runner.enabled else f"{_enable_effect(runner)} "
@@ -224,7 +230,7 @@ def _undrain(runner: Any, order: Order) -> str:
     )
     back = f"{counted(moved, 'entity', 'entities')} moved back"
     if any(states.exists() for _, states in drained):
-        return f"{back}, and more are left: undo again"
+        return f"{back}, more to follow"
     return f"{_UNDONE.partition(': ')[2]}, and {back}"
 
 
@@ -275,6 +281,7 @@ VERBS = (
         proposes=lambda runners: propose_heir(runners, ()),
         also="dispatch.move_entity",
         one_transaction=False,
+        left=_to_move,
         fits=lambda runner: bool(runner.dispatched),
     ),
     Verb(
@@ -286,6 +293,7 @@ VERBS = (
         _undrain,
         also="dispatch.move_entity",
         one_transaction=False,
+        left=_away,
         fits=lambda runner: bool(_drained(runner)),
     ),
     Verb(
@@ -309,6 +317,7 @@ VERBS = (
         form=TargetForm,
         proposes=lambda runners: propose_heir(runners, ()),
         one_transaction=False,
+        left=_to_move,
         fits=lambda runner: bool(runner.dispatched),
     ),
     Verb(
@@ -362,8 +371,12 @@ class RunnerAdmin(OperatorAdmin):
         exact("owner (kind:id)", "owner", _owned_by),
         exact("text of the last error", "error", _with_last_error),
     )
-    search_fields = ("id__icontains", "label__icontains")
-    search_help_text = "Part of the id or label, or an owner such as user:alice"
+    search_fields = (
+        "id__icontains",
+        "label__icontains",
+        "liveness__diagnostics__last_error__icontains",
+    )
+    search_help_text = "Part of the id, label or last error, or an owner such as user:alice"
 
     def get_queryset(self, request: HttpRequest) -> "QuerySet[Any]":
         rows: Any = super().get_queryset(request).select_related("liveness")

@@ -129,10 +129,18 @@ def verify(secret: str, address: str = "") -> Credential | None:
     return credential
 
 
-def last_known(secret: str) -> Credential | None:
-    """The token as this process last verified it, however long ago, or None."""
-    known = _remembered.get(hash_secret(secret))
-    return known[1] if known is not None and known[1].seconds_left() > 0 else None
+def last_known(secret: str, address: str = "") -> Credential | None:
+    """The token as this process last verified it, however long ago, or None.
+
+    One that was revoked is forgotten by the next round of `Watch`.
+    """
+    key = hash_secret(secret)
+    known = _remembered.get(key)
+    if known is None or known[1].seconds_left() <= 0:
+        return None
+    with _lock:
+        _uses[key] = address
+    return known[1]
 
 
 def forget() -> None:

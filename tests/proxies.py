@@ -6,14 +6,14 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from tests.support import ROOT, Database, Server, free_port, wait_until
 
-PROGRAMS = ("pgbouncer", "haproxy", "nginx")
+PROGRAMS = ("pgbouncer", "haproxy", "nginx", "caddy")
 
 
 def found(program: str) -> str | None:
@@ -31,13 +31,25 @@ def recipe(name: str, instead: dict[str, str]) -> str:
 
 
 @contextmanager
-def running(program: str, *args: object, port: int, folder: Path, user: int | None = None):
-    """A program that listens on this port, until it is left."""
+def running(
+    program: str,
+    *args: object,
+    port: int,
+    folder: Path,
+    user: int | None = None,
+    env: Mapping[str, str] | None = None,
+):
+    """A program that listens on this port, until it is left; ``env`` is besides this process's."""
     path = found(program)
     assert path is not None, f"{program} is not installed"
     with (folder / f"{program}.log").open("ab") as log:
         process = subprocess.Popen(
-            [path, *map(str, args)], cwd=folder, user=user, stdout=log, stderr=log
+            [path, *map(str, args)],
+            cwd=folder,
+            env={**os.environ, **(env or {})},
+            user=user,
+            stdout=log,
+            stderr=log,
         )
     try:
         wait_until(lambda: listens(process, port), what=f"{program}, see {folder}")
@@ -119,4 +131,20 @@ def nginx(servers: Sequence[Server], folder: Path) -> Iterator[str]:
     paths = " ".join(f"{kind}_temp_path {folder / kind};" for kind in kinds)
     (folder / "nginx.conf").write_text(NGINX.format(paths=paths))
     with running("nginx", "-p", folder, "-c", "nginx.conf", port=port, folder=folder):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def caddy(servers: Sequence[Server], folder: Path) -> Iterator[str]:
+    """The URL of Caddy before these servers, without a name that it would get a certificate for."""
+    port = free_port()
+    own = {
+        "PULLWAKE_SITE": f"http://127.0.0.1:{port}",
+        "PULLWAKE_SERVERS": " ".join(f"127.0.0.1:{server.port}" for server in servers),
+        "CADDY_ADMIN": f"unix/{folder / 'caddy.sock'}",
+        "XDG_DATA_HOME": str(folder),
+        "XDG_CONFIG_HOME": str(folder),
+    }
+    recipe = ROOT / "deploy" / "Caddyfile"
+    with running("caddy", "run", "--config", recipe, port=port, folder=folder, env=own):
         yield f"http://127.0.0.1:{port}"

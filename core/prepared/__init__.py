@@ -4,6 +4,7 @@ Belongs here: how a query becomes a prepared statement. Does not: any statement;
 the verb that runs it.
 """
 
+from core.prepared.django_parts import relate
 from core.prepared.statements import Insert, Param, SaveChanged, Select, Update, Values
 
-__all__ = ["Insert", "Param", "SaveChanged", "Select", "Update", "Values"]
+__all__ = ["Insert", "Param", "SaveChanged", "Select", "Update", "Values", "relate"]

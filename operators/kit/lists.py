@@ -96,6 +96,16 @@ class KeysetChangeList(ChangeList):  # type: ignore[misc]
                     yield str(spec.title), str(labels.get(value, value)), str(without)
 
     @property
+    def searched(self) -> str:
+        """Of how many rows, the newest, these are those that fit; empty if they are of all."""
+        within = any(
+            getattr(spec, "is_of_newest", False) and spec.parameter_name in self.params
+            for spec in self.filter_specs
+        )
+        parts = self.query and self.model_admin.search_parts
+        return f"{SEARCHED:,}" if within or parts else ""
+
+    @property
     def previous_link(self) -> str:
         return self._link(before=self.result_list[0].pk) if self.result_list else "?"
 
@@ -215,19 +225,32 @@ class ExactFilter(TextFilter):  # type: ignore[misc]
     """A filter for a whole value, which an index finds."""
 
     narrow: ClassVar[Callable[[Any, str], Any]]
+    is_of_newest: ClassVar[bool]
+    """Whether it finds only what is among the newest rows (`newest_of`)."""
 
     def queryset(self, request: HttpRequest, queryset: "QuerySet[Any]") -> Any:
         value = (self.value() or "").strip()
         return type(self).narrow(queryset, value) if value else queryset
 
 
-def exact(title: str, parameter: str, by: str | Callable[[Any, str], Any]) -> type[ExactFilter]:
+def exact(
+    title: str,
+    parameter: str,
+    by: str | Callable[[Any, str], Any],
+    *,
+    is_of_newest: bool = False,
+) -> type[ExactFilter]:
     """The filter for rows whose column ``by`` has the value, or that ``by(rows, value)`` leaves."""
 
     def narrow(rows: Any, value: str) -> Any:
         return rows.filter(**{by: value}) if isinstance(by, str) else by(rows, value)
 
-    members = {"title": title, "parameter_name": parameter, "narrow": staticmethod(narrow)}
+    members = {
+        "title": title,
+        "parameter_name": parameter,
+        "narrow": staticmethod(narrow),
+        "is_of_newest": is_of_newest,
+    }
     return type("Exact", (ExactFilter,), members)
 
 

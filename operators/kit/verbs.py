@@ -4,6 +4,7 @@ A verb says beforehand what it will do to each row, calls the same functions as 
 transaction with its audit entry, and is refused with the reason when the state has changed.
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -48,6 +49,8 @@ class Order:
     user: User
     reason: str = ""
     data: dict[str, Any] = field(default_factory=dict)
+    run: str = ""
+    """Of a verb for all that fit: the same after an interruption, which may repeat some rows."""
 
     @property
     def principal(self) -> Principal:
@@ -84,8 +87,14 @@ class Verb:
     deletes: bool = False
     one_transaction: bool = True
     """Otherwise ``act`` is many transactions: their locks must not pile up."""
+    left: Callable[[Any], int] = lambda row: 0
+    """How much ``act`` has yet to do to the row: it is done in steps, until nothing is left."""
     fits: Callable[[Any], bool] = lambda row: True
     """Whether the row's page offers it: not where it would do nothing."""
+
+    def amount(self, row: Any) -> int:
+        """How much of a progress bar the row is."""
+        return max(self.left(row), 1)
 
     def is_permitted(self, user: Any) -> bool:
         """Whether the user may do it."""
@@ -303,7 +312,7 @@ class OperatorAdmin(ReadOnlyAdmin):
             "missing": min(len(pks), MOST_AT_ONCE) - len(rows),
             "left_out": max(len(pks) - MOST_AT_ONCE, 0),
             # With the rows, so that a person who must log in first returns to them.
-            "verb_url": f"{self._url(verb.name)}?{urlencode([('pk', quote(pk)) for pk in pks])}",
+            "verb_url": self._url_to_confirm(verb, pks),
             "back": self._url_back(rows),
         }
         return self.render(request, "operators/confirm.html", context)
@@ -319,32 +328,50 @@ class OperatorAdmin(ReadOnlyAdmin):
         self, request: HttpRequest, verb: Verb, pks: Sequence[str], form: forms.Form
     ) -> HttpResponse:
         rows = self._rows(request, pks)
-        done, refused = self.act_on(request, verb, rows, form)
+        total = bulk.take_total(request) or sum(map(verb.amount, rows))
+        done: Counter[str] = Counter()
+        refused: list[str] = []
+        going: list[Any] = []
+        until = time.monotonic() + bulk.LONGEST_S
+        for row in rows:
+            if time.monotonic() > until:
+                going.append(row)
+                continue
+            said, is_done = self.act_on(request, verb, row, form)
+            if is_done:
+                done[said] += 1
+            else:
+                refused.append(said)
+            if is_done and verb.left(row):
+                going.append(row)
         missing = len(pks) - len(rows)
         if missing:
             refused.append(f"{missing} no longer there")
-        _tell(request, verb, done, refused)
+        if going:
+            place = bulk.Place(done=total - sum(map(verb.amount, going)), total=total)
+            pks = [str(row.pk) for row in going]
+            action = f"{self._url_to_confirm(verb, pks)}&total={total}"
+            return bulk.show_progress(self, request, verb, place, refused, action, pks)
+        _tell(request, verb, done, refused, bulk.take_total(request))
         return HttpResponseRedirect(self._url_back([] if verb.deletes and done else rows))
 
     def act_on(
-        self, request: HttpRequest, verb: Verb, rows: Sequence[Any], form: forms.Form
-    ) -> tuple["Counter[str]", list[str]]:
-        """Do it to each of the rows: how often what was done, and which were refused, and why."""
+        self, request: HttpRequest, verb: Verb, row: Any, form: forms.Form, run: str = ""
+    ) -> tuple[str, bool]:
+        """Do it to the row: what was done, or which was refused and why; and if it was done."""
         asked = dict(form.cleaned_data)
-        order = Order(request.user, asked.pop("reason", ""), asked)  # type: ignore[arg-type]
-        done: Counter[str] = Counter()
-        refused: list[str] = []
-        for row in rows:
-            try:
-                with transaction.atomic() if verb.one_transaction else nullcontext():
-                    said = verb.act(row, order)
-                    flag = DELETION if verb.deletes else CHANGE
-                    order.log(row, f"{verb.label}: {said}", flag=flag)
-            except PullwakeError as exc:
-                refused.append(f"{row}: {exc.message}")
-            else:
-                done[said] += 1
-        return done, refused
+        order = Order(request.user, asked.pop("reason", ""), asked, run)  # type: ignore[arg-type]
+        try:
+            with transaction.atomic() if verb.one_transaction else nullcontext():
+                said = verb.act(row, order)
+                flag = DELETION if verb.deletes else CHANGE
+                order.log(row, f"{verb.label}: {said}", flag=flag)
+        except PullwakeError as exc:
+            return f"{row}: {exc.message}", False
+        return said, True
+
+    def _url_to_confirm(self, verb: Verb, pks: Iterable[str]) -> str:
+        return f"{self._url(verb.name)}?{urlencode([('pk', quote(pk)) for pk in pks])}"
 
     def _rows(self, request: HttpRequest, pks: Iterable[str]) -> list[Any]:
         try:
@@ -357,14 +384,17 @@ class OperatorAdmin(ReadOnlyAdmin):
         return self._url_of(rows[0]) if len(rows) == 1 else self._url("changelist")
 
 
-def _tell(request: HttpRequest, verb: Verb, done: "Counter[str]", refused: list[str]) -> None:
+def _tell(
+    request: HttpRequest, verb: Verb, done: "Counter[str]", refused: list[str], in_all: int
+) -> None:
     if done:
         total = done.total()
         told = ", ".join(
             said if count == total else f"{said}: {count}" for said, count in done.most_common(5)
         )
         told += ", …" if len(done) > 5 else ""
-        messages.success(request, f"{verb.label}: {total} done ({told}).")
+        steps = f" {in_all} in all." if in_all else ""
+        messages.success(request, f"{verb.label}: {total} done ({told}).{steps}")
     if refused:
         named = "; ".join(refused[:5]) + ("; …" if len(refused) > 5 else "")
         messages.warning(request, f"{verb.label}: {len(refused)} refused. {named}")

@@ -152,6 +152,16 @@ def test_each_body_has_an_example_that_the_server_takes_and_gives():
         assert set(component.get("required", ())) <= set(example) <= set(component["properties"])
 
 
+def test_each_body_that_is_no_struct_has_an_example_too():
+    for path, operations in schema.raw_schema["paths"].items():
+        for method, operation in operations.items():
+            bodies = [*operation["responses"].items(), ("sent", operation.get("requestBody", {}))]
+            for status, body in bodies:
+                for media_type, content in body.get("content", {}).items():
+                    named = f"{method} {path} {status} {media_type}"
+                    assert "$ref" in str(content["schema"]) or "example" in content, named
+
+
 def test_no_two_names_become_one_in_a_client():
     """As Python and Go write names: wakeId and wake_id are one there."""
     for name, component in schema.raw_schema["components"]["schemas"].items():

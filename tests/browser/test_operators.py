@@ -418,7 +418,7 @@ def test_a_thousand_entities_move_with_progress(page: Page, alice):
     page.wait_for_function("document.querySelector('form[data-next]')?.action === location.href")
     page.get_by_role("link", name="Pause").click(timeout=20_000)
     expect(page.get_by_text("it goes on from there")).to_be_visible()
-    page.get_by_label("Runner", exact=True).fill("to-there")
+    expect(page.get_by_label("Runner", exact=True)).to_have_value("to-there")
     page.get_by_role("button", name=re.compile("^Move")).click()
     expect(page.get_by_text(re.compile(r"Move: \d+ done"))).to_be_visible(timeout=120_000)
     expect(page.get_by_text("Nothing here that fits.")).to_be_visible()

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 
 from config.serving import startup
+from core.version import VERSION
 from tests.support import ROOT, Database, empty_database, free_port
 
 pytestmark = pytest.mark.server
@@ -177,8 +178,12 @@ def test_production_says_what_it_serves_where_with_what_and_how_many(database, s
     server = start_server(
         PULLWAKE_MODE="production", PULLWAKE_PUBLIC_URL="https://wake.example", WEB_CONCURRENCY=3
     )
-    line = next(each for each in server.log.read_text().splitlines() if '"serving"' in each)
-    said = json.loads(line)
+    lines = server.log.read_text().splitlines()
+    said = json.loads(next(each for each in lines if '"pullwake.serve"' in each))
+    assert said["event"] == (
+        f"Pullwake {VERSION} serves the API at {said['api']} and the admin at {said['admin']}, "
+        f"listening on {said['listening']}, with {said['database']} (workers: {said['workers']})."
+    )
     assert said["api"] == "https://wake.example/_electric"
     assert said["admin"] == "https://wake.example/admin/"
     assert said["listening"] == server.url.removeprefix("http://")

@@ -37,11 +37,15 @@ def test_the_database_is_nobodys_to_reach_but_the_servers(name):
     assert COMPOSE["networks"]["database"] == {"internal": True}
 
 
-def test_two_servers_that_differ_in_their_port_alone_go_to_the_database_by_pgbouncer():
+def test_two_servers_that_only_the_proxy_lets_reach():
     first, second = (SERVICES[f"pullwake-{number}"] for number in (1, 2))
-    assert first.pop("ports") != second.pop("ports")
     assert first == second
-    environment = first["environment"]
+    assert [name for name, service in SERVICES.items() if "ports" in service] == ["proxy"]
+    assert SERVICES["proxy"]["environment"]["PULLWAKE_SERVERS"] == "pullwake-1:8000 pullwake-2:8000"
+
+
+def test_servers_go_to_the_database_by_pgbouncer():
+    environment = SERVICES["pullwake-1"]["environment"]
     recipe = (ROOT / "deploy" / "pgbouncer.ini").read_text()
     (port,) = re.findall(r"^listen_port = (\d+)$", recipe, re.MULTILINE)
     assert environment["DATABASE_URL"].endswith(f"@pgbouncer:{port}/pullwake")
@@ -65,19 +69,19 @@ def test_pgbouncer_is_told_the_password_and_where_postgres_is(tmp_path):
 
 
 def test_every_image_is_named_by_its_digest():
-    files = [ROOT / "Dockerfile", ROOT / "deploy" / "pgbouncer.Dockerfile"]
+    files = [ROOT / "Dockerfile", *(ROOT / "deploy").glob("*.Dockerfile")]
     built = "".join(file.read_text() for file in files)
     images = re.findall(r"^(?:ARG PYTHON=|FROM (?!\$))(\S+)", built, re.MULTILINE)
     images += [each["image"] for each in SERVICES.values() if "image" in each]
-    assert len(images) == 3
-    assert len(set(images)) == 2  # PostgreSQL's is PgBouncer's, too
+    assert len(images) == 4
+    assert len(set(images)) == 2  # PostgreSQL's is PgBouncer's, too, and the server's the proxy's
     assert all(DIGEST.search(image) for image in images)
 
 
 def test_the_container_is_not_roots():
     assert re.search(r"^USER 10001$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
-    other = (ROOT / "deploy" / "pgbouncer.Dockerfile").read_text()
-    assert re.search(r"^USER 999$", other, re.MULTILINE)
+    for other in (ROOT / "deploy").glob("*.Dockerfile"):
+        assert re.search(r"^USER [1-9]\d*$", other.read_text(), re.MULTILINE)
     assert SERVICES["postgres"]["user"] == "postgres"
 
 

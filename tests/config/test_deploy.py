@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from core.version import VERSION
 from tests.proxies import found
 from tests.support import ROOT
 
@@ -42,6 +43,10 @@ def test_manifests_are_what_kubernetes_takes(manifests, tmp_path):
     run(tool("kubernetes-validate"), "--strict", path)
 
 
+def test_the_image_is_that_of_this_version(manifests):
+    assert re.findall(r"image: \S+:(\S+)", manifests) == [VERSION]
+
+
 def test_a_pod_may_stop_for_longer_than_it_drains(manifests):
     by_kind = {each["kind"]: each for each in yaml.safe_load_all(manifests)}
     pod = by_kind["Deployment"]["spec"]["template"]["spec"]
@@ -67,7 +72,7 @@ def test_the_caddyfile_is_what_caddy_takes():
 
 
 def test_dockerfiles_are_what_hadolint_takes():
-    run(tool("hadolint"), ROOT / "Dockerfile", DEPLOY / "pgbouncer.Dockerfile")
+    run(tool("hadolint"), ROOT / "Dockerfile", *DEPLOY.glob("*.Dockerfile"))
 
 
 def test_the_database_proxy_is_what_haproxy_takes(tmp_path):

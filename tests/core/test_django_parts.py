@@ -155,6 +155,16 @@ def test_related_populators_populate_an_instance(seen):
     populator.populate(row, runner)
     assert "liveness" in runner._state.fields_cache
     assert runner.liveness.pk == "r1"
+    assert runner.liveness._state.fields_cache == {}
+
+
+def test_a_row_is_related_one_way():
+    runner, seen = Runner(id="r1"), RunnerLiveness()
+    runner.liveness = seen
+    parts.relate(seen, "runner", runner)
+    assert seen.runner_id == "r1"
+    assert seen.runner is runner
+    assert runner._state.fields_cache == {}
 
 
 def test_a_queryset_has_a_fetch_mode_from_django_6_1_on(seen):

@@ -7,11 +7,11 @@ import pytest
 from django.contrib.admin.models import LogEntry
 
 from claims.models import DeadLetter
-from dispatch.models import DispatchState
+from dispatch.models import DispatchState, StreamEvent
 from operators.kit import bulk
 from runners.models import Runner
 from tests.factories import DeadLetterFactory, EntityFactory, RunnerFactory
-from tests.operators.test_verbs import ENTITIES, text
+from tests.operators.test_verbs import ENTITIES, following, text
 
 ALL = f"{ENTITIES}all/move/?runner=r1"
 ORDER = {"target": "heir", "reason": "r1 is dead"}
@@ -30,13 +30,6 @@ def many(world):
     r1 = Runner.objects.get(pk="r1")
     EntityFactory.create_batch(7, runner=r1)
     return DispatchState.objects.filter(runner="r1")
-
-
-def following(page):
-    """Where a page of progress goes on, and with what form."""
-    body = page.content.decode()
-    (action,) = re.findall(r'action="([^"]+)" class="pw-buttons" data-next', body)
-    return html.unescape(action)
 
 
 def test_a_filtered_list_offers_its_verbs_for_all_that_fit(many, operator, people):
@@ -89,6 +82,26 @@ def test_it_is_gone_on_with_where_it_stopped(many, operator):
     assert "Move: 6 of" in text(page)
 
 
+def test_what_an_interruption_repeats_is_sent_once(many, operator):
+    """A server that dies in the midst of a batch has sent to some of it."""
+    asked = operator.get(f"{ENTITIES}all/send/?runner=r1").content.decode()
+    (action,) = re.findall(r'action="([^"]+all/send[^"]+)"', asked)
+    for payload in ("hello", "hello", "goodbye"):
+        operator.post(html.unescape(action), {"payload": payload})
+    first = many.order_by("pk")[0].entity
+    sent = StreamEvent.objects.filter(entity=first, data__contains="system%3Aoperator")
+    assert [each.data.count("hello") for each in sent.order_by("offset")] == [1, 0]
+
+
+def test_a_request_ends_in_time(many, operator, monkeypatch):
+    """Its rows may be runners with a thousand entities each."""
+    monkeypatch.setattr(bulk, "LONGEST_S", 0)
+    page = operator.post(ALL, ORDER)
+    assert "Move: 1 of 3" in text(page)
+    operator.post(following(page), ORDER)
+    assert many.count() == 9
+
+
 def test_what_is_refused_is_counted_and_not_tried_for_ever(many, operator):
     """These fit the filter still: the place passes them."""
     path = f"{ENTITIES}all/wake/?runner=r1"
@@ -97,6 +110,7 @@ def test_what_is_refused_is_counted_and_not_tried_for_ever(many, operator):
     while "data-next" in page.content.decode():
         page = operator.post(following(page), {}, follow=True)
         pages += 1
+        assert pages < 9
     assert pages == 4
     assert "Wake now: 2 done" in text(page)
     assert "Wake now: 9 refused." in text(page)
@@ -123,7 +137,7 @@ def test_it_asks_for_what_the_form_needs(many, operator):
     assert many.count() == 11
 
 
-@pytest.mark.parametrize("place", ["done=x", "total=-1", "from=x", "refused=99999999999"])
+@pytest.mark.parametrize("place", ["done=x", "total=-1", "from=x", "refused=99999999999", "run=x"])
 def test_it_takes_any_place(many, operator, place):
     assert operator.get(f"{ALL}&{place}").status_code == 404
 

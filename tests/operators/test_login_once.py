@@ -20,11 +20,14 @@ def path(db):
     return one_time_path()
 
 
-def test_it_logs_the_developer_in_once(path):
+def test_it_logs_the_developer_in_once(path, caplog):
+    caplog.set_level("INFO", "pullwake.audit")
     browser = Client()
     assert browser.get(path).headers["Location"] == "/admin/"
     assert browser.get("/admin/").status_code == 200
     assert Client().get(path).status_code == 404
+    (line,) = (each for each in caplog.records if each.name == "pullwake.audit")
+    assert (line.target, line.answer) == ("/admin/login-once/<str:token>/", "ok")
 
 
 def test_nobody_makes_it_up_who_knows_the_secret_key(path):

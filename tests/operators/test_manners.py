@@ -15,7 +15,7 @@ from claims.models import ClaimTally, DeadLetter
 from dispatch.models import Entity, Wake
 from runners.models import AccessToken, Runner, RunnerLiveness
 from tests.factories import WakeFactory, ago, ahead
-from tests.operators.test_verbs import CLAIMS, ENTITIES, do, pk_of, text
+from tests.operators.test_verbs import CLAIMS, ENTITIES, RUNNERS, do, pk_of, text
 
 WAKES = "/admin/dispatch/wake/"
 
@@ -53,6 +53,7 @@ def test_an_unclaimed_wake_has_verbs(world, operator):
     assert "But nobody claims it now: r1" in asked
     said = do(operator, WAKES, "move", wake.pk, target="r2", anyway="on")
     assert "moved to r2" in said
+    assert "Move: moved to r2." in text(operator.get("/admin/admin/logentry/?what=entity"))
     assert "It is withdrawn." in do(operator, WAKES, "wake", wake.pk)
     assert Entity.objects.get(url="/agent/e4").dispatch_state.runner_id == "r2"
 
@@ -64,12 +65,13 @@ def test_an_unclaimed_wake_has_verbs(world, operator):
         ("E1", ["/agent/e1"]),
         ("team=search", ["/agent/e2"]),
         ("team=sear", []),
+        ('a"b=c', ["/agent/e2"]),
         ("/agent/e3", ["/agent/e3"]),
     ],
 )
 def test_entities_are_found_by_parts_and_tags(world, people, term, urls):
-    Entity.objects.filter(url="/agent/e2").update(tags={"team": "search"})
-    page = people["viewer"].get(f"{ENTITIES}?q={term}").content.decode()
+    Entity.objects.filter(url="/agent/e2").update(tags={"team": "search", 'a"b': "c"})
+    page = people["viewer"].get(ENTITIES, {"q": term}).content.decode()
     assert re.findall(r"<code>(/agent/[^<]+)</code>", page) == urls
 
 
@@ -93,6 +95,16 @@ def test_rows_of_each_kind_are_found_by_parts(world, people):
         )
         assert found in codes, term
         assert "/agent/e2" not in codes, term
+
+
+def test_claims_and_runners_are_found_by_their_last_error(world, people):
+    RunnerLiveness.objects.filter(runner="r1").update(diagnostics={"last_error": "Reset by peer"})
+    for where, term, found in (
+        (CLAIMS, "SUCH tool", [world.failed.body["consumerId"], "/agent/e2", "r1"]),
+        (RUNNERS, "reset by", ["r1", "user:alice"]),
+    ):
+        page = people["viewer"].get(where, {"q": term}).content.decode()
+        assert re.findall(r"<code>([^<]+)</code>", page) == found
 
 
 def test_a_login_that_is_to_lead_elsewhere_leads_to_the_overview(db):

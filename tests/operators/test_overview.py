@@ -238,6 +238,8 @@ def test_it_takes_any_span(world, people):
         ("creator=nobody", []),
         ("tag=a__b.c%3Dx%3Dy", ["/agent/e1"]),
         ("tag=a__b.c%3Dx", []),
+        ("tag=a__b.c", ["/agent/e1"]),
+        ("tag=a__b", []),
         ("tag=5%3Dsix", ["/agent/e1"]),
         ("tag=99999999999999999999%3Dx", []),
         ("q=/agent/e1", ["/agent/e1"]),

@@ -139,7 +139,10 @@ def test_it_warns_of_a_runner_that_fails_what_it_claims(operator):
 )
 def test_it_proposes_who_could_take_over(world, operator, where, verb):
     RunnerFactory.create(id="heir", online=True)
-    RunnerFactory.create(id="of-another-kind", kind="ci", online=True)
+    RunnerFactory.create(id="a-kind-of-its-own", kind="ci", online=True)
+    fails = RunnerFactory.create(id="bad-deploy", online=True)
+    for _ in range(3):
+        ConsumerClaimFactory.create(entity__runner=fails, failed=True)
     pk = {
         CLAIMS: world.row(world.orphaned).pk,
         ENTITIES: pk_of("/agent/e4"),

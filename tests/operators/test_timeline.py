@@ -2,6 +2,7 @@
 
 import re
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -84,6 +85,8 @@ def test_the_axis_is_in_the_order_of_time_and_short_times_show(entity: Entity):
     assert [each.left for each in parts] == sorted(each.left for each in parts)
     assert min(each.width for each in parts if each.end > each.begin) > 2
     assert page.cut  # nothing was to be done for most of the five hours
+    gaps = [later.left - each.left - each.width for each, later in pairwise(parts)]
+    assert 2 < max(gaps) <= 4.001
 
 
 MIDNIGHT = datetime(2026, 1, 1, tzinfo=UTC)

@@ -33,6 +33,13 @@ def do(browser, where, verb, *pks, **form):
     return text(browser.post(f"{where}do/{verb}/", {"pk": pks, **form}, follow=True))
 
 
+def following(page):
+    """Where a page of progress goes on by itself."""
+    body = page.content.decode()
+    (action,) = re.findall(r'action="([^"]+)" class="pw-buttons" data-next', body)
+    return html.unescape(action)
+
+
 def pk_of(url):
     return Entity.objects.get(url=url).pk
 
@@ -323,13 +330,15 @@ def test_a_large_runner_is_drained_and_undrained_in_steps(world, operator, monke
     monkeypatch.setattr("operators.runner.MOST_MOVED", 3)
     RunnerFactory.create(id="heir", online=True)
     page = f"{RUNNERS}r1/change/"
-    said = do(operator, RUNNERS, "drain", "r1", target="heir")
-    assert "3 entities moved to heir, and more are left: move again" in said
-    assert "1 entity moved to heir" in do(operator, RUNNERS, "drain", "r1", target="heir")
+    order = {"pk": "r1", "target": "heir"}
+    step = operator.post(f"{RUNNERS}do/drain/?pk=r1", order)
+    assert "Drain: 3 of 4" in text(step)
+    assert following(step) == f"{RUNNERS}do/drain/?pk=r1&total=4"
+    said = text(operator.post(following(step), order, follow=True))
+    assert "1 done (1 entity moved to heir). 4 in all." in said
     assert "already disabled" in do(operator, RUNNERS, "drain", "r1", target="heir")
-    assert "3 entities moved back, and more are left: undo again" in do(
-        operator, RUNNERS, "undrain", "r1"
-    )
+    step = operator.post(f"{RUNNERS}do/undrain/?pk=r1", {"pk": "r1"})
+    assert "Undo drain: 3 of 4" in text(step)
     assert "Undo drain" in text(operator.get(page))
     assert "enabled, and 1 entity moved back" in do(operator, RUNNERS, "undrain", "r1")
     assert Runner.objects.get(pk="r1").dispatch_states.count() == 4

@@ -207,10 +207,15 @@ def test_a_server_that_is_gone_is_told(mortal, tmp_path):
 
 
 @pytest.mark.postgres
-def test_a_database_that_is_gone_is_told(mortal, tmp_path):
-    api = mortal.client()
+def test_a_database_that_is_gone_is_told(start_server, tmp_path):
+    server = start_server(PULLWAKE_MODE="production", ALLOWED_HOSTS="127.0.0.1")
+    issued = server.database.manage("create_token", "system:prometheus", "--metrics")
+    (secret,) = re.findall(r"pwm_[\w-]+", issued.stdout)
+    api = server.client(None, Authorization=f"Bearer {secret}")
+    # As long as Prometheus waits, unless it is told otherwise.
+    api.http.timeout = 10
     before = scrape(api)
-    with away(mortal.database):
+    with away(server.database):
         assert api.get("/readyz").status == 503
         after = scrape(api)
     assert firing(tmp_path, before, after) >= {"PullwakeDatabaseDown"}

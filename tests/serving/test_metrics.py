@@ -88,9 +88,12 @@ def test_what_was_counted_is_told_without_the_database_to_who_was_let_in(db, set
     assert figures(prometheus)["pullwake_database_up"] == 1
     monkeypatch.setattr(tokens, "REMEMBERED", timedelta())
     assert figures(prometheus)["pullwake_database_up"] == 1
+    asked = Away()
     for statement in (tokens, "_VALID"), (metrics, "_figures"):
-        monkeypatch.setattr(*statement, Away())
+        monkeypatch.setattr(*statement, asked)
     found = figures(prometheus)
+    # The token's statement would take as long again, and Prometheus does not wait for both.
+    assert asked.times == 1
     assert found["pullwake_database_up"] == 0
     assert "pullwake_runners" not in str(found)
     assert found['pullwake_http_requests_total{method="GET",route="/metrics",status="200"}'] >= 2
@@ -100,7 +103,10 @@ def test_what_was_counted_is_told_without_the_database_to_who_was_let_in(db, set
 class Away:
     """What asks the database while it is away."""
 
+    times = 0
+
     def __call__(self, *args: object, **values: object) -> Never:
+        self.times += 1
         raise OperationalError("the database is away")
 
     first = __call__

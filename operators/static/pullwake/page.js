@@ -36,12 +36,19 @@
 
   const KEPT = "pw-kept ";
   const fields = (form) => [...form.querySelectorAll("textarea, input:not([type=hidden])")];
-  const keyOf = (form) => KEPT + form.getAttribute("action");
+  const keyOf = (form) => {
+    const address = new URL(form.action);
+    address.searchParams.delete("total"); // of all that fit, it is counted anew
+    return KEPT + address.pathname + address.search;
+  };
+  const keep = (form, typed) => sessionStorage.setItem(keyOf(form), JSON.stringify(typed));
 
   document.addEventListener("submit", (event) => {
     if (!event.target.matches("form[data-keep]")) return;
-    const typed = fields(event.target).map((field) => [field.name, field.type === "checkbox" ? field.checked : field.value]);
-    sessionStorage.setItem(keyOf(event.target), JSON.stringify(typed));
+    keep(
+      event.target,
+      fields(event.target).map((field) => [field.name, field.type === "checkbox" ? field.checked : field.value]),
+    );
   });
 
   const restore = () => {
@@ -71,6 +78,8 @@
     }
     localize(document);
     restore();
+    // Whoever pauses it, or finds the server gone, goes on with what was typed.
+    if (next) keep(next, [...next.querySelectorAll("input[type=hidden]:not([name=csrfmiddlewaretoken])")].map((field) => [field.name, field.value]));
   });
   // Two regions of one name are told apart by nobody who hears them.
   addEventListener("load", () => {

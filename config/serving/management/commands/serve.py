@@ -41,6 +41,12 @@ See it done:
   curl {url}/agent/hello/main
 """
 
+SERVING = (
+    "Pullwake %(version)s serves the API at %(api)s and the admin at %(admin)s, listening on "
+    "%(listening)s, with %(database)s (workers: %(workers)d)."
+)
+"""Production mode's first line, whose parts are its fields, too."""
+
 
 class Command(BaseCommand):
     """Migrate, and serve with gunicorn."""
@@ -77,17 +83,15 @@ class Command(BaseCommand):
             )
         else:
             _retire_developer()
-            logger.info(
-                "serving",
-                extra={
-                    "version": VERSION,
-                    "api": f"{url}/_electric",
-                    "admin": f"{url}{reverse('admin:index')}",
-                    "listening": f"{settings.HOST}:{settings.PORT}",
-                    "database": startup.database(),
-                    "workers": settings.WORKERS,
-                },
-            )
+            facts = {
+                "version": VERSION,
+                "api": f"{url}/_electric",
+                "admin": f"{url}{reverse('admin:index')}",
+                "listening": f"{settings.HOST}:{settings.PORT}",
+                "database": startup.database(),
+                "workers": settings.WORKERS,
+            }
+            logger.info(SERVING, facts, extra=facts)
         self.stdout.flush()
         connection.close()
         os.chdir(settings.BASE_DIR)

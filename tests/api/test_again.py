@@ -1,0 +1,92 @@
+"""A call whose transaction the database ended, as we stood still, is carried out once more."""
+
+import select
+from typing import Any
+
+import pytest
+from django.db import InternalError, connection
+from django.test import RequestFactory
+from psycopg.errors import IdleInTransactionSessionTimeout
+from rest_framework.permissions import BasePermission
+
+from api import views
+from api.views import ApiView
+from dispatch import wakes
+
+pytestmark = pytest.mark.django_db
+
+
+def ended() -> InternalError:
+    """What Django makes of the database's error."""
+    error = InternalError()
+    error.__cause__ = IdleInTransactionSessionTimeout()
+    return error
+
+
+class Counting(ApiView):
+    """A view that meets this error each time, and counts."""
+
+    authentication_classes = ()
+    permission_classes: Any = ()
+    calls = 0
+
+    def get(self, request: Any) -> Any:
+        """Count, and fail."""
+        type(self).calls += 1
+        raise ended()
+
+
+class Closed(BasePermission):
+    """A permission that meets this error."""
+
+    def has_permission(self, request: Any, view: Any) -> bool:
+        """Fail."""
+        raise ended()
+
+
+def answered(view: type[Counting]) -> tuple[int, int]:
+    """The status of its answer, and how often it was called."""
+    view.calls = 0
+    return view.as_view()(RequestFactory().get("/")).status_code, view.calls
+
+
+def test_it_is_so_once():
+    assert answered(Counting) == (503, 2)
+
+
+def test_not_where_its_caller_may_have_left(monkeypatch):
+    monkeypatch.setattr(views, "AGAIN_WITHIN_S", 0)
+    assert answered(Counting) == (503, 1)
+
+
+def test_not_what_was_not_let_in():
+    class Refusing(Counting):
+        permission_classes = (Closed,)
+
+    assert answered(Refusing) == (503, 0)
+
+
+@pytest.mark.postgres
+@pytest.mark.django_db(transaction=True)
+def test_a_send_that_stood_still_is_done_once(alice, monkeypatch):
+    alice.register()
+    alice.make_entity()
+    monkeypatch.setattr(views, "AGAIN_WITHIN_S", 60)
+    advance = wakes._advance
+    stood: list[Any] = []
+
+    def stand_still(*args: Any) -> int:
+        """Hold the runner's tail until the database has ended this session."""
+        tail = advance(*args)
+        if not stood:
+            stood.append(connection.connection)
+            with connection.cursor() as cursor:
+                cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 1")
+            assert select.select([connection.connection.fileno()], [], [], 15)[0]
+        return tail
+
+    monkeypatch.setattr(wakes, "_advance", stand_still)
+    alice.send()
+    assert stood[0].closed
+    assert len(alice.wakes()) == 1
+    assert [each["type"] for each in alice.events()].count("inbox") == 1
