@@ -53,8 +53,9 @@ def page_not_found(request: HttpRequest, exception: Exception | None = None) -> 
 
 def bad_request(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
     """Django's handler400."""
-    suspicious = isinstance(exception, SuspiciousOperation)
-    return _answer(request, translate(exception) if suspicious else InvalidRequest())
+    if isinstance(exception, SuspiciousOperation):
+        return _answer(request, translate(exception))
+    return _answer(request, InvalidRequest())
 
 
 def too_large(request: HttpRequest) -> HttpResponse:

@@ -63,7 +63,8 @@ def test_what_a_reader_has_not_taken_counts_as_held(woken: Api, monkeypatch: pyt
     monkeypatch.setattr(unread, "MUCH", 100_000)
     woken.send(payload="x" * 200_000)
     path = "/agent/e1/main?offset=-1&live=sse"
-    pieces = iter(woken.client.get(path, headers=woken.headers).streaming_content)
+    response: Any = woken.client.get(path, headers=woken.headers)
+    pieces = iter(response.streaming_content)
     next(pieces)
     assert unread.is_much()
     assert len(list(pieces)) > 1
