@@ -94,9 +94,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for marker, reason in lacks.items():
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=str(reason)))
-    # Files that wait for processes first, so that no worker is left alone with them at the end.
+    # Files that wait for processes first, so that no worker is left alone with them at the end; and
+    # in each those tests last that meet what stands for all of them (tests/standing.py).
     waiting = {item.path for item in items if item.get_closest_marker("server")}
-    items.sort(key=lambda item: item.path not in waiting)
+    places = {path: place for place, path in enumerate(dict.fromkeys(item.path for item in items))}
+    items.sort(
+        key=lambda item: (
+            item.path not in waiting,
+            places[item.path],
+            sum(name.startswith("standing_") for name in getattr(item, "fixturenames", ())),
+        )
+    )
 
 
 def pytest_collection_finish() -> None:

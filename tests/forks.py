@@ -1,8 +1,8 @@
 """Processes that need not import Django and its kin again: most of what starting one costs.
 
 A *nursery* is a process that has imported the packages of `PACKAGES`, nothing of Pullwake and no
-settings, and forks whenever it is asked to. A fork is a child of the test process, has an
-environment, files and a session of its own, and does what ``python manage.py …`` or
+settings, and forks whenever it is asked to. A fork is a child of the test process and dies with it,
+has an environment, files and a session of its own, and does what ``python manage.py …`` or
 ``python -m gunicorn …`` does: it reads the settings and sets Django up, as ever. That takes a
 quarter of the CPU that a new interpreter takes.
 
@@ -51,6 +51,7 @@ LATER = ("os", "signal", "queue")
 MOST = 2**17
 """Bytes of a message to a nursery."""
 
+PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -167,14 +168,11 @@ def manage(arguments: tuple[str, ...], env: dict[str, str]) -> "subprocess.Compl
         return subprocess.CompletedProcess(argv, status, output.read(), errors.read())
 
 
-def serve(
+def start(
     arguments: tuple[str, ...], env: dict[str, str], log: IO[bytes]
 ) -> "Process | subprocess.Popen[bytes]":
-    """``manage.py serve``, up to where it executes gunicorn, and that: the process returned.
-
-    Where it fails before, that is the process that failed.
-    """
-    argv = ["manage.py", "serve", *arguments]
+    """Start ``manage.py``, which says all in the log."""
+    argv = ["manage.py", *arguments]
     if sys.platform != "linux":
         return subprocess.Popen(
             [sys.executable, *argv],
@@ -184,9 +182,24 @@ def serve(
             stderr=log,
             start_new_session=True,
         )
+    with open(os.devnull, "rb") as null:
+        files = null.fileno(), log.fileno(), log.fileno()
+        return COMMANDS.fork({"argv": argv, "env": env}, *files)
+
+
+def serve(
+    arguments: tuple[str, ...], env: dict[str, str], log: IO[bytes]
+) -> "Process | subprocess.Popen[bytes]":
+    """``manage.py serve``, up to where it executes gunicorn, and that: the process returned.
+
+    Where it fails before, that is the process that failed.
+    """
+    if sys.platform != "linux":
+        return start(("serve", *arguments), env, log)
     with open(os.devnull, "rb") as null, tempfile.TemporaryFile() as executes:
         files = null.fileno(), log.fileno(), log.fileno()
-        process = COMMANDS.fork({"argv": argv, "env": env}, *files, executes.fileno())
+        request = {"argv": ["manage.py", "serve", *arguments], "env": env}
+        process = COMMANDS.fork(request, *files, executes.fileno())
         if process.wait() == 0:
             executes.seek(0)
             process = SERVERS.fork(json.load(executes), *files)
@@ -200,6 +213,7 @@ def _tend(*, patched: bool) -> list[str]:
     """Import, and fork until the test process has ended; in each fork returns what it is to run."""
     # Ctrl-C reaches all, and the tests end what they have started.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = os.getppid()
     sys.path[0] = str(ROOT)
     asked = socket.socket(fileno=os.dup(0))
     if patched:
@@ -228,6 +242,7 @@ def _tend(*, patched: bool) -> list[str]:
             if pid == 0:
                 for each in (asked.fileno(), reading, writing):
                     os.close(each)
+                _die_with(parent)
                 return _begin(files, **json.loads(request))
             os.write(writing, str(pid).encode())
             os._exit(0)
@@ -236,6 +251,22 @@ def _tend(*, patched: bool) -> list[str]:
         asked.send(os.read(reading, 100))
         for each in (reading, writing, *files):
             os.close(each)
+
+
+def _die_with(parent: int) -> None:
+    """Become its orphan, and be killed when it ends, however it does: nothing outlives the tests.
+
+    A server's workers see that their master is gone.
+    """
+    deadline = time.monotonic() + 60
+    while os.getppid() != parent:
+        # Whoever asked for a fork that comes this late has ended.
+        if time.monotonic() > deadline:
+            os._exit(1)
+        os.sched_yield()  # to sleep would start gevent's loop
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _begin(files: list[int], argv: list[str], env: dict[str, str]) -> list[str]:

@@ -7,7 +7,6 @@ from django.apps import apps
 from django.db import IntegrityError, connection, models, transaction
 
 from dispatch.models import StreamEvent
-from tests.api.endpoints import APPS
 from tests.factories import (
     AccessTokenFactory,
     ConsumerClaimFactory,
@@ -22,6 +21,7 @@ from tests.factories import (
     TimerFactory,
     WakeFactory,
 )
+from tests.standing import APPS
 
 MINE = "entity_id = (SELECT id FROM dispatch_entity WHERE url = '/agent/claimed')"
 WOKEN = "entity_id = (SELECT id FROM dispatch_entity WHERE url = '/agent/woken')"

@@ -13,7 +13,7 @@ from claims.models import ConsumerClaim
 from dispatch.models import DispatchState, Wake
 from runners.models import AccessToken
 from tests import factories
-from tests.api.endpoints import APPS
+from tests.standing import APPS
 from tests.support import Api
 
 pytestmark = pytest.mark.django_db

@@ -54,3 +54,27 @@ def test_a_server_is_a_process_of_this_one_in_a_session_of_its_own(server: Serve
     assert master.ppid() == os.getpid()
     assert os.getsid(master.pid) == master.pid
     assert len(master.children()) == 1
+
+
+@pytest.mark.once
+def test_what_is_forked_is_killed_with_the_tests(tmp_path):
+    waits = """
+import os, sys
+from tests import forks
+asks = "import time; print(1, flush=True); time.sleep(30)"
+arguments = ["manage.py", "shell", "--no-imports", "-c", asks]
+said, speaks = os.pipe()
+env = {**os.environ, "DATABASE_URL": "sqlite:///:memory:"}
+process = forks.COMMANDS.fork({"argv": arguments, "env": env}, 0, speaks, 2)
+os.read(said, 1)
+print(process.pid, flush=True)
+process.wait(30)
+"""
+    command = [sys.executable, "-c", waits]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+    ) as tests:
+        assert tests.stdout is not None
+        forked = psutil.Process(int(tests.stdout.readline()))
+        tests.kill()
+    forked.wait(10)

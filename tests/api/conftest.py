@@ -5,18 +5,8 @@ from collections.abc import Iterator
 import pytest
 from pytest_django import DjangoDbBlocker
 
-from tests.api.endpoints import Scene, standing
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A module's tests with the standing scene come last: the others meet an empty database."""
-    places = {path: place for place, path in enumerate(dict.fromkeys(item.path for item in items))}
-    items.sort(
-        key=lambda item: (
-            places[item.path],
-            "standing_scene" in getattr(item, "fixturenames", ()),
-        )
-    )
+from tests.api.endpoints import Scene
+from tests.standing import standing
 
 
 @pytest.fixture(scope="module")

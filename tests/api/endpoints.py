@@ -1,24 +1,21 @@
 """Every endpoint, with a request that succeeds, for the tests that walk over all of them."""
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 from django.apps import apps
-from django.db import connection, transaction
+from django.db import connection
 from django.urls import URLPattern, URLResolver, get_resolver
-from pytest_django import DjangoDbBlocker
 
 from core.principals import Principal
 from runners import tokens
+from tests.standing import APPS
 from tests.support import Api, Claim
 
 OFFSET = "0000000000000000_0000000000000000"
-APPS = ("runners", "dispatch", "claims")
-Made = TypeVar("Made")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "NONSENSE")
 
 
@@ -216,26 +213,6 @@ class Scene:
         if endpoint.who in secret:
             return Api(Electric_Claim_Token=secret[endpoint.who])
         return self.alice
-
-
-@contextmanager
-def undone() -> Iterator[None]:
-    """Undo what is written within, so that the next call meets the same scene."""
-    with transaction.atomic():
-        yield
-        transaction.set_rollback(True)
-
-
-@contextmanager
-def standing(blocker: DjangoDbBlocker, make: Callable[[], Made]) -> Iterator[Made]:
-    """What is made once for a module's tests: the transaction of each is one within its own."""
-    with ExitStack() as stack:
-        with blocker.unblock():
-            stack.enter_context(undone())
-            made = make()
-        yield made
-        with blocker.unblock():
-            stack.close()
 
 
 def everything() -> dict[str, list[tuple[Any, ...]]]:

@@ -24,10 +24,9 @@ from tests.api.endpoints import (
     Endpoint,
     bearer,
     everything,
-    standing,
-    undone,
 )
 from tests.api.test_query_counts import cost
+from tests.standing import standing, undone
 from tests.support import Api, Claim
 
 PLACES = {

@@ -28,8 +28,8 @@ from tests.api.endpoints import (
     Endpoint,
     everything,
     routes,
-    undone,
 )
+from tests.standing import undone
 from tests.support import Api, Server
 
 CALLBACK = "_electric/wake-callbacks/<id:consumer_id>"

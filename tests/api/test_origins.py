@@ -6,7 +6,8 @@ from django.test import RequestFactory
 from api import lists, origins
 from core.errors import InvalidRequest
 from runners.models import Runner
-from tests.api.endpoints import TAKING_A_BODY, Scene, undone
+from tests.api.endpoints import TAKING_A_BODY, Scene
+from tests.standing import undone
 from tests.support import JSON, Api
 
 RUNNERS = "/_electric/runners"

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from core.principals import MAX_URL_LENGTH, Principal
 from runners import tokens
 from runners.models import AccessToken
-from tests.api.endpoints import ENDPOINTS, bearer, everything, routes, undone
+from tests.api.endpoints import ENDPOINTS, bearer, everything, routes
+from tests.standing import undone
 from tests.support import Api
 
 RUNNERS = "/_electric/runners"

@@ -16,7 +16,8 @@ from schemathesis.specs.openapi import checks as openapi_checks
 from api import described, openapi, streams
 from api.http_errors import STATUSES
 from config.wsgi import application
-from tests.api.endpoints import routes, undone
+from tests.api.endpoints import routes
+from tests.standing import undone
 from tests.support import ROOT, Database
 
 SCHEMA = "/_electric/openapi.json"

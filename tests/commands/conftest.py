@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,7 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support import ROOT, Database, wait_until
+from tests import forks
+from tests.support import Database, wait_until
 
 SEED = """
 from datetime import timedelta
@@ -66,13 +65,7 @@ class Process:
     def __init__(self, database: Database, output: Path, *args: str) -> None:
         self.output = output
         with output.open("wb") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "manage.py", *args],
-                cwd=ROOT,
-                env={**os.environ, "DATABASE_URL": database.url},
-                stdout=file,
-                stderr=file,
-            )
+            self.process = forks.start(args, {**os.environ, "DATABASE_URL": database.url}, file)
 
     @property
     def said(self) -> str:

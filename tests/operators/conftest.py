@@ -1,13 +1,15 @@
 """The admin in process: who may log in, and a world with something in every list."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import Group, User
 from django.db.models.functions import Now
 from django.test import Client
+from pytest_django import DjangoDbBlocker
 
 from claims.models import ConsumerClaim, DeadLetter
 from dispatch.models import Entity, SharedState, Timer, Wake
@@ -22,6 +24,7 @@ from tests.factories import (
     WakeFactory,
     handle,
 )
+from tests.standing import Ages, standing
 from tests.support import Api, Claim
 
 
@@ -36,8 +39,7 @@ def person(name: str, **facts: Any) -> Client:
     return client
 
 
-@pytest.fixture
-def people(db: None) -> dict[str, Client]:
+def make_people() -> dict[str, Client]:
     """One of each: nobody may log in, but has no role."""
     return {
         "stranger": Client(),
@@ -46,6 +48,24 @@ def people(db: None) -> dict[str, Client]:
         "operator": person("operator", group="operators"),
         "superuser": person("superuser", is_superuser=True),
     }
+
+
+@pytest.fixture(scope="module")
+def standing_people(
+    django_db_setup: None, django_db_blocker: DjangoDbBlocker
+) -> Iterator[dict[str, Client]]:
+    """Those of a module's tests."""
+    with standing(django_db_blocker, make_people) as people:
+        yield people
+
+
+@pytest.fixture
+def people(standing_people: dict[str, Client], db: None) -> dict[str, Client]:
+    """`make_people`'s, each with a browser of the test's own."""
+    browsers = {name: Client() for name in standing_people}
+    for name, browser in browsers.items():
+        browser.cookies = copy.deepcopy(standing_people[name].cookies)
+    return browsers
 
 
 @pytest.fixture
@@ -102,8 +122,7 @@ class World:
         return found
 
 
-@pytest.fixture
-def world(alice: Api) -> World:
+def make_world(alice: Api) -> World:
     """Something in every list."""
     EntityTypeFactory.create(name="agent")
     r1 = RunnerFactory.create(id="r1", max_concurrent_claims=10, silent=True)
@@ -120,6 +139,23 @@ def world(alice: Api) -> World:
     SharedStateFactory.create(name="debate-/moderator/x", link__entity=e4)
     token = AccessTokenFactory.create(label="laptop")
     return World(alice, released, failed, orphaned, token)
+
+
+@pytest.fixture(scope="module")
+def standing_world(
+    standing_people: object, django_db_blocker: DjangoDbBlocker
+) -> Iterator[tuple[World, Ages]]:
+    """That of a module's tests, and how it stays new."""
+    with standing(django_db_blocker, lambda: (make_world(Api("user:alice")), Ages())) as world:
+        yield world
+
+
+@pytest.fixture
+def world(standing_world: tuple[World, Ages], db: None) -> World:
+    """`make_world`'s, as if it had just been made; what the test does to it is undone."""
+    world, ages = standing_world
+    ages.renew()
+    return replace(world, token=copy.copy(world.token))
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from django.test import Client
 from dispatch.models import Entity
 from dispatch.streams import waiters
 from operators import live
+from tests.operators.conftest import make_world, person
 from tests.support import Api
 
 LIVE = "/admin/live/"
@@ -30,8 +31,9 @@ def ask(client: Client, since: str = "", entity: Any = "") -> Any:
 
 
 @pytest.mark.django_db(transaction=True)  # what other transactions wrote is settled, not its own
-def test_a_page_is_told_of_rows_and_of_its_own_stream(world: Any, people: Any, alice: Api):
-    viewer = people["viewer"]
+def test_a_page_is_told_of_rows_and_of_its_own_stream(alice: Api):
+    make_world(alice)
+    viewer = person("viewer", group="viewers")
     one, other = Entity.objects.filter(url__in=["/agent/e1", "/agent/e4"]).order_by("url")
     lists, page, elsewhere = ask(viewer), ask(viewer, entity=one.pk), ask(viewer, entity=other.pk)
     assert lists["changed"] == []

@@ -58,7 +58,7 @@ STATEMENTS = {
     "dispatch.sharedstate list": 4,
     "dispatch.entitytype list": 4,
     "admin.logentry list": 4,
-    "runner": 10,
+    "runner": 9,
     "claim": 6,
     "ended claim": 8,
     "dead letter": 4,
