@@ -23,7 +23,7 @@ from api.permissions import MayReadOrAct
 from api.throttles import Hold, Released, caller_key, held
 from api.views import ApiView, RunnerResource
 from claims import acting, writes
-from core import log_facts
+from core import log_facts, unread
 from core.bodies import JsonObject, decode, parameter, raw_body
 from core.database import hand_back, is_passing
 from core.errors import (
@@ -307,8 +307,9 @@ def _sse(
                 told += f"event: control\ndata:{_control(source, page, cursor)}\n\n"
                 said = control
             page = replace(page, events=[])  # they are in what is told
-            for begin in range(0, len(told), _SSE_PIECE):
-                yield told[begin : begin + _SSE_PIECE]
+            with unread.held(len(told)):
+                for begin in range(0, len(told), _SSE_PIECE):
+                    yield told[begin : begin + _SSE_PIECE]
             told = ""
             remaining = deadline - time.monotonic()
             if page.closed or remaining <= 0 or _is_over(token):

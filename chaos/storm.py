@@ -263,10 +263,21 @@ class Storm:
             await asyncio.sleep(0.5)
         streams, statuses = {}, {}
         for entity in self.urls:
-            streams[entity] = (await self.http.get(f"{entity}/main?offset=-1", timeout=30)).json()
+            streams[entity] = await self._stream(entity)
             answer = await self.http.get(f"/_electric/entities{entity}", timeout=30)
             statuses[entity] = answer.json()["status"]
         return streams, statuses
+
+    async def _stream(self, entity: str) -> list[Any]:
+        """All events of an entity, page by page."""
+        events: list[Any] = []
+        offset = "-1"
+        while True:
+            page = await self.http.get(f"{entity}/main?offset={offset}", timeout=30)
+            events += page.json()
+            if "Stream-Up-To-Date" in page.headers:
+                return events
+            offset = page.headers["Stream-Next-Offset"]
 
     def _look(self) -> list[tuple[Any, ...]]:
         """Of each entity its messages, how many of them are handled, and whether nothing is on."""

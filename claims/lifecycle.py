@@ -48,7 +48,7 @@ from functools import partial
 from typing import Any
 
 from django.conf import settings
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import BigIntegerField, DateTimeField, ExpressionWrapper, F
 from django.db.models.functions import Greatest, Now
 
@@ -526,6 +526,19 @@ def expire(claim: ConsumerClaim) -> Expiry | None:
             next_wake = wake_next(claim, state)
             return Expiry(next_wake)
     return None
+
+
+def redate(*, limit: int) -> int:
+    """Let leases that a clock which was set back since has dated begin anew: how many.
+
+    Those whose holder lives are renewed anyway; a dead one's would last for as long as that took.
+    """
+    can_skip = connection.features.has_select_for_update_skip_locked
+    ahead = ConsumerClaim.objects.dated_ahead().select_for_update(skip_locked=can_skip)
+    with transaction.atomic():
+        return ConsumerClaim.objects.filter(pk__in=ahead.values("pk")[:limit]).update(
+            lease_expires_at=ExpressionWrapper(Now() + F("lease"), DateTimeField())
+        )
 
 
 def _expire_lapsed(claim: ConsumerClaim, state: DispatchState) -> bool:

@@ -3,7 +3,18 @@
 from datetime import datetime, timedelta
 
 from django.db import models
-from django.db.models import Case, Exists, F, OuterRef, Q, Subquery, Value, When
+from django.db.models import (
+    Case,
+    DateTimeField,
+    Exists,
+    ExpressionWrapper,
+    F,
+    OuterRef,
+    Q,
+    Subquery,
+    Value,
+    When,
+)
 from django.db.models.functions import Greatest, Now
 
 from dispatch.models import Entity, StreamEvent
@@ -43,6 +54,13 @@ class ClaimQuerySet(models.QuerySet["ConsumerClaim"]):
     def lapsed(self) -> "ClaimQuerySet":
         """Active, with a lease that is over."""
         return self.active().filter(lease_expires_at__lte=Now())
+
+    def dated_ahead(self) -> "ClaimQuerySet":
+        """Active, with a lease that ends later than one that begins now: the clock was set back."""
+        later = Now() + F("lease") + timedelta(seconds=1)
+        return self.active().filter(
+            lease_expires_at__gt=ExpressionWrapper(later, output_field=DateTimeField())
+        )
 
     def orphaned(self) -> "ClaimQuerySet":
         """Active, but lapsed, or of a runner that is expired, disabled, never seen or gone."""

@@ -84,6 +84,7 @@ def expirable() -> ClaimQuerySet:
 
 def reap(*, limit: int = BATCH) -> Round:
     """One round over at most ``limit`` rows of each kind."""
+    lifecycle.redate(limit=limit)
     done = Round(
         expired=sum(map(_expire, in_turns(expirable()[:limit]))),
         reemitted=wakes.reemit_stale(limit=limit),

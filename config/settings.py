@@ -588,6 +588,8 @@ LOGGING = {
     "loggers": {
         # The caller is told of every 4xx; a log line for each would be the caller's to write.
         "django.request": {"level": "ERROR", "filters": ["news"]},
+        # Of a foreign Host an error with a traceback, which any scanner can have written.
+        "django.security.DisallowedHost": {"level": "CRITICAL"},
         # It logs each attempt to connect to a database that is away.
         "psycopg.pool": {"filters": ["now_and_then"]},
         # `pullwake.audit` has a line for each login, with who and whence.

@@ -9,8 +9,13 @@ import time
 from contextlib import suppress
 from typing import Any
 
+from core import unread
+
 SLICE = 64 * 1024
 """Bytes of an answer that the peer has the time for; and those that the system keeps for it."""
+
+HURRIED_S = 1.0
+"""Seconds that it has for these at the most, where much is held for peers that do not read."""
 
 
 class Peer:
@@ -73,19 +78,25 @@ class Peer:
         gunicorn sends an answer's head by itself. One that says how long its body is waits for it:
         so most answers are one packet, and one call of the system.
         """
-        if self._head:
-            data, self._head = self._head + data, b""
-        elif _is_head_with_length(data):
+        if not self._head and _is_head_with_length(data):
             self._head = data
             return
-        self._sock.settimeout(self._patience_s)
+        head, self._head = self._head, b""
+        if len(data) <= SLICE:
+            self._send(head + data)
+            return
+        view = memoryview(data)
+        with unread.held(len(data)):
+            # Joined with its head all of it would be held twice.
+            self._send(head + data[:SLICE])
+            for begin in range(SLICE, len(view), SLICE):
+                self._send(view[begin : begin + SLICE])
+
+    def _send(self, data: bytes | memoryview) -> None:
+        hurried = unread.is_much()
+        self._sock.settimeout(min(self._patience_s, HURRIED_S) if hurried else self._patience_s)
         try:
-            if len(data) <= SLICE:
-                self._sock.sendall(data)
-                return
-            view = memoryview(data)
-            for begin in range(0, len(view), SLICE):
-                self._sock.sendall(view[begin : begin + SLICE])
+            self._sock.sendall(data)
         except TimeoutError:
             raise ConnectionResetError(errno.ECONNRESET, "The peer does not read.") from None
 

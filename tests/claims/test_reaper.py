@@ -218,6 +218,20 @@ def test_it_goes_on_after_a_lease_where_the_clock_was_set_back(db):
     assert pulses.seen_at == pulses.resumed_at
 
 
+def test_a_lease_is_no_longer_than_it_is_where_the_clock_was_set_back(three):
+    """Else a dead runner's claim would hold its entity for as long as the clock went back."""
+    ahead, held, _ = (each.body["consumerId"] for each in three)
+    claims = ConsumerClaim.objects.filter(consumer_id__in=[ahead, held])
+    claims.update(lease_expires_at=Now() + F("lease"))
+    kept = claims.get(consumer_id=held).lease_end
+    claims.filter(consumer_id=ahead).update(lease_expires_at=ago(hours=-2))
+    assert reaper.reap().expired == 1
+    assert claims.get(consumer_id=held).lease_end == kept
+    assert claims.get(consumer_id=ahead).lease_end < kept + timedelta(minutes=1)
+    lapse(three[0])
+    assert reaper.reap().expired == 1
+
+
 def test_a_claim_still_takes_over_while_the_reaper_waits(claim):
     lapse(claim)
     pulse(seen_s=0, resumed_s=0)

@@ -309,6 +309,14 @@ def test_a_page_says_503_while_the_database_is_away(passed: list[str]):
     assert len(passed) == 1
 
 
+def test_a_foreign_host_is_told_so_and_writes_no_error(caplog: pytest.LogCaptureFixture):
+    """What a scanner sends is no error of ours, with a traceback, in the log and at Sentry."""
+    answer = Client().get("/admin/login/", headers={"Host": "evil.example"})
+    assert answer.status_code == 400
+    assert "ALLOWED_HOSTS" in answer.json()["error"]["message"]
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
 @pytest.mark.usefixtures("db")
 def test_an_error_that_answers_head_has_no_body():
     """gunicorn would log that it drops it."""

@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
+from config.serving import peers
 from config.serving.peers import Peer, turn_away
 from config.serving.worker import Worker
+from core import unread
 from tests.serving.conftest import long_poll, make_idle, tail
 from tests.support import Server, wait_until
 
@@ -104,7 +106,7 @@ def test_each_request_of_a_connection_has_its_own_time(servers):
         assert answer.status == 200
 
 
-def unread(server: Server, peer: socket.socket) -> None:
+def ask_for_much(server: Server, peer: socket.socket) -> None:
     """Ask for a stream of several MiB as server-sent events."""
     api = server.client()
     api.make_entity(runner_id=None)
@@ -119,7 +121,7 @@ def unread(server: Server, peer: socket.socket) -> None:
 def test_a_reader_that_does_not_read_is_cut(servers):
     server = servers.lend(**PATIENCE, PULLWAKE_MAX_STREAMS=1)
     with connected(server) as peer:
-        unread(server, peer)
+        ask_for_much(server, peer)
         api = server.client()
         path = "/agent/e1/main?offset=now&live=long-poll"
         wait_until(lambda: api("HEAD", "/agent/e1/main").status == 200)
@@ -154,7 +156,7 @@ def _is_closed(server: Server, peer: socket.socket) -> bool:
 def test_it_stops_in_time_though_peers_take_for_ever(start_server):
     server = start_server()
     with connected(server) as reader, connected(server) as head, connected(server) as body:
-        unread(server, reader)
+        ask_for_much(server, reader)
         head.sendall(b"GET /livez HTTP/1.1\r\n")
         body.sendall((HEAD + "Content-Length: 100000\r\n\r\n{").encode())
         assert server.client().get("/livez").status == 200
@@ -193,9 +195,9 @@ def test_bodies_that_drip_hold_no_connection_to_the_database(servers, path):
     api.share("s1")
     who = "Electric-Claim-Token: pww_unknown" if "shared" not in path else ""
     head = HEAD.replace("/_electric/runners/r1/heartbeat", path) + who
-    with ExitStack() as peers:
+    with ExitStack() as open_:
         for _ in range(6):
-            peer = peers.enter_context(connected(server))
+            peer = open_.enter_context(connected(server))
             peer.sendall(f"{head.rstrip()}\r\nContent-Length: 1000\r\n\r\n{{".encode())
         for _ in range(6):
             assert server.client().get("/livez").status == 200  # the server has read that much
@@ -243,6 +245,34 @@ def test_the_head_of_an_answer_is_sent_with_its_body(peer_and_reader):
         theirs.recv(1000)
     peer.sendall(b"{}")
     assert theirs.recv(1000) == ANSWER + b"{}"
+
+
+def test_a_long_answer_comes_whole(peer_and_reader):
+    peer, theirs = peer_and_reader
+    theirs.settimeout(5)
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n"
+    body = bytes(range(250)) * 1200
+    peer.sendall(head)
+    sending = threading.Thread(target=peer.sendall, args=(body,))
+    sending.start()
+    received = b""
+    while len(received) < len(head + body):
+        received += theirs.recv(65536)
+    sending.join()
+    assert received == head + body
+
+
+def test_who_does_not_read_must_go_soon_where_much_is_held(monkeypatch):
+    """Many who take nothing of 8 MiB, each for half a minute, would fill the memory."""
+    monkeypatch.setattr(unread, "MUCH", 1_000_000)
+    monkeypatch.setattr(peers, "HURRIED_S", 0.05)
+    ours, theirs = socket.socketpair()
+    with closing(ours), closing(theirs):
+        began = time.monotonic()
+        with pytest.raises(ConnectionResetError):
+            Peer(ours, 60).sendall(b"x" * 2_000_000)
+        assert time.monotonic() - began < 30
+    assert unread._bytes == 0
 
 
 def test_a_head_that_no_body_follows_is_sent_once_it_is_answered(peer_and_reader):

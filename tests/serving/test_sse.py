@@ -10,6 +10,7 @@ import pytest
 
 from api import streams
 from api.throttles import Hold
+from core import unread
 from dispatch.models import Entity
 from dispatch.streams.reads import EventsOf
 from tests.serving.conftest import Held, make_idle, tail
@@ -56,6 +57,18 @@ def test_it_tells_the_wakes_and_then_where_they_end(woken: Api):
     assert control == "control"
     assert int(place.pop("streamCursor")) > 0
     assert place == {"streamNextOffset": ONE, "upToDate": True}
+
+
+def test_what_a_reader_has_not_taken_counts_as_held(woken: Api, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(unread, "MUCH", 100_000)
+    woken.send(payload="x" * 200_000)
+    path = "/agent/e1/main?offset=-1&live=sse"
+    response: Any = woken.client.get(path, headers=woken.headers)
+    pieces = iter(response.streaming_content)
+    next(pieces)
+    assert unread.is_much()
+    assert len(list(pieces)) > 1
+    assert not unread.is_much()
 
 
 def test_it_tells_only_the_place_when_there_is_nothing(woken: Api):
