@@ -65,4 +65,5 @@ def test_a_row_that_cannot_be_there_is_no_error_of_the_server(people, kind, row)
     """Django's own action takes it for a key; PostgreSQL compares with any number."""
     order = {"action": "delete_selected", "_selected_action": row}
     response = people["superuser"].post(f"/admin/auth/{kind}/", order)
-    assert response.status_code in (302, 404)
+    # On PostgreSQL it is a number, of no row: the page asks about nothing.
+    assert response.status_code in (200, 302, 404)
