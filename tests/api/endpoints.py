@@ -156,7 +156,9 @@ def _methods(view: Any) -> set[str]:
     kind = getattr(view, "cls", None)
     if kind is None:  # a function, which cannot be asked
         return {"GET"}
-    return {each for each in METHODS if each != "OPTIONS" and hasattr(kind, each.lower())}
+    own = {each for each in METHODS if each != "OPTIONS" and hasattr(kind, each.lower())}
+    # A HEAD that is answered as the GET is none of its own.
+    return own - {"HEAD"} if getattr(kind, "head", None) is getattr(kind, "get", None) else own
 
 
 def bearer(principal: str, **facts: Any) -> Api:
