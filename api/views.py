@@ -31,9 +31,6 @@ from runners.models import Runner
 _NEGOTIATOR = DefaultContentNegotiation()
 """Never asked, as there are no renderers; DRF would make one for each request."""
 
-AGAIN_WITHIN_S = 1.0
-"""How long after its beginning a call may be carried out once more; its caller still waits then."""
-
 
 class ApiView(APIView):
     """A view that reads with `core.bodies.read` and answers with `core.bodies.answer`.
@@ -95,9 +92,11 @@ class ApiView(APIView):
 
         That is where this process stood still for a moment in a transaction, as when the garbage
         collector runs among thousands of held requests: the database has then undone all of it.
+        Not long after it began: else its caller may have left, and asked somewhere else.
         """
         began, self.let_in_at = self.let_in_at, None
-        if began is not None and was_idle(exc) and time.monotonic() < began + AGAIN_WITHIN_S:
+        within_s = settings.PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS / 1000
+        if began is not None and was_idle(exc) and time.monotonic() < began + within_s:
             handler = getattr(self, str(self.request.method).lower())
             try:
                 return handler(self.request, *self.args, **self.kwargs)

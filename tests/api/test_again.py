@@ -9,7 +9,6 @@ from django.test import RequestFactory
 from psycopg.errors import IdleInTransactionSessionTimeout
 from rest_framework.permissions import BasePermission
 
-from api import views
 from api.views import ApiView
 from dispatch import wakes
 
@@ -54,8 +53,8 @@ def test_it_is_so_once():
     assert answered(Counting) == (503, 2)
 
 
-def test_not_where_its_caller_may_have_left(monkeypatch):
-    monkeypatch.setattr(views, "AGAIN_WITHIN_S", 0)
+def test_not_where_its_caller_may_have_left(settings):
+    settings.PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS = 0
     assert answered(Counting) == (503, 1)
 
 
@@ -71,7 +70,6 @@ def test_not_what_was_not_let_in():
 def test_a_send_that_stood_still_is_done_once(alice, monkeypatch):
     alice.register()
     alice.make_entity()
-    monkeypatch.setattr(views, "AGAIN_WITHIN_S", 60)
     advance = wakes._advance
     stood: list[Any] = []
 
