@@ -98,7 +98,6 @@ class Runner(models.Model):
     objects = RunnerQuerySet.as_manager()
 
     now: datetime  # of `core.clock.with_now`
-    told: str | None  # of `runners.registry.find_seen`
 
     class Meta:
         required_db_features = JSON

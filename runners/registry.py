@@ -9,7 +9,6 @@ from functools import cache
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import OuterRef, Subquery
 from django.db.models.functions import Now
 
 from core import quotas
@@ -63,12 +62,8 @@ def find(runner_id: str) -> Runner:
     return _found(_RUNNER.first(id=runner_id), runner_id)
 
 
-_TOLD = Change.objects.filter(kind=Change.Kind.RUNNER, key=OuterRef("pk"), departed=False)
-_SAID = {"told": Subquery(_TOLD.values("told"))}
 _RUNNER_SEEN = Select(
-    lambda: (
-        with_now(Runner.objects.select_related("liveness")).annotate(**_SAID).filter(pk=Param("id"))
-    )
+    lambda: with_now(Runner.objects.select_related("liveness")).filter(pk=Param("id"))
 )
 
 
@@ -162,7 +157,7 @@ def heartbeat(
         facts["wake_stream_offset"] = wake_stream_offset
     if diagnostics:
         facts["diagnostics"] = diagnostics
-    is_news = runner.enabled and not (runner.told or "").startswith("online")
+    is_news = runner.enabled and liveness(runner, now) != "online"
     with transaction.atomic() if is_news else nullcontext():
         if not _note(*facts).count(runner=runner.pk, **facts):
             raise NotFound(f"There is no runner {runner.pk}.")

@@ -44,7 +44,7 @@ def cost(call, *, status=200):
 @pytest.fixture(params=[None, 1, 50], ids=lambda limit: f"limit {limit}")
 def runner(request, alice):
     """Alice's runner r1 with one entity that waits for it; without a claim limit and with one."""
-    r1 = RunnerFactory.create(id="r1", max_concurrent_claims=request.param)
+    r1 = RunnerFactory.create(id="r1", max_concurrent_claims=request.param, online=True)
     WakeFactory.create(entity__url="/agent/e1", entity__runner=r1)
     return alice
 
