@@ -9,6 +9,7 @@ import logging
 import math
 import threading
 import time
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import gevent
@@ -16,6 +17,7 @@ import psycopg
 from django.db import DEFAULT_DB_ALIAS, connections
 from gevent import monkey
 from psycopg.abc import PQGen
+from psycopg.errors import IdleInTransactionSessionTimeout
 
 from core.database import cut
 
@@ -31,6 +33,8 @@ class Connection(psycopg.Connection[Any]):
         super().__init__(*args, **kwargs)
         self._watchers: dict[int, Any] = {}
         self.waiting_since = 0.0
+        self._was_idle = False
+        self.add_notice_handler(self._hear)
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         """The result of the operation ``gen``; times in seconds. See `psycopg.Connection.wait`."""
@@ -52,10 +56,26 @@ class Connection(psycopg.Connection[Any]):
             if exc.sqlstate is not None:  # which the database sends
                 _answered()
             if self._is_lost(exc):
+                self._raise_idle(exc)
                 _lost.set()
             raise
         finally:
             _waiting.discard(self)
+
+    def _hear(self, diagnostic: psycopg.errors.Diagnostic) -> None:
+        if diagnostic.sqlstate == IdleInTransactionSessionTimeout.sqlstate:
+            self._was_idle = True
+
+    def _raise_idle(self, lost: psycopg.Error) -> None:
+        """Raise IdleInTransactionSessionTimeout if that is why the connection is lost.
+
+        Where the answer to a statement arrives together with that, psycopg says only that it is.
+        """
+        with suppress(psycopg.Error):
+            while self.pgconn.get_result() is not None:
+                pass
+        if self._was_idle:
+            raise IdleInTransactionSessionTimeout(str(lost)) from lost
 
     def _is_lost(self, exc: psycopg.Error) -> bool:
         """Whether others may be lost as this connection is: it broke, or the database ended it."""

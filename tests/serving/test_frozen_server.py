@@ -24,6 +24,15 @@ def idle_in_transaction(database: Database) -> bool:
     return bool(found)
 
 
+def waking(database: Database) -> bool:
+    """Whether a session is where it wakes an entity, in a transaction that is not over."""
+    found = database.execute(
+        "SELECT 1 FROM pg_stat_activity WHERE datname = current_database()"
+        " AND state <> 'idle' AND query LIKE 'INSERT INTO \"dispatch_wake\"%%'"
+    )
+    return bool(found)
+
+
 def freeze(server: Server, database: Database, what: str, send: Callable[[], Held]) -> Held:
     """Stop the server's processes while one of its transactions is at this row, and holds it."""
     with database.hold(f"SELECT FROM {what} FOR UPDATE"):
@@ -77,6 +86,27 @@ def test_other_entities_are_served_and_its_own_soon_again(
     assert (status, body["error"]["code"]) == (503, "SERVICE_UNAVAILABLE")
     assert int(headers["Retry-After"]) >= 1
     wait_until(lambda: frozen.client().get("/readyz").status == 200)
+
+
+def test_a_send_of_a_server_that_was_frozen_for_a_moment_is_done_once(
+    start_server: Callable[..., Server], database: Database, hold: Callable[..., Held]
+):
+    """The database ends the session that has the runner's wake stream; the call began lately."""
+    server = start_server(PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS=6 * IDLE_MS)
+    api = server.client()
+    api.register()
+    api.make_entity()
+    assert server.process is not None
+    with database.hold("LOCK TABLE dispatch_wake IN SHARE MODE"):
+        sent = hold(server, "/_electric/entities/agent/e1/send", b'{"payload": "hi"}')
+        wait_until(lambda: database.waiting() and waking(database))
+        os.killpg(server.process.pid, signal.SIGSTOP)
+    wait_until(lambda: not waking(database))
+    os.killpg(server.process.pid, signal.SIGCONT)
+    status, _, body = sent.answer()
+    assert status == 200, body
+    assert len(api.wakes()) == 1
+    assert [each["type"] for each in api.events()].count("inbox") == 1
 
 
 def test_a_lock_that_is_not_given_in_time_is_503_and_the_reaper_goes_round_it(
