@@ -534,9 +534,10 @@ def redate(*, limit: int) -> int:
     Those whose holder lives are renewed anyway; a dead one's would last for as long as that took.
     """
     can_skip = connection.features.has_select_for_update_skip_locked
-    ahead = ConsumerClaim.objects.dated_ahead().select_for_update(skip_locked=can_skip)
+    ahead = ConsumerClaim.objects.dated_ahead()
+    some = ahead.select_for_update(skip_locked=can_skip).values("pk")[:limit]
     with transaction.atomic():
-        return ConsumerClaim.objects.filter(pk__in=ahead.values("pk")[:limit]).update(
+        return ahead.filter(pk__in=some).update(
             lease_expires_at=ExpressionWrapper(Now() + F("lease"), DateTimeField())
         )
 
