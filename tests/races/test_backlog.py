@@ -27,9 +27,10 @@ FROM dispatch_wake, entities AS e
 
 @pytest.fixture
 def waiting(alice: Api) -> Api:
-    """Runner r1, for which many wakes wait, and runner r2."""
-    WakeFactory.create(entity__url="/agent/e1", entity__runner=RunnerFactory.create(id="r1"))
-    RunnerFactory.create(id="r2")
+    """Runner r1, for which many wakes wait, and runner r2, both at work."""
+    r1 = RunnerFactory.create(id="r1", online=True)
+    WakeFactory.create(entity__url="/agent/e1", entity__runner=r1)
+    RunnerFactory.create(id="r2", online=True)
     with connection.cursor() as cursor:
         cursor.execute(COPIES, [WAITING])
         cursor.execute("UPDATE runners_wakestream SET tail = 10 * %s", [WAITING])
