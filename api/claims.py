@@ -15,7 +15,7 @@ from claims import lifecycle
 from core import log_facts, tracing
 from core.bodies import Body, JsonObject, answer, clean_text, read
 from core.clock import iso
-from core.errors import InvalidRequest, Unauthenticated
+from core.errors import BadFields, InvalidRequest, Unauthenticated
 from core.principals import Principal
 from core.tracing import TraceContext
 from dispatch.streams import offsets
@@ -284,9 +284,13 @@ class CallbackView(ApiView):
             raise Unauthenticated("A callback needs its claim token.")
         try:
             body = read(request, Callback, reports=["error"])
-            credentials = _credentials(body, consumer_id, token)
-            log_facts.note(epoch=credentials.epoch)
-            acks = _acks(body)
+            bad = BadFields()
+            with bad:
+                credentials = _credentials(body, consumer_id, token)
+                log_facts.note(epoch=credentials.epoch)
+            with bad:
+                acks = _acks(body)
+            bad.refuse()
         except InvalidRequest:
             # A caller without the claim gets 401, not a hint about the body.
             lifecycle.authenticate(consumer_id, token)
@@ -361,13 +365,14 @@ def _acks(body: Callback) -> list[lifecycle.Ack] | None:
     """The acks; None if there are none, and a done then acks everything that was delivered."""
     if not body.acks:
         return None
-    return [_ack(each, index) for index, each in enumerate(body.acks)]
-
-
-def _ack(acked: Acked, index: int) -> lifecycle.Ack:
-    path = acked.stream if acked.path is UNSET else acked.path
-    if path is UNSET:
-        raise InvalidRequest.field(f"/acks/{index}/path", "is required")
-    return lifecycle.Ack(
-        "/" + path.removeprefix("/"), offsets.decode(acked.offset, f"/acks/{index}/offset")
-    )
+    acks, bad = [], BadFields()
+    for index, each in enumerate(body.acks):
+        path = (each.stream if each.path is UNSET else each.path) or ""
+        with bad:
+            if not path:
+                raise InvalidRequest.field(f"/acks/{index}/path", "is required")
+        with bad:
+            offset = offsets.decode(each.offset, f"/acks/{index}/offset")
+            acks.append(lifecycle.Ack("/" + path.removeprefix("/"), offset))
+    bad.refuse()
+    return acks

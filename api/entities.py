@@ -33,7 +33,7 @@ from claims import endings, standing
 from core import tracing
 from core.bodies import Body, JsonObject, answer, parameter, read
 from core.clock import epoch_ms
-from core.errors import DuplicateUrl, Forbidden, InvalidRequest, NotFound
+from core.errors import BadFields, DuplicateUrl, Forbidden, InvalidRequest, NotFound
 from core.identifiers import is_entity_url, is_id
 from core.principals import Principal
 from dispatch import entities, inbox, signals, types
@@ -328,24 +328,29 @@ def _narrow(request: HttpRequest, found: EntityQuerySet, caller: Principal) -> E
 
     Raises InvalidRequest, and Forbidden for another creator than the caller.
     """
-    asked_type = parameter(request, "type")
-    if asked_type is not None:
-        if not is_id(asked_type):
+    asked = {name: parameter(request, name) for name in ("type", "status", "parent", "created_by")}
+    asked_type, status, parent, creator = asked.values()
+    bad = BadFields()
+    with bad:
+        if asked_type is not None and not is_id(asked_type):
             raise InvalidRequest.field("/type", "no entity type")
-        found = found.filter(type=asked_type)
-    status = parameter(request, "status")
-    if status is not None:
-        if status not in STATUSES:
+    with bad:
+        if status is not None and status not in STATUSES:
             raise InvalidRequest.field("/status", f"expected one of {', '.join(STATUSES)}")
-        found = found.with_status(status)
-    parent = parameter(request, "parent")
-    if parent is not None:
-        if not is_entity_url(parent):
+    with bad:
+        if parent is not None and not is_entity_url(parent):
             raise InvalidRequest.field("/parent", "not the url of an entity")
-        found = found.filter(parent=parent)
-    creator = parameter(request, "created_by")
-    if creator is not None and principal_field(creator, "/created_by") != caller:
+    with bad:
+        whose = caller if creator is None else principal_field(creator, "/created_by")
+    bad.refuse()
+    if whose != caller:
         raise Forbidden("Entities are listed to their creator alone.")
+    if asked_type is not None:
+        found = found.filter(type=asked_type)
+    if status is not None:
+        found = found.with_status(status)
+    if parent is not None:
+        found = found.filter(parent=parent)
     return found
 
 

@@ -17,7 +17,7 @@ from api.views import ApiView, RunnerResource
 from claims import endings, reports
 from core.bodies import Body, Id, JsonObject, answer, parameter, read
 from core.clock import iso, iso_or_none
-from core.errors import Forbidden, InvalidRequest
+from core.errors import BadFields, Forbidden, InvalidRequest
 from core.identifiers import OFFSET_PATTERN
 from dispatch import arrivals
 from runners import diagnostics, registry
@@ -267,12 +267,16 @@ class RunnersView(ApiView):
         body = read(request, Registration)
         if self.request.auth not in (None, body.id):
             raise Forbidden(FOR_ONE_RUNNER)
-        if body.owner_principal is not UNSET:
-            owner = principal_field(body.owner_principal, "/owner_principal")
-            if owner != self.caller:
-                raise Forbidden("A runner is registered by its owner.")
-        if body.wake_stream not in (UNSET, f"/runners/{body.id}/wake"):
-            raise InvalidRequest.field("/wake_stream", f"it is /runners/{body.id}/wake")
+        owner, bad = self.caller, BadFields()
+        with bad:
+            if body.owner_principal is not UNSET:
+                owner = principal_field(body.owner_principal, "/owner_principal")
+        with bad:
+            if body.wake_stream not in (UNSET, f"/runners/{body.id}/wake"):
+                raise InvalidRequest.field("/wake_stream", f"it is /runners/{body.id}/wake")
+        bad.refuse()
+        if owner != self.caller:
+            raise Forbidden("A runner is registered by its owner.")
         return answer(runner_body(arrivals.register(self.caller, body.id, facts_of(body))), 201)
 
     @documented(

@@ -12,7 +12,7 @@ from api.openapi import documented
 from api.views import ApiView
 from core.bodies import Body, answer, read
 from core.clock import from_iso, iso
-from core.errors import InvalidRequest
+from core.errors import BadFields, InvalidRequest
 from core.principals import Principal
 from dispatch import schedules, zones
 from dispatch.cron import Cron
@@ -76,7 +76,7 @@ class ScheduleView(ActorView):
         require_key(request, sid, "/sid")
         entity = self.entity(type_name, name)
         if body.scheduleType == "cron":
-            cron = _cron(_given(body.expression, "/expression"), body.timezone)
+            cron = _cron(body.expression, body.timezone)
             txid = schedules.set_cron(
                 entity,
                 sid,
@@ -86,11 +86,17 @@ class ScheduleView(ActorView):
                 timeout_ms=body.timeoutMs or 0,
             )
             return answer(Sent(txid=txid))
+        bad = BadFields()
+        with bad:
+            moment = _moment(_given(body.fireAt, "/fireAt"))
+        with bad:
+            sender = self._sender(entity, body.sender)
+        bad.refuse()
         asked = FutureSend(
             payload=body.payload,
-            fireAt=_moment(_given(body.fireAt, "/fireAt")),
+            fireAt=moment,
             targetUrl=body.targetUrl or None,
-            senderUrl=self._sender(entity, body.sender),
+            senderUrl=sender,
             messageType=body.messageType or None,
         )
         near_only = self.actor.owner is not None
@@ -144,11 +150,25 @@ def _moment(text: str) -> str:
         raise InvalidRequest.field("/fireAt", "not an ISO-8601 date") from None
 
 
-def _cron(expression: str, timezone: str | UnsetType) -> Cron:
+def _cron(expression: str | UnsetType, timezone: str | UnsetType) -> Cron:
+    zone, bad = "UTC", BadFields()
+    with bad:
+        if timezone is not UNSET:
+            zone = _zone(timezone)
+    with bad:
+        cron = _ticks(_given(expression, "/expression"), zone)
+    bad.refuse()
+    return cron
+
+
+def _zone(timezone: str) -> str:
     try:
-        zone = zones.canonical("UTC" if timezone is UNSET else timezone)
+        return zones.canonical(timezone)
     except ValueError as problem:
         raise InvalidRequest.field("/timezone", str(problem)) from None
+
+
+def _ticks(expression: str, zone: str) -> Cron:
     try:
         return Cron.parse(expression, zone)
     except ValueError as problem:

@@ -27,6 +27,7 @@ from core import log_facts, unread
 from core.bodies import JsonObject, decode, parameter, raw_body
 from core.database import hand_back, is_passing
 from core.errors import (
+    BadFields,
     Forbidden,
     InvalidRequest,
     NotFound,
@@ -240,13 +241,17 @@ def serve(request: HttpRequest, source: Source) -> HttpResponseBase:
     offset = parameter(request, "offset")
     live = parameter(request, "live")
     cursor = parameter(request, "cursor")
-    if live not in (None, "long-poll", "sse"):
-        raise InvalidRequest.field("/live", "expected long-poll or sse")
-    if live is not None and offset is None:
-        raise InvalidRequest.field("/offset", "live reads need one")
-    if offset is None:
-        offset = offsets.START
-    after = source.end().tail if offset == offsets.NOW else source.decode(offset)
+    bad = BadFields()
+    with bad:
+        if live not in (None, "long-poll", "sse"):
+            raise InvalidRequest.field("/live", "expected long-poll or sse")
+    with bad:
+        if live is not None and offset is None:
+            raise InvalidRequest.field("/offset", "live reads need one")
+        if offset is None:
+            offset = offsets.START
+        after = source.end().tail if offset == offsets.NOW else source.decode(offset)
+    bad.refuse()
     if live == "sse":
         return _sse(source, after, cursor, Hold(caller_key(request), live), access_token(request))
     if live == "long-poll":

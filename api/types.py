@@ -12,7 +12,7 @@ from api.openapi import documented
 from api.views import ApiView
 from core.bodies import Body, Id, JsonObject, answer, parameter, read
 from core.clock import iso
-from core.errors import InvalidRequest, pointer
+from core.errors import BadFields, InvalidRequest, pointer
 from core.identifiers import is_id
 from core.principals import Principal
 from dispatch import schemas, types
@@ -228,21 +228,27 @@ def facts_of(body: NewEntityType, whose: str = "") -> JsonObject:
     ``whose``: the URL of the principal that calls; "" where none does.
     """
     facts: JsonObject = {"description": body.description}
-    if body.creation_schema is not UNSET:
-        schemas.check_schema(body.creation_schema, "/creation_schema", whose=whose)
-        facts["creation_schema"] = body.creation_schema
-    facts |= _by_type(body, whose)
-    if body.default_dispatch_policy is not UNSET:
-        facts["default_runner"] = _default_runner(body.default_dispatch_policy)
+    bad = BadFields()
+    with bad:  # of schemas the first bad one, as each may take long to check
+        if body.creation_schema is not UNSET:
+            schemas.check_schema(body.creation_schema, "/creation_schema", whose=whose)
+            facts["creation_schema"] = body.creation_schema
+        facts |= _by_type(body, whose)
+    with bad:
+        if body.default_dispatch_policy is not UNSET:
+            facts["default_runner"] = _default_runner(body.default_dispatch_policy)
     for name in ("slash_commands", "serve_endpoint", "externally_writable_collections"):
         if getattr(body, name) is not UNSET:
             facts[name] = msgspec.to_builtins(getattr(body, name))
-    if body.retention is not UNSET:
-        facts |= _retained(body.retention)
+    with bad:
+        if body.retention is not UNSET:
+            facts |= _retained(body.retention)
     if body.permission_grants is not UNSET:
-        facts["permission_grants"] = [
-            _canonical_grant(grant, index) for index, grant in enumerate(body.permission_grants)
-        ]
+        facts["permission_grants"] = grants = []
+        for index, grant in enumerate(body.permission_grants):
+            with bad:
+                grants.append(_canonical_grant(grant, index))
+    bad.refuse()
     return facts
 
 

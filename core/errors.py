@@ -3,6 +3,7 @@
 The codes are the wire contract's. What HTTP makes of them is said in `api.http_errors` alone.
 """
 
+from types import TracebackType
 from typing import Any, ClassVar
 
 
@@ -31,6 +32,39 @@ class InvalidRequest(PullwakeError):
     def field(cls, path: str, message: str) -> "InvalidRequest":
         """The error for one bad field; ``path`` is a JSON pointer such as ``/lease_ms``."""
         return cls(f"{path} is not valid: {message}", details=[{"path": path, "message": message}])
+
+
+class BadFields:
+    """Checks of one request, each in a ``with`` of its own; the error names every bad field.
+
+    `refuse` raises it, if a check found something.
+    """
+
+    def __init__(self) -> None:
+        self._problems: list[InvalidRequest] = []
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        problem: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        if not isinstance(problem, InvalidRequest) or not problem.details:
+            return False
+        self._problems.append(problem)
+        return True
+
+    def refuse(self) -> None:
+        """Raise InvalidRequest for all that was found, if anything was."""
+        if len(self._problems) == 1:
+            raise self._problems[0]
+        details = [each for problem in self._problems for each in problem.details]
+        if details:
+            named = ", ".join(each["path"] for each in details)
+            raise InvalidRequest(f"Not valid: {named}.", details=details)
 
 
 class Unauthenticated(PullwakeError):

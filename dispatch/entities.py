@@ -20,6 +20,7 @@ from core.bodies import JsonObject
 from core.clock import epoch_ms, iso
 from core.errors import (
     AlreadyClaimed,
+    BadFields,
     DuplicateUrl,
     Forbidden,
     InvalidRequest,
@@ -193,13 +194,19 @@ def create(
     subscriber = None if watch is None else _find_own(caller, watch.subscriber, "subscriber")
     target = _target(caller, runner_id, above, entity_type)
     runner = None if target is None else target.check(registry.find(target.runner_id))
-    if entity_type is not None and entity_type.creation_schema is not None:
-        author = entity_type.registered_by
-        schemas.check(args, entity_type.creation_schema, "/args", whose=author)
-    if message is not None:
-        types.check_message(entity_type, message.payload, message.type, "/initialMessage")
-    _require_room(tags)
-    sandbox = _resolve(sandbox, above, runner)
+    bad = BadFields()
+    with bad:
+        if entity_type is not None and entity_type.creation_schema is not None:
+            author = entity_type.registered_by
+            schemas.check(args, entity_type.creation_schema, "/args", whose=author)
+    with bad:
+        if message is not None:
+            types.check_message(entity_type, message.payload, message.type, "/initialMessage")
+    with bad:
+        _require_room(tags)
+    with bad:
+        sandbox = _resolve(sandbox, above, runner)
+    bad.refuse()
     with transaction.atomic():
         if target is not None:  # again, since it may have changed hands before it was locked
             runner = target.check(registry.lock(target.runner_id))

@@ -11,7 +11,7 @@ from typing import Any
 from django.conf import settings
 
 from core import quotas
-from core.errors import InvalidRequest, ProducerFenced, ProducerGap
+from core.errors import BadFields, InvalidRequest, ProducerFenced, ProducerGap
 from dispatch.models import Entity, SharedState
 
 _MAX = 2**53 - 1
@@ -40,12 +40,18 @@ class Sequence:
             return None
         missing = [name for name in HEADERS if name not in given]
         if missing:
-            raise InvalidRequest.field(f"/{missing[0]}", "producer headers come all three or not")
-        producer_id = given["Producer-Id"]
-        if not 1 <= len(producer_id) <= longest or not producer_id.isprintable():
-            problem = f"expected 1 to {longest} printable characters"
-            raise InvalidRequest.field("/Producer-Id", problem)
-        return cls(producer_id, *(_number(name, given[name]) for name in HEADERS[1:]))
+            details = [{"path": f"/{name}", "message": "is required"} for name in missing]
+            raise InvalidRequest("Producer headers come all three or not.", details=details)
+        producer_id, numbers, bad = given["Producer-Id"], [], BadFields()
+        with bad:
+            if not 1 <= len(producer_id) <= longest or not producer_id.isprintable():
+                problem = f"expected 1 to {longest} printable characters"
+                raise InvalidRequest.field("/Producer-Id", problem)
+        for name in HEADERS[1:]:
+            with bad:
+                numbers.append(_number(name, given[name]))
+        bad.refuse()
+        return cls(producer_id, *numbers)
 
 
 def advance(stream: Entity | SharedState, append: Sequence) -> bool:

@@ -289,6 +289,35 @@ def test_a_live_read_needs_an_offset(scene, refused, stream):
     assert paths(refused(endpoint, 400, "INVALID_REQUEST", path=path)) == ["/offset"]
 
 
+@pytest.mark.parametrize(
+    ("route", "query", "named"),
+    [
+        (
+            ENTITIES,
+            "type=a/b&status=x&parent=e1&created_by=x",
+            ["/type", "/status", "/parent", "/created_by"],
+        ),
+        *((stream, "live=x&offset=x", ["/live", "/offset"]) for stream in (WAKES, MAIN, SHARED)),
+    ],
+)
+def test_every_bad_parameter_is_named(scene, refused, route, query, named):
+    endpoint = BY_NAME[f"GET /{route}"]
+    path = f"{endpoint.path(scene.names)}?{query}"
+    assert paths(refused(endpoint, 400, "INVALID_REQUEST", path=path)) == named
+
+
+@pytest.mark.parametrize("stream", [MAIN, SHARED])
+def test_every_bad_header_of_a_producer_is_named(refused, stream):
+    endpoint = BY_NAME[f"POST /{stream}"]
+    bad = {"Producer_Id": "", "Producer_Epoch": "x", "Producer_Seq": "-1"}
+    for headers, named in (
+        (bad, ["/Producer-Id", "/Producer-Epoch", "/Producer-Seq"]),
+        ({"Producer_Id": "p"}, ["/Producer-Epoch", "/Producer-Seq"]),
+    ):
+        answer = refused(endpoint, 400, "INVALID_REQUEST", body=endpoint.body, **headers)
+        assert paths(answer) == named
+
+
 # --- Bodies -----------------------------------------------------------------------------------
 
 NOT_JSON = {
@@ -576,6 +605,11 @@ def test_a_number_that_is_the_callers_own_may_be_any(scene, endpoint, template):
         ),
         (f"POST /{RUNNERS}", {}, ["/id", "/label"]),
         (
+            f"POST /{RUNNERS}",
+            {"id": "new", "label": "x", "owner_principal": "alice", "wake_stream": "/else"},
+            ["/owner_principal", "/wake_stream"],
+        ),
+        (
             f"POST /{RUNNER}/heartbeat",
             {"lease_ms": "x", "wakeStreamOffset": "x"},
             ["/lease_ms", "/wakeStreamOffset"],
@@ -634,6 +668,11 @@ def test_a_number_that_is_the_callers_own_may_be_any(scene, endpoint, template):
             ["/acks/0/offset"],
         ),
         (
+            f"POST /{CALLBACK}",
+            {"acks": [{"offset": "x"}, {"path": "/agent/e1/main", "offset": "now"}]},
+            ["/epoch", "/acks/0/path", "/acks/0/offset", "/acks/1/offset"],
+        ),
+        (
             f"PUT /{ENTITY}",
             {"args": [], "tags": {"a": 1}, "dispatch_policy": {"targets": []}, "parent": "x"},
             ["/args", "/tags/a", "/dispatch_policy/targets", "/parent"],
@@ -655,7 +694,18 @@ def test_a_number_that_is_the_callers_own_may_be_any(scene, endpoint, template):
             {"scheduleType": "cron", "payload": 1, "debounceMs": 3_600_001, "timeoutMs": -1},
             ["/debounceMs", "/timeoutMs"],
         ),
+        (
+            f"PUT /{SCHEDULE}",
+            {"scheduleType": "future_send", "payload": 1, "fireAt": "soon", "from": "bob"},
+            ["/fireAt", "/from"],
+        ),
+        (
+            f"PUT /{SCHEDULE}",
+            {"scheduleType": "cron", "payload": 1, "timezone": "Mars"},
+            ["/timezone", "/expression"],
+        ),
         (f"POST /{CRON}", {"timezone": 5}, ["/expression", "/timezone"]),
+        (f"POST /{CRON}", {"expression": "x", "timezone": "Mars"}, ["/timezone", "/expression"]),
         (f"POST /{ENTITY}/send", {"payload": [{"a\0": "\0"}]}, ["/payload/0/a\0"] * 2),
         (f"POST /{ENTITY}/signal", {"signal": "SIGNAL", "reason": 1}, ["/signal", "/reason"]),
         (f"POST /{ENTITY}/signal", {}, ["/signal"]),
@@ -680,6 +730,27 @@ def test_a_number_that_is_the_callers_own_may_be_any(scene, endpoint, template):
             f"POST /{TYPES}",
             {"name": "new", "description": "", "inbox_schemas": {"a/b~c": {"type": 7}}},
             ["/inbox_schemas/a~1b~0c"],
+        ),
+        (
+            f"POST /{TYPES}",
+            {
+                "name": "new",
+                "description": "",
+                "creation_schema": {"type": "nonsense"},
+                "default_dispatch_policy": {"targets": [{"type": "runner", "runnerId": "a/b"}]},
+                "retention": {},
+                "permission_grants": [
+                    {"subject_kind": kind, "subject_value": "x", "permission": "spawn"}
+                    for kind in ("principal", "principal_kind")
+                ],
+            },
+            [
+                "/creation_schema",
+                "/default_dispatch_policy/targets/0/runnerId",
+                "/retention",
+                "/permission_grants/0/subject_value",
+                "/permission_grants/1/subject_value",
+            ],
         ),
     ],
 )

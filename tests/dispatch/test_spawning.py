@@ -181,6 +181,30 @@ def test_it_is_checked_in_the_order_of_the_contract(alice, bob):
     assert Entity.objects.filter(type="agent").count() == 1
 
 
+def test_all_that_is_wrong_with_it_is_named(alice):
+    alice.register()
+    register_type(
+        alice,
+        creation_schema={"type": "object", "required": ["n"]},
+        inbox_schemas={"chat": {"type": "string"}},
+    )
+    answer = spawn(
+        alice,
+        initialMessage=7,
+        initialMessageType="chat",
+        tags={str(n): "x" * 4096 for n in range(17)},
+        sandbox={"profile": "none"},
+        dispatch_policy=policy(),
+    )
+    assert (answer.status, answer.error) == (400, "INVALID_REQUEST")
+    assert [each["path"] for each in answer.body["error"]["details"]] == [
+        "/args",
+        "/initialMessage",
+        "/tags",
+        "/sandbox/profile",
+    ]
+
+
 def test_a_creation_schema_holds_for_absent_args(alice):
     register_type(alice, creation_schema={"type": "object", "required": ["n"]})
     assert (spawn(alice).status, spawn(alice).error) == (400, "INVALID_REQUEST")
