@@ -3,10 +3,11 @@
 The Struct validates what comes in, shapes what goes out, and is what the OpenAPI schema shows.
 """
 
+import json
 import re
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
+from typing import Annotated, Any, NoReturn, TypeVar, Union, cast, get_args, get_origin
 
 import msgspec
 from django.conf import settings
@@ -26,6 +27,8 @@ MAX_DEPTH = 200
 
 _EXACT = 2**53
 """Below it a float is the number that was written."""
+_MANY_DIGITS = 1000
+"""No float has so many; Python takes an integer of four times as many."""
 
 # One escape each, so that a pair and an escaped backslash are passed over; group 1: half a pair.
 _ESCAPES = re.compile(
@@ -83,9 +86,10 @@ def decode(raw: bytes, kind: type[T], *, any_text: bool = False, reports: Sequen
     kind; the details then name every bad field. No database can store half a surrogate pair or a
     NUL in a string, so both are refused. With ``any_text`` half a pair becomes U+FFFD and NULs are
     left to the caller, for `clean_text`; the same holds for the top-level fields named in
-    ``reports``.
+    ``reports``. With either, a number that is too large is infinite, as in JavaScript.
     """
     text = ""
+    parse = _parsed_infinite if any_text or reports else msgspec.json.decode
     try:
         text = raw.decode()  # the decoder does not look into what it ignores
         if any_text and "\\u" in text:
@@ -93,18 +97,18 @@ def decode(raw: bytes, kind: type[T], *, any_text: bool = False, reports: Sequen
         elif reports and "\\u" in text:
             # Half a pair is a NUL from here on: kept in a report, refused elsewhere.
             text = _ESCAPES.sub(_with_nul, text)
-        value = _decoded(text, kind)
-        if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _is_deep(msgspec.json.decode(text)):
+        value = _decoded(text, kind, parse)
+        if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _is_deep(parse(text)):
             raise InvalidRequest("The body is nested too deeply.")
         if not any_text and "\\u0000" in text:
-            checked = msgspec.json.decode(text)
+            checked = parse(text)
             if isinstance(checked, dict):
                 checked = {name: each for name, each in checked.items() if name not in reports}
             details = list(_nuls(checked, ""))
             if details:
                 raise InvalidRequest("A string holds a NUL character.", details=details)
     except msgspec.ValidationError as exc:
-        details = list(_problems(kind, _whole(_untyped(text)), ""))
+        details = list(_problems(kind, _whole(_untyped(text, parse)), ""))
         raise InvalidRequest(_sentence(details, exc), details=details) from None
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply.") from None
@@ -156,12 +160,30 @@ def _without_half(escape: re.Match[str]) -> str:
     return escape[0] if escape[1] is None else "\\ufffd"
 
 
-def _decoded(text: str, kind: type[T]) -> T:
+def _parsed_infinite(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.ValidationError:  # for a number that is out of range
+        try:
+            return json.loads(text, parse_int=_int_or_float, parse_constant=_refuse)
+        except ValueError as exc:
+            raise msgspec.DecodeError(str(exc)) from None
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _int_or_float(digits: str) -> int | float:
+    return int(digits) if len(digits) < _MANY_DIGITS else float(digits)
+
+
+def _decoded(text: str, kind: type[T], parse: Callable[[str], Any]) -> T:
     try:
         value: T = _decoder(cast(Hashable, kind)).decode(text)
     except msgspec.ValidationError:
         # JSON has one kind of number: a client that writes 3e4 or 30000.0 has written an integer.
-        value = msgspec.convert(_whole(msgspec.json.decode(text)), kind)
+        value = msgspec.convert(_whole(parse(text)), kind)
     return value
 
 
@@ -174,9 +196,9 @@ def _whole(value: Any) -> Any:
     return list(map(_whole, value)) if isinstance(value, list) else value
 
 
-def _untyped(text: str) -> Any:
+def _untyped(text: str, parse: Callable[[str], Any]) -> Any:
     try:
-        value = msgspec.json.decode(text)
+        value = parse(text)
     except (msgspec.DecodeError, RecursionError) as exc:
         raise InvalidRequest(f"The body is not JSON that can be kept: {exc}.") from None
     if _is_deep(value):

@@ -161,6 +161,8 @@ def test_a_move_to_another_runner_does_not_cut_the_delay_short(claim):
         (b'{"reason":"down"}', '{"reason":"down"}'),
         (b"7", "7"),
         (b"null", ""),
+        (b'[1e999,"\\u0000\\ud800"]', '[null,"\\u0000\\u0000"]'),
+        (b"9" * 5000, "null"),
     ],
 )
 def test_whatever_the_error_is_it_does_not_fail_the_call(claim, error, kept):

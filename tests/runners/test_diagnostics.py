@@ -124,6 +124,28 @@ def test_a_number_however_big_is_no_error(report, number):
     assert kept["status"] == "streaming"
 
 
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "9" * 5000, "9" * 5000 + ".5"])
+def test_an_infinite_number_is_dropped(alice, number):
+    """As JavaScript reads it; the heartbeat is none the worse."""
+    alice.register()
+    told = f'{{"status": "streaming", "events_received": {number}, "nobody": [{number}]}}'
+    answer = alice.post(PATH, f'{{"lease_ms": 90000, "diagnostics": {told}}}'.encode())
+    assert (answer.status, answer.body["diagnostics"]) == (200, {"status": "streaming"}), answer
+
+
+@pytest.mark.parametrize("told", ['{"a": 1e999}} x', '{"a": 1e999, "b": NaN}}', '{"a": 1e999'])
+def test_what_is_no_json_is_refused_after_such_a_number_too(alice, told):
+    alice.register()
+    answer = alice.post(PATH, f'{{"diagnostics": {told}'.encode())
+    assert (answer.status, answer.error) == (400, "INVALID_REQUEST")
+
+
+def test_a_lease_that_is_infinite_is_named(alice):
+    alice.register()
+    answer = alice.post(PATH, b'{"lease_ms": 1e999}')
+    assert [each["path"] for each in answer.body["error"]["details"]] == ["/lease_ms"]
+
+
 def test_what_is_valid_replaces_the_stored_as_a_whole(report):
     report(ALL)
     assert report({"status": "stopped", "reconnect_count": -1}) == {"status": "stopped"}
