@@ -249,12 +249,13 @@ def _try_acquire(
         again = _answer_again(runner, state, nonce_hash)
         if again is not None:
             return again
-    if not state.awake:
+    if state.closed or (state.paused and not state.claimed):
         return NotAwake()
     if state.outstanding_wake_id is None:
         problem = _make_claimable(state)
         if problem is not None:
-            return problem
+            # It may have been asked to pause once its claim ends, which has just lapsed.
+            return problem if state.awake or state.claimed else NotAwake()
     wake_id, generation = wakes.take(state)
     if _free_places(runner) == 0:
         wakes.put_back(state)

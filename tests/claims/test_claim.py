@@ -96,6 +96,18 @@ def test_it_has_nothing_to_do_for_an_entity_that_is_stopping(woken):
     assert woken.status() == "stopping"
 
 
+def test_it_is_held_until_the_claim_ends_after_which_it_pauses(woken):
+    held = woken.claim()
+    woken.signal("/agent/e1", "SIGSTOP")
+    answer = woken.try_claim("r1", subscription())
+    assert (answer.status, answer.error) == (409, "ALREADY_CLAIMED")
+    assert (held.heartbeat().status, woken.status()) == (200, "running")
+    lapse(held)
+    answer = woken.try_claim("r1", subscription())
+    assert (answer.status, answer.body) == (200, {"done": True})
+    assert (held.heartbeat().error, woken.status()) == ("FENCED", "paused")
+
+
 def test_it_is_held_already(woken):
     held = woken.claim()
     woken.send()
