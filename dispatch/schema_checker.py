@@ -1,8 +1,9 @@
 """The program that `dispatch.schemas` runs beside a server: checks schemas, and values by them.
 
-It reads two lines of JSON, a schema and a value (an empty line: none), and writes one: null for no
-error, a string that says why the schema is none, or a list of one error. After such a list comes a
-second one, of up to `MOST_ERRORS`. An error is the steps to its place, and its message.
+It reads two lines of JSON, a schema and a value (an empty line: none yet; `KEPT`: none ever), and
+writes one: null for no error, a string that says why the schema is none, or a list of one error.
+After such a list comes a second one, of up to `MOST_ERRORS`. An error is the steps to its place,
+and its message.
 
 A check that takes more CPU time than its budget ends this program, for the engine cannot be
 interrupted otherwise; so does one that takes more memory.
@@ -19,19 +20,24 @@ from typing import Any
 import jsonschema_rs
 import msgspec
 
+KEPT = b"kept"
+"""In place of a value: of a schema that is only kept, whose patterns may be of any kind."""
+
 MOST_ERRORS = 100
 MAX_MESSAGE = 500
 _MEMORY_BYTES = 512 * 1024 * 1024
 # Matching is linear in the text, but also in this: a pattern that compiles to more is refused.
-_PATTERNS = jsonschema_rs.RegexOptions(size_limit=256 * 1024, dfa_size_limit=1024 * 1024)
+_LIMITS = {"size_limit": 256 * 1024, "dfa_size_limit": 1024 * 1024}
+_PATTERNS = jsonschema_rs.RegexOptions(**_LIMITS)
+_ANY_PATTERNS = jsonschema_rs.FancyRegexOptions(**_LIMITS)
 
 
 @lru_cache(maxsize=64)
-def _validator(schema: bytes) -> jsonschema_rs.Validator:
+def _validator(schema: bytes, *, kept: bool = False) -> jsonschema_rs.Validator:
     return jsonschema_rs.validator_for(
         msgspec.json.decode(schema),
         validate_formats=False,
-        pattern_options=_PATTERNS,
+        pattern_options=_ANY_PATTERNS if kept else _PATTERNS,
         # Nothing is fetched: a schema must not make the server call its author's addresses.
         offline=True,
     )
@@ -48,11 +54,11 @@ def _write(channel: Any, verdict: Any) -> None:
 
 def _check(channel: Any, schema: bytes, value: bytes) -> None:
     try:
-        validator = _validator(schema)
+        validator = _validator(schema, kept=value == KEPT)
     except (ValueError, jsonschema_rs.ReferencingError) as exc:
         _write(channel, str(getattr(exc, "message", exc))[:MAX_MESSAGE])
         return
-    if not value:
+    if value in (b"", KEPT):
         _write(channel, None)
         return
     decoded = msgspec.json.decode(value)

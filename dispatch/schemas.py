@@ -33,15 +33,16 @@ _SILENCE_S = 10.0
 """After which a checker that neither answers nor ends is given up: a busy machine is slow."""
 
 
-def check_schema(schema: Any, path: str, *, whose: str = "") -> None:
+def check_schema(schema: Any, path: str, *, whose: str = "", kept: bool = False) -> None:
     """Raise InvalidRequest for what is not a JSON Schema; ``path`` names the field.
 
     ``whose`` is the URL of the schema's author, as for `check`; "" when no principal calls.
+    ``kept``: nothing will be checked by it, so its patterns need not be of linear time.
     """
     encoded = msgspec.json.encode(schema)
     if len(encoded) > MAX_SCHEMA_BYTES:
         raise InvalidRequest.field(path, f"larger than {MAX_SCHEMA_BYTES} bytes")
-    verdict = _checker.check(whose, encoded)
+    verdict = _checker.check(whose, encoded, schema_checker.KEPT if kept else b"")
     if verdict is not None:
         raise InvalidRequest.field(path, f"not a JSON Schema that is taken: {verdict}")
 

@@ -62,6 +62,32 @@ def test_a_malformed_schema_is_refused_when_it_is_registered(alice, schema):
     assert not EntityType.objects.exists()
 
 
+NOT_LINEAR = {
+    "an e-mail address, as zod writes it": (
+        r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]@([A-Za-z0-9-]*\.)+[A-Za-z]{2,}$"
+    ),
+    "looking behind": "(?<=a)b",
+    "back": r"(a)\1",
+}
+
+
+@pytest.mark.parametrize("pattern", NOT_LINEAR.values(), ids=NOT_LINEAR)
+def test_a_state_schema_is_only_kept_and_so_may_have_any_pattern(alice, pattern):
+    by_type = {"state:user": {"type": "string", "pattern": pattern}}
+    body = {"name": "agent", "description": ""}
+    assert alice.post(TYPES, {**body, "inbox_schemas": by_type}).status == 400
+    answer = alice.post(TYPES, {**body, "state_schemas": by_type})
+    assert (answer.status, answer.body["state_schemas"]) == (201, by_type)
+    added = {"state_schemas": {"state:else": {"pattern": pattern}}}
+    assert alice("PATCH", f"{TYPES}/agent/schemas", added).status == 200
+
+
+def test_a_state_schema_is_a_schema_all_the_same(alice):
+    for schema in ({"pattern": "("}, {"type": "nonsense"}, {"$ref": "http://127.0.0.1:1/x"}):
+        body = {"name": "agent", "description": "", "state_schemas": {"todo": schema}}
+        assert alice.post(TYPES, body).status == 400, schema
+
+
 def _doubling(levels):
     """References that double at each level: ``2 ** levels`` checks of one value."""
     step = {f"a{n}": {"allOf": [{"$ref": f"#/$defs/a{n + 1}"}] * 2} for n in range(levels)}
