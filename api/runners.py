@@ -174,7 +174,7 @@ class ActiveClaims(Body, frozen=True, kw_only=True):
     active_count: int
     """How many there are."""
     active: list[ActiveClaim]
-    """Each of them."""
+    """Each of them, or the oldest 1 000."""
 
 
 class DispatchCounts(Body, frozen=True, kw_only=True):
@@ -444,7 +444,7 @@ def health_body(report: reports.Report) -> HealthReport:
         ),
         client=seen.diagnostics,
         claims=ActiveClaims(
-            active_count=len(report.claims),
+            active_count=report.held,
             active=[
                 ActiveClaim(
                     consumer_id=claim.consumer_id,

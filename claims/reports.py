@@ -36,10 +36,11 @@ from runners.models import Change, Runner, RunnerQuerySet
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A runner's health, its active claims oldest first, and counts of its entities."""
+    """A runner's health, its oldest active claims and how many it holds; counts of its entities."""
 
     runner: Runner
     claims: Sequence[ConsumerClaim]
+    held: int
     active: int
     outstanding: int
     pending: int
@@ -51,8 +52,15 @@ RECENT = 20
 FAILED_WITHIN = timedelta(hours=1)
 """What failed, or did not, earlier says nothing of how the runner is."""
 
+MOST_LISTED = 1_000
+"""Active claims of a runner that its report lists: it may hold any number."""
+
 _CLAIMS = Select(
-    lambda: ConsumerClaim.objects.active().filter(runner=Param("runner")).order_by("pk")
+    lambda: (
+        ConsumerClaim.objects.active()
+        .filter(runner=Param("runner"))
+        .order_by("pk")[: MOST_LISTED + 1]
+    )
 )
 _COUNTS = Values(
     lambda: Runner.objects.filter(pk=Param("runner")).values_list(
@@ -71,21 +79,28 @@ def count_of(rows: Any) -> Coalesce:
 
 
 def examine(runner: Runner) -> Report:
-    """The report of a runner that has liveness and ``now``: two statements."""
+    """The report of a runner that has liveness and ``now``: two statements.
+
+    Of one that holds more claims than are listed, four.
+    """
     claims = _CLAIMS.all(runner=runner.pk)
+    held, lapsed = len(claims), sum(claim.lease_end <= runner.now for claim in claims)
+    if held > MOST_LISTED:
+        own = runner.claims.all()
+        held, lapsed = own.active().count(), own.lapsed().count()
     counts = _COUNTS.first(runner=runner.pk) or (0, 0, 0, 0, 0)
     active, outstanding, unwoken, failed, ended = counts
-    lapsed = sum(claim.lease_end <= runner.now for claim in claims)
     verdict = health(
         runner,
-        claims=len(claims),
+        claims=held,
         lapsed=lapsed,
         failed=failed,
         ended=ended,
         now=runner.now,
     )
     # What is woken has work: `wakes.settle` withdraws a wake whose work was withdrawn.
-    return Report(runner, claims, active, outstanding, outstanding + unwoken, verdict)
+    listed, pending = claims[:MOST_LISTED], outstanding + unwoken
+    return Report(runner, listed, held, active, outstanding, pending, verdict)
 
 
 def with_held(runners: RunnerQuerySet) -> RunnerQuerySet:

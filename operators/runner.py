@@ -413,7 +413,7 @@ class RunnerAdmin(OperatorAdmin):
             "doing": _doing(row, report),
             "heard": _is_heard(row),
             "done": None if row.enabled else audit.last(row, "Disable", "Drain"),
-            "presence": presence(row, claims=len(report.claims), now=row.now),
+            "presence": presence(row, claims=report.held, now=row.now),
             "owner": principal(row.owner_principal),
             "diagnostics": list(_diagnostics(row.liveness.diagnostics or {}, row.now)),
             "active": list(row.claims.active().order_by("pk")[:50]),
@@ -494,7 +494,7 @@ def _doing(runner: Any, report: Report) -> str:
             for each in report.claims[:MOST_NAMED]
         ),
     )
-    more = len(report.claims) - MOST_NAMED
+    more = report.held - MOST_NAMED
     rest = f" and {more} more" if more > 0 else ""
     waits = counted(report.pending, "entity waits", "entities wait")
     waiting = f" {waits} for it." if report.pending else ""

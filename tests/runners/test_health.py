@@ -1,5 +1,6 @@
 """GET /_electric/runners/:id/health."""
 
+from copy import copy
 from datetime import timedelta
 from typing import Any
 
@@ -10,6 +11,7 @@ from django.db.models.functions import Now
 from claims.models import ConsumerClaim
 from claims.reports import with_health
 from core.clock import with_now
+from dispatch.models import Entity
 from runners.models import Runner, RunnerLiveness
 from tests.factories import (
     ConsumerClaimFactory,
@@ -19,6 +21,7 @@ from tests.factories import (
     ago,
     handle,
 )
+from tests.support import PAST
 
 PATH = "/_electric/runners/r1"
 HEALTHY = {"status": "streaming", "stream_connected": True, "last_heartbeat_ok": True}
@@ -366,3 +369,30 @@ def test_old_claims_do_not_hide_that_the_newest_failed(alice, health, old, faile
     assert health()["health"]["issues"] == [issue]
     row: Any = with_now(with_health(Runner.objects.select_related("liveness"))).get()
     assert row.health_status == "degraded"
+
+
+def test_it_lists_the_oldest_thousand_claims_and_counts_all(alice, health):
+    alice.register()
+    work(alice, "e1")
+    alice.claim()
+    one = ConsumerClaim.objects.get()
+    entities = Entity.objects.bulk_create(
+        Entity(
+            type="agent",
+            url=f"/agent/n{n}",
+            subscription_key=f"{n}",
+            created_by="/principal/user%3Aalice",
+        )
+        for n in range(1_001)
+    )
+    more = [copy(one) for _ in entities]
+    for claim, entity in zip(more, entities, strict=True):
+        claim.pk, claim.entity, claim.entity_url = None, entity, entity.url
+        claim.consumer_id = f"w_{entity.pk}"
+    ConsumerClaim.objects.bulk_create(more)
+    ConsumerClaim.objects.order_by("-pk").filter(pk__gt=one.pk + 999).update(lease_expires_at=PAST)
+    report = health()
+    assert report["claims"]["active_count"] == 1_002
+    listed = [each["entity_url"] for each in report["claims"]["active"]]
+    assert listed == ["/agent/e1", *(f"/agent/n{n}" for n in range(999))]
+    assert "2 active claims have a lapsed lease" in report["health"]["issues"]
