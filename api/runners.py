@@ -15,7 +15,7 @@ from api.lists import answer_page
 from api.openapi import documented
 from api.views import ApiView, RunnerResource
 from claims import endings, reports
-from core.bodies import Body, Id, JsonObject, answer, parameter, read
+from core.bodies import Body, Id, JsonObject, answer, parameter, raw_body, read
 from core.clock import iso, iso_or_none
 from core.errors import BadFields, Forbidden, InvalidRequest
 from core.identifiers import OFFSET_PATTERN
@@ -393,6 +393,7 @@ class AdminStatusView(RunnerResource):
     @documented("Enable or disable a runner", answers={200: RunnerBody})
     def post(self, request: HttpRequest, runner_id: str) -> HttpResponse:
         """Let the runner claim, or no longer."""
+        raw_body(request)  # what it says does not matter, but it is JSON as any
         runner = self.runner(runner_id)
         with self.recorded(runner, str(self.status).capitalize(), flag=CHANGE):
             runner = arrivals.set_admin_status(runner.pk, self.status)

@@ -381,6 +381,23 @@ def test_another_media_type_is_415(refused, endpoint):
         )
 
 
+NEEDING_NO_BODY = [
+    each
+    for each in ENDPOINTS
+    if each.method == "DELETE" or each.route in (f"{RUNNER}/enable", f"{RUNNER}/disable")
+]
+
+
+@pytest.mark.parametrize("endpoint", NEEDING_NO_BODY, ids=str)
+def test_where_none_is_needed_a_body_is_json_all_the_same(scene, refused, endpoint):
+    for media_type in MEDIA_TYPES:
+        refused(endpoint, 415, "UNSUPPORTED_MEDIA_TYPE", body=b"x", Content_Type=media_type)
+    refused(endpoint, 413, "PAYLOAD_TOO_LARGE", body=b" " * LIMIT + b"{}")
+    path = endpoint.path(scene.names)
+    answer = scene.holder(endpoint)(endpoint.method, path, {"any": "thing"})
+    assert answer.status == endpoint.status
+
+
 @pytest.mark.parametrize("endpoint", TAKING_A_BODY, ids=str)
 def test_a_body_over_the_limit_is_413(refused, endpoint):
     refused(endpoint, 413, "PAYLOAD_TOO_LARGE", body=b" " * LIMIT + b"{}")
