@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import lru_cache, partial
 
@@ -46,15 +47,17 @@ PATIENCE_S = 10.0
 
 
 class LoginTurns:
-    """Middleware: a process handles logins one after another.
+    """Middleware: a process handles logins one after another, for a third of its time at most.
 
     django-axes looks at the failures so far, and counts the next one after checking its password,
-    so several at once would each be a free guess. A waiting login holds no connection.
+    so several at once would each be a free guess. A waiting login holds no connection, and after
+    each the process rests for twice as long as it took: its pages and hashes slow heartbeats down.
     """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self._get_response = get_response
         self._turn = threading.Lock()
+        self._rests_until = 0.0
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
         """The answer, when it is this login's turn."""
@@ -63,6 +66,10 @@ class LoginTurns:
         if not self._turn.acquire(timeout=PATIENCE_S):
             return locked_out(request)
         try:
-            return self._get_response(request)
+            time.sleep(max(self._rests_until - time.monotonic(), 0))
+            began = time.monotonic()
+            answer = self._get_response(request)
+            self._rests_until = began + 3 * (time.monotonic() - began)
+            return answer
         finally:
             self._turn.release()

@@ -13,9 +13,11 @@ import pytest
 from django.contrib.auth.hashers import PBKDF2PasswordHasher
 from django.contrib.auth.models import User
 from django.core.files.uploadedfile import SimpleUploadedFile
+from django.http import HttpRequest, HttpResponse
 from django.test import Client
 
-from config.serving.passwords import Hasher
+from config.serving import passwords
+from config.serving.passwords import Hasher, LoginTurns
 from core.addresses import client_address
 from tests.support import ROOT, Server
 
@@ -118,6 +120,36 @@ def test_of_many_at_once_only_the_first_few_are_looked_at(server: Server):
     assert answers == {200: 4, 429: 12}
     looked_at = "SELECT sum(failures_since_start) FROM axes_accessattempt"
     assert server.database.execute(looked_at) == [(5,)]
+
+
+class Clock:
+    """A clock that only stands in for others, and for sleeping."""
+
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_logins_take_a_third_of_a_processs_time_at_most(rf, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(passwords, "time", clock)
+    began = []
+
+    def handle(request: HttpRequest) -> HttpResponse:
+        began.append(clock.now)
+        clock.now += 0.25
+        return HttpResponse()
+
+    handled = LoginTurns(handle)
+    for _ in range(3):
+        handled(rf.post("/admin/login/"))
+    assert began == [100.0, 100.75, 101.5]
+    handled(rf.get("/admin/login/"))  # only a page: it waits for nobody
+    assert began[3] == 101.75
 
 
 def test_a_login_that_drips_holds_up_no_other(server: Server):
