@@ -1,9 +1,9 @@
 """Operators who log in, and how long a runner's heartbeats take meanwhile.
 
-    python -m bench.logins [--loops 8] [--seconds 20]
+    python -m bench.logins [--loops 8] [--seconds 20] [--guess]
 
-Each loop, a process of its own, gets the login page and sends its form, again and again. By turns
-with a while in which nobody logs in, in one run.
+Each loop, a process of its own, gets the login page and sends its form, again and again; with
+``--guess`` the password is wrong. By turns with a while in which nobody logs in, in one run.
 """
 
 import argparse
@@ -29,7 +29,7 @@ NAME, PASSWORD = "operator", "correct horse battery staple"
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
-def log_in(pipe: Connection, port: int) -> None:
+def log_in(pipe: Connection, port: int, password: str, expected: tuple[int, ...]) -> None:
     """Log in for ever; send how long each took, in seconds."""
     connection = http.client.HTTPConnection(HOST, port)
     pipe.send(None)
@@ -43,20 +43,21 @@ def log_in(pipe: Connection, port: int) -> None:
             pipe.send(BenchError(f"no form: {page.status}"))
             return
         token = found[1].decode()
-        form = f"username={NAME}&password={PASSWORD}&csrfmiddlewaretoken={token}".replace(" ", "+")
+        form = f"username={NAME}&password={password}&csrfmiddlewaretoken={token}".replace(" ", "+")
         connection.request("POST", "/admin/login/", form, {**FORM, "Cookie": cookie})
         answer = connection.getresponse()
         answer.read()
-        if answer.status != 302:
-            pipe.send(BenchError(f"a login was refused: {answer.status}"))
+        if answer.status not in expected:
+            pipe.send(BenchError(f"a login was answered {answer.status}"))
             return
         pipe.send(time.monotonic() - began)
 
 
-def heartbeats(order: Order, loops: int) -> dict[str, float]:
+def heartbeats(order: Order, loops: int, guess: bool) -> dict[str, float]:
     """Milliseconds that heartbeats took while this many loops log in, and those loops' logins."""
     with ExitStack() as stack:
-        pipes = [stack.enter_context(child(log_in, order.port)) for _ in range(loops)]
+        login = ("wrong", (200, 429)) if guess else (PASSWORD, (302,))
+        pipes = [stack.enter_context(child(log_in, order.port, *login)) for _ in range(loops)]
         for pipe in pipes:
             received(pipe)
         outcome = measured(order)
@@ -84,6 +85,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bench.logins", description=__doc__.splitlines()[0])
     parser.add_argument("--loops", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--guess", action="store_true", help="with a wrong password")
     options = parser.parse_args()
     found: dict[str, list[dict[str, float]]] = {"nobody logs in": [], "loops log in": []}
     with migrated_database() as database, Server(database) as server:
@@ -92,8 +94,8 @@ def main() -> int:
             seed.runners(connection, RUNNER, 1)
         order = Order("heartbeat", server.port, caller(database), 1, options.seconds, runners=1)
         for _ in range(TURNS):
-            found["nobody logs in"].append(heartbeats(order, 0))
-            found["loops log in"].append(heartbeats(order, options.loops))
+            found["nobody logs in"].append(heartbeats(order, 0, options.guess))
+            found["loops log in"].append(heartbeats(order, options.loops, options.guess))
     facts = {"conditions": {**conditions(), **vars(options)}, "heartbeat, ms": found}
     print(json.dumps(found, indent=1))
     RESULTS.mkdir(exist_ok=True)
