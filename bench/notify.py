@@ -17,7 +17,7 @@ from bench.__main__ import RESULTS
 from bench.client import BenchError
 from bench.lines import PEER_LINES
 from bench.load import Order, Outcome, measured
-from bench.machine import Database, caller, conditions, migrated_database, serving
+from bench.machine import Database, Server, caller, conditions, migrated_database, serving
 from bench.peer import Compared, Side, compared, prepare
 
 TURNS = 5
@@ -29,14 +29,11 @@ def measure(database: Database, options: argparse.Namespace) -> Compared:
     """Both sides' rates and CPU; those that announce are ``ours``."""
     who = caller(database)
     with ExitStack() as stack:
-        sides, all_servers = [], []
-        for notify in ("yes", "no"):
-            servers = list(serving(stack, database, 1, options.servers, PULLWAKE_NOTIFY=notify))
-            all_servers += servers
-            cpus = [each.cpu for each in servers]
-            sides.append(
-                Side(notify, servers[0].port, who, lambda cpus=cpus: sum(cpu() for cpu in cpus))
-            )
+        servers = {
+            notify: list(serving(stack, database, 1, options.servers, PULLWAKE_NOTIFY=notify))
+            for notify in ("yes", "no")
+        }
+        sides = [_side(name, who, some) for name, some in servers.items()]
         prepare(sides[0])
 
         def turn(side: Side, number: int) -> Outcome:
@@ -48,9 +45,13 @@ def measure(database: Database, options: argparse.Namespace) -> Compared:
         for number in range(TURNS):
             announcing = turn(sides[0], number)
             turns.append((announcing, turn(sides[1], number)))
-        for each in all_servers:
+        for each in (*servers["yes"], *servers["no"]):
             each.refuse_complaints()
     return compared(PAIRS, options.connections, turns)
+
+
+def _side(name: str, caller: str, servers: list[Server]) -> Side:
+    return Side(name, servers[0].port, caller, lambda: sum(each.cpu() for each in servers))
 
 
 def main() -> int:
