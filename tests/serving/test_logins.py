@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections import Counter
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
@@ -155,20 +155,25 @@ def test_a_process_rests_after_each_login(rf, monkeypatch):
     assert began[3] == 101.75
 
 
-class Watched:
-    """A lock that tells how many want it, or have it."""
+class Line:
+    """A lock that those who wait get in the order they came, as gevent's; and who are they."""
 
     def __init__(self) -> None:
-        self.wanted = 0
-        self.lock = threading.Lock()
+        self.guard = threading.Lock()
+        self.waiting: deque[threading.Event] = deque()
 
     def acquire(self, timeout: float) -> bool:
-        self.wanted += 1
-        return self.lock.acquire(timeout=timeout)
+        turn = threading.Event()
+        with self.guard:
+            self.waiting.append(turn)
+            self.waiting[0].set()
+        return turn.wait(timeout)
 
     def release(self) -> None:
-        self.wanted -= 1
-        self.lock.release()
+        with self.guard:
+            self.waiting.popleft()
+            if self.waiting:
+                self.waiting[0].set()
 
 
 def test_who_tries_many_at_once_stands_once_in_the_line(rf, monkeypatch):
@@ -182,14 +187,17 @@ def test_who_tries_many_at_once_stands_once_in_the_line(rf, monkeypatch):
         return HttpResponse()
 
     turns: Any = LoginTurns(handle)
-    turns._turn, turns._of_address = Watched(), [Watched(), Watched()]
+    turns._turn, turns._of_address = Line(), [Line(), Line()]
     monkeypatch.setattr(passwords, "hash", len, raising=False)  # their lines: 1 and 0
     with ThreadPoolExecutor(4) as threads:
-        for address in ("192.0.2.1", "192.0.2.1", "192.0.2.1", "192.0.2.10"):
-            threads.submit(turns, rf.post("/admin/login/", REMOTE_ADDR=address))
-            wait_until(lambda: handled)
-        wait_until(lambda: (turns._turn.wanted, turns._of_address[1].wanted) == (2, 3))
-        go.release(4)
+        try:
+            for address in ("192.0.2.1", "192.0.2.1", "192.0.2.1", "192.0.2.10"):
+                threads.submit(turns, rf.post("/admin/login/", REMOTE_ADDR=address))
+                wait_until(lambda: handled)
+            lines = (turns._turn.waiting, turns._of_address[1].waiting)
+            wait_until(lambda: [len(each) for each in lines] == [2, 3])
+        finally:
+            go.release(4)
     assert handled == ["192.0.2.1", "192.0.2.10", "192.0.2.1", "192.0.2.1"]
 
 
