@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from bench import latency, peer, seed
 from bench.client import BenchError
 from bench.lines import LINES, PEER_LINES, RUNNER, RUNNERS, STACK, Line
 from bench.load import Order, Outcome, measured
-from bench.machine import Database, Server, caller, conditions, migrated_database
+from bench.machine import Database, Server, caller, conditions, migrated_database, serving
 from bench.replay import Limit, limit
 
 RESULTS = Path(__file__).parent / "results"
@@ -116,28 +117,19 @@ class Bench:
             # Wakes that a line left unclaimed are not to be emitted again under the next one, by
             # neither: the empty view has the same worker, and so its housekeeping, too.
             env = {"PULLWAKE_WAKE_REEMIT_MS": "86400000"}
-            if options.servers > 1:
-                env["GUNICORN_CMD_ARGS"] = "--reuse-port"
             with (
-                Server(database, options.workers, env=env) as server,
                 Server(database, options.workers, "bench.stack:application", env=env) as stack,
+                ExitStack() as held,
             ):
-                others = [
-                    Server(database, options.workers, port=server.port, env=env).__enter__()
-                    for _ in range(options.servers - 1)
-                ]
-                try:
-                    for line in STACK.values():
-                        self._line(line, database, [stack])
-                    for line in lines:
-                        self._line(line, database, [server, *others])
-                    if not options.only or "wake" in options.only:
-                        self.latencies = list(self._latencies(database, server))
-                    for each in [server, stack, *others]:
-                        each.refuse_complaints()
-                finally:
-                    for each in others:
-                        each.__exit__()
+                servers = list(serving(held, database, options.workers, options.servers, **env))
+                for line in STACK.values():
+                    self._line(line, database, [stack])
+                for line in lines:
+                    self._line(line, database, servers)
+                if not options.only or "wake" in options.only:
+                    self.latencies = list(self._latencies(database, servers[0]))
+                for each in [stack, *servers]:
+                    each.refuse_complaints()
 
     def _beside(self, theirs: peer.Side, database: Database) -> None:
         with Server(database, self.options.workers) as server:

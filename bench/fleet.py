@@ -26,7 +26,7 @@ from bench.client import Answer, BenchError, Loop, Queue, Script, call, request
 from bench.latency import poll
 from bench.lines import HEARTBEAT, MESSAGE, cycle, encoded
 from bench.load import child, received
-from bench.machine import Database, Server, caller, conditions, migrated_database
+from bench.machine import Database, Server, caller, conditions, migrated_database, serving
 
 HEARTBEAT_EVERY_S = 30.0
 RAMP_S = 30.0
@@ -239,16 +239,6 @@ def _observed(pipe: Connection, servers: Sequence[Server], database: Database) -
     return report
 
 
-def _serving(stack: ExitStack, database: Database, workers: int, servers: int) -> Iterator[Server]:
-    """Start this many servers on one port; they end when the stack is closed."""
-    env = {"GUNICORN_CMD_ARGS": "--reuse-port"} if servers > 1 else {}
-    port = 0
-    for _ in range(servers):
-        server = stack.enter_context(Server(database, workers, port=port, env=env))
-        port = server.port
-        yield server
-
-
 def main() -> int:
     """Run the fleet; print the report and store it."""
     parser = argparse.ArgumentParser(prog="python -m bench.fleet")
@@ -268,7 +258,7 @@ def main() -> int:
                 seed.entities(connection, "fleet-", options.runners, "idle", **many)
                 seed.settle(connection)
             with ExitStack() as stack:
-                servers = list(_serving(stack, database, options.workers, options.servers))
+                servers = list(serving(stack, database, options.workers, options.servers))
                 port = servers[0].port
                 plan = Plan(port, who, options.runners, options.minutes, options.wakes)
                 report = fleet(plan, servers, database)

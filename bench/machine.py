@@ -138,6 +138,19 @@ class Server:
         return [line for line in lines if not any(each in line for each in calm)]
 
 
+def serving(
+    stack: ExitStack, database: Database, workers: int, servers: int, **env: str
+) -> Iterator[Server]:
+    """Start this many servers on one port; they end when the stack is closed."""
+    if servers > 1:
+        env["GUNICORN_CMD_ARGS"] = "--reuse-port"
+    port = 0
+    for _ in range(servers):
+        server = stack.enter_context(Server(database, workers, port=port, env=env))
+        port = server.port
+        yield server
+
+
 def environment(database_url: str) -> dict[str, str]:
     """The settings that production mode needs."""
     return {

@@ -89,6 +89,12 @@ def server_error(request: HttpRequest) -> HttpResponse:
     return _answer(request, PullwakeError())
 
 
+def crowded(request: HttpRequest) -> HttpResponse:
+    """The answer to a login whose turn did not come in time."""
+    sentence = "Too many logins wait for their turn. Try again in a minute."
+    return _answer(request, RateLimited(sentence, retry_after_s=60))
+
+
 def locked_out(request: HttpRequest, *refused: object) -> HttpResponse:
     """The answer after too many wrong passwords; django-axes calls it, too."""
     wait_s = int(settings.AXES_COOLOFF_TIME.total_seconds())

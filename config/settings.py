@@ -398,6 +398,7 @@ MIDDLEWARE = [
     "config.serving.pages.with_policy",
     "config.serving.pages.with_whole_request",
     "config.serving.passwords.LoginTurns",
+    "config.serving.pages.GivesWay",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.middleware.gzip.GZipMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",

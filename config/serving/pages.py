@@ -1,5 +1,6 @@
 """What a browser may do with our pages, and the page about the API."""
 
+import time
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -7,6 +8,7 @@ from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.http import Http404, HttpRequest, HttpResponse
+from django.template.response import SimpleTemplateResponse
 from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerSplitView
 
@@ -60,6 +62,29 @@ def with_whole_request(
         return get_response(request)
 
     return answer
+
+
+class GivesWay:
+    """Middleware that lets the calls go first that came in while a page was looked up.
+
+    To render it takes as long again, and calls wait for each other in a worker.
+    """
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self._get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        """The page, once others had their turn."""
+        answer = self._get_response(request)
+        time.sleep(0)
+        return answer
+
+    def process_template_response(
+        self, request: HttpRequest, response: SimpleTemplateResponse
+    ) -> SimpleTemplateResponse:
+        """The same response, unrendered, once others had their turn."""
+        time.sleep(0)
+        return response
 
 
 def _holds_nul(request: HttpRequest) -> bool:

@@ -1,6 +1,7 @@
 """Every page has a policy that lets nothing in, and the API's own page can be closed."""
 
 import pytest
+from django.template.response import SimpleTemplateResponse
 from django.test import Client
 
 from config.serving.pages import POLICY
@@ -15,6 +16,20 @@ def test_every_page_has_the_policy(db, path):
     response = Client(headers=HTML).get(path)
     assert response.headers["Content-Security-Policy"] == POLICY
     assert "<script>" not in response.content.decode()
+
+
+def test_calls_that_came_meanwhile_go_before_a_page_is_rendered_and_after(db, monkeypatch):
+    happened = []
+    render = SimpleTemplateResponse.render
+
+    def noted(response: SimpleTemplateResponse) -> SimpleTemplateResponse:
+        happened.append("render")
+        return render(response)
+
+    monkeypatch.setattr(SimpleTemplateResponse, "render", noted)
+    monkeypatch.setattr("time.sleep", happened.append)
+    Client(headers=HTML).get("/admin/login/")
+    assert happened == [0, "render", 0]
 
 
 def test_the_policy_lets_no_script_in():

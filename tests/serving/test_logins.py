@@ -4,20 +4,24 @@ import ipaddress
 import socket
 import subprocess
 import sys
-from collections import Counter
+import threading
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from typing import Any
 
 import httpx2
 import pytest
 from django.contrib.auth.hashers import PBKDF2PasswordHasher
 from django.contrib.auth.models import User
 from django.core.files.uploadedfile import SimpleUploadedFile
+from django.http import HttpRequest, HttpResponse
 from django.test import Client
 
-from config.serving.passwords import Hasher
+from config.serving import passwords
+from config.serving.passwords import Hasher, LoginTurns
 from core.addresses import client_address
-from tests.support import ROOT, Server
+from tests.support import ROOT, Server, wait_until
 
 HTML = {"Accept": "text/html"}
 
@@ -61,7 +65,8 @@ def log_in(client, password, username="carol", **facts):
 
 
 @pytest.fixture
-def carol(db, settings):
+def carol(db, settings, monkeypatch):
+    monkeypatch.setattr(passwords, "REST_S", 0)
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # for speed
     return User.objects.create_user("carol", password="right", is_staff=True)
 
@@ -108,16 +113,104 @@ def test_of_many_at_once_only_the_first_few_are_looked_at(server: Server):
         form = {"username": "carol", "password": "x", "csrfmiddlewaretoken": csrf}
         return client.post("/admin/login/", data=form).status_code
 
-    clients = [httpx2.Client(base_url=server.url, timeout=60) for _ in range(16)]
+    clients = [httpx2.Client(base_url=server.url, timeout=60) for _ in range(8)]
     for client in clients:
         client.get("/admin/login/")
-    with ThreadPoolExecutor(16) as threads:
+    with ThreadPoolExecutor(8) as threads:
         answers = Counter(threads.map(guess, clients))
     for client in clients:
         client.close()
-    assert answers == {200: 4, 429: 12}
+    assert answers == {200: 4, 429: 4}
     looked_at = "SELECT sum(failures_since_start) FROM axes_accessattempt"
     assert server.database.execute(looked_at) == [(5,)]
+
+
+class Clock:
+    """A clock that only stands in for others, and for sleeping."""
+
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_a_process_rests_after_each_login(rf, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(passwords, "time", clock)
+    began = []
+
+    def handle(request: HttpRequest) -> HttpResponse:
+        began.append(clock.now)
+        clock.now += 0.25
+        return HttpResponse()
+
+    handled = LoginTurns(handle)
+    for _ in range(3):
+        handled(rf.post("/admin/login/"))
+    assert began == [100.0, 100.75, 101.5]
+    handled(rf.get("/admin/login/"))  # only a page: it waits for nobody
+    assert began[3] == 101.75
+
+
+class Line:
+    """A lock that those who wait get in the order they came, as gevent's; and who are they."""
+
+    def __init__(self) -> None:
+        self.guard = threading.Lock()
+        self.waiting: deque[threading.Event] = deque()
+
+    def acquire(self, timeout: float) -> bool:
+        turn = threading.Event()
+        with self.guard:
+            self.waiting.append(turn)
+            self.waiting[0].set()
+        return turn.wait(timeout)
+
+    def release(self) -> None:
+        with self.guard:
+            self.waiting.popleft()
+            if self.waiting:
+                self.waiting[0].set()
+
+
+def test_who_tries_many_at_once_stands_once_in_the_line(rf, monkeypatch):
+    monkeypatch.setattr(passwords, "REST_S", 0)
+    handled = []
+    go = threading.Semaphore(0)
+
+    def handle(request: HttpRequest) -> HttpResponse:
+        handled.append(request.META["REMOTE_ADDR"])
+        go.acquire()
+        return HttpResponse()
+
+    turns: Any = LoginTurns(handle)
+    turns._turn, turns._of_address = Line(), [Line(), Line()]
+    monkeypatch.setattr(passwords, "hash", len, raising=False)  # their lines: 1 and 0
+    with ThreadPoolExecutor(4) as threads:
+        try:
+            for address in ("192.0.2.1", "192.0.2.1", "192.0.2.1", "192.0.2.10"):
+                threads.submit(turns, rf.post("/admin/login/", REMOTE_ADDR=address))
+                wait_until(lambda: handled)
+            lines = (turns._turn.waiting, turns._of_address[1].waiting)
+            wait_until(lambda: [len(each) for each in lines] == [2, 3])
+        finally:
+            go.release(4)
+    assert handled == ["192.0.2.1", "192.0.2.10", "192.0.2.1", "192.0.2.1"]
+
+
+def test_a_login_whose_turn_does_not_come_is_told_to_come_back(rf, monkeypatch):
+    monkeypatch.setattr(passwords, "PATIENCE_S", 0.001)
+    turns = LoginTurns(lambda request: HttpResponse())
+    turns._turn.acquire()
+    for _ in range(2):  # and it left its address's line
+        refused = turns(rf.post("/admin/login/"))
+        assert (refused.status_code, refused.headers["Retry-After"]) == (429, "60")
+        assert b"Too many logins wait" in refused.content
+    turns._turn.release()
+    assert turns(rf.post("/admin/login/")).status_code == 200
 
 
 def test_a_login_that_drips_holds_up_no_other(server: Server):

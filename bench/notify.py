@@ -1,0 +1,80 @@
+"""What it costs to tell other processes of what was written: servers that do, and that do not.
+
+    python -m bench.notify [--connections 64] [--servers 4] [--seconds 10]
+
+Entities are made and sent a message, through several servers of one worker on one database, by
+turns with as many for which PULLWAKE_NOTIFY is off. PostgreSQL runs with fsync on.
+"""
+
+import argparse
+import json
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+
+from bench.__main__ import RESULTS
+from bench.client import BenchError
+from bench.lines import PEER_LINES
+from bench.load import Order, Outcome, measured
+from bench.machine import Database, Server, caller, conditions, migrated_database, serving
+from bench.peer import Compared, Side, compared, prepare
+
+TURNS = 5
+"""Of each side; the median counts."""
+PAIRS = next(line for line in PEER_LINES if line.name == "PUT and send")
+
+
+def measure(database: Database, options: argparse.Namespace) -> Compared:
+    """Both sides' rates and CPU; those that announce are ``ours``."""
+    who = caller(database)
+    with ExitStack() as stack:
+        servers = {
+            notify: list(serving(stack, database, 1, options.servers, PULLWAKE_NOTIFY=notify))
+            for notify in ("yes", "no")
+        }
+        sides = [_side(name, who, some) for name, some in servers.items()]
+        prepare(sides[0])
+
+        def turn(side: Side, number: int) -> Outcome:
+            prefix = f"{side.name}-{number}-"
+            order = Order(PAIRS.name, side.port, who, options.connections, options.seconds, prefix)
+            return measured(order, side.cpu)
+
+        turns = []
+        for number in range(TURNS):
+            announcing = turn(sides[0], number)
+            turns.append((announcing, turn(sides[1], number)))
+        for each in (*servers["yes"], *servers["no"]):
+            each.refuse_complaints()
+    return compared(PAIRS, options.connections, turns)
+
+
+def _side(name: str, caller: str, servers: list[Server]) -> Side:
+    return Side(name, servers[0].port, caller, lambda: sum(each.cpu() for each in servers))
+
+
+def main() -> int:
+    """Measure; print the result and store it."""
+    parser = argparse.ArgumentParser(prog="bench.notify", description=__doc__.splitlines()[0])
+    parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--servers", type=int, default=4)
+    parser.add_argument("--seconds", type=float, default=10)
+    options = parser.parse_args()
+    try:
+        with migrated_database() as database:
+            found = measure(database, options)
+    except BenchError as error:
+        print(f"bench.notify: {error}", file=sys.stderr)
+        return 1
+    print(f"pairs of PUT and send a second: {found.ours:.0f} announcing, {found.theirs:.0f} not")
+    print(f"ratio {found.ours / found.theirs:.3f}, of CPU {found.our_cpu / found.their_cpu:.3f}")
+    facts = {"conditions": {**conditions(), **vars(options)}, "notify": asdict(found)}
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"notify-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}.json"
+    path.write_text(json.dumps(facts, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
