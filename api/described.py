@@ -24,8 +24,8 @@ PARAMETERS: dict[str, tuple[str, Any]] = {
     "limit": ("How many are answered at most: 1 to 1 000, and 1 000 unless said otherwise.", "100"),
     "before": (
         (
-            "Those made before this one, a runner's id or an entity's URL. `Link` has it for the "
-            "next page."
+            "Those made before this one, a runner's id or an entity's URL. What `Link` has for the "
+            "next page holds also where that one is deleted."
         ),
         "laptop",
     ),

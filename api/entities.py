@@ -316,11 +316,21 @@ class EntitiesView(ApiView):
         found = _narrow(request, own, self.caller)
         before = parameter(request, "before")
         if before is not None:
-            last = own.filter(url=before).first()
-            if last is None:
-                raise InvalidRequest.field("/before", "not the url of one of the caller's entities")
-            found = found.filter(pk__lt=last.pk)
-        return answer_page(request, found, entity_body, lambda each: ("before", each.url))
+            found = found.filter(pk__lt=_key(own, before))
+        return answer_page(request, found, entity_body, lambda each: ("before", str(each.pk)))
+
+
+def _key(own: EntityQuerySet, before: str) -> int:
+    """The key that a page's link has, of an entity that may be gone since; or that of a URL.
+
+    Raises InvalidRequest.
+    """
+    if before.isascii() and before.isdecimal() and len(before) < 19:
+        return int(before)
+    key: int | None = own.filter(url=before).values_list("pk", flat=True).first()
+    if key is None:
+        raise InvalidRequest.field("/before", "not the url of one of the caller's entities")
+    return key
 
 
 def _narrow(request: HttpRequest, found: EntityQuerySet, caller: Principal) -> EntityQuerySet:

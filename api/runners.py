@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 import msgspec
 from django.contrib.admin.models import CHANGE
-from django.db.models import Q, Subquery
+from django.db.models import Q
 from django.http import HttpRequest, HttpResponse
 from msgspec import UNSET, Meta, UnsetType
 
@@ -22,7 +22,7 @@ from core.identifiers import OFFSET_PATTERN
 from dispatch import arrivals
 from runners import diagnostics, registry
 from runners.health import liveness
-from runners.models import Runner
+from runners.models import Runner, RunnerQuerySet
 
 OTHER_PROCESS_HEADER = "Pullwake-Other-Process"
 """Ours: on a heartbeat's answer, `true` if another process of the same id reported before it."""
@@ -286,7 +286,7 @@ class RunnersView(ApiView):
         sends=["Link"],
     )
     def get(self, request: HttpRequest) -> HttpResponse:
-        """The caller's runners, newest first; ``before`` an id, those older than that one."""
+        """The caller's runners, newest first; ``before`` an id: those older than that one."""
         named = parameter(request, "owner_principal")
         if named is not None and principal_field(named, "/owner_principal") != self.caller:
             raise Forbidden("These are another principal's runners.")
@@ -295,18 +295,42 @@ class RunnersView(ApiView):
             runners = runners.filter(pk=self.request.auth)
         before = parameter(request, "before")
         if before is not None:
-            last = runners.filter(pk=before)
-            if not last.exists():
-                raise InvalidRequest.field("/before", "not the id of one of the caller's runners")
-            # Compared within the database: SQLite compares times as text, and stores fewer digits.
-            made = Subquery(last.values("created_at")[:1])
-            runners = runners.filter(Q(created_at__lt=made) | Q(created_at=made, pk__lt=before))
+            made, last = _place(runners, before)
+            earlier = made - timedelta.resolution
+            # SQLite compares times as text, of three digits or of six: none equals another.
+            since, until = Q(created_at__gt=earlier), Q(created_at__lt=made + timedelta.resolution)
+            runners = runners.filter(Q(created_at__lte=earlier) | since & until & Q(pk__lt=last))
         return answer_page(
             request,
             runners.order_by("-created_at", "-id"),
             runner_body,
-            lambda each: ("before", each.pk),
+            lambda each: (
+                "before",
+                f"{(each.created_at - _EPOCH) // timedelta.resolution}/{each.pk}",
+            ),
         )
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _named_place(runner: Runner) -> str:
+    """Where a page goes on that follows this runner: when it was made, in µs, and its id."""
+    return f"{(runner.created_at - _EPOCH) // timedelta.resolution}/{runner.pk}"
+
+
+def _place(runners: RunnerQuerySet, before: str) -> tuple[datetime, str]:
+    """When a runner was made, and its id: by `_named_place`, as it may be gone, or by its id.
+
+    Raises InvalidRequest.
+    """
+    made, slash, runner_id = before.partition("/")
+    if slash and made.isascii() and made.isdecimal() and len(made) <= 16:
+        return _EPOCH + timedelta(microseconds=int(made)), runner_id
+    last = runners.filter(pk=before).first()
+    if last is None:
+        raise InvalidRequest.field("/before", "not the id of one of the caller's runners")
+    return last.created_at, last.pk
 
 
 class RunnerView(RunnerResource):

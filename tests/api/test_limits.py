@@ -1,13 +1,15 @@
 """Rates, quotas and pages: nobody has or asks so much that the rest go without."""
 
 import re
-from urllib.parse import urlsplit
+from datetime import UTC, datetime, timedelta
+from urllib.parse import quote, urlsplit
 
 import pytest
 
 from api import lists, throttles
 from dispatch.models import Entity, EntityType, Producer, Registration, SharedState, Timer
 from runners.models import Runner
+from tests.factories import RunnerFactory
 from tests.support import Api
 
 RUNNERS = "/_electric/runners"
@@ -259,7 +261,45 @@ def test_pages_give_all_rows_once_in_their_order(alice, path, limit):
 def test_what_else_was_asked_for_is_asked_of_the_next_page(alice):
     fill(alice, 3)
     answer = alice.get(f"{RUNNERS}?owner_principal=user:alice&limit=1")
-    assert following(answer) == f"{RUNNERS}?owner_principal=user%3Aalice&limit=1&before=r2"
+    before = following(answer).removeprefix(
+        f"{RUNNERS}?owner_principal=user%3Aalice&limit=1&before="
+    )
+    assert re.fullmatch(r"\d{16}%2Fr2", before)
+
+
+@pytest.mark.parametrize("path", [RUNNERS, ENTITIES, TYPES])
+def test_the_next_page_begins_where_the_last_row_was_that_is_gone(alice, path):
+    fill(alice, 4)
+    first = alice.get(f"{path}?limit=2")
+    for name in ("r2", "r1"):
+        assert alice("DELETE", f"{RUNNERS}/{name}").status == 204
+    for name in ("e2", "e1"):
+        assert alice("DELETE", f"/_electric/entities/agent/{name}").status == 204
+    assert alice("DELETE", f"{TYPES}/t1").status == 204
+    (left,) = pages(alice, following(first))
+    assert len(left) == (2 if path == TYPES else 1)
+    assert left[-1] == {RUNNERS: "r0", ENTITIES: "/agent/e0", TYPES: "t3"}[path]
+
+
+@pytest.mark.parametrize(
+    "before", ["r9", "/agent/e9", "x/r1", "-1/r1", f"{10**16}/r1", f"{10**18}", "²", "1" * 400]
+)
+def test_a_page_before_what_is_no_place_is_refused(alice, before):
+    fill(alice, 1)
+    for path in (RUNNERS, ENTITIES):
+        answer = alice.get(f"{path}?before={quote(before, safe='')}")
+        assert (answer.status, answer.error) == (400, "INVALID_REQUEST"), (path, before)
+        assert [each["path"] for each in answer.body["error"]["details"]] == ["/before"]
+
+
+def test_pages_of_runners_that_were_made_at_one_time_give_each_once(alice):
+    made = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
+    for n in range(6):
+        RunnerFactory.create(id=f"r{n}", created_at=made + timedelta(milliseconds=n // 2))
+    found = [name for page in pages(alice, f"{RUNNERS}?limit=1") for name in page]
+    assert found == ["r5", "r4", "r3", "r2", "r1", "r0"]
+    older = alice.get(f"{RUNNERS}?before=r3").body
+    assert [each["id"] for each in older] == ["r2", "r1", "r0"]
 
 
 @pytest.mark.parametrize("path", [RUNNERS, ENTITIES, TYPES])
