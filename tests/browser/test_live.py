@@ -310,6 +310,7 @@ def test_it_says_live_only_of_what_it_is_told(context: BrowserContext, alice: An
     expect(says(page)).to_have_text("Looks every 5 s")
 
 
+@pytest.mark.once
 def test_it_says_when_it_is_behind_and_recovers(context: BrowserContext, alice: Any):
     page = context.new_page()  # where scripts may complain
     page.goto("/admin/")
@@ -321,6 +322,7 @@ def test_it_says_when_it_is_behind_and_recovers(context: BrowserContext, alice: 
     expect(says(page)).to_have_text("Live")
 
 
+@pytest.mark.once
 def test_whoever_was_logged_out_is_told(page: Page, alice: Any):
     page.goto("/admin/")
     page.context.clear_cookies()
@@ -330,6 +332,7 @@ def test_whoever_was_logged_out_is_told(page: Page, alice: Any):
     expect(page).to_have_url(re.compile(r"/admin/login/\?next=/admin/"))
 
 
+@pytest.mark.once
 def test_a_hidden_tab_asks_nobody(page: Page, alice: Any):
     page.goto("/admin/")
     asked = []
