@@ -304,10 +304,7 @@ class RunnersView(ApiView):
             request,
             runners.order_by("-created_at", "-id"),
             runner_body,
-            lambda each: (
-                "before",
-                f"{(each.created_at - _EPOCH) // timedelta.resolution}/{each.pk}",
-            ),
+            lambda each: ("before", _named_place(each)),
         )
 
 
