@@ -19,6 +19,7 @@ from bench.lines import PEER_LINES
 from bench.load import Order, Outcome, measured
 from bench.machine import Database, Server, caller, conditions, migrated_database, serving
 from bench.peer import Compared, Side, compared, prepare
+from bench.seed import settle
 
 TURNS = 6
 """Of each side; the median counts."""
@@ -46,11 +47,16 @@ def measure(database: Database, options: argparse.Namespace) -> Compared:
             return measured(order, side.cpu)
 
         turns = []
-        for number in range(TURNS):
+        for number in range(TURNS + 1):
             # Who comes second meets what the first has left to the disk.
             order = sides if number % 2 == 0 else sides[::-1]
             outcomes = {side.name: turn(side, number) for side in order}
-            turns.append((outcomes["yes"], outcomes["no"]))
+            if number == 0:
+                # Each has planned its statements for tables that had just begun to grow.
+                with database.connect() as connection:
+                    settle(connection)
+            else:
+                turns.append((outcomes["yes"], outcomes["no"]))
         for each in (*servers["yes"], *servers["no"]):
             each.refuse_complaints()
     return compared(PAIRS, options.connections, turns)
