@@ -258,7 +258,7 @@ def _by_type(body: NewEntityType | NewSchemas, whose: str) -> JsonObject:
     given = {name: by_type for name, by_type in given.items() if by_type is not UNSET}
     for name, by_type in given.items():
         for key, schema in by_type.items():
-            kept = name == "state_schemas"
+            kept = name == schemas.ONLY_KEPT
             schemas.check_schema(schema, pointer(name, key), whose=whose, kept=kept)
     return given
 

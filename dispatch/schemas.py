@@ -24,6 +24,8 @@ from core.errors import InvalidRequest, ServiceUnavailable, pointer
 from dispatch import schema_checker
 
 MAX_SCHEMA_BYTES = 64 * 1024
+ONLY_KEPT = "state_schemas"
+"""The schemas of a type that nothing is checked by: for apps to read."""
 BUDGET_S = 0.5
 """CPU time of one check, or of compiling one schema."""
 

@@ -122,11 +122,13 @@ def type_facts(row: Row, grants: list[Row], kind: Kind) -> JsonObject:
     return {**facts, **_times(row, "created_at", "updated_at")}
 
 
-def _taken_schema(schema: object, path: str, name: str, kind: Kind) -> object:
+def _taken_schema(
+    schema: object, path: str, name: str, kind: Kind, *, kept: bool = False
+) -> object:
     if schema is None:
         return None
     try:
-        schemas.check_schema(schema, path)
+        schemas.check_schema(schema, path, kept=kept)
     except InvalidRequest as problem:
         kind.note(name, f"a schema is left behind: {_sentence(problem)}")
         return None
@@ -137,8 +139,9 @@ def _taken_schemas(row: Row, column: str, kind: Kind) -> object:
     by_key = row.get(column)
     if not isinstance(by_key, dict):
         return None
+    kept = column == schemas.ONLY_KEPT
     checked = {
-        key: _taken_schema(schema, column + pointer(key), row["name"], kind)
+        key: _taken_schema(schema, column + pointer(key), row["name"], kind, kept=kept)
         for key, schema in by_key.items()
     }
     return {key: schema for key, schema in checked.items() if schema is not None}

@@ -60,13 +60,14 @@ INSERT INTO runner_runtime_diagnostics (runner_id, wake_stream_offset, last_seen
     VALUES ('desk', '0000000000000000_0000000000004711', now(), now() + interval '90 seconds',
             '{"status": "streaming", "reconnect_count": 3, "mood": "fine"}');
 
-INSERT INTO entity_types (name, description, creation_schema, inbox_schemas, revision, created_at,
-                          default_dispatch_policy, slash_commands) VALUES
-    ('chat', 'Talks', '{"type": "object"}', '{"ask": {"type": "object"}, "odd": {"type": "nonsense"}}', 4,
+INSERT INTO entity_types (name, description, creation_schema, inbox_schemas, state_schemas, revision,
+                          created_at, default_dispatch_policy, slash_commands) VALUES
+    ('chat', 'Talks', '{"type": "object"}', '{"ask": {"type": "object"}, "odd": {"type": "nonsense"}}',
+     '{"person": {"pattern": "^(?!\\.)b"}, "odd": {"type": "nonsense"}}', 4,
      '2026-05-19T11:01:11.631Z', '{"targets": [{"type": "runner", "runnerId": "desk"}]}', '[{"name": "reset"}]'),
-    ('hook', 'Was called', NULL, NULL, 1, '2026-05-19T11:01:11.631Z',
+    ('hook', 'Was called', NULL, NULL, NULL, 1, '2026-05-19T11:01:11.631Z',
      '{"targets": [{"type": "webhook", "url": "https://hook.example"}]}', NULL),
-    ('principal', 'Its own', NULL, NULL, 1, NULL, NULL, NULL);
+    ('principal', 'Its own', NULL, NULL, NULL, 1, NULL, NULL, NULL);
 INSERT INTO entity_type_permission_grants (entity_type, subject_kind, subject_value, permission, expires_at) VALUES
     ('chat', 'principal', 'user:bob', 'spawn', NULL),
     ('chat', 'principal', 'user:carol', 'spawn', now() + interval '1 day'),

@@ -158,6 +158,8 @@ def test_types_are_held_to_our_rules(source):
     assert (chat.registered_by, chat.default_runner, chat.revision) == (ALICE.url, "desk", 4)
     assert chat.creation_schema == {"type": "object"}
     assert chat.inbox_schemas == {"ask": {"type": "object"}}
+    # Nothing is checked by it, so that it may look ahead.
+    assert chat.state_schemas == {"person": {"pattern": r"^(?!\.)b"}}
     assert chat.slash_commands == [{"name": "reset"}]
     assert chat.permission_grants == [
         {"subject_kind": "principal", "subject_value": BOB.url, "permission": "spawn"}
