@@ -414,7 +414,7 @@ class AdminStatusView(RunnerResource):
     @documented("Enable or disable a runner", answers={200: RunnerBody})
     def post(self, request: HttpRequest, runner_id: str) -> HttpResponse:
         """Let the runner claim, or no longer."""
-        raw_body(request)  # what it says does not matter, but it is JSON as any
+        raw_body(request)  # nobody reads it, but it has to be JSON like any other
         runner = self.runner(runner_id)
         with self.recorded(runner, str(self.status).capitalize(), flag=CHANGE):
             runner = arrivals.set_admin_status(runner.pk, self.status)

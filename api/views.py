@@ -87,7 +87,7 @@ class ApiView(APIView):
         self.check_permissions(request)
         self.check_throttles(request)
         if request.method == "DELETE":
-            raw_body(request)  # that of no such call matters, but it is JSON as any
+            raw_body(request)  # nobody reads it, but it has to be JSON like any other
         self.let_in_at = time.monotonic()
 
     def handle_exception(self, exc: Exception) -> Any:
