@@ -22,6 +22,7 @@ from django.db.models.functions import Now
 from claims import lifecycle, reports, retention, tallies
 from claims.metrics import ENTITIES_RETRIED, REAPER_ROUND, REAPER_ROUNDS, WAKES_LATE
 from claims.models import ClaimQuerySet, ConsumerClaim, ServerPulse
+from core import planner
 from core.clock import with_now
 from core.database import in_turns, is_lock_refused, note_trouble
 from dispatch import wakes
@@ -142,6 +143,7 @@ class Housekeeper(threading.Thread):
                     pulse()
                     reap()
                     tallies.catch_up()
+                    planner.analyze_new_tables()
                 if time.monotonic() > prune_at:
                     prune_at = time.monotonic() + PRUNE_EVERY_S
                     retention.prune()
