@@ -367,10 +367,9 @@ def _wait(source: Source, after: int, patience_s: float, token: Credential | Non
             # Wakes that were claimed meanwhile left nothing to deliver.
             after = grown.after = page.next_offset
             hand_back()  # a waiting request holds no connection
-            if not _is_over(token):
-                grown.wait(remaining)
-            if _is_over(token):
-                return page  # and thousands of waiters do not all look once more
+            came = not _is_over(token) and grown.wait(remaining)
+            if _is_over(token) or not (came or source.passes_over):
+                return page  # thousands that waited in vain do not all look once more
 
 
 def _say_what_is_left(response: R, source: Source, page: Page) -> None:

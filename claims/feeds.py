@@ -230,6 +230,8 @@ def _encode(offset: int) -> str:
 class Feed:
     """A feed as a stream that can be read: a `dispatch.streams.reads.Source`."""
 
+    passes_over = True
+
     def __init__(self, sight: Sight, show: Show) -> None:
         self.sight = sight
         self._show = show

@@ -10,7 +10,7 @@ from django.db import connection, transaction
 from core.database import take_as_long_as_needed
 
 MANY = 1_000
-"""Rows from which on a table is analyzed. Of a smaller one, PostgreSQL would plan to read it whole."""
+"""Rows from which on a table is analyzed. A smaller one PostgreSQL would plan to read whole."""
 
 _NEVER_ANALYZED = """
 SELECT stats.relid::regclass::text

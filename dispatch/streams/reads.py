@@ -44,6 +44,9 @@ class End:
 class Source(Protocol):
     """A stream that can be read."""
 
+    passes_over: bool
+    """Whether a reader's place moves on past what it is not told."""
+
     @property
     def key(self) -> str:
         """Its key in `waiters`."""
@@ -71,6 +74,7 @@ class Source(Protocol):
 class Counted:
     """A stream whose offsets count its events; each reader reads the database."""
 
+    passes_over = False
     encode = staticmethod(offsets.encode)
     decode = staticmethod(offsets.decode)
 
@@ -125,9 +129,11 @@ class WakesOf(Counted):
 
     def read(self, after: int) -> Page:
         # The tail first: all below it is committed by now, so nothing can appear there later.
-        tail = self.end().tail
-        wakes = _WAKES.all(runner=self.runner_id, after=after, tail=tail)
-        return _page([(wake.offset, self._event(wake)) for wake in wakes], End(tail))
+        end = self.end()
+        if after >= end.tail:
+            return _nothing(end)
+        wakes = _WAKES.all(runner=self.runner_id, after=after, tail=end.tail)
+        return _page([(wake.offset, self._event(wake)) for wake in wakes], end)
 
     def _event(self, wake: Wake) -> str:
         event = {
@@ -158,6 +164,8 @@ class EventsOf(Counted):
 
     def read(self, after: int) -> Page:
         end = self.end()
+        if after >= end.tail:
+            return _nothing(end)
         return _kept(_EVENTS.all(entity=self.entity_id, after=after, tail=end.tail), after, end)
 
 
@@ -179,8 +187,15 @@ class SharedEventsOf(Counted):
 
     def read(self, after: int) -> Page:
         end = self.end()
+        if after >= end.tail:
+            return _nothing(end)
         found = _SHARED_EVENTS.all(state=self.state_id, after=after, tail=end.tail)
         return _kept(found, after, end)
+
+
+def _nothing(end: End) -> Page:
+    """What a reader finds that is at the tail, or past it: most of those that wait."""
+    return Page([], end.tail, up_to_date=True, closed=end.closed)
 
 
 def _kept(found: "Sequence[tuple[int, str | None]]", after: int, end: End) -> Page:

@@ -240,12 +240,21 @@ def test_registering_costs_the_same_however_many_wakes_wait(alice):
 def test_a_read_of_the_wake_stream_costs_three_however_many_there_are(runner):
     WakeFactory.create_batch(3, entity__runner=Runner.objects.get())
     assert cost(lambda: runner.get("/runners/r1/wake?offset=-1")) == 3
-    assert cost(lambda: runner.get("/runners/r1/wake?offset=now")) == 4
+    assert cost(lambda: runner.get("/runners/r1/wake?offset=now")) == 3
     assert cost(lambda: runner("HEAD", "/runners/r1/wake")) == 2
 
 
 def test_a_read_of_the_main_stream_costs(runner):
     assert cost(lambda: runner.get("/agent/e1/main")) == 3
+    assert cost(lambda: runner.get("/agent/e1/main?offset=now")) == 3
+
+
+@pytest.mark.parametrize("stream", ["/runners/r1/wake", "/agent/e1/main"])
+def test_a_wait_in_vain_costs_one_look_at_the_tail(runner, settings, stream):
+    settings.PULLWAKE_LONG_POLL_MS = 10
+    tail = runner("HEAD", stream).headers["Stream-Next-Offset"]
+    wait = f"{stream}?offset={tail}&live=long-poll"
+    assert cost(lambda: runner.get(wait), status=204) == 2
 
 
 def test_a_shared_state_costs(runner):
@@ -256,9 +265,10 @@ def test_a_shared_state_costs(runner):
     read = cost(lambda: runner.get(path))
     one = cost(lambda: runner.post(path, {"n": 1}), status=204)
     many = cost(lambda: runner.post(path, [{"n": 1}] * 100), status=204)
+    filled = cost(lambda: runner.get(path))
     runner.post(path, {"n": 1}, **producer, Producer_Seq="0")
     numbered = cost(lambda: runner.post(path, {"n": 1}, **producer, Producer_Seq="1"))
-    assert (again, read) == (3, 4)
+    assert (again, read, filled) == (3, 3, 4)
     assert (one, many, numbered) == (6, 6, 8)
 
 
