@@ -1,7 +1,5 @@
 """What a process of the server does besides answering requests."""
 
-import gc
-
 from django.conf import settings
 from django.db import connection
 from django.http import HttpResponse
@@ -9,6 +7,7 @@ from django.http import HttpResponse
 from api.http_errors import error_response, translate
 from claims.reaper import Housekeeper
 from config.serving import life, probes
+from config.serving.collector import Collector
 from config.serving.cooperative import Watchdog
 from config.serving.sampler import Sampler
 from core import sqlite, tracing
@@ -30,16 +29,12 @@ class Process:
         self._timekeeper = Timekeeper()
         self._watch = Watch()
         self._sampler = Sampler()
+        self._collector = Collector()
         self._watchdog = Watchdog(settings.PULLWAKE_STATEMENT_TIMEOUT_MS / 1000)
 
     def start(self) -> None:
         """Begin; Django is set up and all that is needed is imported."""
-        # What was loaded stays, and requests leave no garbage: there is little to collect, and each
-        # full collection would go through everything that ten thousand held requests hold. While
-        # these arrive, many small ones: one of 100 000 objects stops everything for half a second.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(10_000, 2, 300)
+        self._collector.start()
         if settings.SQLITE:
             # When the last connection closes, SQLite syncs the disk four times (a heartbeat: 2.0 ms
             # rather than 0.95 ms, seconds on a busy disk): one stays open.
@@ -78,6 +73,7 @@ class Process:
         self._timekeeper.stop()
         self._watch.stop()
         self._sampler.stop()
+        self._collector.stop()
         self._watchdog.stop()
         hub.close()
         announcer.close()

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,8 @@ import pytest
 from django.test import RequestFactory
 from django.urls import resolve
 
-from tests.support import Claim
+from config.serving.collector import Collector
+from tests.support import Claim, wait_until
 
 RUNNER = "/_electric/runners/r1"
 WAKES = "/runners/r1/wake?offset=0000000000000000_0000000000000000&live=long-poll"
@@ -81,3 +83,14 @@ def test_a_call_leaves_no_garbage(alice, call: Callable[[Views], object]):
     call(Views())  # what the first one makes, stays
     with no_garbage():
         call(Views())
+
+
+def test_what_is_held_does_not_stay_young(monkeypatch):
+    monkeypatch.setattr(Collector, "EVERY_S", 0.01)
+    collector = Collector()
+    collecting = threading.Thread(target=collector.run)
+    held: list[Any] = [[]]
+    collecting.start()
+    wait_until(lambda: any(each is held for each in gc.get_objects(generation=2)))
+    collector.stop()
+    collecting.join()
