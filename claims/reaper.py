@@ -123,7 +123,7 @@ def _expire(claim: ConsumerClaim) -> bool:
 
 
 class Housekeeper(threading.Thread):
-    """The thread of a server that leaves its pulse, reaps, and from time to time prunes."""
+    """The thread of a server that leaves its pulse, reaps, and keeps the tables in order."""
 
     def __init__(self) -> None:
         super().__init__(name="pullwake-housekeeper", daemon=True)
