@@ -20,6 +20,7 @@ from psycopg.abc import PQGen
 from psycopg.errors import IdleInTransactionSessionTimeout
 
 from core.database import cut
+from core.prepared.psycopg_parts import KeptStatements
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ class Connection(psycopg.Connection[Any]):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._prepared = KeptStatements()
         self._watchers: dict[int, Any] = {}
         self.waiting_since = 0.0
         self._was_idle = False

@@ -6,6 +6,7 @@ Each has a test in tests/core/test_psycopg_parts.py.
 from typing import Any
 
 import psycopg
+from psycopg._preparing import PrepareManager
 
 
 class ServerCursor(psycopg.Cursor[Any]):
@@ -18,3 +19,14 @@ class LoggedCursor(ServerCursor):
     def _get_prepared(self, pgq: Any, prepare: bool | None = None) -> Any:
         self._query = pgq
         return super()._get_prepared(pgq, prepare)
+
+
+class KeptStatements(PrepareManager):
+    """What a connection has prepared, kept until it closes."""
+
+    def clear(self) -> bool:
+        """Keep it: psycopg asks for this after a ROLLBACK, as a table might be gone with it.
+
+        Of ours none is, and each refusal would have all statements parsed and planned anew.
+        """
+        return False

@@ -1,8 +1,10 @@
 """Each part of psycopg that `core.prepared.psycopg_parts` uses is there and does what it did."""
 
+from contextlib import suppress
+
 import psycopg
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 
 from core.prepared.psycopg_parts import LoggedCursor, ServerCursor
 
@@ -46,3 +48,26 @@ def test_django_looks_for_the_text_where_a_logged_cursor_keeps_it():
         assert cursor._query.query == b"SELECT $1 + 4711"
         told = connection.ops.last_executed_query(cursor, ASKED, [1])
     assert told == "SELECT $1 + 4711"
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("of", ["a transaction", "a savepoint"])
+def test_what_is_prepared_outlives_a_rollback(of):
+    """psycopg would prepare everything anew."""
+
+    def ask():
+        with ServerCursor(connection.connection) as cursor:
+            cursor.execute(ASKED, [1])
+
+    connection.ensure_connection()
+    with suppress(ZeroDivisionError), transaction.atomic():
+        ask()
+        if of == "a transaction":
+            raise ZeroDivisionError
+        with suppress(ZeroDivisionError), transaction.atomic():
+            ask()
+            raise ZeroDivisionError
+    with ServerCursor(connection.connection) as cursor:
+        cursor.execute("SELECT statement FROM pg_prepared_statements")
+        assert ("SELECT $1 + 4711",) in cursor.fetchall()
+    ask()
