@@ -14,7 +14,7 @@ from dispatch import entities, firing, types
 from dispatch.streams import waiters
 from runners import changes
 from runners.models import Change, RunnerLiveness
-from tests.support import PAST, Api, come_due
+from tests.support import PAST, Api, come_due, wait_until
 
 # What a transaction wrote is in the feed once it is over.
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -36,6 +36,8 @@ class Follower:
 
     def look(self) -> list[tuple[str, str]]:
         """Read on to the end: the operations, with their keys."""
+        # Autovacuum writes, too, and what follows its transaction is told after it.
+        wait_until(lambda: (now := changes.now_settled("runner")).below == now.ahead)
         told = []
         up_to_date = False
         while not up_to_date:
