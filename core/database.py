@@ -23,6 +23,7 @@ from django.db import (
 )
 from django.db.models import BooleanField, Func
 from psycopg.errors import (
+    FeatureNotSupported,
     IdleInTransactionSessionTimeout,
     LockNotAvailable,
     ReadOnlySqlTransaction,
@@ -41,11 +42,12 @@ _OUTAGES = (
     *(psycopg.OperationalError, psycopg.InterfaceError, sqlite3.OperationalError),
 )
 
-_PASSING = (IdleInTransactionSessionTimeout, ReadOnlySqlTransaction)
-"""Of the errors that psycopg calls internal, those of a session or a server that will not do.
+_PASSING = (FeatureNotSupported, IdleInTransactionSessionTimeout, ReadOnlySqlTransaction)
+"""Of other errors those of a session or a server that will not do.
 
 A standby refuses writes until it is promoted; a session that was idle in a transaction for too
-long, of a process that was frozen meanwhile, has been ended.
+long, of a process that was frozen meanwhile, has been ended; and what a session had prepared before
+a migration changed a column is refused once.
 """
 
 

@@ -7,10 +7,19 @@ from typing import Any
 
 import psycopg
 from psycopg._preparing import PrepareManager
+from psycopg.errors import FeatureNotSupported
 
 
 class ServerCursor(psycopg.Cursor[Any]):
     """Binds at the server, which is what prepares a statement."""
+
+    def execute(self, *args: Any, **kwargs: Any) -> Any:
+        """Execute; where a column is another since it was prepared, the next time does so anew."""
+        try:
+            return super().execute(*args, **kwargs)
+        except FeatureNotSupported:
+            PrepareManager.clear(self.connection._prepared)
+            raise
 
 
 class LoggedCursor(ServerCursor):

@@ -4,8 +4,9 @@ from contextlib import suppress
 
 import psycopg
 import pytest
-from django.db import connection, transaction
+from django.db import NotSupportedError, connection, transaction
 
+from core.database import is_passing
 from core.prepared.psycopg_parts import LoggedCursor, ServerCursor
 
 pytestmark = [pytest.mark.postgres, pytest.mark.django_db]
@@ -71,3 +72,23 @@ def test_what_is_prepared_outlives_a_rollback(of):
         cursor.execute("SELECT statement FROM pg_prepared_statements")
         assert ("SELECT $1 + 4711",) in cursor.fetchall()
     ask()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_is_prepared_is_forgotten_once_a_column_is_another():
+    """As a migration beside running servers makes it; PostgreSQL refuses the plan for good."""
+
+    def ask():
+        with connection.wrap_database_errors, ServerCursor(connection.connection) as cursor:
+            return cursor.execute("SELECT name FROM changing WHERE name = %s", ["n"]).fetchall()
+
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE changing AS SELECT 'n'::varchar(3) AS name")
+        ask()
+        cursor.execute("ALTER TABLE changing ALTER name TYPE varchar(4)")
+    with pytest.raises(NotSupportedError) as refused:
+        ask()
+    assert is_passing(refused.value)
+    assert ask() == [("n",)]
+    with connection.cursor() as cursor:
+        cursor.execute("DROP TABLE changing")
