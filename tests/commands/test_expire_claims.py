@@ -121,7 +121,7 @@ def test_sigterm_lets_the_round_finish(lapsed, start, loop):
         command.process.send_signal(signal.SIGTERM)
         assert command.process.poll() is None
 
-    assert command.process.wait(15) == 0
+    assert command.process.wait(15) == 0, command.said
     assert DONE.findall(command.said) == [("2", "0", "0")]
     assert statuses(lapsed) == ["e1 expired", "e2 expired", "e3 active"]
 

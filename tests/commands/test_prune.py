@@ -147,7 +147,7 @@ def test_sigterm_lets_the_batch_finish_and_begins_no_other(aged, start):
         command.process.send_signal(signal.SIGTERM)
         assert command.process.poll() is None
 
-    assert command.process.wait(15) == 0
+    assert command.process.wait(15) == 0, command.said
     assert command.said == "deleted 1 claims\n"
     assert counts(aged) == {**before, "claims": before["claims"] - 1}
 
