@@ -31,7 +31,7 @@ class LoggedCursor(ServerCursor):
 
 
 class KeptStatements(PrepareManager):
-    """What a connection has prepared, kept until it closes."""
+    """What a connection has prepared, kept until it closes or `ServerCursor` is refused one."""
 
     def clear(self) -> bool:
         """Keep it: psycopg asks for this after a ROLLBACK, as a table might be gone with it.

@@ -82,6 +82,17 @@ class Counted:
         return self.read(after)
 
     def read(self, after: int) -> Page:
+        # The tail first: all below it is committed by now, so nothing can appear there later.
+        end = self.end()
+        if after >= end.tail:  # most of those that wait
+            return Page([], end.tail, up_to_date=True, closed=end.closed)
+        return self._past(after, end)
+
+    def end(self) -> End:
+        raise NotImplementedError
+
+    def _past(self, after: int, end: End) -> Page:
+        """What lies past an offset that is short of the end."""
         raise NotImplementedError
 
 
@@ -127,11 +138,7 @@ class WakesOf(Counted):
             raise NotFound(_GONE)
         return End(stream.tail)
 
-    def read(self, after: int) -> Page:
-        # The tail first: all below it is committed by now, so nothing can appear there later.
-        end = self.end()
-        if after >= end.tail:
-            return _nothing(end)
+    def _past(self, after: int, end: End) -> Page:
         wakes = _WAKES.all(runner=self.runner_id, after=after, tail=end.tail)
         return _page([(wake.offset, self._event(wake)) for wake in wakes], end)
 
@@ -162,10 +169,7 @@ class EventsOf(Counted):
             raise NotFound(_GONE)
         return End(state.tail, closed=state.ended == DispatchState.End.KILLED)
 
-    def read(self, after: int) -> Page:
-        end = self.end()
-        if after >= end.tail:
-            return _nothing(end)
+    def _past(self, after: int, end: End) -> Page:
         return _kept(_EVENTS.all(entity=self.entity_id, after=after, tail=end.tail), after, end)
 
 
@@ -185,17 +189,9 @@ class SharedEventsOf(Counted):
             raise NotFound(_GONE)
         return End(state.tail)
 
-    def read(self, after: int) -> Page:
-        end = self.end()
-        if after >= end.tail:
-            return _nothing(end)
+    def _past(self, after: int, end: End) -> Page:
         found = _SHARED_EVENTS.all(state=self.state_id, after=after, tail=end.tail)
         return _kept(found, after, end)
-
-
-def _nothing(end: End) -> Page:
-    """What a reader finds that is at the tail, or past it: most of those that wait."""
-    return Page([], end.tail, up_to_date=True, closed=end.closed)
 
 
 def _kept(found: "Sequence[tuple[int, str | None]]", after: int, end: End) -> Page:
