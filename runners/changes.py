@@ -149,8 +149,8 @@ class Settled:
     ahead: int
 
 
-# Transactions are numbered for the whole server. One that certainly belongs to another database
-# holds nobody back here; one that has just ended is waited for once more.
+# Transactions are numbered for the whole server. One of another database holds nobody back here,
+# nor does one that has ended meanwhile: its lock is looked for first, as that goes last.
 _SETTLED = """
 SELECT COALESCE(MIN(number), ahead), ahead
 FROM (
@@ -159,11 +159,14 @@ FROM (
     LEFT JOIN LATERAL (
         SELECT under_way::text::bigint AS number
         FROM pg_snapshot_xip(now) AS under_way
-        WHERE NOT EXISTS (
-            SELECT FROM pg_locks JOIN pg_stat_activity USING (pid)
-            WHERE locktype = 'transactionid' AND mode = 'ExclusiveLock' AND granted
-                AND transactionid = under_way::xid AND datname <> current_database()
-        )
+        WHERE CASE
+            WHEN EXISTS (
+                SELECT FROM pg_locks JOIN pg_stat_activity USING (pid)
+                WHERE locktype = 'transactionid' AND mode = 'ExclusiveLock' AND granted
+                    AND transactionid = under_way::xid AND datname <> current_database()
+            ) THEN false
+            ELSE pg_xact_status(under_way) = 'in progress'
+        END
     ) AS other ON true
 ) AS found
 GROUP BY ahead

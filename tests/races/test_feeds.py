@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,13 @@ def alone(call: Callable[[], Any]) -> Any:
         return call()
     finally:
         connections.close_all()
+
+
+def elsewhere() -> dict[str, Any]:
+    """Where another database of the same server is."""
+    facts = connection.get_connection_params()
+    address = {name: facts[name] for name in ("host", "port", "user", "password")}
+    return {**address, "dbname": "postgres"}
 
 
 def test_a_change_that_commits_later_is_not_passed_over(alice: Api):
@@ -47,13 +55,42 @@ def test_what_is_under_way_in_another_database_holds_nobody_back(alice: Api):
     """Transactions are numbered for all databases of a server."""
     feed = Follower(alice)
     feed.look()
-    facts = connection.get_connection_params()
-    address = {name: facts[name] for name in ("host", "port", "user", "password")}
-    with psycopg.connect(**address, dbname="postgres") as other:
+    with psycopg.connect(**elsewhere()) as other:
         other.execute("SELECT pg_current_xact_id()")
         alice.register()
         alice.make_entity("/agent/e1")
         assert feed.look() == [("upsert", "/agent/e1")]
+
+
+BUSY_CONNECTIONS = 8
+BUSY = """
+DO $$ BEGIN
+    LOOP
+        PERFORM pg_current_xact_id();
+        PERFORM pg_sleep(0.005);
+        COMMIT;
+    END LOOP;
+END $$
+"""
+
+
+def test_what_has_just_ended_in_another_database_holds_nobody_back(alice: Api):
+    """Whoever has written reads what was written, however busy the other databases are."""
+    alice.register()
+    feed = Follower(alice)
+    feed.look()
+    with ExitStack() as stack:
+        threads = stack.enter_context(ThreadPoolExecutor(BUSY_CONNECTIONS))
+        for _ in range(BUSY_CONNECTIONS):
+            other = stack.enter_context(psycopg.connect(**elsewhere(), autocommit=True))
+            threads.submit(other.execute, BUSY)
+            stack.callback(other.cancel)
+        late = []
+        for number in range(100):
+            alice.make_entity(f"/agent/e{number}")
+            if feed.look(now=True) != [("upsert", f"/agent/e{number}")]:
+                late.append(number)
+    assert late == []
 
 
 URLS = [f"/agent/e{number}" for number in range(8)]
