@@ -438,7 +438,7 @@ class DisableView(AdminStatusView):
 class HealthView(RunnerResource):
     """/_electric/runners/:id/health"""
 
-    find = staticmethod(registry.find_seen)
+    find = staticmethod(reports.find_counted)
 
     @documented("Report a runner's health", answers={200: HealthReport})
     def get(self, request: HttpRequest, runner_id: str) -> HttpResponse:

@@ -62,14 +62,23 @@ _CLAIMS = Select(
         .order_by("pk")[: MOST_LISTED + 1]
     )
 )
-_COUNTS = Values(
-    lambda: Runner.objects.filter(pk=Param("runner")).values_list(
-        count_of(DispatchState.objects.claimed()),
-        count_of(Wake.objects.outstanding()),
-        count_of(DispatchState.objects.unwoken()),
-        *_failed_and_ended("pk"),
+_COUNTED = Select(lambda: _with_counts(registry.seen().filter(pk=Param("id"))))
+
+
+def find_counted(runner_id: str) -> Runner:
+    """A runner as `examine` takes it. Raises NotFound."""
+    return registry.found(_COUNTED.first(id=runner_id), runner_id)
+
+
+def _with_counts(runners: RunnerQuerySet) -> RunnerQuerySet:
+    failed, ended = _failed_and_ended("pk")
+    return runners.annotate(
+        claimed=count_of(DispatchState.objects.claimed()),
+        outstanding=count_of(Wake.objects.outstanding()),
+        unwoken=count_of(DispatchState.objects.unwoken()),
+        failed=failed,
+        ended=ended,
     )
-)
 
 
 def count_of(rows: Any) -> Coalesce:
@@ -78,29 +87,34 @@ def count_of(rows: Any) -> Coalesce:
     return Coalesce(Subquery(n.values("n"), output_field=IntegerField()), Value(0))
 
 
-def examine(runner: Runner) -> Report:
-    """The report of a runner that has liveness and ``now``: two statements.
+def examine(runner: Any) -> Report:
+    """The report of a runner that `find_counted` found: one statement.
 
-    Of one that holds more claims than are listed, four.
+    Of one that holds more claims than are listed, three.
     """
     claims = _CLAIMS.all(runner=runner.pk)
     held, lapsed = len(claims), sum(claim.lease_end <= runner.now for claim in claims)
     if held > MOST_LISTED:
         own = runner.claims.all()
         held, lapsed = own.active().count(), own.lapsed().count()
-    counts = _COUNTS.first(runner=runner.pk) or (0, 0, 0, 0, 0)
-    active, outstanding, unwoken, failed, ended = counts
     verdict = health(
         runner,
         claims=held,
         lapsed=lapsed,
-        failed=failed,
-        ended=ended,
+        failed=runner.failed,
+        ended=runner.ended,
         now=runner.now,
     )
-    # What is woken has work: `wakes.settle` withdraws a wake whose work was withdrawn.
-    listed, pending = claims[:MOST_LISTED], outstanding + unwoken
-    return Report(runner, listed, held, active, outstanding, pending, verdict)
+    return Report(
+        runner,
+        claims[:MOST_LISTED],
+        held,
+        runner.claimed,
+        runner.outstanding,
+        # What is woken has work: `wakes.settle` withdraws a wake whose work was withdrawn.
+        runner.outstanding + runner.unwoken,
+        verdict,
+    )
 
 
 def with_held(runners: RunnerQuerySet) -> RunnerQuerySet:

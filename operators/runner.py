@@ -9,14 +9,14 @@ from django.contrib import admin
 from django.db import transaction
 from django.db.models import Count, F, OuterRef, Q, QuerySet, Subquery
 from django.db.models.fields.json import KeyTextTransform
-from django.http import HttpRequest
+from django.http import Http404, HttpRequest
 from django.utils.html import format_html, format_html_join
 
 from claims import endings
-from claims.reports import Report, examine, with_failures, with_held, with_presence
+from claims.reports import Report, examine, find_counted, with_failures, with_held, with_presence
 from claims.standing import trouble_of
 from core.clock import span_of
-from core.errors import InvalidRequest, NotRunning
+from core.errors import InvalidRequest, NotFound, NotRunning
 from core.principals import Principal
 from dispatch import arrivals, entities
 from dispatch.models import DispatchState
@@ -407,7 +407,10 @@ class RunnerAdmin(OperatorAdmin):
 
     def story(self, request: HttpRequest, row: Any) -> dict[str, Any]:
         waiting = row.wakes.outstanding().annotate(entity_url=F("entity__url"))
-        report = examine(row)
+        try:
+            report = examine(find_counted(row.pk))
+        except NotFound:  # deleted just now
+            raise Http404 from None
         return {
             "report": report,
             "doing": _doing(row, report),

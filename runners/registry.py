@@ -20,7 +20,7 @@ from core.prepared import Param, Select, Update
 from core.principals import Principal
 from runners import changes
 from runners.health import health, liveness
-from runners.models import Change, Runner, RunnerLiveness, WakeStream
+from runners.models import Change, Runner, RunnerLiveness, RunnerQuerySet, WakeStream
 
 HEARTBEAT_LEASE = timedelta(seconds=30)
 """The liveness lease of a heartbeat that names none."""
@@ -59,20 +59,24 @@ _RUNNER = Select(lambda: Runner.objects.filter(pk=Param("id")))
 
 def find(runner_id: str) -> Runner:
     """A runner. Raises NotFound."""
-    return _found(_RUNNER.first(id=runner_id), runner_id)
+    return found(_RUNNER.first(id=runner_id), runner_id)
 
 
-_RUNNER_SEEN = Select(
-    lambda: with_now(Runner.objects.select_related("liveness")).filter(pk=Param("id"))
-)
+def seen() -> RunnerQuerySet:
+    """Runners with their liveness and ``now``."""
+    return with_now(Runner.objects.select_related("liveness"))
+
+
+_RUNNER_SEEN = Select(lambda: seen().filter(pk=Param("id")))
 
 
 def find_seen(runner_id: str) -> Runner:
-    """A runner with its liveness and ``now``. Raises NotFound."""
-    return _found(_RUNNER_SEEN.first(id=runner_id), runner_id)
+    """One of `seen`. Raises NotFound."""
+    return found(_RUNNER_SEEN.first(id=runner_id), runner_id)
 
 
-def _found(runner: Runner | None, runner_id: str) -> Runner:
+def found(runner: Runner | None, runner_id: str) -> Runner:
+    """The runner that was looked for by this id. Raises NotFound."""
     if runner is None:
         raise NotFound(f"There is no runner {runner_id}.")
     return runner
@@ -80,7 +84,7 @@ def _found(runner: Runner | None, runner_id: str) -> Runner:
 
 def lock(runner_id: str) -> Runner:
     """A runner, locked until the transaction ends. Raises NotFound."""
-    return _found(_lock(runner_id), runner_id)
+    return found(_lock(runner_id), runner_id)
 
 
 def lock_own(caller: Principal, runner_id: str) -> Runner:

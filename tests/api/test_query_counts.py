@@ -72,10 +72,10 @@ def test_a_runners_heartbeat_costs_two(runner, body):
     assert cost(lambda: runner.post("/_electric/runners/r1/heartbeat", body)) == 2
 
 
-def test_a_runners_health_costs_three(runner):
+def test_a_runners_health_costs_two(runner):
     runner.claim()
     runner.make_entity("/agent/e2", initialMessage="hi")
-    assert cost(lambda: runner.get("/_electric/runners/r1/health")) == 3
+    assert cost(lambda: runner.get("/_electric/runners/r1/health")) == 2
 
 
 def test_a_claim_of_a_wake_event_costs_six_and_two_for_a_limit(runner):
