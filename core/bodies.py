@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import Annotated, Any, NoReturn, TypeVar, Union, cast, get_args, get_origin
 
 import msgspec
@@ -24,6 +25,13 @@ T = TypeVar("T")
 
 MAX_DEPTH = 200
 """Arrays and objects within each other: more, and what handles a body would run out of stack."""
+
+MOST_NAMED = 100
+"""Bad fields that an error names: of a body that has hundreds of thousands, naming all would stop
+the worker for seconds, and the answer would be many times the body."""
+
+_MOST_LOOKED_AT = 10_000
+"""Items of a list or an object that are looked at for these."""
 
 _EXACT = 2**53
 """Below it a float is the number that was written."""
@@ -83,10 +91,11 @@ def decode(raw: bytes, kind: type[T], *, any_text: bool = False, reports: Sequen
     """Decode JSON as a value of ``kind``; unknown keys are ignored.
 
     Raises InvalidRequest for what is not JSON, is nested deeper than `MAX_DEPTH`, or is not of that
-    kind; the details then name every bad field. No database can store half a surrogate pair or a
-    NUL in a string, so both are refused. With ``any_text`` half a pair becomes U+FFFD and NULs are
-    left to the caller, for `clean_text`; the same holds for the top-level fields named in
-    ``reports``. With either, a number that is too large is infinite, as in JavaScript.
+    kind; the details then name every bad field, up to `MOST_NAMED`. No database can store half a
+    surrogate pair or a NUL in a string, so both are refused. With ``any_text`` half a pair becomes
+    U+FFFD and NULs are left to the caller, for `clean_text`; the same holds for the top-level
+    fields named in ``reports``. With either, a number that is too large is infinite, as in
+    JavaScript.
     """
     text = ""
     parse = _parsed_infinite if any_text or reports else msgspec.json.decode
@@ -104,11 +113,12 @@ def decode(raw: bytes, kind: type[T], *, any_text: bool = False, reports: Sequen
             checked = parse(text)
             if isinstance(checked, dict):
                 checked = {name: each for name, each in checked.items() if name not in reports}
-            details = list(_nuls(checked, ""))
+            details = list(islice(_nuls(checked, ""), MOST_NAMED))
             if details:
                 raise InvalidRequest("A string holds a NUL character.", details=details)
     except msgspec.ValidationError as exc:
-        details = list(_problems(kind, _whole(_untyped(text, parse)), ""))
+        problems = _problems(kind, _whole(_untyped(text, parse)), "")
+        details = list(islice(problems, MOST_NAMED))
         raise InvalidRequest(_sentence(details, exc), details=details) from None
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply.") from None
@@ -242,8 +252,12 @@ def _problems(kind: Any, value: Any, path: str) -> Iterator[dict[str, str]]:
     except msgspec.ValidationError as exc:
         message = re.sub(r" - at `[^`]*`$", "", str(exc))
         own = {"path": path, "message": ": ".join([message, *_said_of(kind)])}
-    found = list(_problems_inside(_container(kind, value), value, path))
-    yield from found or [own]
+    found = False
+    for problem in _problems_inside(_container(kind, value), value, path):
+        found = True
+        yield problem
+    if not found:
+        yield own
 
 
 def _said_of(kind: Any) -> Iterator[str]:
@@ -257,11 +271,11 @@ def _said_of(kind: Any) -> Iterator[str]:
 
 def _problems_inside(container: Any, value: Any, path: str) -> Iterator[dict[str, str]]:
     if get_origin(container) is list:
-        for index, each in enumerate(value):
+        for index, each in enumerate(value[:_MOST_LOOKED_AT]):
             yield from _problems(get_args(container)[0], each, f"{path}/{index}")
     elif get_origin(container) is dict:
         of_key, of_value = get_args(container)
-        for key, each in value.items():
+        for key, each in islice(value.items(), _MOST_LOOKED_AT):
             at = path + pointer(key)
             yield from _problems(of_key, key, at)
             yield from _problems(of_value, each, at)

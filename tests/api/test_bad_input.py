@@ -7,6 +7,7 @@ import socket
 import msgspec
 import pytest
 
+from core.bodies import MOST_NAMED
 from tests.api.endpoints import (
     CRON,
     ENDPOINTS,
@@ -773,6 +774,26 @@ def test_a_number_that_is_the_callers_own_may_be_any(scene, endpoint, template):
 )
 def test_every_bad_field_is_named(refused, endpoint, body, named):
     assert paths(refused(BY_NAME[endpoint], 400, "INVALID_REQUEST", body=body)) == named
+
+
+MANY = 600
+"""More bad fields than an error names, in a body that is taken."""
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body"),
+    [
+        (f"POST /{CALLBACK}", {"acks": [1] * MANY}),
+        (f"POST /{RUNNERS}", {"id": "new", "label": "x", "sandbox_profiles": [{}] * MANY}),
+        (f"PUT /{ENTITY}", {"tags": dict.fromkeys(map(str, range(MANY)), 1)}),
+        (f"POST /{ENTITY}/send", {"payload": ["\0"] * MANY}),
+        (f"POST /{MAIN}", ["\0"] * MANY),
+    ],
+    ids=["acks", "profiles", "tags", "NULs in a payload", "NULs in events"],
+)
+def test_of_very_many_bad_fields_the_first_are_named(refused, endpoint, body):
+    answer = refused(BY_NAME[endpoint], 400, "INVALID_REQUEST", body=body)
+    assert len(paths(answer)) == MOST_NAMED
 
 
 @pytest.mark.parametrize("endpoint", [e for e in ENDPOINTS if e.who != "anyone"], ids=str)
