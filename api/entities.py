@@ -426,9 +426,19 @@ class EntityView(EntityResource):
         except DuplicateUrl as duplicate:
             existing = entities.find(type_name, name)
             if entities.may_read(existing, caller):
-                duplicate.details = {"entity": entity_body(existing)}
+                duplicate.details = {"entity": self._shown(existing)}
             raise
         return answer(entity_body(entity, txid), 201)
+
+    def _shown(self, existing: Entity) -> EntityBody | JsonObject:
+        """An entity that the principal may read; where another calls in its name and may do nothing
+        about that one, only the address, which is what runtimes look at.
+        """
+        try:
+            self.actor.prove(existing.url, within=True)
+        except Forbidden:
+            return {"url": existing.url, "streams": {"main": existing.stream_path}}
+        return entity_body(existing)
 
     @documented("Get an entity", answers={200: EntityBody})
     def get(self, request: HttpRequest, type_name: str, name: str) -> HttpResponse:

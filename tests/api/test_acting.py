@@ -240,6 +240,32 @@ def test_a_duplicate_is_shown_to_who_acts_for_its_creator(stage):
     assert answer.body["error"]["details"]["entity"]["url"] == "/agent/child"
 
 
+def test_of_a_duplicate_that_is_no_part_of_the_task_only_the_address_is_shown(stage):
+    body = {"parent": "/agent/x"}
+    address = {"url": "/agent/other", "streams": {"main": "/agent/other/main"}}
+    acting = stage.by(stage.alice, "user:dora")
+    answer = acting("PUT", "/_electric/entities/agent/other", body)
+    assert answer.error == "DUPLICATE_URL"
+    assert answer.body["error"]["details"]["entity"] == address
+    # The creator itself, and whoever has no right in it, are answered as ever.
+    answer = stage.dora("PUT", "/_electric/entities/agent/other", body)
+    assert answer.body["error"]["details"]["entity"]["tags"] == {"color": "blue"}
+    answer = stage.bob("PUT", "/_electric/entities/agent/other", {})
+    assert (answer.error, "details" in answer.body["error"]) == ("DUPLICATE_URL", False)
+
+
+def test_a_token_for_one_runner_shows_no_duplicate_that_is_no_part_of_the_task(stage):
+    dora = bearer("user:dora", runner_id="r4")
+    dora.register("r4")
+    stage.dora("DELETE", "/_electric/entities/agent/y")
+    stage.dora.make_entity("/agent/y", "r4", initialMessage="hi")
+    dora.claim("r4")
+    for url, parts in (("/agent/other", {"url", "streams"}), ("/agent/y", None)):
+        answer = dora("PUT", f"/_electric/entities{url}", {"parent": "/agent/y"})
+        shown = answer.body["error"]["details"]["entity"]
+        assert set(shown) == parts if parts else "tags" in shown
+
+
 def test_without_a_parent_nobody_acts_for_another(stage):
     acting = stage.by(stage.alice, "user:dora")
     assert acting("PUT", "/_electric/entities/agent/new", {}).status == 403
