@@ -10,6 +10,7 @@ from typing import Any
 from django.conf import settings
 from django.http import HttpRequest
 from rest_framework.authentication import BaseAuthentication
+from rest_framework.permissions import SAFE_METHODS
 
 from core.addresses import client_address, is_trusted_proxy
 from core.errors import Forbidden, PullwakeError, Unauthenticated
@@ -39,6 +40,15 @@ class RunnerAuthentication(Authentication):
     def authenticate(self, request: HttpRequest) -> tuple[Principal, str | None]:
         """The caller. Raises Unauthenticated, or Forbidden when two credentials disagree."""
         return reader_of(request)
+
+
+class ReaderAuthentication(Authentication):
+    """The same, for a stream that handlers read, too: they are the view's to let in."""
+
+    def authenticate(self, request: HttpRequest) -> tuple[Principal, str | None] | None:
+        """The caller, or None for a claim's token. Raises what `RunnerAuthentication` raises."""
+        is_read = request.method in SAFE_METHODS
+        return reader_of(request) if is_read and claim_token(request) is None else None
 
 
 class MetricsAuthentication(Authentication):

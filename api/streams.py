@@ -9,14 +9,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 
-from api.authentication import HANDLER, access_token, claim_token, reader_of
+from api.authentication import HANDLER, ReaderAuthentication, access_token, claim_token
 from api.http_errors import error_response, status_of, translate
 from api.openapi import documented
 from api.permissions import MayReadOrAct
@@ -38,7 +38,6 @@ from core.errors import (
     Unauthenticated,
 )
 from core.identifiers import hash_secret, require_id
-from core.principals import Principal
 from dispatch import entities
 from dispatch.models import Entity
 from dispatch.streams import offsets, producers, reads, waiters
@@ -94,7 +93,7 @@ class WakeStreamView(RunnerResource):
 class MainStreamView(ApiView):
     """/:type/:id/main"""
 
-    authentication_classes = ()
+    authentication_classes = (ReaderAuthentication,)
     permission_classes = ()
     reports = True
 
@@ -112,8 +111,7 @@ class MainStreamView(ApiView):
         From the start that is what is left of it; where what follows another offset was removed,
         410.
         """
-        self.who, entity = _find_to_read(request, type_name, name)
-        return serve(request, reads.EventsOf(entity.pk))
+        return serve(request, reads.EventsOf(self._find_to_read(type_name, name).pk))
 
     @documented("Find the tail of an entity's stream", answers={200: None})
     def head(self, request: HttpRequest, type_name: str, name: str) -> HttpResponseBase:
@@ -148,26 +146,24 @@ class MainStreamView(ApiView):
             next_offset = offsets.encode_just_past(appended.unseen_work - 1)
         return answer_append(next_offset, sequence, is_new=appended.is_new)
 
+    def _find_to_read(self, type_name: str, name: str) -> Entity:
+        """The entity, whose stream the caller or a handler may read.
 
-def _find_to_read(
-    request: HttpRequest, type_name: str, name: str
-) -> tuple[Principal | None, Entity]:
-    """The principal that calls, None for a handler, and the entity, whose stream it may read.
-
-    Raises Unauthenticated, NotFound, Forbidden. NotFound is for principals; see `_find_for_holder`.
-    """
-    token = claim_token(request)
-    if token is None:
-        caller, runner_id = reader_of(request)
-        entity = entities.find(type_name, name)
-        own = runner_id is None and entities.may_read(entity, caller)
-        if not own and not acting.may_read(caller, entity, runner_id):
-            raise Forbidden(MayReadOrAct.message)
-        return caller, entity
-    entity = _find_for_holder(type_name, name)
-    if not entity.claims.opened_by(hash_secret(token)).exists():
-        raise Unauthenticated(writes.NOT_THE_HOLDER)
-    return None, entity
+        Raises Unauthenticated, NotFound, Forbidden. NotFound is for principals; see
+        `_find_for_holder`.
+        """
+        token = claim_token(self.request)
+        if token is None:
+            runner_id = cast(str | None, self.request.auth)
+            entity = entities.find(type_name, name)
+            own = runner_id is None and entities.may_read(entity, self.caller)
+            if not own and not acting.may_read(self.caller, entity, runner_id):
+                raise Forbidden(MayReadOrAct.message)
+            return entity
+        entity = _find_for_holder(type_name, name)
+        if not entity.claims.opened_by(hash_secret(token)).exists():
+            raise Unauthenticated(writes.NOT_THE_HOLDER)
+        return entity
 
 
 def _find_for_holder(type_name: str, name: str) -> Entity:

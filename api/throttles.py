@@ -22,19 +22,26 @@ BURST_S = 10
 """For so many seconds' worth of calls one may call as fast as one can."""
 
 _MOST_KNOWN = 10_000
+_LONGEST_KEY = 64
+"""Characters: of a token all of them."""
 
 _buckets: dict[str, tuple[float, float]] = {}
 """By caller: the calls that were left, and when that was."""
 
 
 def caller_key(request: HttpRequest) -> str:
-    """Who calls: a principal's URL, or the token of a claim, which stands for its handler."""
+    """Who calls: a principal's URL, or the token of a claim, which stands for its handler.
+
+    Whoever calls in another's name is the caller, not the other: anybody can say a name.
+    """
     user: Any = request.user
-    principal = getattr(user, "principal", user)
-    if principal is not None:
+    principal = getattr(user, "owner", None) or getattr(user, "principal", user)
+    if principal is not None and getattr(user, "claim", None) is None:
         return str(principal.url)
     meta = request.META
-    return str(meta.get("HTTP_ELECTRIC_CLAIM_TOKEN") or meta.get("HTTP_AUTHORIZATION") or "")
+    sent = str(meta.get("HTTP_ELECTRIC_CLAIM_TOKEN") or meta.get("HTTP_AUTHORIZATION") or "")
+    # However "Bearer" is written before it; made-up ones may be as long as a header.
+    return "".join(sent.split()[-1:])[:_LONGEST_KEY]
 
 
 class CallerThrottle(BaseThrottle):

@@ -2,6 +2,7 @@
 
 import re
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_network
 from urllib.parse import quote, urlsplit
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from api import lists, throttles
 from dispatch.models import Entity, EntityType, Producer, Registration, SharedState, Timer
 from runners.models import Runner
+from tests.api.endpoints import bearer
 from tests.factories import RunnerFactory
 from tests.support import Api
 
@@ -59,6 +61,44 @@ def test_a_handler_is_limited_by_its_token(alice, settings):
         assert claim.append({"a": 1}, token=token).status == 204
     assert refused(claim.append({"a": 1}, token=token))
     assert claim.heartbeat().status == 200  # which has a token of its own
+
+
+def test_a_handler_that_sends_takes_nothing_of_its_creators(alice, bob, settings):
+    alice.register()
+    alice.make_entity(initialMessage="hi")
+    token = alice.claim().mint()
+    settings.PULLWAKE_RATE_PER_S = 1
+    throttles._buckets.clear()
+    handler = Api(Electric_Claim_Token=token)
+    for _ in range(throttles.BURST_S):
+        handler.send()
+    assert refused(handler.post(f"{ENTITIES}/agent/e1/send", {"payload": 1}))
+    alice.send()
+
+
+def test_who_says_anothers_name_takes_nothing_of_theirs(db, settings):
+    settings.DEVELOPMENT = False
+    alice, bob = bearer("user:alice"), bearer("user:bob")
+    settings.PULLWAKE_RATE_PER_S = 1
+    in_bobs_name = {"Electric_Principal": "user:bob"}
+    for _ in range(throttles.BURST_S):
+        assert alice("PUT", f"{ENTITIES}/agent/e1", {}, **in_bobs_name).status == 403
+    assert refused(alice("PUT", f"{ENTITIES}/agent/e1", {}, **in_bobs_name))
+    assert bob.get(RUNNERS).status == 200
+
+
+def test_who_reads_a_main_stream_is_limited_whatever_its_credential(alice, settings):
+    settings.DEVELOPMENT = False
+    settings.PULLWAKE_TRUSTED_PROXIES = [ip_network("127.0.0.1")]
+    first, second = bearer("user:alice"), bearer("user:alice")
+    first.make_entity("/agent/e1", None)
+    secret = second.headers["Authorization"].removeprefix("Bearer ")
+    settings.PULLWAKE_RATE_PER_S = 1
+    throttles._buckets.clear()
+    for _ in range(throttles.BURST_S):
+        assert first.get("/agent/e1/main").status == 200
+    for api in (first, second, Api(Authorization=f"bearer   {secret}"), alice):
+        assert refused(api.get("/agent/e1/main"))
 
 
 def test_zero_is_no_limit(alice, settings):
@@ -178,15 +218,17 @@ def test_producers(alice, settings):
 
 
 @pytest.mark.parametrize("live", ["long-poll", "sse"])
-def test_streams_held(alice, settings, live):
+@pytest.mark.parametrize("stream", ["/runners/r1/wake", "/agent/e1/main"])
+def test_streams_held(alice, settings, stream, live):
     settings.PULLWAKE_MAX_STREAMS = 1
     settings.PULLWAKE_LONG_POLL_MS = 0
     alice.register()
-    path = f"/runners/r1/wake?offset=-1&live={live}"
+    alice.make_entity()
+    path = f"{stream}?offset=now&live={live}"
     key = "/principal/user%3Aalice"
     with throttles.held(key, live):
         assert refused(alice.get(path))
-        assert alice.get("/runners/r1/wake").status == 200  # which is held by nobody
+        assert alice.get(stream).status == 200  # which is held by nobody
     if live == "long-poll":
         assert alice.get(path).status == 204
     assert key not in throttles._held
