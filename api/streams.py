@@ -77,7 +77,8 @@ class WakeStreamView(RunnerResource):
     )
     def get(self, request: HttpRequest, runner_id: str) -> HttpResponseBase:
         """The wakes that wait for one's own runner."""
-        return serve(request, reads.WakesOf(self.runner(runner_id).pk))
+        runner = self.runner(runner_id)
+        return serve(request, reads.WakesOf(runner.pk, runner.owner_principal))
 
     @documented("Find the tail of a runner's wakes", answers={200: None})
     def head(self, request: HttpRequest, runner_id: str) -> HttpResponseBase:
@@ -322,8 +323,8 @@ def _sse(
                         yield ":\n\n"  # fails when the reader is gone
                 else:
                     page = source.read(page.next_offset)
-            except OffsetGone:
-                return  # so slow a reader is told when it comes again
+            except (NotFound, OffsetGone):
+                return  # who comes again is told: it was deleted, or so slow a reader missed some
 
     said = Released(stream(), place)
     response = StreamingHttpResponse(said, content_type="text/event-stream")

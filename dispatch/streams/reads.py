@@ -96,7 +96,11 @@ class Counted:
         raise NotImplementedError
 
 
-_WAKE_STREAM = Select(lambda: WakeStream.objects.filter(runner=Param("runner")))
+_WAKE_STREAM = Select(
+    lambda: WakeStream.objects.filter(
+        runner=Param("runner"), runner__owner_principal=Param("owner")
+    )
+)
 _WAKES = Select(
     lambda: (
         Wake.objects.outstanding()
@@ -124,16 +128,21 @@ _SHARED_EVENTS = Values(
 
 @dataclass(frozen=True, slots=True)
 class WakesOf(Counted):
-    """A runner's wake stream: a view of its outstanding wakes."""
+    """A runner's wake stream: a view of its outstanding wakes.
+
+    ``owner`` is the URL of its owner: whoever waits for the wakes of a runner that is deleted
+    meanwhile must not be told those of another's that is registered by its id.
+    """
 
     runner_id: str
+    owner: str
 
     @property
     def key(self) -> str:
         return waiters.wake_stream_key(self.runner_id)
 
     def end(self) -> End:
-        stream = _WAKE_STREAM.first(runner=self.runner_id)
+        stream = _WAKE_STREAM.first(runner=self.runner_id, owner=self.owner)
         if stream is None:
             raise NotFound(_GONE)
         return End(stream.tail)

@@ -1,11 +1,13 @@
 """Reading a runner's wake stream: modes, offsets and headers, as the wire contract has them."""
 
 import time
+from collections.abc import Callable
 
 import pytest
 
 from api import streams
-from tests.support import Answer, Api
+from tests.serving.conftest import Held, make_idle, tail
+from tests.support import Answer, Api, Server
 
 ZERO = "0000000000000000_0000000000000000"
 ONE = "0000000000000000_0000000000000001"
@@ -243,3 +245,20 @@ def test_it_never_answers_a_well_formed_read_with_4xx(state: str, query: str, wo
         "GET", f"/runners/r1/wake{query}", b"{" if state == "body" else None, Accept="text/html"
     )
     assert answer.status == 200
+
+
+@pytest.mark.parametrize("mode", ["long-poll", "sse"])
+def test_who_waits_is_not_told_of_anothers_runner_by_the_same_id(
+    mode: str, server: Server, hold: Callable[..., Held]
+):
+    alice, bob = make_idle(server.client()), server.client("user:bob")
+    logged = len(server.log.read_text())
+    held = hold(server, f"/runners/r1/wake?offset={tail(alice)}&live={mode}")
+    tail(alice)
+    assert alice("DELETE", "/_electric/runners/r1").status == 204
+    bob.register()
+    bob.make_entity("/agent/bobs", initialMessage="hi")
+    answer = held.connection.getresponse()
+    assert answer.status == (200 if mode == "sse" else 404)
+    assert b"bobs" not in answer.read()
+    assert "Traceback" not in server.log.read_text()[logged:]
