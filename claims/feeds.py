@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -448,8 +448,7 @@ class Follower:
                 self._start = dropped.place
             self._end = end
             feeds = list(self._feeds.values()) if entries else []
-        seen = (each for each in feeds if any(each.sight.sees(entry) for entry in entries))
-        self._woken = sum(waiters.hub.wake(each.key) for each in seen)
+        self._woken = sum(waiters.hub.wake(each.key) for each in _concerned(feeds, entries))
         return len(rows) == len(found)
 
     def _skip(self, end: tuple[int, int]) -> None:
@@ -460,6 +459,22 @@ class Follower:
             self._start = self._end = end
             feeds = list(self._feeds.values())
         self._woken = sum(waiters.hub.wake(each.key) for each in feeds)
+
+
+def _concerned(feeds: Iterable[Feed], entries: Sequence[Entry]) -> Iterator[Feed]:
+    """The feeds whose readers see one of these changes.
+
+    What a caller sees at all is looked up once for all its feeds: it may hold thousands, each with
+    filters of its own, and others change thousands of rows.
+    """
+    theirs: dict[Principal, list[Entry]] = {}
+    for feed in feeds:
+        sight = feed.sight
+        if sight.caller not in theirs:
+            whole = Sight(sight.kind, sight.caller)
+            theirs[sight.caller] = [each for each in entries if whole.sees(each)]
+        if any(map(sight.sees, theirs[sight.caller])):
+            yield feed
 
 
 _pause = threading.Event()

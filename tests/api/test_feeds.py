@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from django.db.models.functions import Now
 
-from api.feeds import show_runner
+from api.feeds import show_entity, show_runner
 from claims import feeds, reaper, retention
 from core.principals import Principal
 from dispatch import entities, firing, types
@@ -416,6 +416,31 @@ def test_a_change_is_encoded_once_for_all_who_are_told(alice: Api):
         f"{place}_{since:016d}" for since in (1, 2)
     ]
     assert encoded == ["r1"]
+
+
+def test_what_a_caller_does_not_see_is_looked_at_once_for_all_its_feeds(
+    alice: Api, bob: Api, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("e1", "e2"):
+        bob.make_entity(f"/agent/{name}", None)
+    rows = Change.objects.filter(kind="entity")
+    entries = feeds._load(changes.Kind.ENTITY, list(rows), show_entity)
+    sights = [
+        feeds.Sight(changes.Kind.ENTITY, Principal.parse("user:alice"), tags=((str(tag), None),))
+        for tag in range(100)
+    ]
+    looks: list[feeds.Entry] = []
+    sees = feeds.Sight.sees
+
+    def noted(sight: feeds.Sight, entry: feeds.Entry) -> bool:
+        looks.append(entry)
+        return sees(sight, entry)
+
+    monkeypatch.setattr(feeds.Sight, "sees", noted)
+    of_alice = [feeds.Feed(sight, show_entity) for sight in sights]
+    of_bob = feeds.Feed(feeds.Sight(changes.Kind.ENTITY, Principal.parse("user:bob")), show_entity)
+    assert list(feeds._concerned([*of_alice, of_bob], entries)) == [of_bob]
+    assert len(looks) < 10
 
 
 def test_the_more_it_tells_the_longer_a_follower_waits(alice: Api, monkeypatch: Any):
