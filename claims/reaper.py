@@ -11,6 +11,7 @@ import logging
 import random
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -128,6 +129,8 @@ class Housekeeper(threading.Thread):
     def __init__(self) -> None:
         super().__init__(name="pullwake-housekeeper", daemon=True)
         self._stopped = threading.Event()
+        self._prune_at = time.monotonic() + PRUNE_EVERY_S * random.random()  # noqa: S311
+        self._pruning: Iterator[int] = iter(())
 
     def stop(self) -> None:
         """Begin no further round."""
@@ -136,7 +139,6 @@ class Housekeeper(threading.Thread):
     def run(self) -> None:
         """Work until stopped; trouble with the database is logged, and tried again."""
         interval = settings.PULLWAKE_REAPER_INTERVAL_MS / 1000
-        prune_at = time.monotonic() + PRUNE_EVERY_S * random.random()  # noqa: S311
         while not self._stopped.is_set():
             try:
                 with REAPER_ROUND.time():
@@ -144,9 +146,7 @@ class Housekeeper(threading.Thread):
                     reap()
                     tallies.catch_up()
                     planner.analyze_new_tables()
-                if time.monotonic() > prune_at:
-                    prune_at = time.monotonic() + PRUNE_EVERY_S
-                    retention.prune()
+                self._prune(interval / 2)
                 REAPER_ROUNDS.labels("done").inc()
             except Exception as exc:  # noqa: BLE001  the next round may do better
                 REAPER_ROUNDS.labels("failed").inc()
@@ -154,3 +154,16 @@ class Housekeeper(threading.Thread):
             connection.close()
             # Servers that started together need not reap together.
             self._stopped.wait(interval * random.uniform(0.8, 1.0))  # noqa: S311
+
+    def _prune(self, longest_s: float) -> None:
+        """Go on with what is pruned each hour, or begin it: the next round must not wait for all.
+
+        It may be millions of rows, and without a pulse meanwhile the server would count as away.
+        """
+        if time.monotonic() > self._prune_at:
+            self._prune_at = time.monotonic() + PRUNE_EVERY_S
+            self._pruning = retention.each_batch()
+        until = time.monotonic() + longest_s
+        for _ in in_turns(self._pruning):
+            if time.monotonic() > until or self._stopped.is_set():
+                return

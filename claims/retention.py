@@ -12,7 +12,6 @@ from django.db.models.functions import Now
 
 from claims import trimming
 from claims.models import ConsumerClaim, DeadLetter
-from core.database import in_turns
 from dispatch.models import SharedStateEvent, SharedStateLink, StreamEvent, Timer, Wake
 from runners import changes
 
@@ -74,6 +73,7 @@ def counted() -> Iterator[tuple[str, int]]:
     yield ACKED, trimming.count(BATCH)
 
 
-def prune() -> dict[str, int]:
-    """Delete everything that may be deleted: how many rows of each kind."""
-    return {name: sum(in_turns(each)) for name, each in pruning()}
+def each_batch() -> Iterator[int]:
+    """Delete everything that may be deleted, a batch at a time: how many rows."""
+    for _, each in pruning():
+        yield from each

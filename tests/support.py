@@ -32,6 +32,7 @@ from django.db.models.functions import Now
 from django.test import Client
 from django.test.client import ClientHandler
 
+from claims import retention
 from claims.models import ConsumerClaim, ServerPulse
 from config.serving.application import ApiHandler
 from dispatch.models import DispatchState, Timer, Wake
@@ -244,6 +245,11 @@ def age_wakes(**which: Any) -> None:
 def come_due(**which: Any) -> None:
     """Let the time of timers have come."""
     assert Timer.objects.pending().filter(**which).update(due_at=PAST)
+
+
+def prune() -> dict[str, int]:
+    """Delete all that may be: how many rows of each kind."""
+    return {name: sum(each) for name, each in retention.pruning()}
 
 
 def block(page: str, name: str) -> str:

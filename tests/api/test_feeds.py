@@ -8,13 +8,13 @@ import pytest
 from django.db.models.functions import Now
 
 from api.feeds import show_entity, show_runner
-from claims import feeds, reaper, retention
+from claims import feeds, reaper
 from core.principals import Principal
 from dispatch import entities, firing, types
 from dispatch.streams import waiters
 from runners import changes
 from runners.models import Change, RunnerLiveness
-from tests.support import PAST, Api, come_due, wait_until
+from tests.support import PAST, Api, come_due, prune, wait_until
 
 # What a transaction wrote is in the feed once it is over.
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -286,8 +286,8 @@ def test_who_missed_what_was_pruned_reads_all_anew(feed: Follower, alice: Api):
     alice("DELETE", "/_electric/entities/agent/e2")
     feed.look()
     Change.objects.filter(gone=True).update(changed_at="2020-01-01T00:00Z")
-    assert retention.prune()["changes"] == 2
-    assert retention.prune()["changes"] == 0
+    assert prune()["changes"] == 2
+    assert prune()["changes"] == 0
     assert late.look() == [("upsert", "/agent/e3")]
     assert (list(late.rows), late.resets) == (["/agent/e3"], 1)
     alice.make_entity("/agent/e4")

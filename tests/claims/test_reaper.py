@@ -11,7 +11,7 @@ from claims import endings, lifecycle, reaper
 from claims.models import ConsumerClaim, ServerPulse
 from dispatch.models import DispatchState, Wake, subscription_key
 from runners.models import RunnerLiveness
-from tests.factories import RunnerFactory, WakeFactory, ago, handle
+from tests.factories import ConsumerClaimFactory, RunnerFactory, WakeFactory, ago, handle
 from tests.support import age_wakes, end_delay, lapse
 
 NOTHING = reaper.Round()
@@ -437,3 +437,19 @@ def test_what_an_operator_took_back_was_never_counted(claim):
     silent()
     assert reaper.reap().pardoned == 0
     assert state().failures == 1
+
+
+# --- Beside it --------------------------------------------------------------------------------
+
+
+def test_its_rounds_do_not_wait_for_all_that_is_pruned(db):
+    ConsumerClaimFactory.create(released=True, claimed_at=ago(days=32), ended_at=ago(days=31))
+    Wake.objects.update(emitted_at=ago(days=31))
+    keeper = reaper.Housekeeper()
+    keeper._prune(60)
+    assert ConsumerClaim.objects.exists()  # it is not time yet
+    keeper._prune_at = 0
+    keeper._prune(0)
+    assert (ConsumerClaim.objects.exists(), Wake.objects.exists()) == (False, True)
+    keeper._prune(60)
+    assert not Wake.objects.exists()

@@ -7,7 +7,7 @@ from claims import retention, trimming
 from dispatch.models import DispatchState, SharedStateEvent, StreamEvent
 from dispatch.streams import offsets
 from tests.factories import ago
-from tests.support import end_delay
+from tests.support import end_delay, prune
 
 MAIN = "/agent/e1/main"
 TYPES = "/_electric/entity-types"
@@ -81,7 +81,7 @@ def test_of_two_limits_the_one_that_is_met_first_holds(talker):
 
 
 def test_pruning_removes_them_too(talker):
-    assert retention.prune()[retention.ACKED] == 4
+    assert prune()[retention.ACKED] == 4
 
 
 # --- What stays -------------------------------------------------------------------------------

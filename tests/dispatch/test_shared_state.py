@@ -3,7 +3,6 @@
 import pytest
 from django.db import transaction
 
-from claims import retention
 from dispatch import due, entities, wakes
 from dispatch.models import (
     DispatchState,
@@ -15,7 +14,7 @@ from dispatch.models import (
 )
 from dispatch.streams import log
 from tests.api.test_query_counts import cost
-from tests.support import Api
+from tests.support import Api, prune
 
 S1 = "/_electric/shared-state/s1"
 
@@ -504,8 +503,8 @@ def test_events_are_pruned_when_all_that_have_it_are_at_their_end(shared):
     shared.make_entity("/agent/e3")
     observe("/agent/e3", "s1")
     for url in ("/agent/e1", "/agent/e2"):
-        assert retention.prune()["shared events"] == 0
+        assert prune()["shared events"] == 0
         shared.signal(url, "SIGTERM")
-    assert retention.prune()["shared events"] == 1
+    assert prune()["shared events"] == 1
     answer = shared.get(S1)
     assert [each["headers"]["offset"] for each in answer.body] == [offset(2)]
