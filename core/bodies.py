@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import lru_cache
+from io import BytesIO
 from itertools import islice
 from typing import Annotated, Any, NoReturn, TypeVar, Union, cast, get_args, get_origin
 
@@ -72,6 +73,7 @@ def raw_body(request: HttpRequest) -> bytes:
             raise InvalidRequest(f"The body could not be read: {exc}.") from None
         if len(body) > limit:
             raise PayloadTooLarge
+        meta["wsgi.input"] = BytesIO(body)  # for a call that is carried out once more
     else:
         body = request.body
         if len(body) < length:

@@ -1,6 +1,7 @@
 """A call whose transaction the database ended, as we stood still, is carried out once more."""
 
 import select
+from io import BytesIO
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from psycopg.errors import IdleInTransactionSessionTimeout
 from rest_framework.permissions import BasePermission
 
 from api.views import ApiView
+from core.bodies import raw_body
 from dispatch import wakes
 
 pytestmark = pytest.mark.django_db
@@ -51,6 +53,20 @@ def answered(view: type[Counting]) -> tuple[int, int]:
 
 def test_it_is_so_once():
     assert answered(Counting) == (503, 2)
+
+
+def test_a_body_in_chunks_is_there_again():
+    told = []
+
+    class Reading(Counting):
+        def post(self, request: Any) -> Any:
+            told.append(raw_body(request))
+            raise ended()
+
+    sent: Any = {"HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input": BytesIO(b'{"id": 7}')}
+    request = RequestFactory().post("/", content_type="application/json", **sent)
+    Reading.as_view()(request)
+    assert told == [b'{"id": 7}'] * 2
 
 
 def test_not_where_its_caller_may_have_left(settings):
