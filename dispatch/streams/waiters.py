@@ -17,6 +17,7 @@ from contextlib import closing, contextmanager
 from functools import partial
 from typing import Protocol
 
+import msgspec
 from django.conf import settings
 from django.db import connection, transaction
 
@@ -40,9 +41,12 @@ _SQLITE_POLL_S = 0.02
 _RECONNECT_S = 0.5
 
 
+_RUNNERS = "r"
+
+
 def wake_stream_key(runner_id: str) -> str:
     """The key of a runner's wake stream."""
-    return f"r{runner_id}"
+    return f"{_RUNNERS}{runner_id}"
 
 
 def entity_stream_key(entity_id: int) -> str:
@@ -133,6 +137,11 @@ class Hub:
                 for key, waiters in self._waiters.items()
                 if (offsets := [each.after for each in waiters if each.after is not None])
             }
+
+    def runners(self) -> list[str]:
+        """The runners whose wake streams are waited for."""
+        with self._lock:
+            return [key[1:] for key in self._waiters if key.startswith(_RUNNERS)]
 
     def wake(self, key: str) -> int:
         """Set the events of those who wait for this stream: how many."""
@@ -252,6 +261,10 @@ _GROWING = {
 """Tables of events: the column that says of which stream, and that one's key."""
 
 
+_WAKE_STREAMS = """
+SELECT runner_id, tail FROM runners_wakestream WHERE runner_id IN (SELECT value FROM json_each(?))
+"""
+
 _CHANGED = 'SELECT max("transaction") FROM runners_change WHERE kind = ?'
 
 
@@ -293,9 +306,11 @@ class _SqliteListener:
                 pause.wait(_SQLITE_POLL_S)
 
     def _wake_grown(self, polling: sqlite3.Connection) -> None:
-        for runner_id, tail in polling.execute("SELECT runner_id, tail FROM runners_wakestream"):
-            if self.tails.get(runner_id) != tail:
-                self.tails[runner_id] = tail
+        # Not all: there may be a hundred thousand, and this is asked after each commit.
+        asked = msgspec.json.encode(self.hub.runners()).decode()
+        known, self.tails = self.tails, dict(polling.execute(_WAKE_STREAMS, [asked]))
+        for runner_id, tail in self.tails.items():
+            if known.get(runner_id) != tail:
                 self.hub.wake(wake_stream_key(runner_id))
         for kind in ("runner", "entity"):
             (tail,) = polling.execute(_CHANGED, [kind]).fetchone()

@@ -1,10 +1,13 @@
 """Threads that give way to requests, and the file that a server opens, on SQLite."""
 
 import os
+import sqlite3
+from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from django.db import connection
 
 from core import database, sqlite
 from core.database import in_turns
@@ -38,3 +41,25 @@ def test_the_listener_makes_no_file_in_place_of_one_that_is_gone(monkeypatch, tm
     hub: Any = SimpleNamespace(closing=True, wake_all=lambda: None)
     with pytest.raises(sqlite.FileGone):
         waiters._SqliteListener(hub)._listen()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_listener_looks_at_the_runners_that_are_waited_for(alice, monkeypatch):
+    for runner_id in ("r1", "r2"):
+        alice.register(runner_id)
+    monkeypatch.setattr(waiters.Hub, "_start", lambda hub: None)
+    hub = waiters.Hub()
+    listener = waiters._SqliteListener(hub)
+    file = connection.settings_dict["NAME"]
+    with (
+        closing(sqlite3.connect(file)) as polling,
+        hub.waiter(waiters.wake_stream_key("r1")) as r1,
+    ):
+        listener._wake_grown(polling)
+        assert listener.tails == {"r1": 0}
+        r1.clear()
+        listener._wake_grown(polling)
+        assert not r1.is_set()
+        alice.make_entity("/agent/e1", "r1", initialMessage="hi")
+        listener._wake_grown(polling)
+        assert r1.is_set()
