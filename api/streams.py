@@ -132,14 +132,15 @@ class MainStreamView(ApiView):
         token = claim_token(request)
         if token is None:
             raise Unauthenticated("Appending needs the active claim's write token.")
-        entity = _find_for_holder(type_name, name)
         try:
             sequence = producers.Sequence.parse(request.headers)
+            # Also for an entity that does not exist: who waits for the body tells that it does.
             events = read_events(request)
         except PullwakeError:
             # A caller without the write token gets 401, not a hint about the body.
-            writes.require_holder(entity, token)
+            writes.require_holder(_find_for_holder(type_name, name), token)
             raise
+        entity = _find_for_holder(type_name, name)
         appended = writes.append(entity, token, events, sequence)
         log_facts.note(principal=HANDLER)
         next_offset = offsets.encode(appended.tail)

@@ -1,5 +1,7 @@
 """/:type/:id/main: what is read, and appends under a claim."""
 
+from io import BytesIO
+
 import msgspec
 import pytest
 
@@ -104,6 +106,19 @@ def test_a_token_does_not_tell_which_streams_there_are(held, method, path, heade
         value = token if header == "Electric_Claim_Token" else f"Bearer {token}"
         answer = Api(**{header: value})(method, path, {"n": 1})
         assert answer.status == 401, (token, answer)
+
+
+@pytest.mark.parametrize("path", ["/agent/unknown/main", MAIN])
+def test_whether_it_exists_is_not_told_by_who_waits_for_the_body(held, path):
+    sent = BytesIO(b"{}")
+    answer = held.api.client.generic(
+        "POST",
+        path,
+        content_type="application/json",
+        headers={"Electric-Claim-Token": "pww_unknown", "Transfer-Encoding": "chunked"},
+        **{"wsgi.input": sent},
+    )
+    assert (answer.status_code, sent.tell()) == (401, 2)
 
 
 def test_each_event_gets_the_offset_just_after_it(held):
