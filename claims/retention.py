@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
+from django.contrib.sessions.models import Session
 from django.db.models import QuerySet
 from django.db.models.functions import Now
 
@@ -23,7 +24,8 @@ def prunable() -> dict[str, "QuerySet[Any]"]:
     """What may be deleted, by name.
 
     Ended claims, past wakes, failed timers, events of ended entities, and of shared states that
-    only these have; dead letters that were redriven or cannot be; changes of rows that left a feed.
+    only these have; dead letters that were redriven or cannot be; changes of rows that left a feed;
+    and, however long ago, sessions of the pages that are over.
     """
     before = Now() - timedelta(days=settings.PULLWAKE_RETENTION_DAYS)
     return {
@@ -43,6 +45,7 @@ def prunable() -> dict[str, "QuerySet[Any]"]:
         ),
         "changes": changes.over(before),
         "timers": Timer.objects.failed().filter(failed_at__lt=before),
+        "sessions": Session.objects.filter(expire_date__lt=Now()),
     }
 
 

@@ -16,13 +16,16 @@ TABLES = {
     "shared events": "dispatch_sharedstateevent",
     "changes": "runners_change",
     "timers": "dispatch_timer",
+    "sessions": "django_session",
 }
 
 
 ROWS = """
+from django.contrib.sessions.models import Session
 from dispatch.models import Entity, SharedState, SharedStateEvent
 from tests.factories import (
-    EntityTypeFactory, SharedStateEventFactory, SharedStateFactory, StreamEventFactory, TimerFactory
+    EntityTypeFactory, SharedStateEventFactory, SharedStateFactory, StreamEventFactory,
+    TimerFactory, ahead
 )
 
 for status in ("released", "failed", "expired", "fenced"):
@@ -58,6 +61,9 @@ ended = Entity.objects.get(url="/agent/killed")
 TimerFactory.create(target=ended, failed=True, failed_at=ago(days=31))
 TimerFactory.create(target=ended, failed=True)
 TimerFactory.create(target=ended, created_at=ago(days=31))
+
+for key, expire_date in (("over", ago(seconds=1)), ("open", ahead(days=1))):
+    Session.objects.create(session_key=key, session_data="", expire_date=expire_date)
 """
 
 
@@ -122,14 +128,16 @@ def test_it_deletes_what_is_past_its_retention_and_nothing_else(aged):
         'SELECT name, "offset" FROM dispatch_sharedstateevent'
         " JOIN dispatch_sharedstate ON state_id = dispatch_sharedstate.id ORDER BY 1"
     ) == [("active", 1), ("stopped", 2)]
+    assert aged.execute("SELECT session_key FROM django_session") == [("open",)]
     assert aged.manage("prune").stdout == said(dict.fromkeys([*TABLES, "acked events"], 0))
 
 
 def test_the_retention_is_a_setting(aged):
     before = counts(aged)
     assert aged.manage("prune", PULLWAKE_RETENTION_DAYS="32").returncode == 0
-    # What a type does not keep has nothing to do with it.
-    assert counts(aged) == {**before, "events": before["events"] - 2}
+    # What a type does not keep, and sessions, have nothing to do with it.
+    kept = {"events": before["events"] - 2, "sessions": 1}
+    assert counts(aged) == {**before, **kept}
 
 
 def test_a_dry_run_counts_and_deletes_nothing(aged):
