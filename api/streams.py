@@ -33,7 +33,6 @@ from core.errors import (
     NotFound,
     OffsetGone,
     PayloadTooLarge,
-    PullwakeError,
     ServiceUnavailable,
     Unauthenticated,
 )
@@ -132,16 +131,11 @@ class MainStreamView(ApiView):
         token = claim_token(request)
         if token is None:
             raise Unauthenticated("Appending needs the active claim's write token.")
-        try:
-            sequence = producers.Sequence.parse(request.headers)
-            # Also for an entity that does not exist: who waits for the body tells that it does.
-            events = read_events(request)
-        except PullwakeError:
-            # A caller without the write token gets 401, not a hint about the body.
-            writes.require_holder(_find_for_holder(type_name, name), token)
-            raise
-        entity = _find_for_holder(type_name, name)
-        appended = writes.append(entity, token, events, sequence)
+        require_id(type_name, name)
+        # Before the body: a caller without the write token gets 401, not a hint about it.
+        claim = writes.hold(f"/{type_name}/{name}", token)
+        sequence = producers.Sequence.parse(request.headers)
+        appended = writes.append(claim, read_events(request), sequence)
         log_facts.note(principal=HANDLER)
         next_offset = offsets.encode(appended.tail)
         if appended.unseen_work is not None:

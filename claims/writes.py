@@ -12,7 +12,6 @@ from core.errors import Unauthenticated
 from core.identifiers import hash_secret
 from core.prepared import Param, Select
 from dispatch import schedules, wakes
-from dispatch.models import Entity
 from dispatch.streams import append as streams
 from dispatch.streams import manifests, producers
 from dispatch.streams import schedules as entries
@@ -41,10 +40,17 @@ def claim_of(token: str) -> ConsumerClaim | None:
 _HOLDER = _by_write_token("entity")
 
 
-def require_holder(entity: Entity, token: str) -> ConsumerClaim:
-    """The entity's active claim. Raises Unauthenticated unless the token is its write token."""
-    claim = _HOLDER.first(token_hash=hash_secret(token))
-    if claim is None or claim.entity != entity:
+def hold(url: str, token: str) -> ConsumerClaim:
+    """The active claim of the entity at this URL. Raises Unauthenticated for any but its token.
+
+    The entity is not looked for, so that no other token tells whether it exists.
+    """
+    return _held(url, hash_secret(token))
+
+
+def _held(url: str, token_hash: str) -> ConsumerClaim:
+    claim = _HOLDER.first(token_hash=token_hash)
+    if claim is None or claim.entity is None or claim.entity.url != url:
         raise Unauthenticated(NOT_THE_HOLDER)
     return claim
 
@@ -62,20 +68,18 @@ class Written:
 
 
 def append(
-    entity: Entity, token: str, events: Sequence[Any], sequence: producers.Sequence | None = None
+    held: ConsumerClaim, events: Sequence[Any], sequence: producers.Sequence | None = None
 ) -> Written:
-    """Append events to the entity's main stream; they do not wake it.
+    """Append events to the main stream of a claim's entity; they do not wake it.
 
-    Raises Unauthenticated unless the token is the active claim's write token, and what
-    `producers.advance` and `manifests.orders` raise.
+    Raises Unauthenticated unless the claim is active with the same write token as it was found
+    with, and what `producers.advance` and `manifests.orders` raise.
     """
-    watched = []
-    if manifests.ask_for_wakes(events):
-        require_holder(entity, token)
-        watched = manifests.orders_at_entities(events)
+    entity = held.entity
+    assert entity is not None  # noqa: S101  `hold` found it
+    watched = manifests.orders_at_entities(events) if manifests.ask_for_wakes(events) else []
     objections: dict[int, str] = {}
     if any(map(entries.is_one, events)):
-        require_holder(entity, token)
         objections = schedules.objections(entity, events)
     for order in watched:
         wakes.watch(order.source_url, order.watched)
@@ -83,7 +87,7 @@ def append(
         state = wakes.lock_of(entity.pk)
         if state is None:
             raise Unauthenticated(NOT_THE_HOLDER)
-        claim = require_holder(entity, token)
+        claim = _held(entity.url, held.write_token_hash)
         log_facts.note(epoch=claim.epoch)
         appended = streams.append(state, events, sequence, objections)
         if appended.is_new:
