@@ -95,6 +95,8 @@ def delete_entity(entity: Entity) -> None:
         # Its claims lose their reference to it, and come before registrations in the lock order.
         list(entity.claims.order_by("pk").select_for_update().values_list("pk"))
         timers.let_go(entity.pk)
+        # Whoever registers it as a subscriber holds this, and not its state: see what that wrote.
+        Entity.objects.select_for_update().values_list("pk").get(pk=entity.pk)
         registrations.forget(state, lambda row: deliveries.may_tell(row, entity), gone)
         entity.delete()
         changes.remove(changes.Kind.ENTITY, entity.url)

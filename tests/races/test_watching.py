@@ -154,3 +154,19 @@ def test_a_subscriber_that_is_deleted_meanwhile_is_registered_for_nothing(api: A
     assert watched.result(timeout=30).error == "NOT_FOUND"
     assert not Registration.objects.exists()
     connection.check_constraints()
+
+
+@both_orders("watch", "delete")
+def test_a_subscriber_that_is_deleted_as_it_is_registered_takes_that_along(
+    order: tuple[str, ...], api: Api, line: Line
+):
+    body = {"subscriberUrl": E1, "sourceUrl": E2, "condition": "runFinished"}
+    answers = line.meet(
+        "entity e1",
+        order,
+        watch=lambda: api.post("/_electric/wake", body),
+        delete=lambda: api("DELETE", f"/_electric/entities{E1}"),
+    )
+    assert answers["delete"].status == 204
+    assert answers["watch"].status == (204 if order[0] == "watch" else 404)
+    assert not Registration.objects.exists()
