@@ -26,7 +26,7 @@ from api.fields import (
     policy_to,
     principal_field,
 )
-from api.lists import answer_page
+from api.lists import answer_page, limit_of
 from api.openapi import documented
 from api.views import ApiView, EntityResource
 from claims import endings, standing
@@ -313,11 +313,19 @@ class EntitiesView(ApiView):
         ``before`` an entity's url: those made before that one.
         """
         own = entities.entities_of(self.caller)
-        found = _narrow(request, own, self.caller)
-        before = parameter(request, "before")
-        if before is not None:
-            found = found.filter(pk__lt=_key(own, before))
-        return answer_page(request, found, entity_body, lambda each: ("before", str(each.pk)))
+        found, bad = own, BadFields()
+        with bad:
+            limit = limit_of(request)
+        with bad:
+            found = _narrow(request, own, self.caller)
+        with bad:
+            before = parameter(request, "before")
+            if before is not None:
+                found = found.filter(pk__lt=_key(own, before))
+        bad.refuse()
+        return answer_page(
+            request, limit, found, entity_body, lambda each: ("before", str(each.pk))
+        )
 
 
 def _key(own: EntityQuerySet, before: str) -> int:
@@ -338,19 +346,21 @@ def _narrow(request: HttpRequest, found: EntityQuerySet, caller: Principal) -> E
 
     Raises InvalidRequest, and Forbidden for another creator than the caller.
     """
-    asked = {name: parameter(request, name) for name in ("type", "status", "parent", "created_by")}
-    asked_type, status, parent, creator = asked.values()
     bad = BadFields()
     with bad:
+        asked_type = parameter(request, "type")
         if asked_type is not None and not is_id(asked_type):
             raise InvalidRequest.field("/type", "no entity type")
     with bad:
+        status = parameter(request, "status")
         if status is not None and status not in STATUSES:
             raise InvalidRequest.field("/status", f"expected one of {', '.join(STATUSES)}")
     with bad:
+        parent = parameter(request, "parent")
         if parent is not None and not is_entity_url(parent):
             raise InvalidRequest.field("/parent", "not the url of an entity")
     with bad:
+        creator = parameter(request, "created_by")
         whose = caller if creator is None else principal_field(creator, "/created_by")
     bad.refuse()
     if whose != caller:

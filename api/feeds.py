@@ -15,7 +15,7 @@ from api.views import ApiView
 from claims.feeds import Feed, Sight
 from core.bodies import Body, JsonObject, parameter
 from core.clock import epoch_ms
-from core.errors import InvalidRequest
+from core.errors import BadFields, InvalidRequest
 from core.identifiers import is_id
 from runners import changes
 from runners.health import Liveness, Status
@@ -147,11 +147,15 @@ class EntitiesFeedView(ApiView):
 
         ``tag`` is a name, or ``name=value``, and may be given more than once.
         """
-        asked_type = parameter(request, "type") or ""
-        if asked_type and not is_id(asked_type):
-            raise InvalidRequest.field("/type", "no entity type")
-        kind = changes.Kind.ENTITY
-        sight = Sight(kind, self.caller, type=asked_type, tags=_tags(request))
+        bad = BadFields()
+        with bad:
+            asked_type = parameter(request, "type") or ""
+            if asked_type and not is_id(asked_type):
+                raise InvalidRequest.field("/type", "no entity type")
+        with bad:
+            tags = _tags(request)
+        bad.refuse()
+        sight = Sight(changes.Kind.ENTITY, self.caller, type=asked_type, tags=tags)
         return serve(request, Feed(sight, show_entity))
 
     @documented("Find the end of the feed of entities", answers={200: None})

@@ -25,17 +25,26 @@ def base_url(request: HttpRequest) -> str:
     return settings.PULLWAKE_PUBLIC_URL or f"{request.scheme}://{request.get_host()}"
 
 
+def limit_of(request: HttpRequest) -> int:
+    """How many rows a page may have. Raises InvalidRequest for what is not 1 to 1000."""
+    text = parameter(request, "limit")
+    if text is None:
+        return MAX_LIMIT
+    if not (text.isascii() and text.isdecimal() and 1 <= len(text) <= 4):
+        raise InvalidRequest.field("/limit", f"expected 1 to {MAX_LIMIT}")
+    if not 1 <= int(text) <= MAX_LIMIT:
+        raise InvalidRequest.field("/limit", f"expected 1 to {MAX_LIMIT}")
+    return int(text)
+
+
 def answer_page(
     request: HttpRequest,
+    limit: int,
     rows: "QuerySet[Row] | Iterator[Row]",
     body: Callable[[Row], object],
     place: Callable[[Row], tuple[str, str]],
 ) -> HttpResponse:
-    """A page of ordered ``rows``; ``place`` is the parameter that asks for what follows a row.
-
-    Raises InvalidRequest for a limit outside 1 to 1000.
-    """
-    limit = _limit(request)
+    """A page of ordered ``rows``; ``place`` is the parameter that asks for what follows a row."""
     texts: list[bytes] = []
     size = 2
     last = None
@@ -54,17 +63,6 @@ def answer_page(
     return HttpResponse(
         b"[" + b",".join(texts) + b"]", content_type="application/json", headers=headers
     )
-
-
-def _limit(request: HttpRequest) -> int:
-    text = parameter(request, "limit")
-    if text is None:
-        return MAX_LIMIT
-    if not (text.isascii() and text.isdecimal() and 1 <= len(text) <= 4):
-        raise InvalidRequest.field("/limit", f"expected 1 to {MAX_LIMIT}")
-    if not 1 <= int(text) <= MAX_LIMIT:
-        raise InvalidRequest.field("/limit", f"expected 1 to {MAX_LIMIT}")
-    return int(text)
 
 
 def _chunks(rows: "QuerySet[Row]") -> Iterator[Row]:

@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from api.authentication import FOR_ONE_RUNNER, RunnerAuthentication
 from api.fields import principal_field
-from api.lists import answer_page
+from api.lists import answer_page, limit_of
 from api.openapi import documented
 from api.views import ApiView, RunnerResource
 from claims import endings, reports
@@ -287,21 +287,24 @@ class RunnersView(ApiView):
     )
     def get(self, request: HttpRequest) -> HttpResponse:
         """The caller's runners, newest first; ``before`` an id: those older than that one."""
-        named = parameter(request, "owner_principal")
-        if named is not None and principal_field(named, "/owner_principal") != self.caller:
-            raise Forbidden("These are another principal's runners.")
+        bad = BadFields()
+        with bad:
+            limit = limit_of(request)
+        with bad:
+            named = parameter(request, "owner_principal")
+            if named is not None and principal_field(named, "/owner_principal") != self.caller:
+                raise Forbidden("These are another principal's runners.")
         runners = Runner.objects.owned_by(self.caller).select_related("liveness")
         if self.request.auth is not None:
             runners = runners.filter(pk=self.request.auth)
-        before = parameter(request, "before")
-        if before is not None:
-            made, last = _place(runners, before)
-            earlier = made - timedelta.resolution
-            # SQLite compares times as text, of three digits or of six: none equals another.
-            since, until = Q(created_at__gt=earlier), Q(created_at__lt=made + timedelta.resolution)
-            runners = runners.filter(Q(created_at__lte=earlier) | since & until & Q(pk__lt=last))
+        with bad:
+            before = parameter(request, "before")
+            if before is not None:
+                runners = _older(runners, *_place(runners, before))
+        bad.refuse()
         return answer_page(
             request,
+            limit,
             runners.order_by("-created_at", "-id"),
             runner_body,
             lambda each: ("before", _named_place(each)),
@@ -314,6 +317,14 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def _named_place(runner: Runner) -> str:
     """Where a page goes on that follows this runner: when it was made, in µs, and its id."""
     return f"{(runner.created_at - _EPOCH) // timedelta.resolution}/{runner.pk}"
+
+
+def _older(runners: RunnerQuerySet, made: datetime, last: str) -> RunnerQuerySet:
+    """Those that follow, in a list of the newest first, the one of that time and id."""
+    earlier = made - timedelta.resolution
+    # SQLite compares times as text, of three digits or of six: none equals another.
+    since, until = Q(created_at__gt=earlier), Q(created_at__lt=made + timedelta.resolution)
+    return runners.filter(Q(created_at__lte=earlier) | since & until & Q(pk__lt=last))
 
 
 def _place(runners: RunnerQuerySet, before: str) -> tuple[datetime, str]:

@@ -230,14 +230,15 @@ def serve(request: HttpRequest, source: Source) -> HttpResponseBase:
         end = source.end()
         tail = source.encode(end.tail)
         return _headed(HttpResponse(), tail, closed=end.closed, cache="no-store")
-    offset = parameter(request, "offset")
-    live = parameter(request, "live")
-    cursor = parameter(request, "cursor")
-    bad = BadFields()
+    offset, live, bad = None, None, BadFields()
     with bad:
+        cursor = parameter(request, "cursor")
+    with bad:
+        live = parameter(request, "live")
         if live not in (None, "long-poll", "sse"):
             raise InvalidRequest.field("/live", "expected long-poll or sse")
     with bad:
+        offset = parameter(request, "offset")
         if live is not None and offset is None:
             raise InvalidRequest.field("/offset", "live reads need one")
         if offset is None:

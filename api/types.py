@@ -7,7 +7,7 @@ from django.http import HttpRequest, HttpResponse
 from msgspec import UNSET, Meta, UnsetType
 
 from api.fields import RESERVED_TYPES, DispatchPolicy, Key, known, policy_to, principal_field
-from api.lists import answer_page
+from api.lists import answer_page, limit_of
 from api.openapi import documented
 from api.views import ApiView
 from core.bodies import Body, Id, JsonObject, answer, parameter, read
@@ -218,8 +218,16 @@ class EntityTypesView(ApiView):
 
         ``after`` a name: those that follow it.
         """
-        seen = types.seen_by(self.caller, after=parameter(request, "after") or "")
-        return answer_page(request, seen, entity_type_body, lambda each: ("after", each.name))
+        bad = BadFields()
+        with bad:
+            limit = limit_of(request)
+        with bad:
+            after = parameter(request, "after") or ""
+        bad.refuse()
+        seen = types.seen_by(self.caller, after=after)
+        return answer_page(
+            request, limit, seen, entity_type_body, lambda each: ("after", each.name)
+        )
 
 
 def facts_of(body: NewEntityType, whose: str = "") -> JsonObject:

@@ -53,6 +53,7 @@ WAKE = "_electric/wake"
 MAIN = "<str:type_name>/<str:name>/main"
 SHARED = "_electric/shared-state/<text:shared_id>"
 WAKES = "runners/<id:runner_id>/wake"
+FEEDS = "_electric/feeds"
 
 ENDPOINTS = [
     Endpoint("GET", "livez", "anyone"),
@@ -111,10 +112,10 @@ ENDPOINTS = [
         204,
         {"subscriberUrl": "/agent/e1", "sourceUrl": "/agent/e2"},
     ),
-    Endpoint("GET", "_electric/feeds/runners", "caller"),
-    Endpoint("HEAD", "_electric/feeds/runners", "caller"),
-    Endpoint("GET", "_electric/feeds/entities", "caller"),
-    Endpoint("HEAD", "_electric/feeds/entities", "caller"),
+    Endpoint("GET", f"{FEEDS}/runners", "caller"),
+    Endpoint("HEAD", f"{FEEDS}/runners", "caller"),
+    Endpoint("GET", f"{FEEDS}/entities", "caller"),
+    Endpoint("HEAD", f"{FEEDS}/entities", "caller"),
     Endpoint("GET", "_electric/webhook-sources", "caller"),
     Endpoint(
         "PUT",

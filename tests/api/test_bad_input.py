@@ -13,6 +13,7 @@ from tests.api.endpoints import (
     ENDPOINTS,
     ENTITIES,
     ENTITY,
+    FEEDS,
     INBOX,
     MAIN,
     METHODS,
@@ -295,10 +296,19 @@ def test_a_live_read_needs_an_offset(scene, refused, stream):
     [
         (
             ENTITIES,
-            "type=a/b&status=x&parent=e1&created_by=x",
-            ["/type", "/status", "/parent", "/created_by"],
+            "type=a/b&status=x&parent=e1&created_by=x&limit=0&before=x",
+            ["/limit", "/type", "/status", "/parent", "/created_by", "/before"],
         ),
+        (ENTITIES, "type=a&type=b&status=%00", ["/type", "/status"]),
+        (RUNNERS, "owner_principal=x&limit=x&before=x", ["/limit", "/owner_principal", "/before"]),
+        (TYPES, "limit=0&after=%00", ["/limit", "/after"]),
         *((stream, "live=x&offset=x", ["/live", "/offset"]) for stream in (WAKES, MAIN, SHARED)),
+        *(
+            (stream, "live=x&offset=x&cursor=1&cursor=2", ["/cursor", "/live", "/offset"])
+            for stream in (WAKES, MAIN, SHARED)
+        ),
+        (WAKES, "live=sse&live=sse&offset=%00", ["/live", "/offset"]),
+        (f"{FEEDS}/entities", "type=a/b&tag=%00", ["/type", "/tag"]),
     ],
 )
 def test_every_bad_parameter_is_named(scene, refused, route, query, named):
