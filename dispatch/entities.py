@@ -201,7 +201,8 @@ def create(
             schemas.check(args, entity_type.creation_schema, "/args", whose=author)
     with bad:
         if message is not None:
-            types.check_message(entity_type, message.payload, message.type, "/initialMessage")
+            field = "/initialMessage"
+            types.check_message(entity_type, message.payload, message.type, field, f"{field}Type")
     with bad:
         _require_room(tags)
     with bad:
@@ -484,7 +485,7 @@ def problem_with(entity: Entity, message: Message) -> InvalidRequest | None:
     if message.type is None:  # only a typed one has a schema
         return None
     try:
-        types.check_message(types.of(entity), message.payload, message.type, "/payload")
+        types.check_message(types.of(entity), message.payload, message.type)
     except InvalidRequest as problem:
         return problem
     return None

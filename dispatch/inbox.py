@@ -31,9 +31,8 @@ def edit(entity: Entity, key: str, change: JsonObject) -> str:
     message = _read(entity, key)
     if "payload" in change:  # before the lock, since a check takes time
         asked = message.require()
-        types.check_message(
-            types.of(entity), change["payload"], asked.get("message_type"), "/payload"
-        )
+        kind = asked.get("message_type")
+        types.check_message(types.of(entity), change["payload"], kind, type_path="/payload")
     with transaction.atomic():
         state = _lock(entity)
         known = message.followed_by(_events(entity, key, message.tail)).require()

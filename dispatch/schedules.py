@@ -39,8 +39,9 @@ def set_future_send(
         near = not near_only or entities.is_near(entity, target)
         if not (near and entities.may_act(target, caller)):
             raise Forbidden(f"{target.url} is not the caller's to act on.")
-    if asked.messageType is not None:
-        types.check_message(types.of(target), asked.payload, asked.messageType, "/payload")
+    kind = asked.messageType
+    if kind is not None:
+        types.check_message(types.of(target), asked.payload, kind, type_path="/messageType")
     asked = msgspec.structs.replace(asked, producerId=str(uuid.uuid4()), targetUrl=target.url)
     said = {
         field: value for field, value in msgspec.structs.asdict(asked).items() if value is not None
@@ -122,7 +123,8 @@ def _objection(owner: Entity, entry: JsonObject) -> str | None:
     if target is None or not entities.may_act(target, Principal.parse(owner.created_by)):
         return None
     try:
-        types.check_message(types.of(target), entry.get("payload"), kind, "/payload")
+        payload = entry.get("payload")
+        types.check_message(types.of(target), payload, kind, type_path="/messageType")
     except InvalidRequest as problem:
         return problem.message
     return None

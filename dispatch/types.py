@@ -56,17 +56,21 @@ def granted(entity_type: EntityType | None, principal: Principal, *permissions: 
 
 
 def check_message(
-    entity_type: EntityType | None, payload: Any, message_type: str | None, path: str
+    entity_type: EntityType | None,
+    payload: Any,
+    message_type: str | None,
+    path: str = "/payload",
+    type_path: str = "/type",
 ) -> None:
     """Raise InvalidRequest for a message that the type's inbox_schemas do not allow.
 
-    ``path`` is the JSON pointer of the payload.
+    ``path`` is the JSON pointer of the payload, ``type_path`` of the message's type.
     """
     if entity_type is None or not entity_type.inbox_schemas or message_type is None:
         return
     inbox = entity_type.inbox_schemas
     if message_type not in inbox:
-        raise InvalidRequest.field("/type", f"the entity takes only {', '.join(sorted(inbox))}")
+        raise InvalidRequest.field(type_path, f"the entity takes only {', '.join(sorted(inbox))}")
     schemas.check(payload, inbox[message_type], path, whose=entity_type.registered_by)
 
 

@@ -352,10 +352,14 @@ def test_a_message_must_be_what_the_type_asks_for(alice, message, path):
     assert len(alice.events()) == (2 if path is None else 1)
 
 
-def test_a_first_message_must_be_what_the_type_asks_for(alice):
+@pytest.mark.parametrize(
+    ("kind", "path"), [("chat", "/initialMessage"), ("other", "/initialMessageType")]
+)
+def test_a_first_message_must_be_what_the_type_asks_for(alice, kind, path):
     register(alice, inbox_schemas=INBOX)
-    answer = make(alice, initialMessage=7, initialMessageType="chat")
+    answer = make(alice, initialMessage=7, initialMessageType=kind)
     assert (answer.status, answer.error) == (400, "INVALID_REQUEST")
+    assert [each["path"] for each in answer.body["error"]["details"]] == [path]
     assert not Entity.objects.exists()
     assert make(alice, initialMessage="hi", initialMessageType="chat").status == 201
 

@@ -231,15 +231,21 @@ def test_only_what_is_in_the_queue_waits(woken):
 
 
 def test_a_payload_must_be_what_the_type_asks_for(alice):
-    schemas = {"chat": {"type": "string"}}
-    alice.post(
-        "/_electric/entity-types", {"name": "agent", "description": "", "inbox_schemas": schemas}
-    )
+    def take(**schemas: object) -> None:
+        body = {"name": "agent", "description": "", "inbox_schemas": schemas}
+        assert alice.post("/_electric/entity-types", body).status == 201
+
+    def refused(payload: object) -> list[str]:
+        answer = alice("PATCH", f"{INBOX}/k", {"payload": payload})
+        return [each["path"] for each in answer.body["error"]["details"]]
+
+    take(chat={"type": "string"})
     alice.make_entity(runner_id=None)
     alice.send(key="k", payload="hi", type="chat")
-    answer = alice("PATCH", f"{INBOX}/k", {"payload": 7})
-    assert [each["path"] for each in answer.body["error"]["details"]] == ["/payload"]
+    assert refused(7) == ["/payload"]
     edit(alice, payload="ho")
+    take(number={"type": "number"})  # and no more of the message's type
+    assert refused("hi") == ["/payload"]
 
 
 @pytest.mark.parametrize("method", ["PATCH", "DELETE"])

@@ -248,8 +248,9 @@ def test_a_payload_that_the_targets_type_refuses_is_refused_now(woken):
         "/_electric/entity-types", {"name": "doc", "description": "", "inbox_schemas": schemas}
     )
     woken.make_entity("/doc/d1")
-    answer = future_send(woken, targetUrl="/doc/d1", messageType="chat", payload=1)
-    assert answer.body["error"]["details"][0]["path"] == "/payload"
+    for kind, path in (("chat", "/payload"), ("other", "/messageType")):
+        answer = future_send(woken, targetUrl="/doc/d1", messageType=kind, payload=1)
+        assert answer.body["error"]["details"][0]["path"] == path
     assert future_send(woken, targetUrl="/doc/d1", messageType="chat", payload="x").status == 200
 
 
