@@ -5,7 +5,7 @@ Each function raises NotTaken with the reason for a row that means nothing here.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import MAXYEAR, UTC, datetime, timedelta
 from typing import TypeVar
 
 import msgspec
@@ -286,7 +286,7 @@ def claim(row: Row, entity: Entity | None, runner: str | None, now: datetime) ->
         lease_expires_at=lapsed,
         ended_at=max(claimed_at, min(ended_at or now, now)),
         delivered_offset=0,
-        acked_streams=row.get("acked_streams") or [],
+        acked_streams=_acks(row),
         claim_token_hash="",
     )
 
@@ -294,12 +294,24 @@ def claim(row: Row, entity: Entity | None, runner: str | None, now: datetime) ->
 def acked_offset(claims: list[Row], url: str) -> str | None:
     """The greatest offset of an entity's main stream that any of its claims acked."""
     acked = [
-        each.get("offset")
+        each["offset"]
         for row in claims
-        for each in row.get("acked_streams") or []
-        if isinstance(each, dict) and str(each.get("path")).strip("/") == f"{url}/main".strip("/")
+        for each in _acks(row)
+        if each["path"].strip("/") == f"{url}/main".strip("/")
     ]
-    return max((each for each in acked if isinstance(each, str)), default=None)
+    return max(acked, default=None)
+
+
+def _acks(row: Row) -> list[JsonObject]:
+    """What a claim acked, with the offsets of the existing server; what is no such thing is not."""
+    said = row.get("acked_streams")
+    return [
+        {"path": path, "offset": offset}
+        for each in (said if isinstance(said, list) else [])
+        if isinstance(each, dict)
+        and isinstance(path := each.get("path"), str)
+        and isinstance(offset := each.get("offset"), str)
+    ]
 
 
 # --- What is to come --------------------------------------------------------------------------
@@ -330,6 +342,8 @@ def task(row: Row) -> Task:
     said, at = row.get("payload"), row.get("fire_at") or row.get("due_at")
     if not isinstance(said, dict) or not isinstance(at, datetime):
         raise NotTaken("it does not say what it sends, and when")
+    if at.year == MAXYEAR:
+        raise NotTaken(f"it is due in the year {MAXYEAR}, which is never")
     owner_url = row.get("owner_entity_url") or row.get("owner_url") or ""
     target = _first(said, "targetUrl", "entityUrl", "target") or row.get("target_url") or owner_url
     if not isinstance(target, str) or not is_entity_url(target) or "payload" not in said:
@@ -348,6 +362,8 @@ def task(row: Row) -> Task:
             raise NotTaken("a schedule's id has 1 to 256 characters")
         return Task(target, at, Message(None, ""), owner_url, name, entry)
     key = _first(said, "key")
+    if isinstance(key, str) and len(key) > 256:
+        raise NotTaken("a message's key has 1 to 256 characters")
     sender = _first(said, "from", "senderUrl", "from_principal") or ""
     return Task(
         target,

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
 import psycopg
 from django.db import connection, transaction
 from psycopg import IsolationLevel
@@ -172,11 +173,16 @@ _TOO_DEEP: Any = json.loads("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1))
 
 
 def _json(data: str | bytes) -> Any:
-    """The value, or `_TOO_DEEP`: how deep Python can read differs by its version."""
+    """The value, or `_TOO_DEEP`: how deep Python can read differs by its version.
+
+    A value with a number of more digits than Python reads is given as it is, and refused with it.
+    """
     try:
         return json.loads(data)
     except RecursionError:
         return _TOO_DEEP
+    except ValueError:
+        return msgspec.Raw(data)
 
 
 @contextmanager

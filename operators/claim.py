@@ -235,9 +235,7 @@ class ConsumerClaimAdmin(OperatorAdmin):
             "steps": list(_steps(row)),
             "timeline": row.entity and timeline.around(_state_of(row), row),
             "delivered": offsets.encode(row.delivered_offset),
-            "acks": [
-                (ack["path"], offsets.encode(ack["offset"])) for ack in row.acked_streams or []
-            ],
+            "acks": [(ack["path"], _offset(ack["offset"])) for ack in row.acked_streams or []],
             "others_url": list_of("claims_consumerclaim", entity=row.entity_url),
         }
 
@@ -264,6 +262,11 @@ def _state_of(claim: Any) -> Any:
 
 
 # --- A claim's story --------------------------------------------------------------------------
+
+
+def _offset(said: int | str) -> str:
+    """The wire form of an acked offset; a claim of another server's has that server's own."""
+    return said if isinstance(said, str) else offsets.encode(said)
 
 
 @dataclass(frozen=True, slots=True)

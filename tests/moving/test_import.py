@@ -126,8 +126,13 @@ def test_a_runner_has_to_say_here_that_it_lives_and_its_offset_stays_behind(sour
     assert "stays behind" in why(report, "runners", "desk", among="notes")
 
 
-def test_a_time_or_a_nesting_that_cannot_be_read_stands_in_no_other_rows_way(source, change):
+def test_what_cannot_be_read_stands_in_no_other_rows_way(source, change):
     change(
+        "UPDATE entities SET spawn_args = ('{\"n\": ' || repeat('9', 5000) || '}')::jsonb"
+        " WHERE url = '/chat/asleep';"
+        "UPDATE scheduled_tasks SET fire_at = '9999-12-31 23:59:59.999999Z' WHERE id = 1;"
+        "INSERT INTO scheduled_tasks (id, payload, fire_at) VALUES (9, jsonb_build_object("
+        " 'entityUrl', '/chat/quiet', 'payload', 1, 'key', repeat('k', 257)), now());"
         "UPDATE runners SET created_at = 'infinity' WHERE id = 'desk';"
         "UPDATE consumer_claims SET claimed_at = '0044-03-15 BC' WHERE epoch = 6;"
         "UPDATE entities SET spawn_args = (repeat('[', 3000) || repeat(']', 3000))::jsonb"
@@ -137,6 +142,9 @@ def test_a_time_or_a_nesting_that_cannot_be_read_stands_in_no_other_rows_way(sou
     assert set(Runner.objects.values_list("pk", flat=True)) == {"desk", "shed"}
     assert Entity.objects.filter(url="/chat/boss").exists()
     assert why(report, "entities", "/chat/quiet") == "The body is nested too deeply."
+    assert "out of range" in why(report, "entities", "/chat/asleep")
+    assert "never" in why(report, "scheduled tasks", "1")
+    assert "256 characters" in why(report, "scheduled tasks", "9")
 
 
 def test_before_migration_0007_runners_have_the_user_ids_of_their_owners(source, change):
@@ -278,6 +286,23 @@ def test_claims_are_history(source):
     assert failed.entity.url == "/chat/asleep"
     assert "RETENTION" in why(report, "claims", "w_000000000000000000000004")
     assert "not taken" in why(report, "claims", "w_000000000000000000000005")
+
+
+def test_the_page_of_a_claim_says_what_it_acked_there(source, admin_client):
+    run(source)
+    released = ConsumerClaim.objects.get(status="released")
+    page = admin_client.get(f"/admin/claims/consumerclaim/{released.pk}/change/")
+    assert "0000000000000000_0000000000000200" in page.content.decode()
+
+
+@pytest.mark.parametrize("acked", ["7", "[7]", '[{"path": "/chat/boss/main", "offset": 7}]'])
+def test_acks_of_no_known_form_are_none(source, folder, change, admin_client, acked):
+    change(f"UPDATE consumer_claims SET acked_streams = '{acked}' WHERE epoch = 6")  # noqa: S608
+    run(source, "--streams", str(folder))
+    released = ConsumerClaim.objects.get(status="released")
+    assert released.acked_streams == []
+    page = admin_client.get(f"/admin/claims/consumerclaim/{released.pk}/change/")
+    assert page.status_code == 200
 
 
 # --- What is to come --------------------------------------------------------------------------
