@@ -532,11 +532,19 @@ class Odd(BaseException):
     """No Exception, and no reason to stop."""
 
 
+class Mute(Exception):
+    """Has no text to show."""
+
+    def __str__(self) -> str:
+        raise ValueError
+
+
 @virtual
 @pytest.mark.parametrize(
     ("raised", "failure"),
     [
         (SystemExit(3), "SystemExit: 3"),
+        (Mute(), "Mute: <its text cannot be made>"),
         (Odd("why not"), "Odd: why not"),
         (asyncio.CancelledError(), "the handler was cancelled from within"),
     ],

@@ -189,6 +189,14 @@ def test_a_server_that_cannot_be_reached_has_its_status(
     assert told.startswith("pullwake: http://127.0.0.1:1 cannot be reached: GET /_electric/entit")
 
 
+def test_a_token_file_that_is_not_there_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "token"
+    assert main(["ps", "--url", "http://127.0.0.1:1", "--token-file", str(missing)]) == 1
+    assert str(missing) in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("line", "offered"),
     [

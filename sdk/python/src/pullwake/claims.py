@@ -543,7 +543,7 @@ class Claims:
             elif isinstance(error, asyncio.CancelledError):
                 failure = "the handler was cancelled from within"
             else:
-                failure = printable(f"{type(error).__name__}: {error}", _MAX_FAILURE)
+                failure = printable(f"{type(error).__name__}: {_text(error)}", _MAX_FAILURE)
             failed = HandlerFailed(f"{grant.entity_url} epoch {grant.epoch}: {failure}")
             failed.__cause__ = error
             if not held.lost.done() or not isinstance(error, asyncio.CancelledError):
@@ -663,6 +663,14 @@ class Claims:
     def _report_transient(self, error: RunnerError) -> None:
         if error.transient:
             self._failed(error)
+
+
+def _text(error: BaseException) -> str:
+    """What it says, if that can be made: a handler's exceptions are its own."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001
+        return "<its text cannot be made>"
 
 
 def _ended(failure: str | None, how: GiveUp | RetryAfter | None) -> str:

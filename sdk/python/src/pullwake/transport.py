@@ -201,7 +201,8 @@ class Transport:
         except BaseException as error:
             if ends_task(error):
                 raise
-            raise HeadersFailed(f"the headers could not be made: {error!r}") from error
+            why = f"{type(error).__name__}: {error}"  # with the file, where that is missing
+            raise HeadersFailed(f"the headers could not be made: {why}") from error
         if token is None:
             return headers
         if not self._is_own(url):
