@@ -20,7 +20,16 @@ from core.errors import NotRunning
 from core.identifiers import is_id, new_id
 from core.principals import Principal
 from operators.kit.lists import RUNNER, column, moment_column, row_column, where, words
-from operators.kit.markup import badge, counted, ident, lines, moment, page_of, principal
+from operators.kit.markup import (
+    NOTHING,
+    badge,
+    counted,
+    ident,
+    lines,
+    moment,
+    page_of,
+    principal,
+)
 from operators.kit.verbs import OperatorAdmin, Order, Verb, log
 from runners import tokens
 from runners.models import AccessToken, AccessTokenQuerySet
@@ -184,7 +193,7 @@ class AccessTokenAdmin(OperatorAdmin):
         "validity",
         moment_column("created_at", "issued"),
         moment_column("last_used_at", "last used"),
-        column("from", lambda row: row.last_used_from or ""),
+        column("from", lambda row: row.last_used_from or NOTHING),
     )
     list_filter = (
         words(

@@ -223,19 +223,21 @@ PAGES = (
     "/admin/runners/accesstoken/issue/",
     "/admin/admin/logentry/",
 )
+PEOPLE = ("/admin/auth/user/{user}/change/", "/admin/auth/group/{group}/change/")
 
 
 def some_rows(database: Database) -> dict[str, int]:
     """The keys of an active and an ended claim, of the first entity and its wake, and of others."""
-    ((claim, ended, entity, wake, letter, timer, shared, user, group),) = database.execute(
+    ((claim, ended, entity, last, wake, letter, timer, shared, user, group),) = database.execute(
         "SELECT (SELECT id FROM claims_consumerclaim WHERE status = 'active'),"
         " (SELECT id FROM claims_consumerclaim WHERE status <> 'active'),"
-        " (SELECT min(id) FROM dispatch_entity), (SELECT min(id) FROM dispatch_wake),"
+        " (SELECT min(id) FROM dispatch_entity), (SELECT max(id) FROM dispatch_entity),"
+        " (SELECT min(id) FROM dispatch_wake),"
         " (SELECT id FROM claims_deadletter), (SELECT id FROM dispatch_timer),"
         " (SELECT id FROM dispatch_sharedstate),"
         " (SELECT min(id) FROM auth_user), (SELECT min(id) FROM auth_group)"
     )
-    named = {"claim": claim, "ended": ended, "entity": entity, "wake": wake}
+    named = {"claim": claim, "ended": ended, "entity": entity, "last": last, "wake": wake}
     named |= {"letter": letter, "timer": timer, "shared": shared}
     return named | {"user": user, "group": group}
 
@@ -270,7 +272,19 @@ def test_every_page_fits_and_reads(page: Page, quiet_server: Server, alice, kill
         {"lease_ms": 1000, "diagnostics": {"last_error": word}},
     )
     make_more(alice, f"/agent/{'long-' * 20}")
-    for path in (each.format(**some_rows(quiet_server.database)) for each in PAGES):
+    ample = f"runner-{'long' * 30}"
+    alice.register(ample)
+    alice.make_entity("/agent/far", ample)
+    alice.send("/agent/far")
+    alice.post(f"/_electric/runners/{ample}/disable")
+    of_ample = (
+        f"/admin/runners/runner/{ample}/change/",
+        f"/admin/runners/runner/do/drain/?pk={ample}",
+        f"/admin/dispatch/entity/?runner={ample}",
+        "/admin/dispatch/entity/{last}/change/",
+    )
+    rows = some_rows(quiet_server.database)
+    for path in (each.format(**rows) for each in (*PAGES, *of_ample, *PEOPLE)):
         response = page.goto(path)
         assert response is not None
         assert response.status == 200, path
@@ -283,8 +297,7 @@ def test_every_page_fits_and_reads(page: Page, quiet_server: Server, alice, kill
 
 # Others' pages, or much like one that is among those.
 OTHERS = (
-    "/admin/auth/user/{user}/change/",
-    "/admin/auth/group/{group}/change/",
+    *PEOPLE,
     "/admin/dispatch/entity/all/move/?runner=doomed",
     "/admin/nowhere/",
     "/_electric/docs",

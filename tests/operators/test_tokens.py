@@ -55,6 +55,14 @@ def test_it_shows_the_secret_once_and_keeps_it_nowhere(superuser):
     assert secret not in str(LogEntry.objects.values())
 
 
+def test_from_where_a_token_was_not_used_is_no_value(superuser):
+    AccessTokenFactory.create()
+    page = superuser.get(TOKENS).content.decode()
+    said = re.search(r'<td class="field-from[^>]*>(.*?)</td>', page, re.DOTALL)
+    assert said is not None
+    assert "pw-none" in said[1]
+
+
 @pytest.mark.parametrize(("days", "lasts"), [("30", timedelta(days=30)), ("0", None)])
 def test_it_lasts_as_long_as_was_asked(superuser, days, lasts):
     issue(superuser, days=days)
