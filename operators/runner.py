@@ -33,6 +33,7 @@ from operators.kit.markup import (
     list_of,
     moment,
     page_of,
+    plain,
     principal,
     quiet,
     sentences,
@@ -429,7 +430,7 @@ class RunnerAdmin(OperatorAdmin):
 
     @admin.display(description="runner")
     def name(self, runner: Any) -> str:
-        label = quiet(runner.label) if runner.label != runner.id else None
+        label = quiet(plain(runner.label)) if runner.label != runner.id else None
         return lines(
             ident(runner.id, page_of("runners_runner", runner.pk)), label, quiet(runner.kind)
         )

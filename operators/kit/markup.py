@@ -74,6 +74,8 @@ def counted(number: int, noun: str, plural: str = "") -> str:
 
 
 def shortened(text: str, length: int) -> str:
+    """The text, `plain`, and at most so long."""
+    text = plain(text)
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 

@@ -14,7 +14,15 @@ from claims import tallies
 from claims.models import ClaimTally, DeadLetter
 from dispatch.models import Entity, Wake
 from runners.models import AccessToken, Runner, RunnerLiveness
-from tests.factories import WakeFactory, ago, ahead
+from tests.factories import (
+    ConsumerClaimFactory,
+    DeadLetterFactory,
+    EntityFactory,
+    RunnerFactory,
+    WakeFactory,
+    ago,
+    ahead,
+)
 from tests.operators.test_verbs import CLAIMS, ENTITIES, RUNNERS, do, pk_of, text
 
 WAKES = "/admin/dispatch/wake/"
@@ -207,3 +215,24 @@ def test_waking_does_not_warn_of_a_runner_that_lives(world, operator):
         asked = text(operator.get(f"{where}do/wake/?pk={pk}"))
         assert "Its unclaimed wake is emitted again" in asked
         assert "nobody claims it now" not in asked
+
+
+def test_what_would_turn_other_text_around_is_seen(people):
+    turned = "no \u202esuch tool"
+    runner = RunnerFactory.create(id="turned", label=turned, online=True)
+    entity = EntityFactory.create(runner=runner, pending=True, failing=True)
+    claim = ConsumerClaimFactory.create(entity=entity, failed=True, error=turned)
+    letter = DeadLetterFactory.create(reason=turned)
+    for path in (
+        "/admin/",
+        CLAIMS,
+        f"{CLAIMS}{claim.pk}/change/",
+        RUNNERS,
+        f"{RUNNERS}{runner.pk}/change/",
+        f"{ENTITIES}{entity.pk}/change/",
+        "/admin/claims/deadletter/",
+        f"/admin/claims/deadletter/{letter.pk}/change/",
+    ):
+        page = people["operator"].get(path).content.decode()
+        assert "no \ufffdsuch" in page, path
+        assert "\u202e" not in page, path
