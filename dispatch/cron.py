@@ -7,7 +7,7 @@ their source.
 import binascii
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -53,7 +53,7 @@ class Cron:
     def parse(cls, expression: str, timezone: str = "UTC") -> "Cron":
         """The zone by any of its names. Raises ValueError."""
         cron = cls(expression, zones.canonical(timezone))
-        cron.after(datetime.now(ZoneInfo("UTC")))
+        cron.after(datetime.now(UTC))
         return cron
 
     @classmethod
@@ -79,7 +79,9 @@ class Cron:
         """When it ticks next. Raises ValueError if it does not within 50 years."""
         zone = ZoneInfo(self.timezone)
         try:
-            return next(CronSim(_plain(self.expression), moment.astimezone(zone)))
+            ticks = CronSim(_plain(self.expression), moment.astimezone(zone))
+            # In an hour that the clock repeats, cronsim begins with those of its first time.
+            return next(tick for tick in ticks if tick.astimezone(UTC) > moment)
         except CronSimError as exc:
             raise ValueError(f"not a cron expression: {exc}") from None
         except StopIteration:
@@ -97,4 +99,7 @@ def _plain(expression: str) -> str:
     if len(fields) in (5, 6):
         for place in _DAYS:
             fields[place] = "*" if fields[place] == "?" else fields[place]
+    if len(fields) == 6 and fields[0] in ("0", "00"):
+        # With 5 fields what comes once a day does so, too, where the clock skips or repeats an hour.
+        del fields[0]
     return " ".join(fields)

@@ -20,6 +20,8 @@ worker_class = "config.serving.worker.Worker"
 # Each held long-poll is a connection.
 worker_connections = 20_000
 keepalive = 75
+# The id of a shared state has up to 512 characters, which are up to 6 KiB where they are quoted.
+limit_request_line = 8190
 # All is sent by `peers.Peer.sendall`; gevent's own would only do the same, without its deadlines.
 sendfile = False
 timeout = 30

@@ -53,6 +53,34 @@ def test_it_comes_at_the_zones_time_across_its_changes():
     assert cron.after(summer - timedelta(days=1)) == datetime(2026, 3, 28, 8, tzinfo=UTC)
 
 
+def at(zone, text):
+    """A time of a zone's clock, told by its offset."""
+    return datetime.strptime(text, "%Y-%m-%d %H:%M %z").astimezone(ZoneInfo(zone))
+
+
+@pytest.mark.parametrize("seconds", ["", "0 ", "00 "])
+@pytest.mark.parametrize(
+    ("expression", "now", "comes"),
+    [
+        # At 2:00 the clock went to 3:00.
+        ("30 2 * * *", "2026-03-08 01:50 -0500", "2026-03-08 03:00 -0400"),
+        ("30 2 * * *", "2026-03-08 03:00 -0400", "2026-03-09 02:30 -0400"),
+        # At 2:00 the clock went back to 1:00: what ticked at the first 1:30 does not at the second.
+        ("30 1 * * *", "2026-11-01 01:10 -0400", "2026-11-01 01:30 -0400"),
+        ("30 1 * * *", "2026-11-01 01:40 -0400", "2026-11-02 01:30 -0500"),
+        ("30 1 * * *", "2026-11-01 01:10 -0500", "2026-11-02 01:30 -0500"),
+        ("15,45 1 * * *", "2026-11-01 01:20 -0500", "2026-11-02 01:15 -0500"),
+        ("30 1-5 * * *", "2026-11-01 01:10 -0500", "2026-11-01 02:30 -0500"),
+        ("*/30 * * * *", "2026-11-01 01:40 -0400", "2026-11-01 01:00 -0500"),
+        ("*/30 * * * *", "2026-11-01 01:10 -0500", "2026-11-01 01:30 -0500"),
+    ],
+)
+def test_it_comes_once_where_the_clock_is_changed(seconds, expression, now, comes):
+    zone = "America/New_York"
+    cron = Cron.parse(f"{seconds}{expression}", zone)
+    assert cron.after(at(zone, now)).astimezone(UTC) == at(zone, comes).astimezone(UTC)
+
+
 BAD_EXPRESSIONS = (
     "",
     " ",

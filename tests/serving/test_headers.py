@@ -1,6 +1,7 @@
-"""Headers that a server, not its caller, has to say, or that come twice."""
+"""Headers that a server, not its caller, has to say, or that come twice; and long addresses."""
 
 import socket
+from urllib.parse import quote
 
 
 def answer_to(server, *lines):
@@ -25,3 +26,12 @@ def test_two_principals_are_none(server):
     head, body = answer_to(server, "GET /_electric/runners HTTP/1.1", "Host: 127.0.0.1", *lines)
     assert head.startswith("HTTP/1.1 401")
     assert "more than once" in body
+
+
+def test_the_longest_id_fits_into_an_address(server):
+    alice = server.client()
+    alice.make_entity(runner_id=None)
+    path = alice.share(quote("\N{GRINNING FACE}" * 512))
+    event = {"type": "state:x", "key": "k", "value": {}, "headers": {"operation": "insert"}}
+    assert alice.post(path, event).status == 204
+    assert len(alice.get(f"{path}?offset=-1").body) == 1
