@@ -90,6 +90,8 @@ def delete_entity(entity: Entity) -> None:
     """
     with transaction.atomic():
         state = entities.lock(entity)
+        # What others make for it, a registration or a timer, is there by now, or never will be.
+        Entity.objects.select_for_update().get(pk=entity.pk)
         gone = shared_states.leave(entity)
         holder = _fence(state)
         # Its claims lose their reference to it, and come before registrations in the lock order.

@@ -9,6 +9,7 @@ import uuid
 from typing import Annotated, Any
 
 import msgspec
+from django.db import connection
 from msgspec import Meta
 
 from core import tracing
@@ -159,7 +160,7 @@ def fill(timer: Timer, entry: FutureSend) -> None:
     sender = entry.senderUrl if entry.senderUrl is not None else owner.url
     if sender not in (owner.url, timer.principal):
         raise ValueError("senderUrl is neither the entity's nor that of whose rights hold")
-    target = owner if url == owner.url else Entity.objects.filter(url=url).first()
+    target = owner if url == owner.url else _held(url)
     if target is None:
         raise ValueError(f"there is no entity {url}"[:300])
     timer.due_at = max(from_iso(entry.fireAt), timer.due_at)
@@ -175,3 +176,13 @@ def fill(timer: Timer, entry: FutureSend) -> None:
         trace=tracing.cause(),
     )
     timers.fill(timer, target, message, str(uuid.uuid4()))
+
+
+def _held(url: str) -> Entity | None:
+    """The entity at a URL, which nobody deletes before this transaction ends."""
+    found = Entity.objects.filter(url=url)
+    if connection.vendor == "postgresql":
+        # Only a deletion waits for this lock, which Django does not know.
+        sql, params = found.query.sql_with_params()
+        return next(iter(Entity.objects.raw(f"{sql} FOR KEY SHARE", params)), None)
+    return found.first()

@@ -96,6 +96,21 @@ def test_two_delayed_sends_of_one_key_are_one(scheduled, line, order):
     assert Timer.objects.filter(key="k").count() == 1
 
 
+@both_orders("scheduled", "deleted")
+def test_a_schedules_target_is_deleted_meanwhile(scheduled, line, order):
+    path = "/_electric/entities/agent/e2/schedules/s2"
+    body = {"scheduleType": "future_send", "payload": 1, "fireAt": "2100-01-01"}
+    answers = line.meet(
+        "entity e1",
+        order,
+        scheduled=lambda: scheduled("PUT", path, {**body, "targetUrl": "/agent/e1"}),
+        deleted=lambda: scheduled("DELETE", "/_electric/entities/agent/e1"),
+    )
+    assert answers["deleted"].status == 204
+    known = Timer.objects.filter(schedule="s2").values_list("target", flat=True)
+    assert (answers["scheduled"].status, *known) in [(200, None), (400,)]
+
+
 # --- Real servers -----------------------------------------------------------------------------
 
 TIMERS = 400
