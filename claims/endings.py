@@ -91,14 +91,12 @@ def delete_entity(entity: Entity) -> None:
     with transaction.atomic():
         state = entities.lock(entity)
         # What others make for it, a registration or a timer, is there by now, or never will be.
-        Entity.objects.select_for_update().get(pk=entity.pk)
+        Entity.objects.select_for_update().values_list("pk").get(pk=entity.pk)
         gone = shared_states.leave(entity)
         holder = _fence(state)
         # Its claims lose their reference to it, and come before registrations in the lock order.
         list(entity.claims.order_by("pk").select_for_update().values_list("pk"))
         timers.let_go(entity.pk)
-        # Whoever registers it as a subscriber holds this, and not its state: see what that wrote.
-        Entity.objects.select_for_update().values_list("pk").get(pk=entity.pk)
         registrations.forget(state, lambda row: deliveries.may_tell(row, entity), gone)
         entity.delete()
         changes.remove(changes.Kind.ENTITY, entity.url)
