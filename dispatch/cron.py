@@ -100,6 +100,6 @@ def _plain(expression: str) -> str:
         for place in _DAYS:
             fields[place] = "*" if fields[place] == "?" else fields[place]
     if len(fields) == 6 and fields[0] in ("0", "00"):
-        # With 5 fields what comes once a day does so, too, where the clock skips or repeats an hour.
+        # With 5 fields what comes once a day does so, too, where a clock skips or repeats an hour.
         del fields[0]
     return " ".join(fields)
