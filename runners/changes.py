@@ -230,13 +230,18 @@ def past(kind: str, place: Place, settled: Settled) -> Any:
 def over(before: Any) -> Any:
     """What may be pruned: rows that left a feed before this time, except the newest one.
 
-    The newest marks how far back readers may have missed something (`is_pruned_since`).
+    The newest marks how far back readers may have missed something (`claims.feeds`). What comes
+    to be older only while this is pruned is past that mark, and left.
     """
     left = Change.objects.filter(Q(gone=True) | Q(departed=True), changed_at__lt=before)
+    passed = Q(pk__in=[])
     for kind in Kind:
         newest = left.filter(kind=kind).order_by("-transaction", "-pk").first()
+        if newest is None:
+            continue
+        passed |= Q(kind=kind, transaction__lte=newest.transaction)
         marked = Change.objects.filter(kind=kind, departed=True, owner="")
-        if newest is None or marked.filter(pk=newest.pk).exists():
+        if marked.filter(pk=newest.pk).exists():
             continue
         marked.delete()
         Change.objects.create(
@@ -245,7 +250,7 @@ def over(before: Any) -> Any:
         Change.objects.filter(kind=kind, departed=True, owner="").update(
             changed_at=newest.changed_at
         )
-    return left.exclude(departed=True, owner="")
+    return left.filter(passed).exclude(departed=True, owner="")
 
 
 def start_over() -> None:

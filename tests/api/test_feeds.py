@@ -2,6 +2,7 @@
 
 import json
 from contextlib import ExitStack
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -274,6 +275,18 @@ def test_an_id_that_another_takes_over_is_gone_for_its_former_owner(alice: Api, 
     bob.register("r1")
     assert hers.look() == [("delete", "r1")]
     assert his.look() == [("upsert", "r1")]
+
+
+def test_what_comes_of_age_while_it_is_pruned_is_left(alice: Api):
+    """Nobody is told to read anew for it: that is decided as it begins."""
+    for name in ("e1", "e2"):
+        alice.make_entity(f"/agent/{name}", None)
+        alice("DELETE", f"/_electric/entities/agent/{name}")
+    gone = Change.objects.filter(kind="entity", gone=True)
+    gone.filter(key="/agent/e1").update(changed_at="2020-01-01T00:00Z")
+    pruned = changes.over(Now() - timedelta(days=1))
+    gone.update(changed_at="2020-01-01T00:00Z")
+    assert list(pruned.values_list("key", flat=True)) == ["/agent/e1"]
 
 
 def test_who_missed_what_was_pruned_reads_all_anew(feed: Follower, alice: Api):
