@@ -669,7 +669,7 @@ def _text(error: BaseException) -> str:
     """What it says, if that can be made: a handler's exceptions are its own."""
     try:
         return str(error)
-    except Exception:  # noqa: BLE001
+    except Exception:  # noqa: BLE001  whatever the handler's own code raises
         return "<its text cannot be made>"
 
 
