@@ -73,9 +73,9 @@ from core.identifiers import derived_secret, hash_secret, new_secret
 from core.metrics import runner_name, type_name
 from core.prepared import Insert, Param, Select, Update, relate
 from core.tracing import TraceContext
-from dispatch import signals, wakes
+from dispatch import inbox, signals, wakes
 from dispatch.models import DispatchState, Entity, Wake
-from dispatch.streams import registrations
+from dispatch.streams import registrations, work
 from runners.models import Runner
 
 logger = logging.getLogger(__name__)
@@ -607,8 +607,9 @@ def end(
     """The one gate out of a claim: whether this call ended it, and so freed its entity.
 
     The caller has locked ``state``, the entity's, and saves it afterwards. ``lapsed`` ends the
-    claim only if its lease is over. A failure, a release that was ``stalled``, and an expiry except
-    the first in a row delay the next wake, unless the entity's handler is not ``blamed`` for it.
+    claim only if its lease is over. After a failure or an expiry, what it took from the queue waits
+    there again. A failure, a release that was ``stalled``, and an expiry except the first in a row
+    delay the next wake, unless the entity's handler is not ``blamed`` for it.
     """
     ending = _END_LAPSED if lapsed else _END
     facts = {"status": status, "acked_streams": list(acks), "error": error}
@@ -618,6 +619,11 @@ def end(
     state.active_epoch = None
     outcome = "given_up" if given_up else "stalled" if stalled else str(status)
     transaction.on_commit(partial(_note_end, claim, state, outcome))
+    if state.given_offset is None:  # it took messages from the queue
+        if status in (Status.FAILED, Status.EXPIRED):
+            inbox.put_back(state, claim.epoch)
+        else:
+            work.finish(state)
     if state.signals_open and status != Status.FENCED:  # a fence ends the entity
         signals.complete(state, claim.delivered_offset)
     if status == Status.RELEASED and state.watched:

@@ -56,7 +56,19 @@ def queued(state: DispatchState, *, up_to: int) -> "QuerySet[QueuedMessage]":
 
 def cancel(state: DispatchState, keys: Sequence[str]) -> None:
     """Cancel these messages of a locked entity, if any; the caller settles it."""
-    value = {"status": "cancelled", "cancelled_at": iso(state.now)}
+    _update(state, keys, {"status": "cancelled", "cancelled_at": iso(state.now)})
+
+
+def put_back(state: DispatchState, epoch: int) -> None:
+    """Let the messages that this claim of a locked entity took wait in the queue again, if any.
+
+    The caller settles it. They are pending and no more: what else they hold has not changed, and a
+    handler takes them from the queue.
+    """
+    _update(state, work.untake(state, epoch), {"status": "pending"})
+
+
+def _update(state: DispatchState, keys: Sequence[str], value: JsonObject) -> None:
     events = [_event(key, "update", value, str(uuid.uuid4())) for key in keys]
     if events:
         log.append(state, events)

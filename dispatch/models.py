@@ -559,7 +559,18 @@ class StreamEvent(models.Model):
         return f"event {self.offset} of entity {self.entity_id}"
 
 
-class QueuedMessage(models.Model):
+class _Message(models.Model):
+    key = models.CharField(max_length=256)
+    # As bytes, which every database sorts as the clients that choose positions do.
+    position = models.BinaryField(max_length=1024)
+    offset = models.PositiveBigIntegerField(help_text="of the message")
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        abstract = True
+
+
+class QueuedMessage(_Message):
     """A message of mode queued or paused that no handler has taken yet: work, wherever it lies.
 
     Only `dispatch.streams.work` writes these, from the events of the stream.
@@ -568,12 +579,7 @@ class QueuedMessage(models.Model):
     entity = models.ForeignKey(
         Entity, on_delete=models.CASCADE, related_name="queue", db_index=False
     )
-    key = models.CharField(max_length=256)
-    # As bytes, which every database sorts as the clients that choose positions do.
-    position = models.BinaryField(max_length=1024)
-    offset = models.PositiveBigIntegerField(help_text="of the message")
     held = models.BooleanField(help_text="of mode paused: nothing after it is taken")
-    created_at = models.DateTimeField(db_default=Now())
 
     class Meta:
         default_permissions = ()
@@ -586,6 +592,27 @@ class QueuedMessage(models.Model):
 
     def __str__(self) -> str:
         return f"queued message {self.key} of entity {self.entity_id}"
+
+
+class TakenMessage(_Message):
+    """A message that the active claim took from the queue: it waits again should the claim fail.
+
+    Only `dispatch.streams.work` writes these.
+    """
+
+    entity = models.ForeignKey(
+        Entity, on_delete=models.CASCADE, related_name="taken", db_index=False
+    )
+    epoch = models.PositiveBigIntegerField(help_text="of the claim")
+
+    class Meta:
+        default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(fields=["entity", "key"], name="taken_message_once"),
+        ]
+
+    def __str__(self) -> str:
+        return f"message {self.key} taken by claim {self.epoch} of entity {self.entity_id}"
 
 
 class ProducerPlace(models.Model):

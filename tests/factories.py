@@ -43,6 +43,7 @@ from dispatch.models import (
     SharedStateLink,
     SharedStateProducer,
     StreamEvent,
+    TakenMessage,
     Timer,
     Wake,
     subscription_key,
@@ -240,6 +241,19 @@ class QueuedMessageFactory(_Factory[QueuedMessage]):
     position = b""
     offset = 2
     held = False
+
+
+class TakenMessageFactory(_Factory[TakenMessage]):
+    """One that waited in the queue until the claim of ``epoch`` took it."""
+
+    class Meta:
+        model = TakenMessage
+
+    entity = SubFactory("tests.factories.EntityFactory", pending=True)
+    key = "taken"
+    position = b""
+    offset = 2
+    epoch = 1
 
 
 def _registration(type_name: str) -> str:

@@ -18,6 +18,7 @@ from tests.factories import (
     RunnerFactory,
     ServerPulseFactory,
     SharedStateProducerFactory,
+    TakenMessageFactory,
     TimerFactory,
     WakeFactory,
 )
@@ -82,6 +83,7 @@ FORBIDDEN: dict[str, list[Any]] = {
         )
     ],
     "queue_message_once": [lambda: copied("dispatch_queuedmessage", "entity_id > 0")],
+    "taken_message_once": [lambda: copied("dispatch_takenmessage", "entity_id > 0")],
     "wake_generation_once": [
         lambda: copied("dispatch_wake", MINE, wake_id="'w_other'"),
     ],
@@ -189,6 +191,7 @@ def rows(db: None) -> None:
     TimerFactory.create(target=claimed)
     TimerFactory.create(target=claimed, scheduled=True)
     woken = EntityFactory.create(url="/agent/woken", runner=runner, queued=True)
+    TakenMessageFactory.create(entity=claimed)
     WakeFactory.create(entity=woken)
     SharedStateProducerFactory.create()
     AccessTokenFactory.create()

@@ -4,7 +4,8 @@ An event that is work wakes its entity and is given to a handler until it is ack
 decides that for each event as it is appended. `follow` records what later events say about earlier
 ones: a message that is cancelled, deleted or held back is no longer work, nor is a signal that a
 handler has handled. A queued message stays work, wherever the cursor is, until it is taken: a
-handler takes one at a time, and acks the others with it.
+handler takes one at a time, and acks the others with it. What a claim took is its own until the
+claim ends: then it is done with (`finish`), or waits in its old place again (`untake`).
 """
 
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import msgspec
 
 from core.bodies import JsonObject
-from dispatch.models import DispatchState, QueuedMessage, StreamEvent
+from dispatch.models import DispatchState, QueuedMessage, StreamEvent, TakenMessage
 from dispatch.streams.scan import scan
 
 QUEUED_MODES = ("queued", "paused")
@@ -83,6 +84,8 @@ def _follow_message(
     if held or _is_withdrawn(event):
         _retract(state, "inbox", key)
     if queued is None:
+        if _is_withdrawn(event) or status == "pending":
+            TakenMessage.objects.filter(entity=state.entity_id, key=key).delete()
         if not by_handler:
             _enqueue(state, event, offset)
         return
@@ -90,10 +93,59 @@ def _follow_message(
         queued.delete()
         if status == "processed":
             state.given_offset = None
+            if by_handler:
+                _take(state, queued)
     else:
         moved = {"position": _position(value)} if "position" in value else {}
         queue.filter(key=key).update(held=held, **moved)
     _look_at_queue(state)
+
+
+def _take(state: DispatchState, queued: QueuedMessage) -> None:
+    if state.active_epoch is None:  # it was taken on another server, long ago
+        return
+    taken = TakenMessage(
+        entity_id=state.entity_id,
+        key=queued.key,
+        position=queued.position,
+        offset=queued.offset,
+        created_at=queued.created_at,
+        epoch=state.active_epoch,
+    )
+    # A server of the previous version leaves rows of claims that it has ended.
+    TakenMessage.objects.bulk_create(
+        [taken],
+        update_conflicts=True,
+        unique_fields=["entity", "key"],
+        update_fields=["position", "offset", "created_at", "epoch"],
+    )
+
+
+def finish(state: DispatchState) -> None:
+    """What the claim that ends took from the queue is done."""
+    TakenMessage.objects.filter(entity=state.entity_id).delete()
+
+
+def untake(state: DispatchState, epoch: int) -> list[str]:
+    """What this claim took waits again, in its old place: the keys, oldest first.
+
+    The caller says so in the stream.
+    """
+    taken = TakenMessage.objects.filter(entity=state.entity_id, epoch=epoch).order_by("offset")
+    back = [
+        QueuedMessage(
+            entity_id=state.entity_id,
+            key=each.key,
+            position=each.position,
+            offset=each.offset,
+            held=False,
+            created_at=each.created_at,
+        )
+        for each in taken
+    ]
+    QueuedMessage.objects.bulk_create(back)
+    finish(state)
+    return [each.key for each in back]
 
 
 def _look_at_queue(state: DispatchState) -> None:

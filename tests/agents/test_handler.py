@@ -135,7 +135,8 @@ def none_is_acked_unseen(runtime):
         if said["type"] not in ("inbox", "wake") or said["headers"]["operation"] != "insert":
             continue
         row = now[said["type"], said["key"]]
-        waits = row.get("status") == "pending"
+        taken = state.entity.taken.filter(key=said["key"], epoch=state.active_epoch or 0)
+        waits = row.get("status") == "pending" or taken.exists()
         assert waits or row.get("status") == "cancelled" or said["key"] in runtime.handled, said
 
 
@@ -240,6 +241,26 @@ def test_queued_messages_are_taken_one_a_pass_in_their_order(runtime):
         (new,) = runtime.handled - set(taken)
         taken.append(new)
     assert taken == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("sleeps", [True, False], ids=["slept", "idled"])
+@pytest.mark.parametrize("crash_at", STEPS)
+def test_one_that_was_acked_while_it_waited_outlives_the_crash_of_who_took_it(
+    runtime, crash_at, sleeps
+):
+    """The first claim's done acks all three, and the second one dies."""
+    api = runtime.api
+    for happens in queued:
+        happens(api)
+    runtime.sleeps = True
+    assert runtime.run(event_of_e1())
+    assert runtime.handled == {"m1"}
+    runtime.sleeps = sleeps
+    runtime.steps = {crash_at: crash}
+    drain(runtime, event_of_e1())
+    assert runtime.handled == ALL
+    state = DispatchState.objects.get()
+    assert (api.status(), state.pending, api.wakes()) == ("idle", False, [])
 
 
 def test_a_held_message_stops_the_queue_behind_it(runtime):

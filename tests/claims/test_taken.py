@@ -1,0 +1,150 @@
+"""What a claim took from the queue: done with when it is released, and else waiting again."""
+
+import pytest
+
+from claims import endings, lifecycle
+from claims.models import ConsumerClaim, DeadLetter
+from dispatch import wakes
+from dispatch.models import DispatchState, Entity, QueuedMessage, TakenMessage
+from tests.factories import TakenMessageFactory
+from tests.support import end_delay, lapse
+
+URL = "/agent/e1"
+KEYS = ["m1", "m2", "m3"]
+
+
+def expire(claim):
+    lapse(claim)
+    assert lifecycle.expire(ConsumerClaim.objects.active().get()) is not None
+
+
+def take_back(claim):
+    assert endings.take_back(ConsumerClaim.objects.active().get()) is not None
+
+
+def delete_runner(claim):
+    assert claim.api("DELETE", "/_electric/runners/r1").status == 204
+
+
+ENDS_BADLY = {
+    "failed": lambda claim: claim.fail(),
+    "expired": expire,
+    "taken back": take_back,
+    "runner deleted": delete_runner,
+}
+
+
+def taken(claim, key):
+    """The handler says that it takes this message."""
+    return update(claim, key, {"status": "processed"})
+
+
+def update(claim, key, value):
+    event = {"type": "inbox", "key": key, "value": value, "headers": {"operation": "update"}}
+    return claim.append(event, token=claim.mint())
+
+
+def queue():
+    return list(QueuedMessage.objects.order_by("position", "offset").values_list("key", flat=True))
+
+
+def said(claim, key):
+    """The statuses that the stream gives a message, in order."""
+    events = claim.api.get(f"{URL}/main?offset=-1").body
+    return [e["value"]["status"] for e in events if e["key"] == key and "status" in e["value"]]
+
+
+@pytest.fixture
+def claim(alice):
+    """The second claim of /agent/e1: three queued messages lie behind the cursor."""
+    alice.register()
+    alice.make_entity()
+    for key in KEYS:
+        alice.send(key=key, mode="queued")
+    first = alice.claim()
+    taken(first, "m1")
+    assert first.done(first.tail).body["next_wake"]
+    second = alice.claim()
+    taken(second, "m2")
+    assert queue() == ["m3"]
+    return second
+
+
+@pytest.mark.parametrize("end", ENDS_BADLY.values(), ids=ENDS_BADLY)
+def test_it_waits_again_in_its_place(claim, end):
+    end(claim)
+    assert (queue(), TakenMessage.objects.count()) == (["m2", "m3"], 0)
+    assert said(claim, "m2") == ["pending", "processed", "pending"]
+    assert said(claim, "m1") == ["pending", "processed"]
+    assert DispatchState.objects.get().pending
+
+
+def test_it_alone_is_work(claim):
+    taken(claim, "m3")
+    claim.fail()
+    assert queue() == ["m2", "m3"]
+    end_delay()
+    assert wakes.retry_due(limit=1) == 1
+    again = claim.api.claim()
+    taken(again, "m2")
+    taken(again, "m3")
+    assert not again.done(again.tail).body["next_wake"]
+    assert not DispatchState.objects.get().pending
+
+
+def test_it_is_done_with_when_the_claim_is_released(claim):
+    claim.done(claim.tail)
+    assert (queue(), TakenMessage.objects.count()) == (["m3"], 0)
+    assert said(claim, "m2") == ["pending", "processed"]
+
+
+def test_a_claim_that_fails_gives_nothing_back_of_what_another_took(claim):
+    claim.done(claim.tail)
+    next_one = claim.api.claim()
+    TakenMessageFactory.create(entity=Entity.objects.get(), key="m1", epoch=1)
+    taken(next_one, "m3")
+    next_one.fail()
+    assert (queue(), TakenMessage.objects.count()) == (["m3"], 0)
+
+
+@pytest.mark.parametrize("end", ["SIGKILL", "deletion"])
+def test_it_ends_with_its_entity(claim, end):
+    if end == "SIGKILL":
+        claim.api.signal(URL, end)
+        assert said(claim, "m2") == ["pending", "processed"]
+    else:
+        assert claim.api("DELETE", f"/_electric/entities{URL}").status == 204
+    assert not TakenMessage.objects.exists()
+
+
+def test_it_is_given_up_with_the_rest(claim):
+    assert claim.call({"failed": True, "give_up": True}).status == 200
+    assert [each.offset for each in DeadLetter.objects.order_by("offset")] == [3, 4]
+    assert (queue(), TakenMessage.objects.count()) == ([], 0)
+    assert said(claim, "m2")[-1] == "cancelled"
+    assert not DispatchState.objects.get().pending
+
+
+@pytest.mark.parametrize("how", ["DELETE", "cancelled"])
+def test_it_does_not_come_back_once_it_was_withdrawn(claim, how):
+    path = f"/_electric/entities{URL}/inbox/m2"
+    if how == "DELETE":
+        assert claim.api("DELETE", path).status == 200
+    else:
+        assert claim.api("PATCH", path, {"status": how}).status == 200
+    claim.fail()
+    assert (queue(), TakenMessage.objects.count()) == (["m3"], 0)
+
+
+def test_it_waits_once_when_it_was_queued_again_meanwhile(claim):
+    path = f"/_electric/entities{URL}/inbox/m2"
+    assert claim.api("PATCH", path, {"status": "pending", "position": "9"}).status == 200
+    claim.fail()
+    assert (queue(), TakenMessage.objects.count()) == (["m3", "m2"], 0)
+
+
+def test_what_its_sender_called_processed_stays_so(claim):
+    path = f"/_electric/entities{URL}/inbox/m3"
+    assert claim.api("PATCH", path, {"status": "processed"}).status == 200
+    claim.fail()
+    assert queue() == ["m2"]
