@@ -13,7 +13,7 @@ from api.openapi import documented
 from api.views import ApiView, RunnerResource
 from claims import lifecycle
 from core import log_facts, tracing
-from core.bodies import Body, JsonObject, answer, clean_text, read
+from core.bodies import Body, Check, JsonObject, answer, clean_text, read
 from core.clock import iso
 from core.errors import BadFields, InvalidRequest, Unauthenticated
 from core.principals import Principal
@@ -130,7 +130,7 @@ class NothingToDo(Body, frozen=True, kw_only=True):
 class Acked(Body, frozen=True, kw_only=True):
     """An offset up to which a stream has been worked off."""
 
-    offset: str
+    offset: Annotated[str, Check(offsets.parse)]
     """Everything up to here is worked off."""
     path: str | UnsetType = UNSET
     """The stream's path."""

@@ -15,10 +15,11 @@ from api.lists import answer_page, limit_of
 from api.openapi import documented
 from api.views import ApiView, RunnerResource
 from claims import endings, reports
-from core.bodies import Body, Id, JsonObject, answer, parameter, raw_body, read
+from core.bodies import Body, Check, Id, JsonObject, answer, parameter, raw_body, read
 from core.clock import iso, iso_or_none
 from core.errors import BadFields, Forbidden, InvalidRequest
 from core.identifiers import OFFSET_PATTERN
+from core.principals import Principal
 from dispatch import arrivals
 from runners import diagnostics, registry
 from runners.health import liveness
@@ -54,7 +55,7 @@ class Registration(Body, frozen=True, kw_only=True):
     """The runner's id, of the caller's choice."""
     label: Text
     """What people read."""
-    owner_principal: str | UnsetType = UNSET
+    owner_principal: Annotated[str, Check(Principal.parse)] | UnsetType = UNSET
     """Whose it is: the caller, as a key or URL; anybody else is refused."""
     kind: Kind | UnsetType = UNSET
     """Where it runs; `local` unless said otherwise."""

@@ -10,7 +10,7 @@ from api.entities import ActorView, Sent, require_key
 from api.fields import EntityUrl, Key
 from api.openapi import documented
 from api.views import ApiView
-from core.bodies import Body, answer, read
+from core.bodies import Body, Check, answer, read
 from core.clock import from_iso, iso
 from core.errors import BadFields, InvalidRequest
 from core.principals import Principal
@@ -21,6 +21,8 @@ from dispatch.streams.conditions import DebounceMs, TimeoutMs
 from dispatch.streams.schedules import FutureSend
 
 Text = Annotated[str, Meta(max_length=256)]
+Expression = Annotated[Text, Check(Cron.parse)]
+Zone = Annotated[Text, Check(zones.canonical)]
 
 
 class NewSchedule(Body, frozen=True, kw_only=True):
@@ -30,7 +32,7 @@ class NewSchedule(Body, frozen=True, kw_only=True):
     """Once, at `fireAt`; or again and again, as `expression` says."""
     payload: Any
     """What is sent: any JSON."""
-    fireAt: Text | UnsetType = UNSET  # noqa: N815
+    fireAt: Annotated[Text, Check(from_iso)] | UnsetType = UNSET  # noqa: N815
     """When, in ISO-8601; the past is now. Required of a `future_send`."""
     targetUrl: EntityUrl | UnsetType = UNSET  # noqa: N815
     """The entity that it is sent to; this one unless said otherwise."""
@@ -38,9 +40,9 @@ class NewSchedule(Body, frozen=True, kw_only=True):
     """The type of the message."""
     sender: Annotated[str, Meta(max_length=512)] | UnsetType = field(name="from", default=UNSET)
     """Whom it is from: the caller or the entity."""
-    expression: Text | UnsetType = UNSET
+    expression: Expression | UnsetType = UNSET
     """Five fields, or six with seconds first; also `@daily` and the like. Required of a `cron`."""
-    timezone: Text | UnsetType = UNSET
+    timezone: Zone | UnsetType = UNSET
     """The time zone, by its IANA name; UTC unless said otherwise."""
     debounceMs: DebounceMs | UnsetType = UNSET  # noqa: N815
     """Milliseconds to wait after a tick."""
@@ -51,9 +53,9 @@ class NewSchedule(Body, frozen=True, kw_only=True):
 class CronStream(Body, frozen=True, kw_only=True):
     """A cron expression."""
 
-    expression: Text
+    expression: Expression
     """Five fields, or six with seconds first; also `@daily` and the like."""
-    timezone: Text | UnsetType = UNSET
+    timezone: Zone | UnsetType = UNSET
     """The time zone, by its IANA name; UTC unless said otherwise."""
 
 

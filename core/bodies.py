@@ -6,6 +6,7 @@ The Struct validates what comes in, shapes what goes out, and is what the OpenAP
 import json
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
 from itertools import islice
@@ -31,7 +32,7 @@ MOST_NAMED = 100
 """Bad fields that an error names: of a body that has hundreds of thousands, naming all would stop
 the worker for seconds, and the answer would be many times the body."""
 
-_MOST_LOOKED_AT = 10_000
+_MOST_LOOKED_AT = 2_000
 """Items of a list or an object that are looked at for these."""
 
 _EXACT = 2**53
@@ -46,6 +47,17 @@ _ESCAPES = re.compile(
 )
 
 _decoder = lru_cache(msgspec.json.Decoder)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Beside a field's type: how its value is parsed, which raises ValueError.
+
+    It is called where another field is bad, so that the error names this one too; where all fields
+    have their types, whoever reads the body parses it.
+    """
+
+    parse: Callable[[Any], object]
 
 
 class Body(Struct, frozen=True, omit_defaults=True):
@@ -248,27 +260,32 @@ def _nuls(value: Any, path: str) -> Iterator[dict[str, str]]:
 
 def _problems(kind: Any, value: Any, path: str) -> Iterator[dict[str, str]]:
     """Find every field of ``value`` that does not fit ``kind``, as a JSON pointer and a message."""
+    own = None
     try:
         msgspec.convert(value, kind)
-        return
+        for check in _marks(kind, Check):
+            check.parse(value)
     except msgspec.ValidationError as exc:
         message = re.sub(r" - at `[^`]*`$", "", str(exc))
-        own = {"path": path, "message": ": ".join([message, *_said_of(kind)])}
+        said = (each.description for each in _marks(kind, Meta) if each.description is not None)
+        own = {"path": path, "message": ": ".join([message, *said])}
+    except ValueError as exc:
+        own = {"path": path, "message": str(exc)}
     found = False
     for problem in _problems_inside(_container(kind, value), value, path):
         found = True
         yield problem
-    if not found:
+    if own is not None and not found:
         yield own
 
 
-def _said_of(kind: Any) -> Iterator[str]:
-    """What a field's type adds to an error: what it seems to take, and why it does not."""
+def _marks(kind: Any, mark: type[T]) -> Iterator[T]:
+    """What is annotated in ``kind``, in the parts of a union too."""
     if get_origin(kind) is Annotated:
-        yield from (m.description for m in get_args(kind)[1:] if m.description is not None)
+        yield from (each for each in get_args(kind)[1:] if isinstance(each, mark))
     elif get_origin(kind) is Union or isinstance(kind, type(int | str)):
         for each in get_args(kind):
-            yield from _said_of(each)
+            yield from _marks(each, mark)
 
 
 def _problems_inside(container: Any, value: Any, path: str) -> Iterator[dict[str, str]]:

@@ -23,15 +23,20 @@ def encode_just_past(offset: int) -> str:
     return f"{encode(offset)}_1"
 
 
-def decode(text: str, path: str = "/offset") -> int:
-    """Parse an offset; -1 is the start.
-
-    Raises InvalidRequest for any other form; ``path`` is the JSON pointer of the field.
-    """
+def parse(text: str) -> int:
+    """Parse an offset; -1 is the start. Raises ValueError for any other form."""
     if text == START:
         return 0
     match = _FORM.fullmatch(text)
     if match is None:
-        raise InvalidRequest.field(path, "expected -1, now, or an offset that a stream gave")
+        raise ValueError("expected -1, now, or an offset that a stream gave")
     # The first half is a stream's epoch: a stream of another epoch than ours is past every tail.
     return _MAX if int(match[1]) else int(match[2])
+
+
+def decode(text: str, path: str = "/offset") -> int:
+    """`parse` for a field of a request, at the JSON pointer ``path``. Raises InvalidRequest."""
+    try:
+        return parse(text)
+    except ValueError as problem:
+        raise InvalidRequest.field(path, str(problem)) from None

@@ -638,6 +638,11 @@ def test_a_number_that_is_the_callers_own_may_be_any(scene, endpoint, template):
             ["/owner_principal", "/wake_stream"],
         ),
         (
+            f"POST /{RUNNERS}",
+            {"id": "new", "label": 5, "owner_principal": "alice"},
+            ["/label", "/owner_principal"],
+        ),
+        (
             f"POST /{RUNNER}/heartbeat",
             {"lease_ms": "x", "wakeStreamOffset": "x"},
             ["/lease_ms", "/wakeStreamOffset"],
@@ -701,6 +706,11 @@ def test_a_number_that_is_the_callers_own_may_be_any(scene, endpoint, template):
             ["/epoch", "/acks/0/path", "/acks/0/offset", "/acks/1/offset"],
         ),
         (
+            f"POST /{CALLBACK}",
+            {"epoch": "x", "acks": [{"path": "/agent/e1/main", "offset": "x"}]},
+            ["/epoch", "/acks/0/offset"],
+        ),
+        (
             f"PUT /{ENTITY}",
             {"args": [], "tags": {"a": 1}, "dispatch_policy": {"targets": []}, "parent": "x"},
             ["/args", "/tags/a", "/dispatch_policy/targets", "/parent"],
@@ -726,6 +736,16 @@ def test_a_number_that_is_the_callers_own_may_be_any(scene, endpoint, template):
             f"PUT /{SCHEDULE}",
             {"scheduleType": "future_send", "payload": 1, "fireAt": "soon", "from": "bob"},
             ["/fireAt", "/from"],
+        ),
+        (
+            f"PUT /{SCHEDULE}",
+            {"scheduleType": "future_send", "fireAt": "soon", "targetUrl": "e1"},
+            ["/payload", "/fireAt", "/targetUrl"],
+        ),
+        (
+            f"PUT /{SCHEDULE}",
+            {"scheduleType": "cron", "expression": "x", "timezone": "Mars", "timeoutMs": -1},
+            ["/payload", "/expression", "/timezone", "/timeoutMs"],
         ),
         (
             f"PUT /{SCHEDULE}",
