@@ -14,8 +14,8 @@ Key = Annotated[str, Meta(min_length=1, max_length=256)]
 ManifestKey = Annotated[str, Meta(min_length=1, max_length=1024)]
 EntityUrl = Annotated[str, Meta(pattern=r"^/[^/]{1,128}/[^/]{1,128}$(?!\n)")]
 
-RESERVED_TYPES = ("_electric",)
-"""Entity types whose streams would stand where the API does."""
+RESERVED_TYPES = ("_electric", "_cron", "_entities", "_webhooks", "principal")
+"""Entity types whose entities would stand where the API, its streams or principals do."""
 
 
 class Target(Body, frozen=True, kw_only=True):

@@ -96,7 +96,7 @@ def runner_facts(row: Row) -> JsonObject:
 def type_facts(row: Row, grants: list[Row], kind: Kind) -> JsonObject:
     """The fields of an `EntityType`; schemas and grants that are refused here are noted."""
     name = row["name"]
-    if name in RESERVED_TYPES or name == PRINCIPALS:
+    if name in RESERVED_TYPES:
         raise NotTaken("it is the existing server's own")
     policy = runner_id(row.get("default_dispatch_policy"), name, kind)
     said: JsonObject = {

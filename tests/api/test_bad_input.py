@@ -180,10 +180,13 @@ def test_nothing_is_made_with_a_bad_id(scene, refused, name, named):
             assert paths(answer) == [named]
 
 
-def test_no_entity_type_stands_where_the_api_does(refused):
-    path = "/_electric/entities/_electric/e1"
-    refused(BY_NAME[f"PUT /{ENTITY}"], 400, "INVALID_REQUEST", path=path, body={})
-    body = {"name": "_electric", "description": ""}
+@pytest.mark.parametrize("reserved", ["_electric", "_cron", "_entities", "_webhooks", "principal"])
+def test_no_entity_stands_where_the_api_streams_or_principals_do(refused, reserved):
+    # Who ended one at a cron expression's path would end the schedules of all who wait for that.
+    path = f"/_electric/entities/{reserved}/e1"
+    answer = refused(BY_NAME[f"PUT /{ENTITY}"], 400, "INVALID_REQUEST", path=path, body={})
+    assert paths(answer) == ["/type"]
+    body = {"name": reserved, "description": ""}
     assert paths(refused(BY_NAME[f"POST /{TYPES}"], 400, "INVALID_REQUEST", body=body)) == ["/name"]
 
 
