@@ -564,6 +564,7 @@ class _Message(models.Model):
     # As bytes, which every database sorts as the clients that choose positions do.
     position = models.BinaryField(max_length=1024)
     offset = models.PositiveBigIntegerField(help_text="of the message")
+    held = models.BooleanField(help_text="of mode paused: nothing after it is taken")
     created_at = models.DateTimeField(db_default=Now())
 
     class Meta:
@@ -579,7 +580,6 @@ class QueuedMessage(_Message):
     entity = models.ForeignKey(
         Entity, on_delete=models.CASCADE, related_name="queue", db_index=False
     )
-    held = models.BooleanField(help_text="of mode paused: nothing after it is taken")
 
     class Meta:
         default_permissions = ()

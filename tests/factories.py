@@ -253,6 +253,7 @@ class TakenMessageFactory(_Factory[TakenMessage]):
     key = "taken"
     position = b""
     offset = 2
+    held = False
     epoch = 1
 
 

@@ -21,6 +21,10 @@ class Migration(migrations.Migration):
                 ("key", models.CharField(max_length=256)),
                 ("position", models.BinaryField(max_length=1024)),
                 ("offset", models.PositiveBigIntegerField(help_text="of the message")),
+                (
+                    "held",
+                    models.BooleanField(help_text="of mode paused: nothing after it is taken"),
+                ),
                 ("created_at", models.DateTimeField(db_default=Now())),
                 ("epoch", models.PositiveBigIntegerField(help_text="of the claim")),
                 (

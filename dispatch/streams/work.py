@@ -84,7 +84,7 @@ def _follow_message(
     if held or _is_withdrawn(event):
         _retract(state, "inbox", key)
     if queued is None:
-        if _is_withdrawn(event) or status == "pending":
+        if _is_withdrawn(event) or status == "pending" or (status is not None and not by_handler):
             TakenMessage.objects.filter(entity=state.entity_id, key=key).delete()
         if not by_handler:
             _enqueue(state, event, offset)
@@ -109,6 +109,7 @@ def _take(state: DispatchState, queued: QueuedMessage) -> None:
         key=queued.key,
         position=queued.position,
         offset=queued.offset,
+        held=queued.held,
         created_at=queued.created_at,
         epoch=state.active_epoch,
     )
@@ -117,7 +118,7 @@ def _take(state: DispatchState, queued: QueuedMessage) -> None:
         [taken],
         update_conflicts=True,
         unique_fields=["entity", "key"],
-        update_fields=["position", "offset", "created_at", "epoch"],
+        update_fields=["position", "offset", "held", "created_at", "epoch"],
     )
 
 
@@ -138,7 +139,7 @@ def untake(state: DispatchState, epoch: int) -> list[str]:
             key=each.key,
             position=each.position,
             offset=each.offset,
-            held=False,
+            held=each.held,
             created_at=each.created_at,
         )
         for each in taken

@@ -148,3 +148,31 @@ def test_what_its_sender_called_processed_stays_so(claim):
     assert claim.api("PATCH", path, {"status": "processed"}).status == 200
     claim.fail()
     assert queue() == ["m2"]
+
+
+@pytest.mark.parametrize(
+    "edit", [{"mode": "steer"}, {"mode": "immediate"}, {"status": "processed"}], ids=str
+)
+def test_it_is_what_its_sender_made_of_it_meanwhile(claim, edit):
+    # As a row of the queue it would be work for ever: a handler takes no other modes from there.
+    path = f"/_electric/entities{URL}/inbox/m2"
+    assert claim.api("PATCH", path, edit).status == 200
+    claim.fail()
+    assert (queue(), TakenMessage.objects.count()) == (["m3"], 0)
+    assert said(claim, "m2")[-1] == "processed"
+
+
+def test_it_is_held_back_again_if_it_was_when_the_handler_took_it(claim):
+    # The handler had read the queue before its sender held the message back.
+    path = f"/_electric/entities{URL}/inbox/m3"
+    assert claim.api("PATCH", path, {"mode": "paused"}).status == 200
+    taken(claim, "m3")
+    assert claim.api("PATCH", f"/_electric/entities{URL}/inbox/m2", {"payload": 2}).status == 200
+    claim.fail()
+    assert queue() == ["m2", "m3"]
+    assert QueuedMessage.objects.get(key="m3").held
+    end_delay()
+    assert wakes.retry_due(limit=1) == 1
+    again = claim.api.claim()
+    taken(again, "m2")
+    assert not again.done(again.tail).body["next_wake"]
