@@ -1,6 +1,6 @@
 """The sixteen diagnostic fields of a runner: each is kept only if valid; others are dropped."""
 
-import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +36,7 @@ def _text(value: Any) -> Any:
 def _count(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return _INVALID
-    return value if 0 <= value < math.inf else _INVALID
+    return value if 0 <= value <= sys.float_info.max else _INVALID
 
 
 FIELDS: dict[str, Callable[[Any], Any]] = {

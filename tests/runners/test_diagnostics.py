@@ -124,7 +124,7 @@ def test_a_number_however_big_is_no_error(report, number):
     assert kept["status"] == "streaming"
 
 
-@pytest.mark.parametrize("number", ["1e999", "-1e999", "9" * 5000, "9" * 5000 + ".5"])
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "9" * 400, "9" * 5000, "9" * 5000 + ".5"])
 def test_an_infinite_number_is_dropped(alice, number):
     """As JavaScript reads it; the heartbeat is none the worse."""
     alice.register()
