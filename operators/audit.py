@@ -20,7 +20,9 @@ from operators.kit.verbs import OperatorAdmin
 KINDS = (
     ("runners", "runner", "runners"),
     ("claims", "consumerclaim", "claims"),
+    ("claims", "deadletter", "dead letters"),
     ("dispatch", "entity", "entities"),
+    ("dispatch", "wake", "wakes"),
     ("dispatch", "entitytype", "entity types"),
     ("runners", "accesstoken", "access tokens"),
     ("auth", "user", "users"),

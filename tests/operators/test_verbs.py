@@ -4,18 +4,21 @@ import html
 import re
 
 import pytest
+from django.contrib import admin
 from django.contrib.admin.models import DELETION, LogEntry
 
-from claims.models import ConsumerClaim
+from claims.models import ConsumerClaim, DeadLetter
 from dispatch import entities
 from dispatch.models import Entity, EntityType, StreamEvent
+from operators import audit
 from runners.models import Runner
 from tests.factories import RunnerFactory
 from tests.operators.conftest import World
 from tests.support import Api
 
-CLAIMS, RUNNERS, ENTITIES, TYPES = (
+CLAIMS, LETTERS, RUNNERS, ENTITIES, TYPES = (
     "/admin/claims/consumerclaim/",
+    "/admin/claims/deadletter/",
     "/admin/runners/runner/",
     "/admin/dispatch/entity/",
     "/admin/dispatch/entitytype/",
@@ -110,6 +113,22 @@ def test_it_says_who_did_what_to_which_and_why(world, operator, pair):
     assert "the machine burned down" in text(history)
     other = operator.get(f"{CLAIMS}{claim.pk + 1}/history/", follow=True)
     assert "the machine burned down" not in text(other)
+
+
+def test_a_dead_letter_has_a_history(world, operator):
+    letter = DeadLetter.objects.get()
+    assert "1 done" in do(operator, LETTERS, "redrive", letter.pk, reason="the disk has room again")
+    history = operator.get(f"{LETTERS}{letter.pk}/history/", follow=True)
+    assert "the disk has room again" in text(history)
+
+
+def test_the_audit_log_can_be_narrowed_to_whatever_has_verbs():
+    acted_on = {
+        (model._meta.app_label, model._meta.model_name)
+        for model, page in admin.site._registry.items()
+        if getattr(page, "verbs", ())
+    }
+    assert acted_on <= {(app, name) for app, name, _ in audit.KINDS}
 
 
 def test_rows_that_are_gone_are_counted_as_refused(world, operator, pair):
