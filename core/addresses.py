@@ -1,18 +1,27 @@
 """Where a request comes from: the peer's address, or the one that a trusted proxy names."""
 
 import ipaddress
+from collections.abc import Iterable
+from ipaddress import IPv4Network, IPv6Network
 
 from django.conf import settings
 from django.http import HttpRequest
 
+Network = IPv4Network | IPv6Network
 
-def is_trusted_proxy(address: str) -> bool:
-    """Whether PULLWAKE_TRUSTED_PROXIES names it."""
+
+def is_among(address: str, networks: Iterable[Network]) -> bool:
+    """Whether it is an IP address of one of these networks."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
         return False
-    return any(parsed in network for network in settings.PULLWAKE_TRUSTED_PROXIES)
+    return any(parsed in network for network in networks)
+
+
+def is_trusted_proxy(address: str) -> bool:
+    """Whether PULLWAKE_TRUSTED_PROXIES names it."""
+    return is_among(address, settings.PULLWAKE_TRUSTED_PROXIES)
 
 
 def client_address(request: HttpRequest) -> str:

@@ -5,13 +5,13 @@ address that is not such a proxy's the header means nothing, and is removed befo
 sees it.
 """
 
-import ipaddress
 from collections.abc import Callable
 
 from django.conf import settings
 from django.contrib import auth
 from django.http import HttpRequest, HttpResponse
 
+from core.addresses import is_among
 from core.errors import Forbidden
 from operators import admission
 from operators.admission import Person
@@ -29,7 +29,8 @@ def with_remote_user(
 
     def answer(request: HttpRequest) -> HttpResponse:
         said = [request.META.get(who, ""), request.META.get(groups, "")]
-        if not _is_trusted(request.META.get("REMOTE_ADDR", "")):
+        proxies = settings.PULLWAKE_REMOTE_USER_PROXIES
+        if not is_among(request.META.get("REMOTE_ADDR", ""), proxies):
             request.META.pop(who, None)
             request.META.pop(groups, None)
             said = ["", ""]
@@ -45,11 +46,3 @@ def with_remote_user(
         return get_response(request)
 
     return answer
-
-
-def _is_trusted(address: str) -> bool:
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return False
-    return any(parsed in network for network in settings.PULLWAKE_REMOTE_USER_PROXIES)
