@@ -7,7 +7,8 @@ from functools import cached_property, lru_cache
 from typing import ClassVar
 from urllib.parse import quote, unquote
 
-_KEY = re.compile(r"(user|agent|service|system):([^/\x00-\x1f\x7f]+)")
+_KINDS = ("user", "agent", "service", "system")
+_KEY = re.compile(rf"({'|'.join(_KINDS)}):([^/\x00-\x1f\x7f]+)")
 URL_PREFIX = "/principal/"
 # So that both ends write the same URL.
 UNENCODED = "!'()*"
@@ -24,7 +25,7 @@ class Principal:
     kind: str
     id: str
 
-    KINDS: ClassVar = ("user", "agent", "service", "system")
+    KINDS: ClassVar = _KINDS
 
     # Django REST framework's idea of a user, which this stands in for.
     is_authenticated: ClassVar = True
@@ -60,7 +61,7 @@ def _parse(text: str) -> Principal:
         key = unquote(text.removeprefix(URL_PREFIX), errors="strict")
     match = _KEY.fullmatch(key)
     if match is None:
-        raise ValueError("expected kind:id with kind one of user, agent, service, system")
+        raise ValueError(f"expected kind:id with kind one of {', '.join(_KINDS)}")
     principal = Principal(match[1], match[2])
     if len(principal.url) > MAX_URL_LENGTH:
         raise ValueError(f"longer than {MAX_URL_LENGTH} characters as a URL")
