@@ -46,8 +46,7 @@ def register(owner: Principal, runner_id: str, facts: JsonObject) -> Runner:
             # Two first registrations may race: one inserts, and both go on from that row.
             Runner.objects.bulk_create([new], ignore_conflicts=True)
             runner = _lock(runner_id)
-        if runner.owner_principal != owner.url:
-            raise Forbidden(f"The runner {runner_id} is another principal's.")
+        require_owner(runner, owner.url)
         Runner.objects.filter(pk=runner_id).update(updated_at=Now(), **facts)
         RunnerLiveness.objects.bulk_create([RunnerLiveness(runner=runner)], ignore_conflicts=True)
         WakeStream.objects.bulk_create([WakeStream(runner=runner)], ignore_conflicts=True)
