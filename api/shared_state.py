@@ -64,7 +64,7 @@ class SharedStateView(ApiView):
         if raw_body(request):
             raise InvalidRequest("A shared state is made empty: its events are sent by POST.")
         caller = self.actor.prove(owner, within=False)
-        put = shared_states.put(caller, shared_id, entities.find(*owner.split("/")[1:]))
+        put = shared_states.put(caller, shared_id, entities.find_at(owner))
         response = HttpResponse(status=201 if put.is_new else 200)
         response.headers["Stream-Next-Offset"] = offsets.encode(put.state.tail)
         return response
