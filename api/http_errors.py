@@ -6,12 +6,12 @@
 import logging
 from typing import Any
 
-import msgspec
 from django.core.exceptions import DisallowedHost, SuspiciousOperation
 from django.http import Http404, HttpResponse
 from rest_framework import exceptions as drf
 
 from core import errors
+from core.bodies import answer
 from core.database import advice, is_passing, note_trouble
 from core.errors import PullwakeError
 
@@ -57,12 +57,7 @@ def error_response(error: PullwakeError) -> HttpResponse:
     body: dict[str, Any] = {"code": error.code, "message": error.message}
     if error.details is not None:
         body["details"] = error.details
-    return HttpResponse(
-        msgspec.json.encode({"error": body}),
-        status=status_of(error),
-        content_type="application/json",
-        headers=_headers(error),
-    )
+    return answer({"error": body}, status_of(error), _headers(error))
 
 
 def _headers(error: PullwakeError) -> dict[str, str]:
