@@ -181,7 +181,7 @@ _FIELD = {"path": "/lease_ms", "message": "Expected `float` >= 1000.0"}
 _FACTS = {"code": "INVALID_REQUEST", "message": "Not valid: /lease_ms.", "details": [_FIELD]}
 
 _RUNNER_ROW = {
-    **{name: value for name, value in _RUNNER.items() if name != "last_seen_at"},
+    **_RUNNER,
     "liveness_status": "online",
     "health_status": "healthy",
 }
