@@ -3,13 +3,12 @@
 from django.conf import settings
 from django.core.exceptions import DisallowedHost
 from django.http import HttpRequest
+from rest_framework.permissions import SAFE_METHODS
 
 from core.errors import Forbidden, InvalidRequest
 
 PROBES = ("/livez", "/readyz")
 """Whoever asks these names the server as it likes, by its address for instance."""
-
-_SAFE = ("GET", "HEAD", "OPTIONS")
 
 
 def require_own(request: HttpRequest) -> None:
@@ -25,7 +24,7 @@ def require_own(request: HttpRequest) -> None:
         host = request.get_host()
     except DisallowedHost:
         raise InvalidRequest("The Host header is not one of ALLOWED_HOSTS.") from None
-    if settings.DEVELOPMENT and request.method not in _SAFE and _is_foreign(request, host):
+    if settings.DEVELOPMENT and request.method not in SAFE_METHODS and _is_foreign(request, host):
         raise Forbidden("A page of another origin may not call this server in development mode.")
 
 
