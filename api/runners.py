@@ -10,7 +10,7 @@ from django.http import HttpRequest, HttpResponse
 from msgspec import UNSET, Meta, UnsetType
 
 from api.authentication import FOR_ONE_RUNNER, RunnerAuthentication
-from api.fields import principal_field
+from api.fields import known, principal_field
 from api.lists import answer_page, limit_of
 from api.openapi import documented
 from api.views import ApiView, RunnerResource
@@ -22,7 +22,7 @@ from core.identifiers import OFFSET_PATTERN
 from core.principals import Principal
 from dispatch import arrivals
 from runners import diagnostics, registry
-from runners.health import liveness
+from runners.health import Liveness, Status, liveness
 from runners.models import Runner, RunnerQuerySet
 
 OTHER_PROCESS_HEADER = "Pullwake-Other-Process"
@@ -134,7 +134,7 @@ class RunnerHealth(Body, frozen=True, kw_only=True):
     """Its id."""
     admin_status: AdminStatus
     """Whether it may claim."""
-    liveness_status: Literal["online", "offline", "expired"]
+    liveness_status: Liveness
     """`offline` if it is disabled or was never seen, else whether its heartbeat still counts."""
     lease_expires_at: str | None
     """Until when its last heartbeat counts."""
@@ -192,7 +192,7 @@ class DispatchCounts(Body, frozen=True, kw_only=True):
 class HealthVerdict(Body, frozen=True, kw_only=True):
     """The worst of the issues, and each in a sentence."""
 
-    status: Literal["healthy", "degraded", "unhealthy"]
+    status: Status
     """The worst of the issues."""
     issues: list[str]
     """A sentence for each."""
@@ -226,12 +226,8 @@ def runner_facts(runner: Runner) -> JsonObject:
         "claim_lease_ms": runner.claim_lease_ms,
         "created_at": iso(runner.created_at),
         "updated_at": iso(runner.updated_at),
-        "max_concurrent_claims": _or_unset(runner.max_concurrent_claims),
+        "max_concurrent_claims": known(runner.max_concurrent_claims),
     }
-
-
-def _or_unset(value: Any) -> Any:
-    return UNSET if value is None else value
 
 
 def runner_body(runner: Runner) -> RunnerBody:
@@ -239,10 +235,10 @@ def runner_body(runner: Runner) -> RunnerBody:
     seen = runner.liveness
     return RunnerBody(
         **runner_facts(runner),
-        last_seen_at=_or_unset(iso_or_none(seen.last_seen_at)),
-        liveness_lease_expires_at=_or_unset(iso_or_none(seen.lease_expires_at)),
-        wake_stream_offset=_or_unset(seen.wake_stream_offset),
-        diagnostics=_or_unset(seen.diagnostics),
+        last_seen_at=known(iso_or_none(seen.last_seen_at)),
+        liveness_lease_expires_at=known(iso_or_none(seen.lease_expires_at)),
+        wake_stream_offset=known(seen.wake_stream_offset),
+        diagnostics=known(seen.diagnostics),
     )
 
 
