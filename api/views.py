@@ -21,7 +21,7 @@ from api.authentication import RunnerAuthentication, caller_name
 from api.permissions import IsAuthenticated, MayReadOrAct, OwnsRunner
 from core import audit, log_facts, tracing
 from core.bodies import raw_body
-from core.database import hand_back, was_idle
+from core.database import commits, hand_back, was_undone
 from core.errors import Forbidden, Unauthenticated
 from core.principals import Principal
 from dispatch import entities
@@ -54,6 +54,8 @@ class ApiView(APIView):
     """Whether the call only reports, as a heartbeat does: PULLWAKE_AUDIT_REPORTS."""
     let_in_at: float | None = None
     """When the call was let in, by the monotonic clock; None again once it may not be repeated."""
+    commits_before: int = 0
+    """What its thread had committed by then."""
 
     def __init_subclass__(cls) -> None:
         """Answer HEAD as GET; where Django sees to that, each view refers to itself."""
@@ -88,18 +90,20 @@ class ApiView(APIView):
         self.check_throttles(request)
         if request.method == "DELETE":
             raw_body(request)  # nobody reads it, but it has to be JSON like any other
-        self.let_in_at = time.monotonic()
+        self.let_in_at, self.commits_before = time.monotonic(), commits.count
 
     def handle_exception(self, exc: Exception) -> Any:
         """Answer with an error, or carry the call out once more.
 
-        That is where this process stood still for a moment in a transaction, as when the garbage
-        collector runs among thousands of held requests: the database has then undone all of it.
-        Not long after it began: else its caller may have left, and asked somewhere else.
+        That is where its transaction was lost before the commit, as where this process stood still
+        for a moment while the garbage collector ran among thousands of held requests: the database
+        has undone all of it. Not after another commit of the call's; and not long after it began,
+        or else its caller may have left, and asked somewhere else.
         """
         began, self.let_in_at = self.let_in_at, None
         within_s = settings.PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS / 1000
-        if began is not None and was_idle(exc) and time.monotonic() < began + within_s:
+        is_new = began is not None and time.monotonic() < began + within_s
+        if is_new and was_undone(exc) and commits.count == self.commits_before:
             handler = getattr(self, str(self.request.method).lower())
             try:
                 return handler(self.request, *self.args, **self.kwargs)

@@ -94,9 +94,21 @@ def is_passing(exc: BaseException) -> bool:
     return isinstance(exc, DatabaseError | psycopg.Error) and isinstance(_cause(exc), _PASSING)
 
 
-def was_idle(exc: BaseException) -> bool:
-    """Whether the database ended the session, and undid its transaction, as we stood still."""
-    return isinstance(_cause(exc), IdleInTransactionSessionTimeout)
+class Undone(psycopg.OperationalError):
+    """The connection was lost before the commit was sent: nothing of the transaction was done."""
+
+
+def was_undone(exc: BaseException) -> bool:
+    """Whether the session ended in a transaction: as we stood still, or it was lost."""
+    return isinstance(_cause(exc), IdleInTransactionSessionTimeout | Undone)
+
+
+class _Commits(threading.local):
+    count = 0
+
+
+commits = _Commits()
+"""How many transactions this thread has committed on PostgreSQL."""
 
 
 REPEATED_S = 10.0

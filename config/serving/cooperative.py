@@ -17,9 +17,9 @@ import psycopg
 from django.db import DEFAULT_DB_ALIAS, connections
 from gevent import monkey
 from psycopg.abc import PQGen
-from psycopg.errors import IdleInTransactionSessionTimeout
+from psycopg.errors import IdleInTransactionSessionTimeout, ReadOnlySqlTransaction
 
-from core.database import cut
+from core.database import Undone, commits, cut
 from core.prepared.psycopg_parts import KeptStatements
 
 logger = logging.getLogger(__name__)
@@ -36,12 +36,28 @@ class Connection(psycopg.Connection[Any]):
         self._watchers: dict[int, Any] = {}
         self.waiting_since = 0.0
         self._was_idle = False
+        self._is_committing = False
         self.add_notice_handler(self._hear)
+
+    def commit(self) -> None:
+        """Commit; if the connection is lost meanwhile, nobody knows whether it did."""
+        self._is_committing = True
+        try:
+            super().commit()
+        finally:
+            self._is_committing = False
+        commits.count += 1
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         """The result of the operation ``gen``; times in seconds. See `psycopg.Connection.wait`."""
         if timeout is not None or not monkey.is_module_patched("select"):
-            return super().wait(gen, interval, timeout)
+            try:
+                return super().wait(gen, interval, timeout)
+            except psycopg.Error as exc:
+                if self._is_lost(exc):
+                    self._raise_idle(exc)
+                    self._raise_undone(exc)
+                raise
         self.waiting_since = time.monotonic()
         _waiting.add(self)
         try:
@@ -60,6 +76,7 @@ class Connection(psycopg.Connection[Any]):
             if self._is_lost(exc):
                 self._raise_idle(exc)
                 _lost.set()
+                self._raise_undone(exc)
             raise
         finally:
             _waiting.discard(self)
@@ -78,6 +95,13 @@ class Connection(psycopg.Connection[Any]):
                 pass
         if self._was_idle:
             raise IdleInTransactionSessionTimeout(str(lost)) from lost
+
+    def _raise_undone(self, lost: psycopg.Error) -> None:
+        """Raise Undone if a transaction was lost whose commit was not sent yet."""
+        if lost.sqlstate == ReadOnlySqlTransaction.sqlstate:
+            return  # it is of no use, but there
+        if not (self.autocommit or self._is_committing):
+            raise Undone(str(lost)) from lost
 
     def _is_lost(self, exc: psycopg.Error) -> bool:
         """Whether others may be lost as this connection is: it broke, or the database ended it."""

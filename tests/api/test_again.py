@@ -1,18 +1,20 @@
-"""A call whose transaction the database ended, as we stood still, is carried out once more."""
+"""A call whose transaction was lost before its commit is carried out once more."""
 
 import select
 from io import BytesIO
 from typing import Any
 
 import pytest
-from django.db import InternalError, connection
+from django.db import InternalError, connection, transaction
 from django.test import RequestFactory
 from psycopg.errors import IdleInTransactionSessionTimeout
 from rest_framework.permissions import BasePermission
 
 from api.views import ApiView
 from core.bodies import raw_body
+from core.database import cut
 from dispatch import wakes
+from dispatch.models import DispatchState
 
 pytestmark = pytest.mark.django_db
 
@@ -79,6 +81,78 @@ def test_not_what_was_not_let_in():
         permission_classes = (Closed,)
 
     assert answered(Refusing) == (503, 0)
+
+
+def lose_the_connection() -> None:
+    """As where a network does: nobody says why."""
+    cut(connection.connection)
+
+
+@pytest.mark.postgres
+@pytest.mark.django_db(transaction=True)
+def test_a_send_whose_connection_is_lost_is_done_once(alice, monkeypatch):
+    alice.register()
+    alice.make_entity()
+    advance, lost = wakes._advance, []
+
+    def lose(*args: Any) -> int:
+        tail = advance(*args)
+        if not lost:
+            lost.append(connection.connection)
+            lose_the_connection()
+        return tail
+
+    monkeypatch.setattr(wakes, "_advance", lose)
+    alice.send()
+    assert lost[0].closed
+    assert len(alice.wakes()) == 1
+    assert [each["type"] for each in alice.events()].count("inbox") == 1
+
+
+@pytest.mark.postgres
+@pytest.mark.django_db(transaction=True)
+def test_not_where_it_may_have_been_committed(alice, monkeypatch):
+    alice.register()
+    alice.make_entity()
+    save, saved = wakes.save, []
+
+    def lose_at_the_commit(state: Any) -> None:
+        save(state)
+        saved.append(state)
+        lose_the_connection()
+
+    monkeypatch.setattr(wakes, "save", lose_at_the_commit)
+    answer = alice.post("/_electric/entities/agent/e1/send", {"payload": "hi"})
+    assert (answer.error, len(saved)) == ("SERVICE_UNAVAILABLE", 1)
+
+
+@pytest.mark.postgres
+@pytest.mark.django_db(transaction=True)
+def test_not_where_another_was_committed_before():
+    class Twice(Counting):
+        def get(self, request: Any) -> Any:
+            with transaction.atomic():
+                DispatchState.objects.exists()
+            type(self).calls += 1
+            with transaction.atomic():
+                DispatchState.objects.exists()
+                lose_the_connection()
+                DispatchState.objects.exists()
+
+    assert answered(Twice) == (503, 1)
+
+
+@pytest.mark.postgres
+@pytest.mark.django_db(transaction=True)
+def test_not_what_is_a_transaction_of_its_own():
+    class Single(Counting):
+        def get(self, request: Any) -> Any:
+            type(self).calls += 1
+            DispatchState.objects.exists()
+            lose_the_connection()
+            DispatchState.objects.exists()
+
+    assert answered(Single) == (503, 1)
 
 
 @pytest.mark.postgres
