@@ -72,10 +72,11 @@ def kill(entity: Entity, signal: signals.Signal) -> signals.Signalled:
         state = entities.lock(entity)
         if state.ended:
             raise InvalidSignal
+        signals.touch(state)
         before = state.status
         holder = _fence(state)
         wakes.end(state, DispatchState.End.KILLED)
-        signalled = signals.record(entity, state, signal, before=before, changed=True)
+        signalled = signals.record(state, signal, before=before, changed=True)
         registrations.close(state, state.ended)
         wakes.withdraw(state)
         wakes.save(state)
@@ -91,7 +92,8 @@ def delete_entity(entity: Entity) -> None:
     with transaction.atomic():
         state = entities.lock(entity)
         # What others make for it, a registration or a timer, is there by now, or never will be.
-        Entity.objects.select_for_update().values_list("pk").get(pk=entity.pk)
+        # Not the whole row: what they write about it is checked at their commit, and must not wait.
+        Entity.objects.select_for_update(no_key=True).values_list("pk").get(pk=entity.pk)
         gone = shared_states.leave(entity)
         holder = _fence(state)
         # Its claims lose their reference to it, and come before registrations in the lock order.

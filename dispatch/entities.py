@@ -231,6 +231,8 @@ def create(
         quotas.take("entities", settings.PULLWAKE_MAX_ENTITIES, caller.url, others.count)
         state = wakes.begin(entity, runner)
         entity = state.entity
+        if subscriber is not None:
+            registrations.hold(subscriber)  # before any registration is locked
         txid = new_txid()
         log.append(state, created_events(entity, entity_type, state.now, txid))
         state.cursor = state.tail
@@ -240,7 +242,7 @@ def create(
             # Last: a subscriber that made the entity does not hear how it began.
             order = Order(url, watch.wish, watch.manifest_key)
             state.watched = max(state.watched, order.watched)
-            registrations.register(subscriber, order)
+            registrations.register(subscriber, order, state.now)
         wakes.settle(state)
     entity.dispatch_state = state
     return entity, txid

@@ -6,6 +6,7 @@ no rights; it lets the entity's runner use what the creator may use.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,16 +161,13 @@ def put(caller: Principal, name: str, owner: Entity) -> Put:
 
 
 def _lock_or_make(caller: Principal, name: str) -> tuple[SharedState, bool]:
-    state = _locking().filter(name=name).first()
-    if state is not None:
-        return state, False
     others = SharedState.objects.filter(created_by=caller.url)
-    quotas.take("shared states", settings.PULLWAKE_MAX_SHARED_STATES, caller.url, others.count)
-    try:
-        with transaction.atomic():
+    while (state := _locking().filter(name=name).first()) is None:
+        quotas.take("shared states", settings.PULLWAKE_MAX_SHARED_STATES, caller.url, others.count)
+        # Where another call was first, what it made is looked up, unless it is gone again.
+        with suppress(IntegrityError), transaction.atomic():
             return SharedState.objects.create(name=name, created_by=caller.url), True
-    except IntegrityError:  # another call was first
-        return _locking().get(name=name), False
+    return state, False
 
 
 def _locking() -> QuerySet[SharedState]:

@@ -60,18 +60,19 @@ def send(entity: Entity, signal: Signal) -> Signalled:
         state = entities.lock(entity)
         if state.ended:
             raise InvalidSignal
+        touch(state)
         before = state.status
         resumes = before == "paused" and signal.name == "SIGCONT"
         changed = signal.name not in HANDLERS and _change(state, signal.name)
         if signal.name in HANDLERS or resumes:
             # A new message is worth a try at once, whatever failed before.
             state.retry_at = None
-            signalled = record(entity, state, signal, before=before)
+            signalled = record(state, signal, before=before)
         elif state.claimed and signal.name in CLOSING:
             state.signals_open = True
-            signalled = record(entity, state, signal, before=before)
+            signalled = record(state, signal, before=before)
         else:
-            signalled = record(entity, state, signal, before=before, changed=changed)
+            signalled = record(state, signal, before=before, changed=changed)
         wakes.settle(state)
     return signalled
 
@@ -89,8 +90,13 @@ def _change(state: DispatchState, name: str) -> bool:
     return changed
 
 
+def touch(state: DispatchState) -> None:
+    """Note that a locked entity changes; before anything that is locked after its row."""
+    Entity.objects.filter(pk=state.entity_id).update(updated_at=Now())
+    state.before = None  # the feed shows it
+
+
 def record(
-    entity: Entity,
     state: DispatchState,
     signal: Signal,
     *,
@@ -116,8 +122,6 @@ def record(
     headers = {"operation": "insert", "timestamp": iso(state.now), "txid": txid}
     event = {"type": "signal", "key": new_id("sig"), "value": value, "headers": headers}
     log.append(state, [event])
-    Entity.objects.filter(pk=entity.pk).update(updated_at=Now())
-    state.before = None  # the feed shows it
     return Signalled(before, after, state.now, txid)
 
 

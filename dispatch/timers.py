@@ -93,6 +93,9 @@ def cancel_all(owner_id: int) -> None:
 
 def let_go(entity_id: int) -> None:
     """A locked entity is about to be deleted: its schedules go; timers aimed at it will fail."""
+    concerned = Timer.objects.filter(Q(owner=entity_id) | Q(target=entity_id))
+    # In one order: two that are deleted may have schedules for each other.
+    list(concerned.order_by("pk").select_for_update().values_list("pk"))
     Timer.objects.filter(owner=entity_id).delete()
     Timer.objects.filter(target=entity_id).update(target=None)
 

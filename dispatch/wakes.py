@@ -288,7 +288,8 @@ def end(state: DispatchState, how: DispatchState.End) -> None:
     state.stop_requested = state.paused = False
     state.retry_at = None
     # Not in this transaction: two entities that watch each other and end would deadlock.
-    transaction.on_commit(partial(registrations.drop, state.entity_id), robust=True)
+    # A function, for Django names it where it fails: a partial has no name.
+    transaction.on_commit(lambda: registrations.drop(state.entity_id), robust=True)
 
 
 def withdraw(state: DispatchState) -> None:

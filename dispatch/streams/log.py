@@ -73,10 +73,12 @@ def append(
         work.follow(state, event, offset, by_handler=by_handler)
     orders: Sequence[registrations.Order] = ()
     if any(map(_is_manifest, events)):
+        orders = manifests.orders(events)
+        registrations.hold_names(orders)
+        schedules.hold_targets(state, events)
         for index, event in enumerate(events):
             schedules.follow(state, event, (objections or {}).get(index))
         observing.follow(state, events)
-        orders = manifests.orders(events)
     registrations.follow(state, events, begin, orders, in_part=not by_handler)
     waiters.announce(waiters.entity_stream_key(state.entity_id))
 

@@ -4,9 +4,9 @@ An event that a registration waits for leaves a delivery in the transaction that
 `dispatch.deliveries` tells the subscriber in a transaction of its own: no transaction holds two
 entities. When something is due is a time in the registration's row. An entity that nobody watches
 pays nothing: its dispatch state says so (``watched``). That is set under its lock before a
-registration counts, so that no later event is missed. Lock order: dispatch state, claim, name of a
-source that does not exist yet, registrations by key, wake, tails. So all registrations that a
-transaction changes are locked by one statement.
+registration counts, so that no later event is missed. Lock order: dispatch state, name of a source
+that does not exist yet, subscriber's row, claim, registrations by key, wake, tails. So all
+registrations that a transaction changes are locked by one statement.
 """
 
 import hashlib
@@ -117,21 +117,28 @@ def _place(url: str) -> str:
     return Cron.of(url).path if sources.is_cron(url) else url
 
 
-def register(subscriber: Entity, order: Order) -> None:
-    """Register, in a transaction that has locked the source and made it look up registrations.
+def hold(subscriber: Entity) -> datetime:
+    """Hold a subscriber against deletion until the transaction ends: the database's time.
 
-    A second call changes the first one's, and keeps what is not delivered yet. Raises NotFound for
-    a subscriber that was deleted, NotRunning for one that has ended, RateLimited for one
-    registration too many.
+    Raises NotFound for one that was deleted, NotRunning for one that has ended.
     """
-    # Held against deletion; locking its dispatch state would lock a second entity.
+    # Locking its dispatch state would lock a second entity.
     held = Entity.objects.select_for_update(no_key=True).filter(pk=subscriber.pk)
     state = with_now(DispatchState.objects.filter(entity__in=held)).first()
     if state is None:
         raise NotFound("The subscriber was deleted.")
     if state.ended:
         raise NotRunning(f"The subscriber is {state.ended}.")
-    _put(subscriber, order, _lock(_identified(subscriber.pk, [order])), state.now)
+    return state.now
+
+
+def register(subscriber: Entity, order: Order, now: datetime) -> None:
+    """Register one that is held since ``now``; the source is locked, and looks up registrations.
+
+    A second call changes the first one's, and keeps what is not delivered yet. Raises RateLimited
+    for one registration too many.
+    """
+    _put(subscriber, order, _lock(_identified(subscriber.pk, [order])), now)
 
 
 def unregister(subscriber: Entity, *, source_url: str = "", manifest_key: str = "") -> None:
@@ -249,6 +256,13 @@ def schedule(row: Registration) -> None:
 # --- What happens at a source -----------------------------------------------------------------
 
 
+def hold_names(orders: Iterable[Order]) -> None:
+    """Have those wait who make the sources of these orders, until the transaction ends."""
+    for url in sorted({each.source_url for each in orders if each.wish is not None}):
+        if not sources.is_cron(url):  # which always exists
+            lock_name(url)
+
+
 def follow(
     state: DispatchState,
     events: Sequence[Any],
@@ -260,7 +274,8 @@ def follow(
     """Act on events just appended to a locked entity's stream, past ``after``.
 
     Leave deliveries for others, and carry out the ``orders``, its handler's, of the entity as a
-    subscriber. This costs nothing where there are no orders and nobody waits for such events.
+    subscriber, whose names are held. This costs nothing where there are no orders and nobody waits
+    for such events.
     Past `MOST_DELIVERIES` it raises PayloadTooLarge, or leaves the first ones ``in_part``.
     """
     is_heard = _is_heard(state, events)
@@ -268,9 +283,6 @@ def follow(
         return
     which = _heard_at(state) if is_heard else Q()
     if orders:
-        for url in sorted({each.source_url for each in orders if each.wish is not None}):
-            if not sources.is_cron(url):  # which always exists
-                lock_name(url)
         which |= _identified(state.entity_id, orders)
     known = _lock(which)
     if is_heard:
@@ -349,7 +361,7 @@ def lock_at(states: Iterable[DispatchState]) -> None:
 def _is_heard(state: DispatchState, events: Sequence[Any]) -> bool:
     if state.watched == DispatchState.Watched.FOR_RUNS:
         return any(map(conditions.is_finished_run, events))
-    return state.watched != DispatchState.Watched.NOT
+    return state.watched != DispatchState.Watched.NOT and any(map(conditions.is_change, events))
 
 
 def _fire(

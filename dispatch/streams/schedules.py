@@ -6,10 +6,12 @@ fails, and its owner finds the reason in its manifest. A valid cron schedule is 
 """
 
 import uuid
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
 from django.db import connection
+from django.db.models.query import QuerySet, RawQuerySet
 from msgspec import Meta
 
 from core import tracing
@@ -178,11 +180,29 @@ def fill(timer: Timer, entry: FutureSend) -> None:
     timers.fill(timer, target, message, str(uuid.uuid4()))
 
 
+def hold_targets(state: DispatchState, events: Sequence[Any]) -> None:
+    """Hold what several schedules of a locked entity send to, before a timer of one is locked."""
+    entries = [event for event in events if is_one(event)]
+    if len(entries) < 2:
+        return
+    said = [event["value"] for event in entries if isinstance(event.get("value"), dict)]
+    urls = {entry["targetUrl"] for entry in said if isinstance(entry.get("targetUrl"), str)}
+    names = {_name(event["key"]) for event in entries}
+    known = Timer.objects.pending().filter(owner=state.entity_id, schedule__in=names)
+    urls |= set(known.values_list("target_url", flat=True))
+    others = urls - {state.entity.url}
+    if others:
+        list(_holding(Entity.objects.filter(url__in=others)))
+
+
 def _held(url: str) -> Entity | None:
     """The entity at a URL, which nobody deletes before this transaction ends."""
-    found = Entity.objects.filter(url=url)
-    if connection.vendor == "postgresql":
-        # Only a deletion waits for this lock, which Django does not know.
-        sql, params = found.query.sql_with_params()
-        return next(iter(Entity.objects.raw(f"{sql} FOR KEY SHARE", params)), None)
-    return found.first()
+    return next(iter(_holding(Entity.objects.filter(url=url))), None)
+
+
+def _holding(entities: "QuerySet[Entity]") -> "RawQuerySet[Entity] | QuerySet[Entity]":
+    if connection.vendor != "postgresql":
+        return entities
+    # Two that send to the same one need not wait for each other; Django does not know this lock.
+    sql, params = entities.query.sql_with_params()
+    return Entity.objects.raw(f"{sql} FOR SHARE", params)

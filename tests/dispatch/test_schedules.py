@@ -299,6 +299,16 @@ def test_an_update_of_it_is_merged(woken, handler):
     assert [each["value"]["payload"] for each in inbox(woken)] == ["changed"]
 
 
+def test_several_entries_of_one_append_are_taken_in_their_order(woken, handler):
+    woken.make_entity("/agent/e2")
+    handler(entry("s1"), entry("s2", targetUrl="/agent/e2"))
+    handler(entry("s1", "delete"), entry("s2", "delete"))
+    assert not Timer.objects.exists()
+    handler(entry("s1", "delete"), entry("s1", targetUrl="/agent/e2"), entry("s3"))
+    scheduled = Timer.objects.order_by("schedule").values_list("schedule", "target__url")
+    assert list(scheduled) == [("s1", "/agent/e2"), ("s3", "/agent/e1")]
+
+
 def test_the_same_entry_again_is_the_same_schedule(woken, handler):
     handler(entry())
     (timer,) = Timer.objects.all()

@@ -27,6 +27,14 @@ HOLD = {
     "shared name": "INSERT INTO dispatch_sharedstate (name, tail, created_by)"
     " VALUES ('s1', 0, '/principal/user%3Anobody')",
     "registrations": "SELECT FROM dispatch_registration FOR UPDATE",
+    "registrations of e1": "SELECT FROM dispatch_registration JOIN dispatch_entity AS subscriber"
+    " ON subscriber_id = subscriber.id WHERE url = '/agent/e1' FOR UPDATE OF dispatch_registration",
+    "registrations of e2": "SELECT FROM dispatch_registration JOIN dispatch_entity AS subscriber"
+    " ON subscriber_id = subscriber.id WHERE url = '/agent/e2' FOR UPDATE OF dispatch_registration",
+    "deliveries": "SELECT FROM dispatch_delivery FOR UPDATE",
+    "timers": "SELECT FROM dispatch_timer FOR UPDATE",
+    "timers of e1": "SELECT FROM dispatch_timer JOIN dispatch_entity AS owner"
+    " ON owner_id = owner.id WHERE url = '/agent/e1' FOR UPDATE OF dispatch_timer",
     "entity e1": "SELECT FROM dispatch_entity WHERE url = '/agent/e1' FOR UPDATE",
     "state of e1": "SELECT FROM dispatch_dispatchstate JOIN dispatch_entity ON entity_id = id"
     " WHERE url = '/agent/e1' FOR UPDATE OF dispatch_dispatchstate",

@@ -1,8 +1,8 @@
 """Every verb locks in one order, so no two can wait for each other.
 
-The order is runner, dispatch state, shared state, claim, timers, registrations, deliveries, wake,
-tail of the wake stream, and is read off the SQL that each verb sends. What is locked with SKIP
-LOCKED is not waited for, whatever is held.
+The order is runner, dispatch state, entity, shared state, claim, timers, registrations, deliveries,
+wake, tail of the wake stream, and is read off the SQL that each verb sends. What is locked with
+SKIP LOCKED is not waited for, whatever is held.
 """
 
 import itertools
@@ -25,6 +25,7 @@ pytestmark = pytest.mark.postgres
 ORDER = (
     "runners_runner",
     "dispatch_dispatchstate",
+    "dispatch_entity",
     "dispatch_sharedstate",
     "claims_consumerclaim",
     "dispatch_timer",
@@ -36,7 +37,9 @@ ORDER = (
 _LOCKING = re.compile(
     r'UPDATE "(?P<updated>\w+)"'
     r'|DELETE FROM "(?P<deleted>\w+)"'
-    r'|SELECT .*? FROM "(?P<selected>\w+)".* FOR (?:NO KEY )?UPDATE(?: OF "(?P<of>\w+)")?',
+    r'|SELECT .*\(SELECT .*? FROM "(?P<within>\w+)".* FOR NO KEY UPDATE\)'
+    r'|SELECT .*? FROM "(?P<selected>\w+)".*'
+    r' FOR (?:(?:NO KEY )?UPDATE|SHARE)(?: OF "(?P<of>\w+)")?',
     re.DOTALL,
 )
 VERBS: dict[str, Callable[[Api], object]] = {}
@@ -417,6 +420,8 @@ def test_it_notices_a_wait_against_the_order():
     [
         ('SELECT "a"."x" FROM "a" WHERE 1 FOR UPDATE', "a"),
         ('SELECT "a"."x" FROM "a" JOIN "b" ON 1 FOR NO KEY UPDATE OF "a" SKIP LOCKED', "a"),
+        ('SELECT "a"."x" FROM "a" WHERE 1 FOR SHARE', "a"),
+        ('SELECT "b"."x" FROM "b" WHERE y IN (SELECT U0."x" FROM "a" U0 FOR NO KEY UPDATE)', "a"),
         ('SELECT "a"."x" FROM "a" WHERE 1', None),
         ('UPDATE "a" SET "x" = 1', "a"),
         ('DELETE FROM "a" WHERE 1', "a"),
