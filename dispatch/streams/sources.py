@@ -9,7 +9,8 @@ from dispatch.cron import PREFIX, Cron
 MAX_URL = 2048
 """Bytes of a source's URL: an index holds no more."""
 
-_ENTITY = re.compile(rf"/(?!_){ID_REGEX}/{ID_REGEX}")
+# No entity type has one of these names: `api.fields.RESERVED_TYPES`.
+_ENTITY = re.compile(rf"/(?!_(?:electric|cron|entities|webhooks)/){ID_REGEX}/{ID_REGEX}")
 _UNSERVED = {
     "/_entities/": "lists of entities are not served yet",
     "/_webhooks/": "webhook sources are not served yet",
@@ -17,7 +18,7 @@ _UNSERVED = {
 
 
 def is_entity(url: str) -> bool:
-    """Whether this is an entity's URL; URLs that begin with ``/_`` name other streams."""
+    """Whether this is an entity's URL, and not another stream's."""
     return _ENTITY.fullmatch(url) is not None
 
 

@@ -505,6 +505,15 @@ def test_a_child_may_be_made_watched(api):
     assert [each["url"] for each in children(api)] == ["/agent/new"]
 
 
+def test_a_types_name_may_begin_as_other_streams_do(api):
+    child = "/_agent/new"
+    spawn(api, child)
+    handled(api, PARENT, manifest(kind="child", entity_url=child, wake="runFinished"))
+    watch(api, source=child)
+    say(child, finished())
+    assert {each["url"] for each in children(api)} == {child}
+
+
 def test_how_a_child_began_is_no_news_to_who_had_it_made(api):
     body = {"wake": {"subscriberUrl": PARENT, "condition": on_change()}, "initialMessage": "hi"}
     assert api("PUT", "/_electric/entities/agent/new", body).status == 201
