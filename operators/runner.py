@@ -421,7 +421,7 @@ class RunnerAdmin(OperatorAdmin):
             "owner": principal(row.owner_principal),
             "diagnostics": list(_diagnostics(row.liveness.diagnostics or {}, row.now)),
             "active": list(row.claims.active().order_by("pk")[:50]),
-            "recent": list(row.claims.exclude(status="active").order_by("-pk")[:25]),
+            "recent": list(row.claims.ended().order_by("-pk")[:25]),
             "waiting": list(waiting.order_by("offset")[:25]),
             "claims_url": list_of("claims_consumerclaim", runner=row.pk),
             "wakes_url": list_of("dispatch_wake", runner=row.pk, status="outstanding"),
