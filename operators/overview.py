@@ -24,6 +24,7 @@ from dispatch.models import FAILING, LATE, DispatchState, Entity, Registration, 
 from dispatch.streams import waiters
 from operators.kit.markup import counted, list_of, milliseconds, tone
 from operators.remedies import Button, buttons
+from operators.wake import OLD
 from runners.health import Presence
 from runners.models import Runner
 
@@ -33,8 +34,6 @@ SHOWN = 5
 """Rows of a table."""
 SOON = timedelta(seconds=30)
 """Work that came since may be on its way."""
-OLD_WAKE = timedelta(minutes=2)
-"""An unclaimed wake that is older is worth a look."""
 
 SPANS = {
     "hour": (timedelta(hours=1), timedelta(minutes=5), "%H:%M"),
@@ -210,7 +209,7 @@ def _claims() -> tuple[Figure, list[Figure]]:
 def _oldest_orphans() -> list[Any]:
     rows: Any = with_now(ConsumerClaim.objects.active().with_orphan_reason())
     orphaned = rows.exclude(orphan_reason="").select_related("runner").order_by("orphaned_since")
-    shown = list(orphaned[:5])
+    shown = list(orphaned[:SHOWN])
     for claim in shown:
         claim.reason = OrphanReason(claim.orphan_reason).label
     return shown
@@ -280,8 +279,7 @@ def _helped(waiting: Sequence[Any], now: datetime, user: Any) -> tuple[list[Stan
 
 def _worst_failing() -> list[Any]:
     """For each, ``how`` its newest claim ended, and with what ``error``."""
-    ended = ConsumerClaim.objects.exclude(status=ConsumerClaim.Status.ACTIVE)
-    newest = ended.filter(entity=OuterRef("pk")).order_by("-pk")
+    newest = ConsumerClaim.objects.ended().filter(entity=OuterRef("pk")).order_by("-pk")
     failing = DispatchState.objects.failing().select_related("entity")
     told = failing.annotate(how=Subquery(newest.values("status")[:1])).annotate(
         error=Subquery(newest.values("error")[:1])
@@ -291,7 +289,7 @@ def _worst_failing() -> list[Any]:
 
 def _wakes() -> tuple[Figure, Figure]:
     """All unclaimed wakes, and those unclaimed for minutes."""
-    old = Q(created_at__lte=Now() - OLD_WAKE)
+    old = Q(created_at__lte=Now() - OLD)
     found = Wake.objects.outstanding().aggregate(
         n=Count("pk"), oldest=Min("created_at"), old=Count("pk", filter=old)
     )

@@ -70,8 +70,11 @@ def _of_its_entity(verb: Verb) -> Verb:
     )
 
 
+OLD = timedelta(minutes=2)
+"""An unclaimed wake that is older is worth a look."""
+
 AGES = {
-    "old": ("more than two minutes ago", where(created_at__lte=Now() - timedelta(minutes=2))),
+    "old": ("more than two minutes ago", where(created_at__lte=Now() - OLD)),
     "hour": ("more than an hour ago", where(created_at__lte=Now() - timedelta(hours=1))),
 }
 
