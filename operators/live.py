@@ -5,7 +5,6 @@ names nothing: what the page then reads is what its reader may see.
 """
 
 import socket
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -45,7 +44,6 @@ _ESTABLISHED = b"\x01"
 """The state of a TCP connection that neither side has closed, as Linux's TCP_INFO begins with."""
 
 _held: Counter[int] = Counter()
-_pause = threading.Event()
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +155,7 @@ def _wait(request: HttpRequest, view: View, seen: Seen) -> list[str]:
                 return news
             hand_back()  # a waiting request holds no connection
             if grown.wait(min(remaining, LOOK_S)):
-                _pause.wait(PACE_S)
+                time.sleep(PACE_S)
 
 
 def _is_gone(request: HttpRequest) -> bool:
