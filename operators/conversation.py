@@ -19,7 +19,7 @@ from claims.models import ConsumerClaim, OrphanReason
 from core.clock import with_now
 from dispatch.models import DispatchState, Entity, StreamEvent
 from dispatch.streams.scan import Bytes
-from operators.kit.markup import plain, principal, shortened
+from operators.kit.markup import decoded, plain, principal, shortened
 
 PAGE = 100
 """Events of one page."""
@@ -103,8 +103,8 @@ def after(entity: Entity, offset: int) -> Conversation:
 def raw(entity: Entity, first: int, last: int) -> str:
     """The JSON of these events."""
     events = StreamEvent.objects.filter(entity=entity, offset__gte=first, offset__lte=last)
-    decoded = [_decoded(each.data) for each in events.order_by("offset")[:MOST_RAW]]
-    return "\n".join(json.dumps(each, indent=2, ensure_ascii=False) for each in decoded)
+    said = [decoded(each.data) for each in events.order_by("offset")[:MOST_RAW]]
+    return "\n".join(json.dumps(each, indent=2, ensure_ascii=False) for each in said)
 
 
 def _state(entity: Entity) -> Any:
@@ -178,18 +178,11 @@ def _joined(items: Iterable[Item]) -> list[Item]:
 # --- An event ---------------------------------------------------------------------------------
 
 
-def _decoded(data: str) -> Any:
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
-        return data
-
-
 def _item(row: Any) -> Item:
     if row.size > LARGEST:
         said = _Said("state", what="large event", text=f"{row.size} bytes: {row.text}…")
     else:
-        event = _decoded(row.text)
+        event = decoded(row.text)
         said = _said(event) if isinstance(event, dict) else _Said("state", "event", "", event)
     text = plain(said.text if isinstance(said.text, str) else _json(said.text))
     return Item(

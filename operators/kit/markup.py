@@ -197,12 +197,17 @@ def verb_url(verb: str, pk: Any) -> str:
     return f"{reverse(f'admin:{verb}')}?{urlencode({'pk': quote(str(pk))})}"
 
 
+def decoded(data: str) -> Any:
+    """What a text says as JSON, or else the text."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return data
+
+
 def readable(event: Any) -> dict[str, Any]:
     """What a page shows of a stream's event: where, when, of which type, and its text."""
-    try:
-        data = json.loads(event.data)
-    except ValueError:
-        data = event.data
+    data = decoded(event.data)
     kind = data.get("type", "") if isinstance(data, dict) else ""
     text = json.dumps(data, indent=2, ensure_ascii=False)
     return {
