@@ -72,18 +72,19 @@ def find_counted(runner_id: str) -> Runner:
 
 def _with_counts(runners: RunnerQuerySet) -> RunnerQuerySet:
     failed, ended = _failed_and_ended("pk")
+    runner = OuterRef("pk")
     return runners.annotate(
-        claimed=count_of(DispatchState.objects.claimed()),
-        outstanding=count_of(Wake.objects.outstanding()),
-        unwoken=count_of(DispatchState.objects.unwoken()),
+        claimed=count_of(DispatchState.objects.claimed(), runner),
+        outstanding=count_of(Wake.objects.outstanding(), runner),
+        unwoken=count_of(DispatchState.objects.unwoken(), runner),
         failed=failed,
         ended=ended,
     )
 
 
-def count_of(rows: Any) -> Coalesce:
+def count_of(rows: Any, runner: OuterRef) -> Coalesce:
     """How many of these are a runner's; by an index alone, for there may be thousands."""
-    n = rows.filter(runner=OuterRef("pk")).order_by().values("runner").annotate(n=Count("*"))
+    n = rows.filter(runner=runner).order_by().values("runner").annotate(n=Count("*"))
     return Coalesce(Subquery(n.values("n"), output_field=IntegerField()), Value(0))
 
 
@@ -178,9 +179,7 @@ def with_failures(runners: RunnerQuerySet) -> RunnerQuerySet:
 
 def held_by(runner: OuterRef, **which: Any) -> Coalesce:
     """How many active claims a runner holds, of those that are ``which``."""
-    claims = ConsumerClaim.objects.active().filter(runner=runner, **which)
-    n = claims.order_by().values("runner").annotate(n=Count("*")).values("n")
-    return Coalesce(Subquery(n, output_field=IntegerField()), Value(0))
+    return count_of(ConsumerClaim.objects.active().filter(**which), runner)
 
 
 def with_health(runners: RunnerQuerySet) -> RunnerQuerySet:
