@@ -10,7 +10,7 @@ from api.fields import EntityUrl, ManifestKey
 from api.openapi import documented
 from api.views import ApiView
 from core.bodies import Body, read
-from core.errors import Forbidden, InvalidRequest
+from core.errors import InvalidRequest
 from dispatch import entities, registering
 from dispatch.models import Entity
 from dispatch.streams import conditions, registrations, sources
@@ -56,11 +56,7 @@ class SubscriberView(ApiView):
     def subscriber(self, url: str) -> Entity:
         """The subscriber. Raises NotFound, Forbidden."""
         actor = cast(Actor, self.request.user)
-        caller = actor.prove(url, within=False)
-        entity = entities.find_at(url)
-        if not entities.may_act(entity, caller):
-            raise Forbidden("The subscriber is not the caller's to act on.")
-        return entity
+        return entities.find_own(actor.prove(url, within=False), url, "subscriber")
 
 
 class WakeView(SubscriberView):

@@ -190,8 +190,8 @@ def create(
         entity_type, caller, types.SPAWN, types.MANAGE
     ):
         raise Forbidden(f"Entities of type {type_name} are not the caller's to make.")
-    above = _find_own(caller, parent, "parent") if parent else None
-    subscriber = None if watch is None else _find_own(caller, watch.subscriber, "subscriber")
+    above = find_own(caller, parent, "parent") if parent else None
+    subscriber = None if watch is None else find_own(caller, watch.subscriber, "subscriber")
     target = _target(caller, runner_id, above, entity_type)
     runner = None if target is None else target.check(registry.find(target.runner_id))
     bad = BadFields()
@@ -248,7 +248,11 @@ def create(
     return entity, txid
 
 
-def _find_own(caller: Principal, url: str, role: str) -> Entity:
+def find_own(caller: Principal, url: str, role: str) -> Entity:
+    """The entity at a URL, in which the caller has the rights. Raises NotFound, Forbidden.
+
+    ``role`` is what the entity is to the call: its parent, for instance.
+    """
     entity = find_at(url)
     if not may_act(entity, caller):
         raise Forbidden(f"The {role} {url} is not the caller's to act on.")
