@@ -93,7 +93,8 @@ def lose_the_connection() -> None:
 def test_a_send_whose_connection_is_lost_is_done_once(alice, monkeypatch):
     alice.register()
     alice.make_entity()
-    advance, lost = wakes._advance, []
+    advance = wakes._advance
+    lost: list[Any] = []
 
     def lose(*args: Any) -> int:
         tail = advance(*args)
