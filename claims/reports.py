@@ -4,6 +4,7 @@ The rules are in `runners.health`; `with_health` states the same in SQL, for cou
 and a test keeps the two equal.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -218,14 +219,15 @@ def _changed_health(limit: int) -> Values:
     Prepared, since each round asks it: to build it takes ten times as long as to run it.
     """
     said = Change.objects.filter(kind=Change.Kind.RUNNER, key=OuterRef("pk"), departed=False)
+    theirs = said.filter(owner=OuterRef("owner_principal"), gone=False)
 
     def build() -> Any:
         now = Concat("liveness_status", Value(" "), "health_status")
-        rows: Any = with_health(Runner.objects.all()).annotate(now_so=now)
+        rows: Any = with_health(Runner.objects.all()).annotate(now_so=now, known=Exists(theirs))
         changed = rows.filter(~Exists(said.filter(told=OuterRef("now_so")))).order_by("pk")
-        return changed.values_list("pk", "owner_principal", "liveness_status", "health_status")[
-            :limit
-        ]
+        return changed.values_list(
+            "pk", "owner_principal", "liveness_status", "health_status", "known"
+        )[:limit]
 
     return Values(build)
 
@@ -233,14 +235,19 @@ def _changed_health(limit: int) -> Values:
 def tell_health(*, limit: int) -> int:
     """Tell the feed of runners which of them changed liveness or health: how many.
 
-    Time alone, and ends of claims, can change these, so each round looks.
+    Time alone, and ends of claims, can change these, so each round looks. After an outage it may be
+    all of them: those that the feed has are told together.
     """
     count = 0
-    for runner_id, owner, alive, status in _changed_health(limit).all():
-        changes.write(
-            changes.Kind.RUNNER, runner_id, owner=owner, told=registry.told(alive, status)
-        )
+    together: dict[str, list[str]] = defaultdict(list)
+    for runner_id, owner, alive, status, known in _changed_health(limit).all():
+        told = registry.told(alive, status)
+        if known:
+            together[told].append(runner_id)
+            continue
+        changes.write(changes.Kind.RUNNER, runner_id, owner=owner, told=told)
         count += 1
+    count += sum(changes.tell(told, runner_ids) for told, runner_ids in together.items())
     if count:
         waiters.announce(waiters.RUNNER_FEED)
     return count

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models import BigIntegerField, F, Func, Q, Sum
 from django.db.models.functions import Now
 
@@ -105,6 +105,21 @@ def write_all(kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
     for facts in rows:
         if facts["key"] in known:
             write(kind, **facts)
+
+
+def tell(told: str, runner_ids: Collection[str]) -> int:
+    """Say this of runners that the feed has: of how many.
+
+    It leaves out what is said already, and rows that another transaction holds: two servers that
+    tell at once each tell a part, and none waits.
+    """
+    rows = Change.objects.filter(kind=Kind.RUNNER, departed=False, gone=False).exclude(told=told)
+    skip = connection.features.has_select_for_update_skip_locked
+    with transaction.atomic():
+        free = rows.filter(key__in=runner_ids).select_for_update(no_key=True, skip_locked=skip)
+        return Change.objects.filter(pk__in=list(free.values_list("pk", flat=True))).update(
+            told=told, transaction=Transaction(Kind.RUNNER), changed_at=Now()
+        )
 
 
 def remove(kind: str, key: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from django.db.models.functions import Now
 
 from api.feeds import show_entity, show_runner
-from claims import feeds, reaper
+from claims import feeds, reaper, reports
 from core.principals import Principal
 from dispatch import entities, firing, types
 from dispatch.streams import waiters
@@ -265,6 +265,29 @@ def test_time_is_told_by_the_reaper(alice: Api):
     alice.post("/_electric/runners/r1/heartbeat", beat)
     assert feed.look() == [("upsert", "r1")]
     assert feed.rows["r1"]["liveness_status"] == "online"
+
+
+def test_what_many_became_is_told_in_as_few_statements_as_what_one_did(
+    alice: Api, django_assert_max_num_queries: Any
+):
+    """A fleet that expires at once, as in an outage, is told of by each server's reaper."""
+    feed = Follower(alice, RUNNERS)
+    runners = [alice.register(f"r{number}")["id"] for number in range(20)]
+    feed.look()
+    RunnerLiveness.objects.update(last_seen_at=PAST, lease_expires_at=PAST)
+    with django_assert_max_num_queries(5):
+        assert reports.tell_health(limit=100) == 20
+    assert sorted(feed.look()) == sorted(("upsert", each) for each in runners)
+    assert {row["liveness_status"] for row in feed.rows.values()} == {"expired"}
+    assert reports.tell_health(limit=100) == 0
+
+
+def test_a_runner_that_the_feed_does_not_have_is_told(alice: Api):
+    feed = Follower(alice, RUNNERS)
+    alice.register()
+    Change.objects.all().delete()
+    assert reports.tell_health(limit=100) == 1
+    assert feed.look() == [("upsert", "r1")]
 
 
 def test_an_id_that_another_takes_over_is_gone_for_its_former_owner(alice: Api, bob: Api):
