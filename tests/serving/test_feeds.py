@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from tests.serving.conftest import Held, make_idle, tail
-from tests.support import HttpApi, Server, Servers
+from tests.support import Database, HttpApi, Server, Servers, wait_until
 
 ENTITIES = "/_electric/feeds/entities"
 RUNNERS = "/_electric/feeds/runners"
@@ -84,3 +84,45 @@ def test_an_event_stream_goes_on(server: Server, hold: Hold):
             else:
                 break
     assert statuses == [("idle", False), ("idle", True), ("running", True)]
+
+
+LOGGED = """
+CREATE TABLE told (key text, told text);
+CREATE FUNCTION log_told() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN INSERT INTO told VALUES (NEW.key, NEW.told); RETURN NEW; END $$;
+CREATE TRIGGER told AFTER UPDATE ON runners_change FOR EACH ROW EXECUTE FUNCTION log_told()
+"""
+GONE = "DROP TRIGGER told ON runners_change; DROP FUNCTION log_told; DROP TABLE told"
+EXPIRE = """
+UPDATE runners_runnerliveness SET last_seen_at = now(), lease_expires_at = now() - interval '1 s'
+WHERE runner_id = ANY(%s)
+"""
+
+
+@pytest.mark.postgres
+def test_of_several_servers_one_tells_what_a_runner_became(
+    database: Database, start_server: Callable[..., Server]
+):
+    """And where that one is killed another does."""
+    doomed, other = (
+        start_server(PULLWAKE_REAPER_INTERVAL_MS=50, WEB_CONCURRENCY=2) for _ in range(2)
+    )
+    api = other.client()
+    runners = [api.register(f"r{number}")["id"] for number in range(100)]
+    first, then = runners[:50], runners[50:]
+
+    def told() -> list[str]:
+        rows = database.execute("SELECT key FROM told WHERE told = 'expired unhealthy'")
+        return [key for (key,) in rows]
+
+    database.execute(LOGGED)
+    try:
+        database.execute(EXPIRE, first)
+        wait_until(lambda: set(told()) == set(first))
+        database.execute(EXPIRE, then)
+        wait_until(lambda: set(told()) & set(then))
+        doomed.kill()
+        wait_until(lambda: set(told()) == set(runners))
+        assert sorted(told()) == sorted(runners)
+    finally:
+        database.execute(GONE)
