@@ -163,7 +163,7 @@ class ApiView(APIView):
         by = caller_name(self.request, self.who, 200)
         with transaction.atomic():
             # Before, since a deleted row has lost its key afterwards.
-            audit.record(row, f"{what} by {by}, through the API.", flag=flag)
+            audit.record_call(row, f"{what} by {by}", flag=flag)
             yield
 
     @property

@@ -13,6 +13,7 @@ from django.db.models.functions import Now
 
 from claims import trimming
 from claims.models import ConsumerClaim, DeadLetter
+from core import audit
 from dispatch.models import SharedStateEvent, SharedStateLink, StreamEvent, Timer, Wake
 from runners import changes
 
@@ -25,7 +26,8 @@ def prunable() -> dict[str, "QuerySet[Any]"]:
 
     Ended claims, past wakes, failed timers, events of ended entities, and of shared states that
     only these have; dead letters that were redriven or cannot be; changes of rows that left a feed;
-    and, however long ago, sessions of the pages that are over.
+    the audit log's entries of what callers of the API did; and, however long ago, sessions of the
+    pages that are over.
     """
     before = Now() - timedelta(days=settings.PULLWAKE_RETENTION_DAYS)
     return {
@@ -45,6 +47,8 @@ def prunable() -> dict[str, "QuerySet[Any]"]:
         ),
         "changes": changes.over(before),
         "timers": Timer.objects.failed().filter(failed_at__lt=before),
+        # What operators did stays: there is little of it.
+        "audit entries": audit.calls().filter(action_time__lt=before),
         "sessions": Session.objects.filter(expire_date__lt=Now()),
     }
 

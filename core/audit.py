@@ -8,7 +8,7 @@ import logging
 
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth import get_user_model
-from django.db.models import Model
+from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 
 from core.addresses import client_address
@@ -18,6 +18,7 @@ logger = logging.getLogger("pullwake.audit")
 NO_OPERATOR = "(no operator)"
 """The user whose entries of the audit log are of what no operator did."""
 
+_THROUGH_API = ", through the API."
 _MAX_TARGET = 512
 
 
@@ -57,3 +58,15 @@ def record(row: Model, message: str, *, flag: int) -> None:
     users = get_user_model()._default_manager
     nobody, _ = users.get_or_create(username=NO_OPERATOR, defaults={"is_active": False})
     LogEntry.objects.log_actions(nobody.pk, [row], flag, message, single_object=True)
+
+
+def record_call(row: Model, what: str, *, flag: int) -> None:
+    """`record` what a caller of the API did: ``Killed by user:alice``."""
+    record(row, what + _THROUGH_API, flag=flag)
+
+
+def calls() -> "QuerySet[LogEntry]":
+    """The entries of what callers of the API did: as many as they like to make."""
+    return LogEntry.objects.filter(
+        user__username=NO_OPERATOR, change_message__endswith=_THROUGH_API
+    )

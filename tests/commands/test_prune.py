@@ -16,12 +16,16 @@ TABLES = {
     "shared events": "dispatch_sharedstateevent",
     "changes": "runners_change",
     "timers": "dispatch_timer",
+    "audit entries": "django_admin_log",
     "sessions": "django_session",
 }
 
 
 ROWS = """
+from django.contrib.admin.models import CHANGE, LogEntry
+from django.contrib.auth.models import User
 from django.contrib.sessions.models import Session
+from core import audit
 from dispatch.models import Entity, SharedState, SharedStateEvent
 from tests.factories import (
     EntityTypeFactory, SharedStateEventFactory, SharedStateFactory, StreamEventFactory,
@@ -61,6 +65,13 @@ ended = Entity.objects.get(url="/agent/killed")
 TimerFactory.create(target=ended, failed=True, failed_at=ago(days=31))
 TimerFactory.create(target=ended, failed=True)
 TimerFactory.create(target=ended, created_at=ago(days=31))
+
+operator = User.objects.create_user("olga")
+audit.record(r1, "Disabled by manage.py.", flag=CHANGE)
+LogEntry.objects.log_actions(operator.pk, [r1], CHANGE, "Drain", single_object=True)
+audit.record_call(r1, "Disabled by user:alice", flag=CHANGE)
+LogEntry.objects.update(action_time=ago(days=31))
+audit.record_call(r1, "Enabled by user:alice", flag=CHANGE)
 
 for key, expire_date in (("over", ago(seconds=1)), ("open", ahead(days=1))):
     Session.objects.create(session_key=key, session_data="", expire_date=expire_date)
@@ -128,6 +139,11 @@ def test_it_deletes_what_is_past_its_retention_and_nothing_else(aged):
         'SELECT name, "offset" FROM dispatch_sharedstateevent'
         " JOIN dispatch_sharedstate ON state_id = dispatch_sharedstate.id ORDER BY 1"
     ) == [("active", 1), ("stopped", 2)]
+    assert aged.execute("SELECT change_message FROM django_admin_log ORDER BY id") == [
+        ("Disabled by manage.py.",),
+        ("Drain",),
+        ("Enabled by user:alice, through the API.",),
+    ]
     assert aged.execute("SELECT session_key FROM django_session") == [("open",)]
     assert aged.manage("prune").stdout == said(dict.fromkeys([*TABLES, "acked events"], 0))
 

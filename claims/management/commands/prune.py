@@ -14,9 +14,10 @@ class Command(BaseCommand):
     """Delete what is past its retention."""
 
     help = (
-        "Delete ended claims, past wakes, failed timers, and events of ended entities that are "
-        "older than PULLWAKE_RETENTION_DAYS; and of living entities the acked events that their "
-        "types do not keep. Servers do this hourly by themselves."
+        "Delete ended claims, past wakes, failed timers, events of ended entities, and what the "
+        "audit log has of callers of the API, that are older than PULLWAKE_RETENTION_DAYS; and of "
+        "living entities the acked events that their types do not keep. Servers do this "
+        "hourly by themselves."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
