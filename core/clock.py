@@ -3,9 +3,10 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from django.db import models
+from django.db import connection, models
 from django.db.models import Func
 from django.db.models.functions import Now
+from django.db.models.sql import Query
 
 
 class ClockNow(Now):
@@ -34,6 +35,12 @@ def with_now(rows: Rows) -> Rows:
     """Add ``now`` to the rows: the database's time when the statement fetches them."""
     timed: Rows = rows.annotate(now=Now())
     return timed
+
+
+def now_sql() -> str:
+    """The database's time in its own SQL."""
+    sql, _ = Query(None).get_compiler(connection=connection).compile(Now())
+    return str(sql)
 
 
 def iso(when: datetime) -> str:

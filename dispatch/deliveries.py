@@ -18,6 +18,7 @@ from core.database import in_turns, is_lock_refused, is_passing
 from core.principals import Principal
 from dispatch import entities, shared_states, wakes
 from dispatch.models import DispatchState, Entity, Registration
+from dispatch.shares import share
 from dispatch.streams import log, offsets, registrations, sources
 from dispatch.streams.scan import PAGE_EVENTS, page
 
@@ -25,8 +26,11 @@ logger = logging.getLogger(__name__)
 
 
 def deliver_due(*, limit: int) -> int:
-    """Tell the subscribers of at most ``limit`` due registrations: how many were told."""
-    due = Registration.objects.due().values_list("subscriber_id", flat=True)[:limit]
+    """Tell the subscribers of at most ``limit`` due registrations, each creator's share.
+
+    Returns how many were told.
+    """
+    due = share(Registration.objects.due().values_list("subscriber_id", flat=True), limit)
     return sum(map(_deliver_or_leave, in_turns(dict.fromkeys(due))))
 
 

@@ -15,6 +15,7 @@ from core.database import in_turns, is_lock_refused, is_passing
 from core.principals import Principal
 from dispatch import entities, schedules, timers, wakes
 from dispatch.models import DispatchState, StreamEvent, Timer
+from dispatch.shares import share
 from dispatch.streams import registrations
 
 logger = logging.getLogger(__name__)
@@ -24,18 +25,20 @@ BATCH = 100
 
 
 def fire_due(*, limit: int = BATCH) -> int:
-    """Fire timers whose time has come, the most overdue first: how many of at most ``limit``."""
-    if not Timer.objects.due().exists():
+    """Fire timers whose time has come, each creator's share: how many of at most ``limit``."""
+    due = Timer.objects.due().order_by("due_at", "pk")
+    keys = share(due.values_list("pk", flat=True), limit)
+    if not keys:
         return 0  # and no lock is taken, which on SQLite would be the whole database's
     try:
         with transaction.atomic():
-            return _fire(timers.lock_due(limit))
+            # Another server may have just these: others may be due.
+            return _fire(timers.lock_due(limit, pk__in=keys) or timers.lock_due(limit))
     except Exception as exc:
         if is_passing(exc) and not is_lock_refused(exc):
             raise  # the database is away, for these and for all others
         logger.warning("timers are fired one by one, for not together: %s", exc)
-    oldest = Timer.objects.due().order_by("due_at", "pk")[:limit]
-    return sum(map(_fire_alone, in_turns(list(oldest.values_list("pk", flat=True)))))
+    return sum(map(_fire_alone, in_turns(keys)))
 
 
 def _fire_alone(pk: int) -> int:

@@ -814,6 +814,7 @@ class Registration(models.Model):
         help_text="told of its subscriber's parent and descendants, and of what its runner's owner "
         "may read",
     )
+    creator = PrincipalField(blank=True, default="", db_default="", help_text="the subscriber's")
     created_at = models.DateTimeField(db_default=Now())
 
     objects = RegistrationQuerySet.as_manager()
@@ -826,6 +827,11 @@ class Registration(models.Model):
         indexes = [
             models.Index(
                 fields=["due_at"], name="registration_due", condition=Q(due_at__isnull=False)
+            ),
+            models.Index(
+                fields=["creator", "due_at", "id"],
+                name="registration_share",
+                condition=Q(due_at__isnull=False),
             ),
         ]
         constraints = [
@@ -935,6 +941,9 @@ class Timer(models.Model):
     near_only = models.BooleanField(
         default=False, help_text="sent to its owner's parent and descendants, and no further"
     )
+    creator = PrincipalField(
+        blank=True, default="", db_default="", help_text="the owner's, or else the target's"
+    )
     due_at = models.DateTimeField()
     failed_at = models.DateTimeField(null=True)
     error = models.TextField(blank=True, default="", help_text="why it cannot be sent")
@@ -949,6 +958,11 @@ class Timer(models.Model):
         indexes = [
             models.Index(
                 fields=["due_at", "id"], name="timer_due", condition=Q(failed_at__isnull=True)
+            ),
+            models.Index(
+                fields=["creator", "due_at", "id"],
+                name="timer_share",
+                condition=Q(failed_at__isnull=True),
             ),
             models.Index(
                 fields=["failed_at"], name="timer_failed", condition=Q(failed_at__isnull=False)

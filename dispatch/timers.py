@@ -61,16 +61,16 @@ def add(timer: Timer) -> None:
 
     Raises RateLimited past PULLWAKE_MAX_TIMERS of its entity's creator.
     """
+    entity = timer.owner or timer.target
+    assert entity is not None  # noqa: S101  a target is deleted only later
+    timer.creator = entity.created_by
     replaced = 0
     if timer.owner_id is not None:
         former = Timer.objects.filter(owner=timer.owner_id, schedule=timer.schedule)
         replaced, _ = former.delete()
-    entity = timer.owner or timer.target
-    if entity is not None and not replaced:
-        creator = entity.created_by
-        own = Q(owner__created_by=creator) | Q(owner=None, target__created_by=creator)
-        limit = settings.PULLWAKE_MAX_TIMERS
-        quotas.take("timers", limit, creator, Timer.objects.pending().filter(own).count)
+    if not replaced:
+        own = Timer.objects.pending().filter(creator=timer.creator)
+        quotas.take("timers", settings.PULLWAKE_MAX_TIMERS, timer.creator, own.count)
     timer.save(force_insert=True)
 
 

@@ -30,7 +30,7 @@ from django.db import OperationalError, connection, transaction
 from django.db.models import DateTimeField, ExpressionWrapper, F, Q, QuerySet, Subquery
 from django.db.models.functions import Greatest, Now
 
-from core.clock import Milliseconds, epoch_ms, with_now
+from core.clock import Milliseconds, epoch_ms, now_sql, with_now
 from core.database import HeldBriefly, in_turns, is_lock_refused, lock_name
 from core.identifiers import new_id
 from core.metrics import type_name
@@ -453,16 +453,9 @@ WHERE id = again.moved
 def _move(wakes: list[int], offset: int) -> None:
     """Give these wakes, in their order, the offsets that follow this one."""
     # The ORM can number rows in an UPDATE only by a subquery or a branch for each.
-    sql = _MOVE.format(now=_now(), wakes=", ".join(["%s"] * len(wakes)))
+    sql = _MOVE.format(now=now_sql(), wakes=", ".join(["%s"] * len(wakes)))
     with connection.cursor() as cursor:
         cursor.execute(sql, [offset, *wakes])
-
-
-def _now() -> str:
-    """The database's time in its own SQL."""
-    compiler = Wake.objects.all().query.get_compiler(connection=connection)
-    sql, _ = compiler.compile(Now())
-    return str(sql)
 
 
 def reemit_refused(runner: Runner, free: int) -> None:

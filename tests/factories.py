@@ -384,6 +384,7 @@ class RegistrationFactory(_Factory[Registration]):
         due = Trait(timeout_ms=1000, timeout_at=ago(seconds=1), due_at=ago(seconds=1))
 
     subscriber = SubFactory(EntityFactory)
+    creator = SelfAttribute("subscriber.created_by")
     source_url = Sequence(lambda n: f"/agent/source-{n}")
     identity = Sequence(lambda n: f"{n:064d}")
     condition = Registration.Condition.RUN_FINISHED
@@ -419,6 +420,7 @@ class TimerFactory(_Factory[Timer]):
 
     target = SubFactory(EntityFactory)
     target_url = SelfAttribute("target.url")
+    creator = SelfAttribute("target.created_by")
     key = Sequence(lambda n: f"k{n}")
     message = LazyAttribute(
         lambda timer: msgspec.json.encode(Message("hi", ALICE, key=timer.key)).decode()

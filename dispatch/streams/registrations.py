@@ -214,6 +214,7 @@ def _put(subscriber: Entity, order: Order, known: Iterable[Registration], now: d
         quotas.take("registrations at this source", MOST_AT_A_SOURCE, who, here.count)
     row = Registration(
         subscriber_id=subscriber.pk,
+        creator=creator,
         source_url=order.source_url,
         manifest_key=order.manifest_key,
         identity=order.identity,
