@@ -165,11 +165,15 @@ class Values(_Prepared):
         return next(iter(self.all(**values)), None)
 
     def _compiled(self) -> _Statement:
-        self._rows = self._build()
-        self._compiler = parts.select_compiler(self._rows, connection)
-        sql, params = self._compiler.as_sql()
-        columns = [each[0] for each in self._compiler.select]
-        return _Statement(sql, params, self._compiler, columns, self._take)
+        rows = self._build()
+        compiler = parts.select_compiler(rows, connection)
+        sql, params = compiler.as_sql()
+        columns = [each[0] for each in compiler.select]
+        self._note(rows, compiler)
+        return _Statement(sql, params, compiler, columns, self._take)
+
+    def _note(self, rows: "QuerySet[Any, Any]", compiler: Any) -> None:
+        """Keep what is needed of a compiled query: each thread that compiles it notes the same."""
 
 
 class Select(Values, Generic[M]):
@@ -186,10 +190,8 @@ class Select(Values, Generic[M]):
         """The first of `all`."""
         return next(iter(self.all(**values)), None)
 
-    def _compiled(self) -> _Statement:
-        statement = super()._compiled()
-        self._shape = parts.shape_of(self._rows, self._compiler, connection.alias)
-        return statement
+    def _note(self, rows: "QuerySet[Any, Any]", compiler: Any) -> None:
+        self._shape = parts.shape_of(rows, compiler, connection.alias)
 
     def _instance(self, row: Row) -> M:
         shape = self._shape

@@ -1,5 +1,8 @@
 """Statements that are compiled once do what the query that they are written as does."""
 
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -40,6 +43,28 @@ def test_it_selects_what_its_query_selects(runner):
         assert not found._state.adding
     assert select.first(id="r3") is None
     assert select.all(id="r3") == []
+
+
+def test_threads_may_compile_it_at_the_same_time():
+    """A worker's first requests come together, and looking at the database lets others go on."""
+    threads = 4
+    begin = threading.Barrier(threads)
+
+    def compiled(select):
+        begin.wait()
+        return select._compiled()
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in range(50):
+                query = Runner.objects.select_related("liveness").filter(pk=Param("id"))
+                select = Select(query.all)
+                made = [pool.submit(compiled, select) for _ in range(threads)]
+                assert len({each.result()._sql for each in made}) == 1
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_it_is_compiled_by_its_first_run_alone(runner):

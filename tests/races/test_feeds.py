@@ -1,6 +1,7 @@
 """A reader of a feed misses nothing, whatever the order in which transactions end."""
 
 import random
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -11,9 +12,11 @@ import psycopg
 import pytest
 from django.db import connection, connections, transaction
 
+from claims import reports
 from dispatch import entities, wakes
-from tests.api.test_feeds import ENTITIES, Follower
-from tests.support import Api
+from runners.models import RunnerLiveness
+from tests.api.test_feeds import ENTITIES, RUNNERS, Follower
+from tests.support import PAST, Api
 
 pytestmark = [pytest.mark.postgres, pytest.mark.django_db(transaction=True)]
 
@@ -91,6 +94,26 @@ def test_what_has_just_ended_in_another_database_holds_nobody_back(alice: Api):
             if feed.look(now=True) != [("upsert", f"/agent/e{number}")]:
                 late.append(number)
     assert late == []
+
+
+def test_what_runners_became_is_told_once_by_however_many_reapers(alice: Api):
+    """Those whose rounds meet share them."""
+    for number in range(50):
+        alice.register(f"r{number}")
+    RunnerLiveness.objects.update(last_seen_at=PAST, lease_expires_at=PAST)
+    begin = threading.Barrier(4)
+
+    def tell() -> int:
+        begin.wait()
+        return reports.tell_health(limit=100)
+
+    with ThreadPoolExecutor(4) as threads:
+        told = [threads.submit(alone, tell) for _ in range(4)]
+        assert sum(each.result() for each in told) == 50
+    assert reports.tell_health(limit=100) == 0
+    feed = Follower(alice, RUNNERS)
+    feed.look()
+    assert {row["liveness_status"] for row in feed.rows.values()} == {"expired"}
 
 
 URLS = [f"/agent/e{number}" for number in range(8)]
