@@ -84,6 +84,7 @@ def _follow_message(
     if held or _is_withdrawn(event):
         _retract(state, "inbox", key)
     if queued is None:
+        # What is decided of it now holds after the claim, too, and not what the claim took.
         if _is_withdrawn(event) or status == "pending" or (status is not None and not by_handler):
             TakenMessage.objects.filter(entity=state.entity_id, key=key).delete()
         if not by_handler:
