@@ -27,7 +27,7 @@ from django.db.models import (
 from django.db.models.functions import Coalesce, Concat, Now
 
 from claims.models import ConsumerClaim
-from core.prepared import Param, Select, Values
+from core.prepared import ByKey, Param, Select, Values
 from dispatch.models import DispatchState, Wake
 from dispatch.streams import waiters
 from runners import changes, registry
@@ -63,18 +63,19 @@ _CLAIMS = Select(
         .order_by("pk")[: MOST_LISTED + 1]
     )
 )
-_COUNTED = Select(lambda: _with_counts(registry.seen().filter(pk=Param("id"))))
+_COUNTED = ByKey(lambda: _with_counts(registry.seen()))
 
 
 def find_counted(runner_id: str) -> Runner:
     """A runner as `examine` takes it. Raises NotFound."""
-    return registry.found(_COUNTED.first(id=runner_id), runner_id)
+    return registry.found(_COUNTED.first(runner_id), runner_id)
 
 
 def _with_counts(runners: RunnerQuerySet) -> RunnerQuerySet:
     failed, ended = _failed_and_ended("pk")
     runner = OuterRef("pk")
     return runners.annotate(
+        held=held_by(runner),
         claimed=count_of(DispatchState.objects.claimed(), runner),
         outstanding=count_of(Wake.objects.outstanding(), runner),
         unwoken=count_of(DispatchState.objects.unwoken(), runner),
@@ -90,15 +91,14 @@ def count_of(rows: Any, runner: OuterRef) -> Coalesce:
 
 
 def examine(runner: Any) -> Report:
-    """The report of a runner that `find_counted` found: one statement.
+    """The report of a runner that `find_counted` found: one statement, if it held a claim then.
 
-    Of one that holds more claims than are listed, three.
+    Of one that holds more claims than are listed, two.
     """
-    claims = _CLAIMS.all(runner=runner.pk)
+    claims = _CLAIMS.all(runner=runner.pk) if runner.held else []
     held, lapsed = len(claims), sum(claim.lease_end <= runner.now for claim in claims)
     if held > MOST_LISTED:
-        own = runner.claims.all()
-        held, lapsed = own.active().count(), own.lapsed().count()
+        held, lapsed = runner.held, runner.claims.all().lapsed().count()
     verdict = health(
         runner,
         claims=held,

@@ -16,7 +16,7 @@ from core.bodies import JsonObject
 from core.clock import with_now
 from core.database import Unflushed
 from core.errors import Forbidden, NotFound
-from core.prepared import Param, Select, Update
+from core.prepared import ByKey, Param, Select, UpdateByKey
 from core.principals import Principal
 from runners import changes
 from runners.health import health, liveness
@@ -53,12 +53,12 @@ def register(owner: Principal, runner_id: str, facts: JsonObject) -> Runner:
         return _tell(find_seen(runner_id))
 
 
-_RUNNER = Select(lambda: Runner.objects.filter(pk=Param("id")))
+_RUNNER = ByKey(Runner.objects.all)
 
 
 def find(runner_id: str) -> Runner:
     """A runner. Raises NotFound."""
-    return found(_RUNNER.first(id=runner_id), runner_id)
+    return found(_RUNNER.first(runner_id), runner_id)
 
 
 def seen() -> RunnerQuerySet:
@@ -66,12 +66,12 @@ def seen() -> RunnerQuerySet:
     return with_now(Runner.objects.select_related("liveness"))
 
 
-_RUNNER_SEEN = Select(lambda: seen().filter(pk=Param("id")))
+_RUNNER_SEEN = ByKey(seen)
 
 
 def find_seen(runner_id: str) -> Runner:
     """One of `seen`. Raises NotFound."""
-    return found(_RUNNER_SEEN.first(id=runner_id), runner_id)
+    return found(_RUNNER_SEEN.first(runner_id), runner_id)
 
 
 def found(runner: Runner | None, runner_id: str) -> Runner:
@@ -135,11 +135,11 @@ def told(alive: str, status: str) -> str:
 
 
 @cache
-def _note(*names: str) -> Update:
+def _note(*names: str) -> UpdateByKey:
     facts: JsonObject = {name: Param(name, RunnerLiveness._meta.get_field(name)) for name in names}
     own = RunnerLiveness.objects.filter
     # A heartbeat that a crash of the database loses is repeated.
-    return Update(lambda: own(Unflushed(), runner=Param("runner")), **facts)
+    return UpdateByKey(lambda: own(Unflushed(), runner=Param("runner")), "runner", **facts)
 
 
 def heartbeat(

@@ -7,7 +7,7 @@ query, with a `Param` for each value that differs between runs, and is compiled 
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, Generic, TypeVar
@@ -122,11 +122,16 @@ def _with_literals(sql: str, params: Sequence[Any]) -> str:
 
     A plan for any value of ``status`` could not use an index of the active rows.
     """
-    written = map(_literal, params)
-    return re.sub(r"(?<!%)%s", lambda _: next(written), sql)
+    return filled(sql, map(literal, params))
 
 
-def _literal(value: Any) -> str:
+def filled(sql: str, texts: Iterator[str]) -> str:
+    """The SQL with these in place of its params."""
+    return re.sub(r"(?<!%)%s", lambda _: next(texts), sql)
+
+
+def literal(value: Any) -> str:
+    """A text or a number as SQL; of anything else the place of a param."""
     if isinstance(value, str):
         value = value.replace("'", "''").replace("%", "%%")
         return f"'{value}'"
@@ -227,14 +232,16 @@ class Update(_Prepared):
     def _compiled(self) -> _Statement:
         rows = self._build()
         compiler = parts.update_compiler(rows, self._values, connection)
-        sql, params = compiler.as_sql()
         meta = rows.model._meta
-        fields: list[Any] = [meta.get_field(name) for name in self._returning]
-        if fields:
-            names = ", ".join(connection.ops.quote_name(field.column) for field in fields)
-            sql = f"{sql} RETURNING {names}"
-        columns = [parts.Col(meta.db_table, field) for field in fields]
+        columns = [parts.Col(meta.db_table, meta.get_field(name)) for name in self._returning]
+        sql, params = self._written(meta, *compiler.as_sql())
+        if columns:
+            sql = f"{sql} RETURNING {', '.join(compiler.compile(each)[0] for each in columns)}"
         return _Statement(sql, params, compiler, columns)
+
+    def _written(self, meta: Any, sql: str, params: Sequence[Any]) -> tuple[str, Sequence[Any]]:
+        """The statement and its params, as Django compiled it for a table."""
+        return sql, params
 
 
 class Insert(_Prepared):

@@ -72,9 +72,10 @@ def test_a_runners_heartbeat_costs_two(runner, body):
     assert cost(lambda: runner.post("/_electric/runners/r1/heartbeat", body)) == 2
 
 
-def test_a_runners_health_costs_two(runner):
-    runner.claim()
+def test_a_runners_health_costs_one_and_two_where_it_holds_a_claim(runner):
     runner.make_entity("/agent/e2", initialMessage="hi")
+    assert cost(lambda: runner.get("/_electric/runners/r1/health")) == 1
+    runner.claim()
     assert cost(lambda: runner.get("/_electric/runners/r1/health")) == 2
 
 

@@ -21,6 +21,7 @@ HOLD = {
     "runner": "SELECT FROM runners_runner FOR UPDATE",
     "state": "SELECT FROM dispatch_dispatchstate FOR UPDATE",
     "claim": "SELECT FROM claims_consumerclaim FOR UPDATE",
+    "claim of e1": "SELECT FROM claims_consumerclaim WHERE entity_url = '/agent/e1' FOR UPDATE",
     "tail": "SELECT FROM runners_wakestream FOR UPDATE",
     "shared state": "SELECT FROM dispatch_sharedstate FOR UPDATE",
     # Not the row itself, which is yet to be made, but its name.

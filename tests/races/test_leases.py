@@ -5,9 +5,10 @@ from datetime import timedelta
 import pytest
 from django.db import connection
 
+from claims import lifecycle
 from claims.models import ConsumerClaim
 from tests.races.conftest import Line
-from tests.support import Api
+from tests.support import Api, wait_until
 
 pytestmark = pytest.mark.postgres
 
@@ -28,3 +29,21 @@ def test_a_claim_that_waited_has_its_full_lease(alice: Api, line: Line, what: st
     assert claim.claimed_at >= let_go_at
     # The clock is read for each of the two columns.
     assert abs(claim.lease_end - claim.claimed_at - claim.lease) < timedelta(milliseconds=100)
+
+
+def test_a_claim_that_is_held_holds_up_no_other_that_is_renewed_with_it(alice: Api, line: Line):
+    alice.register()
+    alice.make_entity("/agent/e1", initialMessage="hi")
+    alice.make_entity("/agent/e2", initialMessage="hi")
+    held, free = alice.claim(), alice.claim()
+    line.hold("claim of e1")
+    batches = lifecycle._RENEW._batches
+    with batches._turn:
+        waits = line.threads.submit(held.heartbeat)
+        goes_on = line.threads.submit(free.heartbeat)
+        wait_until(lambda: len(batches._next.questions) == 2)
+    assert goes_on.result(timeout=30).status == 200
+    wait_until(lambda: line.waiting() == 1)
+    line.let_go("claim of e1")
+    assert waits.result(timeout=30).status == 200
+    assert ConsumerClaim.objects.filter(last_heartbeat_at=None).count() == 0

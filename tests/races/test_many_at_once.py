@@ -120,3 +120,43 @@ def test_it_carries_out_every_message_once_while_senders_and_dones_race(
     assert serving[0].database.execute(counts) == [(len(finished), 0)]
     statuses = "SELECT DISTINCT status FROM dispatch_wake"
     assert serving[0].database.execute(statuses) == [("claimed",)]
+
+
+def test_each_of_32_that_report_at_once_is_answered_for_itself(clients: list[HttpApi]):
+    """What they ask is asked of the database together."""
+    owner = clients[0]
+    for number, url in enumerate(urls(CLAIMERS)):
+        owner.register(f"r{number}")
+        owner.make_entity(url, f"r{number}", initialMessage="hi")
+    claims = [owner.claim(f"r{number}") for number in range(CLAIMERS)]
+
+    def report(client: HttpApi, number: int) -> list[Any]:
+        claim = claims[number]
+        told = {"diagnostics": {"events_received": number, "last_error": f"that of {number}"}}
+        beat = client.post(f"/_electric/runners/r{number}/heartbeat", told)
+        health = client.get(f"/_electric/runners/r{number}/health")
+        nobody = client.post(f"/_electric/runners/nobody{number}/heartbeat", told)
+        renewed, fenced = claim.heartbeat(), claim.heartbeat(epoch=claim.epoch + 1)
+        minted = claim.call({"wakeId": claim.body["wakeId"]})
+        stranger = claim.call({"epoch": claim.epoch}, token="pwc_nobody's")
+        return [
+            (beat.status, beat.body["id"], beat.body["diagnostics"]),
+            (health.status, health.body["client"], health.body["claims"]["active_count"]),
+            (renewed.status, fenced.error, nobody.error),
+            (minted.status, stranger.error),
+            minted.body["writeToken"],
+        ]
+
+    for _ in range(5):
+        answers = all_at_once([partial(report, each, n) for n, each in enumerate(clients)])
+        for number, answer in enumerate(answers):
+            told = {"events_received": number, "last_error": f"that of {number}"}
+            assert answer[:-1] == [
+                (200, f"r{number}", told),
+                (200, told, 1),
+                (200, "FENCED", "NOT_FOUND"),
+                (200, "UNAUTHORIZED"),
+            ]
+        for number, (*_, token) in enumerate(answers):
+            event = {"type": "note", "key": "k", "value": {"of": number}}
+            assert claims[number].append(event, token=token).status == 204
