@@ -1,9 +1,11 @@
 """How gunicorn serves Pullwake; `manage.py serve` starts it with this."""
 
+import mmap
 import os
 import resource
 import shutil
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -62,9 +64,24 @@ def on_exit(server: Any) -> None:
     shutil.rmtree(_counted, ignore_errors=True)
 
 
+_ready = mmap.mmap(-1, workers)
+"""Which of the first workers are ready: they share it, since it is made before they are forked."""
+_TOGETHER_S = 5.0
+"""How long they wait for each other: one may be slow, or have ended."""
+
+
 def post_worker_init(worker: Any) -> None:
-    """Start what a server does besides answering, once Django is set up."""
+    """Start what a server does besides answering, once Django is set up; then let callers in.
+
+    The first workers do so together: of runners that wait to come back, the first to be ready would
+    have all connections for as long as they last.
+    """
     from config.serving import process
 
     worker.process = process.Process()
     worker.process.start()
+    if worker.age <= workers:
+        _ready[worker.age - 1] = 1
+        deadline = time.monotonic() + _TOGETHER_S
+        while 0 in _ready[:] and time.monotonic() < deadline:
+            time.sleep(0.01)
