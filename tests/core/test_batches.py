@@ -129,7 +129,9 @@ def test_two_that_ask_of_one_row_have_an_answer_each():
 
 def test_nobody_holds_a_connection_while_others_ask(transactional_db):
     """Or they could hold all of the pool's, and who asks for them would wait for one in vain."""
-    batches = Batches(lambda key, _: key, lambda asked: dict.fromkeys(asked, "together"))
+    batches: Batches[None, str] = Batches(
+        lambda key, _: key, lambda asked: dict.fromkeys(asked, "together")
+    )
     held = []
 
     def asks(key: str) -> str:
