@@ -115,7 +115,9 @@ def delete_runner(runner_id: str) -> None:
     with transaction.atomic():
         runner = registry.lock(runner_id)
         states = _lock_concerned(runner)
-        claims = list(runner.claims.active().order_by("pk").select_for_update())
+        # Those that ended lose their reference to it, too, and come before registrations.
+        list(runner.claims.order_by("pk").select_for_update().values_list("pk"))
+        claims = list(runner.claims.active().order_by("pk"))
         registrations.lock_at(states.values())
         for claim in claims:
             lifecycle.end(claim, states[claim.entity_id], Status.EXPIRED)

@@ -231,3 +231,23 @@ def test_a_kill_is_answered_though_what_it_waited_for_cannot_be_dropped(api: Api
     )
     assert killed.result(timeout=30)["new_state"] == "killed"
     assert Registration.objects.exists()
+
+
+@both_orders("runner", "entity")
+def test_a_runner_is_deleted_as_what_it_once_claimed_is(
+    order: tuple[str, ...], api: Api, line: Line
+):
+    api.register("r0")
+    api.send(E1)
+    assert api.claim().done().status == 200
+    policy = {"targets": [{"type": "runner", "runnerId": "r0"}]}
+    moved = api("PATCH", f"/_electric/entities{E1}", {"dispatch_policy": policy})
+    assert moved.status == 200
+    assert watch(api, E1, E2).status == 204
+    answers = line.meet(
+        "registrations",
+        order,
+        runner=lambda: api("DELETE", "/_electric/runners/r1"),
+        entity=deletes(api, E1),
+    )
+    assert [each.status for each in answers.values()] == [204, 204]
