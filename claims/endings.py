@@ -31,7 +31,11 @@ def take_back(claim: ConsumerClaim, to: str | None = None) -> Expiry | None:
     with transaction.atomic():
         runner = None if to is None else registry.lock(to)
         state = wakes.lock_of(claim.entity_id or 0)
-        if state is None or not lifecycle.end(claim, state, Status.EXPIRED, error=TAKEN_BACK):
+        if state is None:
+            return None
+        if runner is not None:
+            entities.lock_row(state)  # it is written below, and comes before claims
+        if not lifecycle.end(claim, state, Status.EXPIRED, error=TAKEN_BACK):
             return None
         if runner is not None:
             entities.redirect(state, runner)
@@ -92,8 +96,7 @@ def delete_entity(entity: Entity) -> None:
     with transaction.atomic():
         state = entities.lock(entity)
         # What others make for it, a registration or a timer, is there by now, or never will be.
-        # Not the whole row: what they write about it is checked at their commit, and must not wait.
-        Entity.objects.select_for_update(no_key=True).values_list("pk").get(pk=entity.pk)
+        entities.lock_row(state)
         gone = shared_states.leave(entity)
         holder = _fence(state)
         # Its claims lose their reference to it, and come before registrations in the lock order.

@@ -574,6 +574,12 @@ def lock(entity: Entity) -> DispatchState:
     return state
 
 
+def lock_row(state: DispatchState) -> None:
+    """Lock the row of an entity whose locked state this is."""
+    # Not the whole row: what others write about it is checked at their commit, and must not wait.
+    Entity.objects.select_for_update(no_key=True).values_list("pk").get(pk=state.entity_id)
+
+
 def entities_of(principal: Principal) -> EntityQuerySet:
     """The principal's entities, newest first, with their dispatch states."""
     own = Entity.objects.filter(created_by=principal.url)

@@ -1,4 +1,4 @@
-"""Deletions among what names the entity from elsewhere: no two wait for each other.
+"""Deletions and moves among what names the entity from elsewhere: no two wait for each other.
 
 Each of these was a deadlock. Whoever registers an entity, has a message sent to it later or tells
 it of something holds rows of it without its dispatch state.
@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from claims import endings
+from claims.models import ConsumerClaim
 from dispatch import deliveries, firing, shared_states
 from dispatch.models import Entity, Registration, SharedState, Timer
 from tests.races.conftest import Line, assert_every_wake_is_right, both_orders
@@ -251,3 +253,29 @@ def test_a_runner_is_deleted_as_what_it_once_claimed_is(
         entity=deletes(api, E1),
     )
     assert [each.status for each in answers.values()] == [204, 204]
+
+
+@both_orders("taken_back", "appended")
+def test_a_claim_is_taken_back_to_another_runner_as_one_waits_no_more_and_sends_instead(
+    order: tuple[str, ...], handler: Claim, line: Line
+):
+    api = handler.api
+    api.register("r0")
+    api.send(E3, key="m1", mode="queued")
+    held = api.claim()
+    taken = {"type": "inbox", "key": "m1", "value": {"status": "processed"}}
+    taken["headers"] = {"operation": "update"}
+    assert held.append(taken, token=held.mint()).status == 204
+    token = handler.mint()
+    wait = manifest("k", {"kind": "child", "entity_url": E3, "wake": {"on": "change"}})
+    assert handler.append(wait, token=token).status == 204
+    claim = ConsumerClaim.objects.get(entity__url=E3)
+    answers = line.meet(
+        "registrations",
+        order,
+        taken_back=lambda: endings.take_back(claim, "r0"),
+        appended=lambda: handler.append(manifest("k"), manifest("schedule:b", TO_E3), token=token),
+    )
+    assert answers["taken_back"].next_wake.runner_id == "r0"
+    assert answers["appended"].status == 204
+    assert_every_wake_is_right()

@@ -14,7 +14,7 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from claims import lifecycle
+from claims import endings, lifecycle
 from claims.models import ConsumerClaim
 from dispatch import due, firing, wakes
 from dispatch.models import DispatchState
@@ -195,6 +195,21 @@ def append(api: Api):
 def expire(api: Api):
     lapse(held(api))
     return lambda: lifecycle.expire(ConsumerClaim.objects.lapsed().get())
+
+
+@verb
+def take_back_to_another_runner(api: Api):
+    take_from_the_queue(api)
+    claim = ConsumerClaim.objects.get(entity__url="/agent/e1")
+    return lambda: endings.take_back(claim, "r0")
+
+
+def take_from_the_queue(api: Api) -> None:
+    """The holder of e1 takes a queued message, which waits there again if the claim ends badly."""
+    api.send("/agent/e1", key="m1", mode="queued")
+    taken = {"type": "inbox", "key": "m1", "value": {"status": "processed"}}
+    taken["headers"] = {"operation": "update"}
+    ok(held(api).append(taken, token=held(api).mint()))
 
 
 @verb
