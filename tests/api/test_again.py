@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from django.db import InternalError, connection, transaction
 from django.test import RequestFactory
+from django.test.utils import CaptureQueriesContext
 from psycopg.errors import IdleInTransactionSessionTimeout
 from rest_framework.permissions import BasePermission
 
@@ -15,6 +16,7 @@ from core.bodies import raw_body
 from core.database import cut
 from dispatch import wakes
 from dispatch.models import DispatchState
+from tests.api.endpoints import ENDPOINTS, Endpoint, Scene
 
 pytestmark = pytest.mark.django_db
 
@@ -179,3 +181,42 @@ def test_a_send_that_stood_still_is_done_once(alice, monkeypatch):
     assert stood[0].closed
     assert len(alice.wakes()) == 1
     assert [each["type"] for each in alice.events()].count("inbox") == 1
+
+
+# --- What a call writes outside of its transaction, which nobody undoes ----------------------
+
+
+def written_before_a_transaction(captured: CaptureQueriesContext) -> list[str]:
+    """The writes outside of transactions that a transaction follows, which may be lost."""
+    depth = 0
+    outside: list[str] = []
+    found: list[str] = []
+    for query in captured.captured_queries:
+        sql = query["sql"] or ""
+        if sql.startswith("SAVEPOINT"):  # the test itself is a transaction
+            depth += 1
+            found = list(outside)
+        elif sql.startswith("RELEASE"):
+            depth -= 1
+        elif not depth and sql.startswith(("INSERT", "UPDATE", "DELETE")):
+            outside.append(sql)
+    return found
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=str)
+def test_it_writes_nothing_before(endpoint: Endpoint, scene: Scene):
+    with CaptureQueriesContext(connection) as captured:
+        answer = scene.holder(endpoint)(
+            endpoint.method, endpoint.path(scene.names), endpoint.body, **endpoint.headers
+        )
+    assert answer.status == endpoint.status
+    assert written_before_a_transaction(captured) == []
+
+
+def test_but_that_a_source_is_watched_which_it_may_say_twice(scene: Scene):
+    wait = {"kind": "child", "entity_url": "/agent/e2", "wake": {"on": "change"}}
+    event = {"type": "manifest", "key": "k", "value": wait, "headers": {"operation": "insert"}}
+    with CaptureQueriesContext(connection) as captured:
+        assert scene.claim.append(event, token=scene.write_token).status == 204
+    (written,) = written_before_a_transaction(captured)
+    assert written.startswith('UPDATE "dispatch_dispatchstate" SET "watched" = ')
