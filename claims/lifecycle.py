@@ -523,13 +523,11 @@ def expire(claim: ConsumerClaim) -> Expiry | None:
     that one, or the next round, takes care of it).
     """
     with transaction.atomic():
-        states = DispatchState.objects.filter(entity=claim.entity_id or 0)
-        for state in wakes.lock(states, skip_locked=True):
-            if not _expire_lapsed(claim, state):
-                return None
-            next_wake = wake_next(claim, state)
-            return Expiry(next_wake)
-    return None
+        state = wakes.try_lock(DispatchState.objects.filter(pk=claim.entity_id or 0))
+        if state is None or not _expire_lapsed(claim, state):
+            return None
+        next_wake = wake_next(claim, state)
+    return Expiry(next_wake)
 
 
 def redate(*, limit: int) -> int:
@@ -558,18 +556,16 @@ def pardon(claim: ConsumerClaim) -> bool:
     An entity that another transaction has locked is left to the next round.
     """
     with transaction.atomic():
-        states = DispatchState.objects.filter(entity=claim.entity_id or 0)
-        for state in wakes.lock(states, skip_locked=True):
-            counted = ConsumerClaim.objects.pardonable().filter(pk=claim.pk)
-            if not counted.update(error=NOT_BLAMED):
-                return False
-            ended_at = claim.ended_at or state.now
-            if state.failures and (state.last_claimed_at or ended_at) <= ended_at:
-                state.failures -= 1
-                state.retry_at = None
-                wakes.settle(state)
-            return True
-    return False
+        state = wakes.try_lock(DispatchState.objects.filter(pk=claim.entity_id or 0))
+        counted = ConsumerClaim.objects.pardonable().filter(pk=claim.pk)
+        if state is None or not counted.update(error=NOT_BLAMED):
+            return False
+        ended_at = claim.ended_at or state.now
+        if state.failures and (state.last_claimed_at or ended_at) <= ended_at:
+            state.failures -= 1
+            state.retry_at = None
+            wakes.settle(state)
+    return True
 
 
 def _is_blamed(claim: ConsumerClaim) -> bool:

@@ -81,12 +81,13 @@ def _to_trim(entity_type: EntityType) -> list[int]:
 def _trim(entity_type: EntityType, entity_id: int, size: int) -> int:
     with transaction.atomic():
         states = DispatchState.objects.filter(pk=entity_id, ended="", active_epoch=None)
-        for state in wakes.lock(states, skip_locked=True):
-            batch = _batch(entity_type, state, 0, _kept_from(state), size)
-            if batch:
-                StreamEvent.objects.filter(entity=entity_id, offset__lte=batch[-1]).delete()
-            return len(batch)
-    return 0
+        state = wakes.try_lock(states)
+        if state is None:
+            return 0
+        batch = _batch(entity_type, state, 0, _kept_from(state), size)
+        if batch:
+            StreamEvent.objects.filter(entity=entity_id, offset__lte=batch[-1]).delete()
+    return len(batch)
 
 
 def _batch(

@@ -53,21 +53,21 @@ def _deliver_or_leave(subscriber_id: int) -> int:
 def deliver(subscriber_id: int) -> int:
     """Tell a subscriber what is due: of how many registrations; 0 if another does it."""
     with transaction.atomic():
-        states = DispatchState.objects.filter(pk=subscriber_id)
-        for state in wakes.lock(states, skip_locked=True):
-            if state.ended:
-                registrations.drop(subscriber_id)
-                return 0
-            rows = registrations.due_of(subscriber_id)
-            wake_events = [each for row in rows for each in _wakes_of(row, state)]
-            if wake_events:
-                events, traces = zip(*wake_events, strict=True)
-                log.append(state, events, traces=traces)
-                # A new message is worth a try at once, whatever failed before.
-                state.retry_at = None
-                wakes.settle(state)
-            return len(rows)
-    return 0
+        state = wakes.try_lock(DispatchState.objects.filter(pk=subscriber_id))
+        if state is None:
+            return 0
+        if state.ended:
+            registrations.drop(subscriber_id)
+            return 0
+        rows = registrations.due_of(subscriber_id)
+        wake_events = [each for row in rows for each in _wakes_of(row, state)]
+        if wake_events:
+            events, traces = zip(*wake_events, strict=True)
+            log.append(state, events, traces=traces)
+            # A new message is worth a try at once, whatever failed before.
+            state.retry_at = None
+            wakes.settle(state)
+    return len(rows)
 
 
 def _wakes_of(row: Registration, state: DispatchState) -> list[tuple[JsonObject, str | None]]:

@@ -62,6 +62,11 @@ def lock(states: DispatchStateQuerySet, *, skip_locked: bool = False) -> list[Di
     return [remember(state) for state in locked]
 
 
+def try_lock(states: DispatchStateQuerySet) -> DispatchState | None:
+    """`lock` for the one state of these; None if it is gone, or another holds it."""
+    return next(iter(lock(states, skip_locked=True)), None)
+
+
 State = TypeVar("State", DispatchState, DispatchState | None)
 
 
@@ -358,9 +363,9 @@ def wake_all_due() -> int:
     """Wake every entity that is due: how many."""
     waiting = DispatchState.objects.waiting().filter(runner__isnull=False)
     woken = 0
-    for (entity_id,) in list(waiting.order_by("pk").values_list("pk")):
-        for state in lock(DispatchState.objects.filter(pk=entity_id)):
-            woken += settle(state) is not None
+    for entity_id in list(waiting.order_by("pk").values_list("pk", flat=True)):
+        state = lock_of(entity_id)
+        woken += state is not None and settle(state) is not None
     return woken
 
 
@@ -521,12 +526,14 @@ def retry_due(*, limit: int) -> int:
     oldest = overdue.order_by("retry_at").values_list("pk", flat=True)
     for entity_id in in_turns(oldest[:limit]):
         with transaction.atomic():
-            for state in lock(overdue.filter(pk=entity_id), skip_locked=True):
-                wake = settle(state)
-                if wake is not None or not state.due:
-                    state.retry_at = None
-                    save(state)
-                woken += wake is not None
+            state = try_lock(overdue.filter(pk=entity_id))
+            if state is None:
+                continue
+            wake = settle(state)
+            if wake is not None or not state.due:
+                state.retry_at = None
+                save(state)
+            woken += wake is not None
     return woken
 
 
