@@ -468,7 +468,7 @@ def release(credentials: Credentials, acks: Sequence[Ack] | None = None) -> Rele
         stalled = _is_stalled(state, claim, acks)
         told = _acks_kept(claim, acks)
         error = "The done acked none of the work." if stalled else ""
-        if not end(claim, state, Status.RELEASED, stalled=stalled, acks=told, error=error):
+        if not end(claim, state, Status.RELEASED, blamed=stalled, acks=told, error=error):
             # It is as it was before the lock was waited for: another done of its may have won.
             claim.refresh_from_db()
             if claim.status == Status.RELEASED:
@@ -489,7 +489,7 @@ def fail(
     """
     with transaction.atomic():
         claim, state = _lock(credentials)
-        if not end(claim, state, Status.FAILED, error=error):
+        if not end(claim, state, Status.FAILED, blamed=True, error=error):
             raise Fenced
         if retry_after is not None:
             state.retry_at = state.now + retry_after
@@ -506,13 +506,10 @@ def give_up(credentials: Credentials, reason: str = "", acks: Sequence[Ack] | No
     with transaction.atomic():
         claim, state = _lock(credentials)
         told, before, attempts = _acks_kept(claim, acks), state.cursor, state.failures + 1
-        if not end(
-            claim, state, Status.FAILED, acks=told, error=reason, blamed=False, given_up=True
-        ):
+        if not end(claim, state, Status.FAILED, acks=told, error=reason):
             raise Fenced
         _acknowledge(state, claim, acks)
         dead_letters.keep(claim, state, after=before, attempts=attempts, reason=reason)
-        state.failures, state.retry_at = 0, None
         wake_next(claim, state)
 
 
@@ -597,9 +594,7 @@ def end(
     status: ConsumerClaim.Status,
     *,
     lapsed: bool = False,
-    stalled: bool = False,
-    blamed: bool = True,
-    given_up: bool = False,
+    blamed: bool = False,
     acks: Sequence[dict[str, Any]] = (),
     error: str = "",
 ) -> bool:
@@ -607,8 +602,9 @@ def end(
 
     The caller has locked ``state``, the entity's, and saves it afterwards. ``lapsed`` ends the
     claim only if its lease is over. After a failure or an expiry, what it took from the queue waits
-    there again. A failure, a release that was ``stalled``, and an expiry except the first in a row
-    delay the next wake, unless the entity's handler is not ``blamed`` for it.
+    there again. What the entity's handler is ``blamed`` for is one more failure in a row, and
+    delays the next wake, but for a first expiry. A done that acks none of its work is blamed; one
+    that is not, and a failure that is not, for its handler gave up, end the row.
     """
     ending = _END_LAPSED if lapsed else _END
     facts = {"status": status, "acked_streams": list(acks), "error": error}
@@ -616,7 +612,7 @@ def end(
         return False
     claim.status = status
     state.active_epoch = None
-    outcome = "given_up" if given_up else "stalled" if stalled else str(status)
+    outcome = _OUTCOMES.get((status, blamed), str(status))
     transaction.on_commit(partial(_note_end, claim, state, outcome))
     if state.given_offset is None:  # it took messages from the queue
         if status in (Status.FAILED, Status.EXPIRED):
@@ -627,23 +623,26 @@ def end(
         signals.complete(state, claim.delivered_offset)
     if status == Status.RELEASED and state.watched:
         registrations.released(state, claim.delivered_offset)
-    if status == Status.RELEASED and not stalled:
-        state.failures = 0
-        state.retry_at = None
-    elif blamed and (status in (Status.RELEASED, Status.FAILED) or lapsed):
+    if blamed:
         state.failures += 1
-        delay = next_delay(Status.FAILED if stalled else status, state.failures)
+        delay = _next_delay(status, state.failures)
         state.retry_at = state.now + delay if delay else None
+    elif status in (Status.RELEASED, Status.FAILED):
+        state.failures, state.retry_at = 0, None
     if status == Status.RELEASED:
         state.last_released_at = state.now
     return True
 
 
-def next_delay(status: ConsumerClaim.Status, failures: int) -> timedelta:
+_OUTCOMES = {(Status.RELEASED, True): "stalled", (Status.FAILED, False): "given_up"}
+"""What an end is called, by its status and whether it is blamed, where that is not its status."""
+
+
+def _next_delay(status: ConsumerClaim.Status, failures: int) -> timedelta:
     """How long an entity waits after ``failures`` in a row, the last of which ended like this."""
-    if status == Status.FAILED:
-        return wakes.delay(FAILED_DELAY, failures)
-    return wakes.delay(EXPIRED_DELAY, failures - 1)
+    if status == Status.EXPIRED:
+        return wakes.delay(EXPIRED_DELAY, failures - 1)
+    return wakes.delay(FAILED_DELAY, failures)
 
 
 def wake_next(claim: ConsumerClaim, state: DispatchState) -> Wake | None:

@@ -129,7 +129,7 @@ def test_it_decides_for_every_event():
     # acquire makes a claim, take_over those that ended elsewhere, authenticate only looks at one,
     # pardon leaves it as it ended, redate active; the others wake, not end.
     making = {"acquire", "take_over", "authenticate", "pardon", "redate"}
-    others = making | {"next_delay", "reemit_refused", "wake_next"}
+    others = making | {"reemit_refused", "wake_next"}
     assert verbs - others - {"expire"} == set(EVENTS)
 
 
