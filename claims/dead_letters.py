@@ -81,7 +81,5 @@ def redrive(letter: DeadLetter) -> str:
             "headers": {"operation": "insert", "txid": txid},
         }
         log.append(state, [again])
-        # A new message is worth a try at once, whatever failed before.
-        state.retry_at = None
         wakes.settle(state)
     return txid

@@ -64,8 +64,6 @@ def deliver(subscriber_id: int) -> int:
         if wake_events:
             events, traces = zip(*wake_events, strict=True)
             log.append(state, events, traces=traces)
-            # A new message is worth a try at once, whatever failed before.
-            state.retry_at = None
             wakes.settle(state)
     return len(rows)
 

@@ -526,8 +526,6 @@ def deliver(state: DispatchState, message: Message, txid: str) -> None:
     headers = {"operation": "insert", "txid": txid}
     event = {"type": "inbox", "key": key, "value": value, "headers": headers}
     log.append(state, [event], message_key=key, traces=[message.trace])
-    # A new message is worth a try at once, whatever failed before.
-    state.retry_at = None
 
 
 def end_of_queue(state: DispatchState) -> str:

@@ -100,10 +100,7 @@ def _completed(state: DispatchState, known: JsonObject, change: JsonObject) -> J
 
 def _append(state: DispatchState, key: str, operation: str, value: JsonObject | None) -> str:
     txid = str(uuid.uuid4())
-    event = _event(key, operation, value, txid)
-    log.append(state, [event])
-    if work.is_work(event, by_handler=False):
-        state.retry_at = None  # a new message is worth a try at once, whatever failed before
+    log.append(state, [_event(key, operation, value, txid)])
     wakes.settle(state)
     return txid
 

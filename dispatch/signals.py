@@ -65,8 +65,6 @@ def send(entity: Entity, signal: Signal) -> Signalled:
         resumes = before == "paused" and signal.name == "SIGCONT"
         changed = signal.name not in HANDLERS and _change(state, signal.name)
         if signal.name in HANDLERS or resumes:
-            # A new message is worth a try at once, whatever failed before.
-            state.retry_at = None
             signalled = record(state, signal, before=before)
         elif state.claimed and signal.name in CLOSING:
             state.signals_open = True

@@ -54,6 +54,7 @@ def append(
         is_work = work.is_work(event, by_handler=by_handler)
         if is_work:
             state.last_work_offset = offset
+            state.retry_at = None  # it is worth a try at once, whatever failed before
         rows.append(
             StreamEvent(
                 entity_id=state.entity_id,

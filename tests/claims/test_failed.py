@@ -89,6 +89,12 @@ def test_a_send_wakes_it_at_once(claim):
     assert claim.api.claim().epoch == 2
 
 
+def test_a_send_that_is_held_back_does_not_wake_it(claim):
+    claim.fail()
+    claim.api.send(mode="paused")
+    assert claim.api.wakes() == []
+
+
 @pytest.mark.parametrize("signal", ["SIGINT", "SIGHUP", "SIGUSR"])
 def test_a_signal_for_the_handler_wakes_it_at_once(claim, signal):
     claim.fail()
