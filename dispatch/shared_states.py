@@ -21,7 +21,13 @@ from core.identifiers import shared_state_name
 from core.prepared import Param, Select
 from core.principals import Principal
 from dispatch import entities, types
-from dispatch.models import Entity, EntityType, SharedState, SharedStateLink
+from dispatch.models import (
+    Entity,
+    EntityType,
+    SharedState,
+    SharedStateLink,
+    SharedStateProducer,
+)
 from dispatch.streams import append as streams
 from dispatch.streams import producers, registrations
 from dispatch.streams.append import Appended
@@ -200,15 +206,19 @@ def append(
 def leave(entity: Entity) -> list[str]:
     """Before a locked entity is deleted: delete the shared states that no other entity has.
 
-    Returns the URLs of what was deleted.
+    In the others its producer is forgotten: one that is made at its URL later begins its epochs
+    anew, and would be fenced, or taken for its retry. Returns the URLs of what was deleted.
     """
-    links = SharedStateLink.objects.filter(manifest="")
-    own = list(links.filter(entity=entity).order_by("name").values_list("name", flat=True))
-    if not own:
+    links = SharedStateLink.objects.all()
+    own = links.filter(entity=entity)
+    states = list(_locking().filter(name__in=own.values("name")).order_by("name"))
+    if not states:
         return []
-    states = list(_locking().filter(name__in=own).order_by("name"))
-    links.filter(entity=entity).delete()
-    had = set(links.filter(name__in=own).values_list("name", flat=True))
+    own.delete()
+    names = [each.name for each in states]
+    had = set(links.filter(name__in=names, manifest="").values_list("name", flat=True))
     gone = [each for each in states if each.name not in had]
     SharedState.objects.filter(pk__in=[each.pk for each in gone]).delete()
+    producers = [f"shared-state-{entity.url}-{name}" for name in names]
+    SharedStateProducer.objects.filter(state__in=states, producer_id__in=producers).delete()
     return [url for each in gone for url in each.urls]

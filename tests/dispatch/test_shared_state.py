@@ -198,6 +198,26 @@ def test_a_producer_of_the_entitys_stream_is_another(shared):
     assert shared.post(S1, event(), **headers).status == 200
 
 
+@pytest.mark.parametrize("epoch", [1, 3])
+@pytest.mark.parametrize("has_it", [True, False])
+def test_what_is_made_anew_at_a_url_writes_from_its_first_epoch_on(shared, epoch, has_it):
+    """It is neither fenced by what was at its URL before, nor taken for that one's retry."""
+    shared.make_entity("/agent/e2")
+    shared.make_entity("/agent/e1-s1")
+    shared.share("s1", "/agent/e1-s1")
+    for url in ("/agent/e2", "/agent/e1-s1"):
+        assert produce(shared, 0, epoch, f"shared-state-{url}-s1").status == 200
+    if has_it:
+        shared.share("s1", "/agent/e2")
+    else:
+        observe("/agent/e2", "s1")
+    shared("DELETE", "/_electric/entities/agent/e2")
+    shared.make_entity("/agent/e2")
+    assert produce(shared, 0, 1, "shared-state-/agent/e2-s1").status == 200
+    assert produce(shared, 0, epoch, "shared-state-/agent/e1-s1-s1").status == 204
+    assert len(shared.get(S1).body) == 3
+
+
 # --- Whose it is ------------------------------------------------------------------------------
 
 
