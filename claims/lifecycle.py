@@ -510,6 +510,8 @@ def give_up(credentials: Credentials, reason: str = "", acks: Sequence[Ack] | No
             raise Fenced
         _acknowledge(state, claim, acks)
         dead_letters.keep(claim, state, after=before, attempts=attempts, reason=reason)
+        if state.watched:
+            registrations.released(state, claim.delivered_offset, given_up=reason)
         wake_next(claim, state)
 
 

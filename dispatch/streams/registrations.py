@@ -71,6 +71,7 @@ nudged = threading.Event()
 """Set when a transaction of this process has just left something to deliver."""
 
 _RUN_FINISHED = Registration.Condition.RUN_FINISHED
+_TOLD = ("last_offset", "told_given", "told_epoch", "told_tail")
 _TIMES = ("first_at", "deliver_at", "timeout_at", "tick_at", "due_at")
 _TICK: JsonObject = {"type": "cron_tick", "key": "", "headers": {"operation": "insert"}}
 
@@ -192,6 +193,10 @@ def _put(subscriber: Entity, order: Order, known: Iterable[Registration], now: d
         rows = []
     if order.wish is None:
         return
+    if rows and rows[0].closed and not _is_ended(order.source_url):
+        # Its last deliveries are of what was deleted at this URL, and it goes with them.
+        Registration.objects.filter(pk=rows[0].pk).update(identity=f"closed {rows[0].pk}")
+        rows = []
     facts = asdict(order.wish)
     facts |= {"collections": list(order.wish.collections), "ops": list(order.wish.ops)}
     facts["near_only"] = order.near_only
@@ -229,6 +234,11 @@ def _put(subscriber: Entity, order: Order, known: Iterable[Registration], now: d
     _begin_wait(row, now)
     # Of two concurrent calls the first one stands, as if it had come earlier.
     Registration.objects.bulk_create([row], ignore_conflicts=True)
+
+
+def _is_ended(url: str) -> bool:
+    """Whether the entity at this URL is at its end, and was not deleted."""
+    return DispatchState.objects.filter(entity__url=url).exclude(ended="").exists()
 
 
 def _change(row: Registration, facts: JsonObject, now: datetime) -> None:
@@ -393,11 +403,10 @@ def _fire(
                 "changes: append fewer events at once."
             )
         for offset, event in found:
-            row.last_offset = offset
             data: JsonObject = {"change": conditions.change(row, event)}
             if state is not None and row.condition == _RUN_FINISHED:
                 run, status = event["key"], event["value"]["status"]
-                if status == "completed" and _is_told(row, state):
+                if status == "completed" and _is_told(row, state) and _repeats(row, state, offset):
                     repeated.append(row)
                     continue
                 _note(row, state, status)
@@ -405,10 +414,11 @@ def _fire(
                     if run not in said:
                         said[run] = _said_in(state, run)
                     data["child"] = _child(row, state.entity, status, said[run])
+            row.last_offset = offset
             deliveries.append(_delivery(row, offset, data if left > 0 else _outline(data)))
             left -= len(deliveries[-1].data)
             matched[row.pk] = row
-    _save([each for each in repeated if each.pk not in matched], ("last_offset",))
+    _save([each for each in repeated if each.pk not in matched], _TOLD)
     _keep(matched.values(), deliveries, now)
 
 
@@ -431,6 +441,31 @@ def _is_told(row: Registration, state: DispatchState) -> bool:
         and row.told_epoch != state.active_epoch
         and row.told_tail is not None
         and state.last_work_offset <= row.told_tail
+    )
+
+
+def _repeats(row: Registration, state: DispatchState, offset: int) -> bool:
+    """Whether a completed run stands for one that was told of: the claim had as many before.
+
+    Noting the last of them makes those that follow in this claim new.
+    """
+    told = _completed(state, row.told_tail, row.last_offset)
+    again = _completed(state, state.claimed_tail, offset)
+    if again == told:
+        _note(row, state, "completed")
+        row.last_offset = offset
+    return again <= told
+
+
+def _completed(state: DispatchState, after: int | None, up_to: int | None) -> int:
+    """How many runs were completed past one offset of the stream and up to another."""
+    events = StreamEvent.objects.filter(
+        entity=state.entity_id, offset__gt=after or 0, offset__lte=up_to or 0
+    )
+    said = (msgspec.json.decode(data) for _, data in scan(events.filter(data__contains='"run"')))
+    return sum(
+        conditions.is_finished_run(event) and event["value"]["status"] == "completed"
+        for event in said
     )
 
 
@@ -465,8 +500,7 @@ def _keep(rows: Iterable[Registration], deliveries: Sequence[Delivery], now: dat
         pause = timedelta() if row.closed else timedelta(milliseconds=row.debounce_ms)
         row.deliver_at = min(now + pause, row.first_at + MOST_DEBOUNCES * pause)
         schedule(row)
-    facts = ("last_offset", "told_given", "told_epoch", "told_tail", "closed")
-    _save(changed, (*_TIMES, *facts))
+    _save(changed, (*_TIMES, *_TOLD, "closed"))
     transaction.on_commit(nudged.set)
 
 
@@ -567,10 +601,11 @@ def tick(row: Registration, now: datetime) -> None:
 # --- What does not happen any more ------------------------------------------------------------
 
 
-def released(state: DispatchState, since: int) -> None:
+def released(state: DispatchState, since: int, given_up: str | None = None) -> None:
     """A claim on a watched entity that was given the events up to ``since`` was released.
 
     If it left an error and finished no run, subscribers that wait for a run are told of the error.
+    ``given_up``: its work is never tried again, for this reason, which is as good as an error.
     """
     errors = _Text("\n")
     events = StreamEvent.objects.filter(entity=state.entity_id, offset__gt=since)
@@ -584,6 +619,8 @@ def released(state: DispatchState, since: int) -> None:
                 errors.add(text)
             case {"type": "error"}:
                 errors.add("")
+    if given_up is not None:
+        errors.add(given_up)
     if errors:
         rows = _hearing(_lock(_heard_at(state)), _reads(state))
         waiting = [
@@ -591,7 +628,9 @@ def released(state: DispatchState, since: int) -> None:
             for each in rows
             if not each.closed and each.condition == _RUN_FINISHED and not _is_told(each, state)
         ]
-        _tell_of_failure(waiting, waiting, state, errors.whole)
+        # What was given up may have left no event, and what ends the stream was told of before.
+        offset = state.tail if given_up is None else state.given_offset or state.tail
+        _tell_of_failure(waiting, waiting, state, offset, errors.whole)
 
 
 def close(state: DispatchState, how: str) -> None:
@@ -639,7 +678,7 @@ def _close(rows: Iterable[Registration], state: DispatchState, how: str) -> None
     left = [each for each in still_open if each.first_at is not None or each in asked]
     for row in left:
         row.closed = True
-    _tell_of_failure(waiting, left, state, f"The entity was {how}.")
+    _tell_of_failure(waiting, left, state, state.tail, f"The entity was {how}.")
     _delete(set(still_open) - set(left))
 
 
@@ -658,9 +697,12 @@ def _tell_of_failure(
     waiting: Iterable[Registration],
     rows: Iterable[Registration],
     state: DispatchState,
+    offset: int,
     error: str,
 ) -> None:
     """Record that no run will finish, for those of these registrations that are ``waiting``.
+
+    ``offset``: of an event in the stream that none of them was told of.
 
     A parent hears about its child. A mere observer has only changes to hear it by: it is told of a
     run that failed, which is in no stream and so has no key.
@@ -672,7 +714,7 @@ def _tell_of_failure(
         data: JsonObject = {"change": change}
         if _is_parent(row, state.entity):
             data = {"child": _child(row, state.entity, "failed", {"error": failure["error"]})}
-        deliveries.append(_delivery(row, state.tail, data))
+        deliveries.append(_delivery(row, offset, data))
         row.last_offset = state.tail
         row.told_given = None
     _keep(rows, deliveries, state.now)

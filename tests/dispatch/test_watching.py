@@ -9,7 +9,7 @@ from django.db.models import Q
 from dispatch import deliveries, due, wakes
 from dispatch.models import Delivery, DispatchState, Entity, Registration
 from dispatch.streams import log, offsets, registrations, scan
-from tests.support import PAST, Api, end_delay
+from tests.support import PAST, Api, end_delay, lapse
 
 PARENT, CHILD, OTHER = "/agent/parent", "/agent/child", "/agent/other"
 
@@ -205,6 +205,23 @@ def test_what_was_made_anew_in_its_parents_place_is_no_parent(api):
     say(CHILD, finished())
     (wake,) = told(api)
     assert "finished_child" not in wake
+
+
+@pytest.mark.parametrize("crashes", [(1,), (2,), (1, 0), (1, 1), (2, 1), (1, 2), (0, 1, 2)])
+def test_each_run_of_work_that_is_done_over_is_told_once(api, crashes):
+    """Its handler makes three runs for a message, and dies after so many of them."""
+    watch(api)
+    api.send(CHILD)
+    for number, runs in enumerate([*crashes, 3]):
+        claim = api.claim("r1", {"subscription_id": f"runner:r1:{key_of(CHILD)}"})
+        token = claim.mint()
+        for run in range(runs):
+            key = f"{number}-{run}"
+            assert claim.append(event("run", key), finished(key), token=token).status == 204
+        if runs < 3:
+            lapse(claim)
+    claim.done()
+    assert len(children(api)) == 3
 
 
 def test_each_child_and_each_run_is_told_by_itself(api):
@@ -736,6 +753,46 @@ def test_what_is_debounced_comes_at_once_when_the_source_ends(api, how):
     assert not Registration.objects.exists()
 
 
+def spawns_again(api):
+    spawn(api, CHILD, manifestKey="k")
+
+
+def makes_again(api):
+    api.make_entity(CHILD, parent=PARENT)
+    watch(api, manifestKey="k")
+
+
+def makes_again_by_manifest(api):
+    api.make_entity(CHILD, parent=PARENT)
+    handled(api, PARENT, manifest("k", **CHILDS, wake="runFinished"))
+
+
+def waits_before_it_makes_again(api):
+    watch(api, manifestKey="k")
+    api.make_entity(CHILD, parent=PARENT)
+
+
+@pytest.mark.parametrize(
+    "again", [spawns_again, makes_again, makes_again_by_manifest, waits_before_it_makes_again]
+)
+def test_a_child_made_anew_before_the_end_of_the_former_was_told_is_waited_for(api, again):
+    watch(api, manifestKey="k")
+    api("DELETE", f"/_electric/entities{CHILD}")
+    again(api)
+    say(CHILD, finished())
+    assert [each["run_status"] for each in children(api)] == ["failed", "completed"]
+    (left,) = Registration.objects.all()
+    assert not left.closed
+
+
+def test_a_child_at_its_end_is_told_of_once_though_it_is_waited_for_again(api):
+    watch(api, manifestKey="k")
+    api.signal(CHILD, "SIGKILL")
+    watch(api, manifestKey="k", timeoutMs=1000)
+    assert [each["run_status"] for each in children(api)] == ["failed"]
+    assert not Registration.objects.exists()
+
+
 def test_a_child_that_stops_at_the_end_of_its_claim_tells_it_then(api):
     watch(api)
     api.send(CHILD)
@@ -795,6 +852,42 @@ def test_a_claim_that_failed_is_tried_again_and_tells_nobody(api):
     claim.fail()
     assert told(api) == []
     end_delay(CHILD)
+
+
+@pytest.mark.parametrize("mode", ["immediate", "queued"])
+def test_work_that_is_given_up_is_never_tried_again_and_tells_the_parent(api, mode):
+    watch(api)
+    api.send(CHILD, mode=mode)
+    claim = api.claim()
+    claim.append(event("error", "e", message="no key"), token=claim.mint())
+    assert claim.call({"failed": True, "error": "no such tool", "give_up": True}).status == 200
+    (told_of,) = children(api)
+    assert (told_of["run_status"], told_of["error"]) == ("failed", "no key\nno such tool")
+    handled(api, CHILD, finished("run-2"))
+    assert [each["run_status"] for each in children(api)] == ["failed", "completed"]
+
+
+def test_work_that_is_given_up_without_a_word_is_told_of_beside_the_run_before_it(api):
+    watch(api)
+    api.send(CHILD)
+    claim = api.claim()
+    api.send(CHILD)
+    claim.append(event("run", "run-1"), finished(), token=claim.mint())
+    claim.done()
+    claim = api.claim()
+    assert claim.call({"failed": True, "give_up": True}).status == 200
+    assert sorted(each["run_status"] for each in children(api)) == ["completed", "failed"]
+
+
+def test_work_that_is_given_up_after_its_run_was_told_of_tells_nothing_more(api):
+    watch(api)
+    api.send(CHILD)
+    claim = api.claim()
+    claim.append(event("run", "run-1"), finished(), token=claim.mint())
+    lapse(claim)
+    claim = api.claim("r1", {"subscription_id": f"runner:r1:{key_of(CHILD)}"})
+    assert claim.call({"failed": True, "give_up": True}).status == 200
+    assert [each["run_status"] for each in children(api)] == ["completed"]
 
 
 @pytest.mark.parametrize("signal", ["SIGKILL", "SIGTERM"])
