@@ -11,9 +11,9 @@ from core import log_facts
 from core.errors import Unauthenticated
 from core.identifiers import hash_secret
 from core.prepared import Param, Select
-from dispatch import schedules, wakes
+from dispatch import schedules, shared_states, wakes
 from dispatch.streams import append as streams
-from dispatch.streams import manifests, producers
+from dispatch.streams import manifests, producers, sources
 from dispatch.streams import schedules as entries
 
 NOT_THE_HOLDER = "The token is not one of the entity's active claim."
@@ -77,7 +77,8 @@ def append(
     """
     entity = held.entity
     assert entity is not None  # noqa: S101  `hold` found it
-    watched = manifests.orders_at_entities(events) if manifests.ask_for_wakes(events) else []
+    waits = manifests.waits(events) if manifests.ask_for_wakes(events) else []
+    watched = [each for each in waits if sources.is_entity(each.source_url)]
     objections: dict[int, str] = {}
     if any(map(entries.is_one, events)):
         objections = schedules.objections(entity, events)
@@ -96,4 +97,6 @@ def append(
     for order in watched:
         # Events being appended there meanwhile did not see the registration, and lie before it.
         wakes.watch(order.source_url, order.watched)
+    for order in waits:
+        shared_states.await_writers(order.source_url)
     return Written(appended.is_new, appended.tail, unseen)

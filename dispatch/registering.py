@@ -1,9 +1,9 @@
-"""Registering by a call, which names subscriber and source, and locks the source."""
+"""Registering by a call, which names subscriber and source; an entity as a source is locked."""
 
 from django.db import transaction
 
 from core.database import lock_name
-from dispatch import wakes
+from dispatch import shared_states, wakes
 from dispatch.models import Entity
 from dispatch.streams import registrations, sources
 from dispatch.streams.registrations import Order
@@ -20,3 +20,4 @@ def register(subscriber: Entity, order: Order) -> None:
             lock_name(url)
             wakes.watch(url, order.watched)  # it may have been made while its name was waited for
         registrations.register(subscriber, order, registrations.hold(subscriber))
+    shared_states.await_writers(url)

@@ -203,6 +203,17 @@ def append(
     return appended
 
 
+def await_writers(url: str) -> None:
+    """Return once the appends in progress to the shared state at a URL, if it is one, are over.
+
+    They may not have seen a registration that was just made: so they lie before its answer.
+    """
+    name = shared_state_name(url)
+    if name is not None:
+        with transaction.atomic():
+            list(_locking().filter(name=name).values_list("pk"))
+
+
 def leave(entity: Entity) -> list[str]:
     """Before a locked entity is deleted: delete the shared states that no other entity has.
 

@@ -57,13 +57,9 @@ def ask_for_wakes(events: Sequence[Any]) -> bool:
     )
 
 
-def orders_at_entities(events: Sequence[Any]) -> list[Order]:
-    """Those of `orders` that wait for something at an entity."""
-    return [
-        each
-        for each in orders(events)
-        if each.wish is not None and sources.is_entity(each.source_url)
-    ]
+def waits(events: Sequence[Any]) -> list[Order]:
+    """Those of `orders` that wait for something."""
+    return [each for each in orders(events) if each.wish is not None]
 
 
 def observed(events: Sequence[Any]) -> dict[str, str | None]:

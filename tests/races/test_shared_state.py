@@ -2,6 +2,7 @@
 
 import pytest
 
+from dispatch import due
 from dispatch.models import SharedState, SharedStateLink
 from tests.races.conftest import Line, both_orders
 from tests.support import Api
@@ -81,3 +82,41 @@ def test_a_retry_that_meets_the_first_is_appended_once(two: Api, line: Line):
     )
     assert answers == {"first": 200, "second": 204}
     assert len(two.get(S1).body) == 1
+
+
+def watch(api: Api, name: str):
+    body = {"subscriberUrl": f"/agent/{name}", "sourceUrl": S1, "condition": {"on": "change"}}
+    return lambda: api.post("/_electric/wake", body).status
+
+
+def manifest(api: Api):
+    """As `watch`, by a manifest event of the handler of /agent/e1."""
+    api.register()
+    policy = {"targets": [{"type": "runner", "runnerId": "r1"}]}
+    assert api("PATCH", "/_electric/entities/agent/e1", {"dispatch_policy": policy}).status == 200
+    api.send()
+    claim = api.claim()
+    token = claim.mint()
+    value = {"kind": "source", "sourceType": "db", "sourceRef": "s1", "wake": {"on": "change"}}
+    event = {"type": "manifest", "key": "k", "value": value, "headers": {"operation": "insert"}}
+    return lambda: claim.append(event, token=token).status
+
+
+@pytest.mark.parametrize("waits", [lambda api: watch(api, "e1"), manifest], ids=["call", "event"])
+def test_who_waits_for_it_is_told_of_what_was_not_there_to_be_read(waits, two: Api, line: Line):
+    """A write that was under way without seeing who waits is over before that is answered."""
+    two.share("s1", "/agent/e1")
+    watch(two, "e2")()
+    call = waits(two)
+    line.hold("registrations of e2")
+    append = line.join(lambda: two.post(S1, {"type": "x", "key": "1"}).status)
+    watched = line.join(call)
+    assert not watched.done()
+    line.let_go("registrations of e2")
+    assert (append.result(timeout=30), watched.result(timeout=30)) == (204, 204)
+    assert len(two.get(S1).body) == 1
+    two.post(S1, {"type": "x", "key": "2"})
+    while due.run():
+        pass
+    (wake,) = [each for each in two.events("/agent/e1") if each["type"] == "wake"]
+    assert [each["key"] for each in wake["value"]["changes"]] == ["2"]
