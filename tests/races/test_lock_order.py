@@ -175,6 +175,29 @@ def fail(api: Api):
 
 
 @verb
+def give_up(api: Api):
+    return lambda: ok(held(api).call({"failed": True, "give_up": True}))
+
+
+@verb
+def give_up_what_is_waited_for(api: Api):
+    watched(api, "e2", "e1")
+    api.send("/agent/e1", mode="queued")
+    body = {"subscriberUrl": "/agent/e2", "sourceUrl": "/agent/e1", "condition": "runFinished"}
+    ok(api.post("/_electric/wake", body))
+    tail = api.events("/agent/e1")[-1]["headers"]["offset"]
+    acks = [{"path": "/agent/e1/main", "offset": tail}]
+    return lambda: ok(held(api).call({"failed": True, "give_up": True, "acks": acks}))
+
+
+@verb
+def watch_a_shared_state(api: Api):
+    api.share("s1", "/agent/e1")
+    body = {"subscriberUrl": "/agent/e2", "sourceUrl": "/_electric/shared-state/s1"}
+    return lambda: ok(api.post("/_electric/wake", {**body, "condition": {"on": "change"}}))
+
+
+@verb
 def mint(api: Api):
     return held(api).mint
 
@@ -407,8 +430,8 @@ def reemit_stale(api: Api):
 
 @verb
 def retry_due(api: Api):
-    held(api).fail()
-    end_delay()
+    api.claims[1].fail()  # type: ignore[attr-defined]
+    end_delay("/agent/e2")
     return lambda: wakes.retry_due(limit=10)
 
 
