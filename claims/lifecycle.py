@@ -422,7 +422,8 @@ _RENEW = UpdateByKey(
 
 
 def renew(credentials: Credentials, acks: Sequence[Ack] = ()) -> datetime:
-    """Renew the lease for its full length from now: when it ends. Acks move the cursor.
+    """Renew the lease for its full length from now: when it ends. Acks move the cursor, and what
+    the claim took from the queue up to there is done.
 
     Raises InvalidOffset for a bad ack, and then renews nothing; see `_refusal` for other errors.
     """
@@ -432,6 +433,8 @@ def renew(credentials: Credentials, acks: Sequence[Ack] = ()) -> datetime:
         claim, state = _lock(credentials)
         expires_at = _renew(credentials)
         _acknowledge(state, claim, acks)
+        if state.given_offset is None:
+            work.finish(state, up_to=state.cursor)
         wakes.save(state)
     return expires_at
 

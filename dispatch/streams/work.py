@@ -5,7 +5,7 @@ decides that for each event as it is appended. `follow` records what later event
 ones: a message that is cancelled, deleted or held back is no longer work, nor is a signal that a
 handler has handled. A queued message stays work, wherever the cursor is, until it is taken: a
 handler takes one at a time, and acks the others with it. What a claim took is its own until the
-claim ends: then it is done with (`finish`), or waits in its old place again (`untake`).
+claim acks it or ends: then it is done with (`finish`), or waits in its old place again (`untake`).
 """
 
 from typing import Any
@@ -123,9 +123,12 @@ def _take(state: DispatchState, queued: QueuedMessage) -> None:
     )
 
 
-def finish(state: DispatchState) -> None:
-    """What the claim that ends took from the queue is done."""
-    TakenMessage.objects.filter(entity=state.entity_id).delete()
+def finish(state: DispatchState, *, up_to: int | None = None) -> None:
+    """What the active claim took from the queue is done: all of it, or that up to an offset."""
+    taken = TakenMessage.objects.filter(entity=state.entity_id)
+    if up_to is not None:
+        taken = taken.filter(offset__lte=up_to)
+    taken.delete()
 
 
 def untake(state: DispatchState, epoch: int) -> list[str]:

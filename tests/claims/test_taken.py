@@ -1,4 +1,4 @@
-"""What a claim took from the queue: done with when it is released, and else waiting again."""
+"""What a claim took from the queue: done with when it is released or acked, else waiting again."""
 
 import pytest
 
@@ -96,6 +96,24 @@ def test_it_is_done_with_when_the_claim_is_released(claim):
     claim.done(claim.tail)
     assert (queue(), TakenMessage.objects.count()) == (["m3"], 0)
     assert said(claim, "m2") == ["pending", "processed"]
+
+
+def test_what_a_heartbeat_acks_is_done_with(claim):
+    ack = {"path": claim.body["streamPath"], "offset": claim.tail}
+    assert claim.heartbeat(acks=[ack]).status == 200
+    assert not TakenMessage.objects.exists()
+    taken(claim, "m3")
+    claim.fail()
+    assert (queue(), TakenMessage.objects.count()) == (["m3"], 0)
+    assert said(claim, "m2") == ["pending", "processed"]
+
+
+def test_what_lies_past_the_ack_of_a_heartbeat_is_not_done_with(claim):
+    claim.api.send(key="m4", mode="queued")
+    taken(claim, "m4")
+    ack = {"path": claim.body["streamPath"], "offset": claim.tail}
+    assert claim.heartbeat(acks=[ack]).status == 200
+    assert list(TakenMessage.objects.values_list("key", flat=True)) == ["m4"]
 
 
 def test_a_claim_that_fails_gives_nothing_back_of_what_another_took(claim):
