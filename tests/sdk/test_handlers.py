@@ -218,6 +218,132 @@ async def test_it_is_woken_at_the_time_that_it_asked_for(server: Server) -> None
     assert claims(server, "/agent/sleeps") == [("released", "")] * 2
 
 
+# A queue that handlers of another runtime left: they ack all of it, and take a message a wake
+
+LEFT = "/agent/left"
+
+
+def leave_behind(api: HttpApi) -> None:
+    """Four messages were sent to an entity, and its handler took the first."""
+    api.register("other")
+    api.make_entity(LEFT, runner_id="other")
+    for key in ("m1", "m2", "m3", "m4"):
+        api.send(LEFT, payload=key, key=key, mode="queued")
+    claim = api.claim("other")
+    taken = {"type": "inbox", "key": "m1", "value": {"status": "processed"}}
+    claim.append({**taken, "headers": {"operation": "update"}}, token=claim.mint())
+    assert claim.done(claim.tail).body["next_wake"]
+
+
+def edit(api: HttpApi, key: str, change: Any) -> None:
+    assert api("PATCH", f"/_electric/entities{LEFT}/inbox/{key}", change).status == 200
+
+
+def hand_over(api: HttpApi) -> None:
+    policy = {"targets": [{"type": "runner", "runnerId": "heir"}]}
+    answer = api("PATCH", f"/_electric/entities{LEFT}", {"dispatch_policy": policy})
+    assert answer.status == 200, answer
+
+
+def waiting(server: Server) -> list[Any]:
+    return [key for (key,) in rows(server, "SELECT key FROM dispatch_queuedmessage ORDER BY key")]
+
+
+async def rests(server: Server, after: int) -> None:
+    """Wait until that many claims have ended, with nothing left to do."""
+    sql = "SELECT active_epoch, outstanding_wake_id FROM dispatch_dispatchstate s"
+    sql += " JOIN dispatch_entity e ON e.id = s.entity_id WHERE e.url = %s"
+    await until(
+        lambda: len(claims(server, LEFT)) == after and rows(server, sql, LEFT) == [(None, None)],
+        f"the end of claim {after}",
+    )
+
+
+class Given:
+    """A handler, and the payloads that each of its wakes was given."""
+
+    def __init__(self) -> None:
+        self.wakes: list[list[Any]] = []
+
+    async def __call__(self, wake: Wake) -> None:
+        self.wakes.append([each.payload for each in await wake.messages()])
+
+
+async def test_what_waits_in_the_queue_is_given_once_and_in_its_order(server: Server) -> None:
+    given = Given()
+    async with at_work(server, "heir", given) as api:
+        leave_behind(api)
+        edit(api, "m4", {"position": "0"})
+        hand_over(api)
+        await rests(server, 2)
+        api.send(LEFT, payload="m5", mode="queued")
+        await rests(server, 3)
+    assert given.wakes == [["m4", "m2", "m3"], ["m5"]]
+    assert claims(server, LEFT) == [("released", "")] * 3
+
+
+async def test_what_waits_in_the_queue_comes_after_what_is_new(server: Server) -> None:
+    given = Given()
+    async with at_work(server, "heir", given) as api:
+        leave_behind(api)
+        api.send(LEFT, payload="new")
+        hand_over(api)
+        await rests(server, 3)
+    assert given.wakes == [["new"], ["m2", "m3", "m4"]]
+
+
+async def test_what_is_held_back_stops_those_behind_it(server: Server) -> None:
+    given = Given()
+    async with at_work(server, "heir", given) as api:
+        leave_behind(api)
+        edit(api, "m3", {"mode": "paused"})
+        hand_over(api)
+        await rests(server, 2)
+        assert waiting(server) == ["m3", "m4"]
+        edit(api, "m3", {"mode": "queued"})
+        await rests(server, 3)
+    assert given.wakes == [["m2"], ["m3", "m4"]]
+    assert waiting(server) == []
+
+
+async def test_what_was_edited_in_the_queue_is_given_whole_and_once(server: Server) -> None:
+    seen: list[Any] = []
+
+    async def handler(wake: Wake) -> None:
+        seen.extend((each.payload, each.sender) for each in await wake.messages())
+
+    async with at_work(server, "heir", handler) as api:
+        leave_behind(api)
+        edit(api, "m3", {"payload": "edited"})
+        hand_over(api)
+        await rests(server, 2)
+    sender = "/principal/system%3Adev-local"
+    assert seen == [("m2", sender), ("edited", sender), ("m4", sender)]
+
+
+async def test_what_was_acked_of_a_queue_does_not_come_again(server: Server) -> None:
+    given = Given()
+
+    async def handler(wake: Wake) -> None:
+        await given(wake)
+        if wake.attempt == 1:
+            await wake.ack((await wake.messages())[0])
+            raise RetryAfter(1)
+
+    async with at_work(server, "heir", handler) as api:
+        leave_behind(api)
+        edit(api, "m4", {"position": "0"})
+        hand_over(api)
+        await rests(server, 3)
+        api.signal(LEFT, "SIGSTOP")
+        for payload in ("m5", "m6"):
+            api.send(LEFT, payload=payload, mode="queued")
+        api.signal(LEFT, "SIGCONT")
+        await rests(server, 5)
+    assert given.wakes == [["m4", "m2", "m3"], ["m2", "m3"], ["m5", "m6"], ["m6"]]
+    assert waiting(server) == []
+
+
 # Two processes of one id, as in a rolling deploy
 
 

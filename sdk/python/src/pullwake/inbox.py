@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any, Generic, TypeVar
 
 from .errors import BadPayload
@@ -92,6 +93,8 @@ class Inbox:
 
     def __init__(self, tail: str | None) -> None:
         self.tail = tail
+        self.edited = False
+        """Whether a message of before these events was edited among them: it lacks the rest."""
         self._found: dict[tuple[str, str], Item] = {}
         self._events = 0
         self._late: set[tuple[str, str]] = set()
@@ -111,15 +114,12 @@ class Inbox:
 
     def _take(self, event: dict[str, Any]) -> tuple[str, str]:
         kind, key = event["type"], str(event.get("key", ""))
-        value, headers = event.get("value"), event.get("headers")
-        headers = headers if isinstance(headers, dict) else {}
+        value, operation, offset = event.get("value"), _operation(event), offset_of(event)
         name = (kind, key or f"\0{self._events}")
         known = self._found.get(name)
-        if headers.get("operation") == "delete":
+        if operation == "delete":
             self._found.pop(name, None)
         elif isinstance(value, dict):
-            offset = headers.get("offset")
-            offset = offset if isinstance(offset, str) else None
             if known is not None:
                 value, offset = {**known.event["value"], **value}, known.offset
             elif kind == "inbox" and "payload" not in value:
@@ -127,11 +127,25 @@ class Inbox:
             # Offsets are ordered as strings.
             elif offset is not None and self.tail is not None and offset > self.tail:
                 self._late.add(name)
+            elif kind == "inbox" and operation == "update":
+                self.edited = True
             if _is_open(kind, value):
                 self._found[name] = _MAKERS[kind](key, offset, {**event, "value": value})
             else:
                 self._found.pop(name, None)
         return name
+
+    def put_first(self, messages: Iterable[Message[Any]]) -> None:
+        """Deliver these, of which edits may be among what was read, before all else."""
+        first: dict[tuple[str, str], Item] = {}
+        for message in messages:
+            name = ("inbox", message.key)
+            edit = self._found.get(name)
+            if edit is not None and name in self._late:  # it arrives by that
+                self._found[name] = replace(message, offset=edit.offset)
+            else:
+                first[name] = message
+        self._found = {**first, **self._found, **first}
 
     def delivered(self) -> list[Item]:
         """What the claim delivers, oldest first."""
@@ -142,12 +156,53 @@ class Inbox:
         return [item for name, item in self._found.items() if name in self._late]
 
 
+def waiting(events: Iterable[dict[str, Any]]) -> list[Message[Any]]:
+    """The messages that wait in the queue after these, all inbox events of a stream:
+    in its order, and up to one that is held back."""
+    found: dict[str, Message[Any]] = {}
+    for event in events:
+        key, value, offset = str(event.get("key", "")), event.get("value"), offset_of(event)
+        known = found.get(key)
+        if _operation(event) == "delete":
+            found.pop(key, None)
+        elif isinstance(value, dict):
+            if known is not None:
+                value, offset = {**known.event["value"], **value}, known.offset
+            found[key] = _message(key, offset, {**event, "value": value})
+    queue = sorted(filter(is_queued, found.values()), key=position)
+    return list(takewhile(lambda message: _is_open("inbox", message.event["value"]), queue))
+
+
+def is_queued(message: Message[Any]) -> bool:
+    """Whether it waits in the queue until a handler takes it."""
+    return bool(message.event["value"].get("status") == "pending")
+
+
+def position(message: Message[Any]) -> str:
+    """Where in the queue it waits; positions are ordered as strings."""
+    return str(message.event["value"].get("position", ""))
+
+
 def _is_open(kind: str, value: Mapping[str, Any]) -> bool:
     if kind == "signal":
         return value.get("status") == "unhandled"
     if kind == "inbox":
         return value.get("status") != "cancelled" and value.get("mode") != "paused"
     return True
+
+
+def offset_of(event: Mapping[str, Any]) -> str | None:
+    """The main stream's offset just after it."""
+    return _text(_headers(event).get("offset"))
+
+
+def _operation(event: Mapping[str, Any]) -> object:
+    return _headers(event).get("operation")
+
+
+def _headers(event: Mapping[str, Any]) -> Mapping[str, Any]:
+    headers = event.get("headers")
+    return headers if isinstance(headers, dict) else {}
 
 
 def _text(value: object) -> str | None:

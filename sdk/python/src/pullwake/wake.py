@@ -20,7 +20,11 @@ from .inbox import (
     Signal,
     WakeEvent,
     for_the_handler,
+    is_queued,
+    offset_of,
+    position,
     typed,
+    waiting,
 )
 from .run import Run
 from .transport import Answer
@@ -127,6 +131,9 @@ class Wake:
     async def messages(self, model: type[Any] | None = None) -> list[Message[Any]]:
         """The messages that this claim delivers, oldest first; acknowledged when the handler ends.
 
+        Those that another runtime acked and left in the entity's queue come when nothing newer
+        does, in the queue's order and up to one that is held back.
+
         With `model`, a msgspec Struct or a pydantic model, their payloads are of it. Raises
         BadPayload for one that is not, which fails the wake if nobody catches it.
         """
@@ -147,11 +154,7 @@ class Wake:
     async def items(self) -> list[Item]:
         """All that this claim delivers, in order: messages, signals for the handler, events."""
         await self._read_delivered()
-        return [
-            item
-            for item in self._inbox.delivered()
-            if not isinstance(item, Signal) or for_the_handler(item)
-        ]
+        return self._delivered()
 
     async def live(self, *, idle: float | None = None) -> AsyncIterator[Message[Any] | WakeEvent]:
         """What arrives while the handler runs, as it comes.
@@ -200,9 +203,10 @@ class Wake:
         Messages are acknowledged when the handler ends; this is for those done with before.
         """
         if item.offset is not None:
-            await self._take(up_to=item.offset)
+            await self._take(up_to=self._place(item))
             deadline = self._api.timing.request_timeout
-            await self._retry(partial(self._api.renew, self._grant, deadline, item.offset))
+            offset = max(item.offset, self._grant.cursor)
+            await self._retry(partial(self._api.renew, self._grant, deadline, offset))
 
     # What is to be told
 
@@ -347,7 +351,7 @@ class Wake:
 
     async def settle(self) -> None:
         """Mark what the handler was given as handled, once it has returned."""
-        await self._take(up_to=self.acked)
+        await self._take(up_to=None if self.acked is None else (self.acked,))
 
     @property
     def acked(self) -> str | None:
@@ -380,9 +384,34 @@ class Wake:
             if tail is None:
                 self._delivered_to = end
                 self._inbox.tail = end
+            if self._inbox.edited or not self._delivered():
+                await self._look_at_queue(end)
             self._read_to = end
             for item in self._inbox.late():
                 self._announce(item)
+
+    async def _look_at_queue(self, end: str) -> None:
+        """Find what waits in the queue since before the cursor: handlers of other runtimes ack it
+        without taking it. Only the whole stream shows whether it still waits.
+        """
+        history = [event async for event in self.history() if event.get("type") == "inbox"]
+        queue = waiting(event for event in history if (offset_of(event) or "") <= end)
+        cursor = self._grant.cursor
+        self._inbox.put_first(each for each in queue if (each.offset or "") <= cursor)
+
+    def _delivered(self) -> list[Item]:
+        return [
+            item
+            for item in self._inbox.delivered()
+            if not isinstance(item, Signal) or for_the_handler(item)
+        ]
+
+    def _place(self, item: Item) -> tuple[str, ...]:
+        """Where it stands in what is delivered: first, in its own order, what the queue kept."""
+        offset = item.offset or ""
+        if isinstance(item, Message) and offset <= self._grant.cursor:
+            return ("", position(item), offset)
+        return (offset,)
 
     async def _page(self, offset: str) -> Answer:
         return await self._retry(
@@ -430,7 +459,7 @@ class Wake:
         self._in_doubt = None
         self._seq += 1
 
-    async def _take(self, up_to: str | None) -> None:
+    async def _take(self, up_to: tuple[str, ...] | None) -> None:
         """Mark queued messages as processed, and signals that came during the work as handled.
         Until then they are work, whatever was acknowledged.
         """
@@ -440,9 +469,8 @@ class Wake:
         heard = [item for item in self._inbox.late() if _name(item) in self._heard]
         updates = []
         for item in [*self._inbox.delivered(), *heard]:
-            waits = item.event["value"].get("status") == "pending"
-            in_reach = up_to is None or item.offset is None or item.offset <= up_to
-            if isinstance(item, Message) and waits and in_reach:
+            in_reach = up_to is None or self._place(item) <= up_to
+            if isinstance(item, Message) and is_queued(item) and in_reach:
                 updates.append(_update("inbox", item.key, taken))
             elif isinstance(item, Signal) and item in heard and for_the_handler(item):
                 updates.append(_update("signal", item.key, handled))
