@@ -9,14 +9,13 @@ until a server has been back for that claim's lease.
 
 import logging
 import random
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from django.conf import settings
-from django.db import OperationalError, connection
+from django.db import OperationalError
 from django.db.models import Case, F, Q, When
 from django.db.models.functions import Now
 
@@ -25,7 +24,8 @@ from claims.metrics import ENTITIES_RETRIED, REAPER_ROUND, REAPER_ROUNDS, WAKES_
 from claims.models import ClaimQuerySet, ConsumerClaim, ServerPulse
 from core import planner
 from core.clock import with_now
-from core.database import in_turns, is_lock_refused, note_trouble
+from core.database import in_turns, is_lock_refused
+from core.rounds import Rounds
 from dispatch import wakes
 
 logger = logging.getLogger(__name__)
@@ -123,37 +123,30 @@ def _expire(claim: ConsumerClaim) -> bool:
         return False
 
 
-class Housekeeper(threading.Thread):
+class Housekeeper(Rounds):
     """The thread of a server that leaves its pulse, reaps, and keeps the tables in order."""
 
+    NAME = "housekeeper"
+    FAILED = "housekeeping failed, and is tried again"
+
     def __init__(self) -> None:
-        super().__init__(name="pullwake-housekeeper", daemon=True)
-        self._stopped = threading.Event()
+        super().__init__()
+        self.EVERY_S = settings.PULLWAKE_REAPER_INTERVAL_MS / 1000
         self._prune_at = time.monotonic() + PRUNE_EVERY_S * random.random()  # noqa: S311
         self._pruning: Iterator[int] = iter(())
 
-    def stop(self) -> None:
-        """Begin no further round."""
-        self._stopped.set()
-
-    def run(self) -> None:
-        """Work until stopped; trouble with the database is logged, and tried again."""
-        interval = settings.PULLWAKE_REAPER_INTERVAL_MS / 1000
-        while not self._stopped.is_set():
-            try:
-                with REAPER_ROUND.time():
-                    pulse()
-                    reap()
-                    tallies.catch_up()
-                    planner.analyze_new_tables()
-                self._prune(interval / 2)
-                REAPER_ROUNDS.labels("done").inc()
-            except Exception as exc:  # noqa: BLE001  the next round may do better
-                REAPER_ROUNDS.labels("failed").inc()
-                note_trouble(logger, "housekeeping failed, and is tried again", exc)
-            connection.close()
-            # Servers that started together need not reap together.
-            self._stopped.wait(interval * random.uniform(0.8, 1.0))  # noqa: S311
+    def _round(self) -> None:
+        try:
+            with REAPER_ROUND.time():
+                pulse()
+                reap()
+                tallies.catch_up()
+                planner.analyze_new_tables()
+            self._prune(self.EVERY_S / 2)
+        except Exception:
+            REAPER_ROUNDS.labels("failed").inc()
+            raise
+        REAPER_ROUNDS.labels("done").inc()
 
     def _prune(self, longest_s: float) -> None:
         """Go on with what is pruned each hour, or begin it: the next round must not wait for all.

@@ -5,12 +5,12 @@ process locks a row first does it, and the others skip it.
 """
 
 import logging
-import threading
 
 from django.conf import settings
 from django.db import connection
 
 from core.database import in_turns, note_trouble
+from core.rounds import Rounds
 from dispatch import deliveries, firing
 from dispatch.streams import registrations
 
@@ -27,16 +27,14 @@ def run(*, limit: int = BATCH) -> int:
     return deliveries.deliver_due(limit=limit) + firing.fire_due(limit=limit)
 
 
-class Timekeeper(threading.Thread):
-    """The thread of a server that does what is due."""
+class Timekeeper(Rounds):
+    """The thread of a server that does what is due: soon, where something says that it is."""
 
-    def __init__(self) -> None:
-        super().__init__(name="pullwake-timekeeper", daemon=True)
-        self._stopped = threading.Event()
+    NAME = "timekeeper"
 
     def stop(self) -> None:
         """Begin no further round."""
-        self._stopped.set()
+        super().stop()
         registrations.nudged.set()
 
     def run(self) -> None:

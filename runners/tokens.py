@@ -1,7 +1,6 @@
 """Access tokens: issued once, stored hashed, cached for a moment, watched while in use."""
 
 import logging
-import random
 import threading
 import time
 from collections import defaultdict
@@ -10,14 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from django.db import connection
 from django.db.models import Q
 from django.db.models.functions import Now
 
-from core.database import note_trouble
 from core.identifiers import hash_secret, new_secret
 from core.prepared import Param, Select
 from core.principals import Principal
+from core.rounds import Rounds
 from runners.models import AccessToken
 
 logger = logging.getLogger(__name__)
@@ -201,31 +199,21 @@ def end_revoked(since: timedelta) -> None:
         del _revoked[key]
 
 
-class Watch(threading.Thread):
+class Watch(Rounds):
     """The thread of a server that ends what revoked tokens hold, and records last uses."""
 
-    INTERVAL_S = 2.0
+    NAME = "tokens"
+    EVERY_S = 2.0
+    FAILED = "the tokens' watch failed, and tries again"
     MARGIN = timedelta(seconds=30)
     """How long before a round the revocations began that it may not have seen yet."""
 
     def __init__(self) -> None:
-        super().__init__(name="pullwake-tokens", daemon=True)
-        self._stopped = threading.Event()
+        super().__init__()
+        self._asked = time.monotonic()
 
-    def stop(self) -> None:
-        """Begin no further round."""
-        self._stopped.set()
-
-    def run(self) -> None:
-        """Work until stopped; trouble with the database is logged, and tried again."""
-        asked = time.monotonic()
-        while not self._stopped.is_set():
-            began = time.monotonic()
-            try:
-                end_revoked(timedelta(seconds=began - asked) + self.MARGIN)
-                asked = began
-                note_uses()
-            except Exception as exc:  # noqa: BLE001  the next round may do better
-                note_trouble(logger, "the tokens' watch failed, and tries again", exc)
-            connection.close()
-            self._stopped.wait(self.INTERVAL_S * random.uniform(0.8, 1.0))  # noqa: S311
+    def _round(self) -> None:
+        began = time.monotonic()
+        end_revoked(timedelta(seconds=began - self._asked) + self.MARGIN)
+        self._asked = began
+        note_uses()

@@ -1,10 +1,11 @@
 """Python's garbage collector, which stops a worker's every call while it looks."""
 
 import gc
-import threading
+
+from core.rounds import Rounds
 
 
-class Collector(threading.Thread):
+class Collector(Rounds):
     """The thread of a worker that collects what is young each second, which takes milliseconds.
 
     Python itself does so when many more objects have been made than freed. Where as many held
@@ -12,11 +13,8 @@ class Collector(threading.Thread):
     thousand of them one collection took 0.3 s.
     """
 
+    NAME = "collector"
     EVERY_S = 1.0
-
-    def __init__(self) -> None:
-        super().__init__(name="pullwake-collector", daemon=True)
-        self._stopped = threading.Event()
 
     def start(self) -> None:
         """Begin; all that is needed is imported."""
@@ -29,11 +27,5 @@ class Collector(threading.Thread):
         gc.set_threshold(10_000, 2, 10_000)
         super().start()
 
-    def stop(self) -> None:
-        """Begin no further round."""
-        self._stopped.set()
-
-    def run(self) -> None:
-        """Work until stopped."""
-        while not self._stopped.wait(self.EVERY_S):
-            gc.collect(1)
+    def _round(self) -> None:
+        gc.collect(1)

@@ -21,6 +21,7 @@ from psycopg.errors import IdleInTransactionSessionTimeout, ReadOnlySqlTransacti
 
 from core.database import Undone, commits, cut
 from core.prepared.psycopg_parts import KeptStatements
+from core.rounds import Rounds
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ def answered_at() -> float:
     return _answered_at
 
 
-class Watchdog(threading.Thread):
+class Watchdog(Rounds):
     """The thread of a server that gives up connections that are of no more use.
 
     Those on which the database does not answer: it would have ended the statement by itself. A
@@ -149,17 +150,13 @@ class Watchdog(threading.Thread):
     request of its own, which waits in vain.
     """
 
+    NAME = "watchdog"
     EVERY_S = 0.5
     MARGIN_S = 1.0
 
     def __init__(self, statement_s: float) -> None:
-        super().__init__(name="pullwake-watchdog", daemon=True)
+        super().__init__()
         self._patience_s = statement_s + self.MARGIN_S if statement_s else math.inf
-        self._stopped = threading.Event()
-
-    def stop(self) -> None:
-        """Begin no further round."""
-        self._stopped.set()
 
     def run(self) -> None:
         """Work until stopped."""

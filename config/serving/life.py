@@ -16,28 +16,25 @@ from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections
 
 from config.serving import cooperative
 from core import sqlite
+from core.rounds import Rounds
 
 logger = logging.getLogger(__name__)
 
 
-class SelfCheck(threading.Thread):
+class SelfCheck(Rounds):
     """The thread of a server that checks whether its pool still works.
 
     Other threads use the database all the time. When none got an answer since the last look, this
     one opens a connection outside the pool.
     """
 
+    NAME = "self-check"
     EVERY_S = 2.0
 
     def __init__(self) -> None:
-        super().__init__(name="pullwake-self-check", daemon=True)
-        self._stopped = threading.Event()
+        super().__init__()
         self._looked_at = time.monotonic()
         self._unanswered_since: float | None = None
-
-    def stop(self) -> None:
-        """Begin no further round."""
-        self._stopped.set()
 
     def run(self) -> None:
         """Work until stopped."""

@@ -1,8 +1,6 @@
 """What a worker measures about itself every few seconds: its pool, and its use of the system."""
 
-import logging
 import os
-import threading
 from typing import Any
 
 from django.conf import settings
@@ -10,8 +8,7 @@ from django.db import connection
 from prometheus_client import Counter, Gauge, ProcessCollector
 
 from core.metrics import REGISTRY
-
-logger = logging.getLogger(__name__)
+from core.rounds import Rounds
 
 POOL = Gauge(
     "pullwake_db_pool_connections",
@@ -79,32 +76,19 @@ _OF_PROCESS: dict[str, Gauge] = {
 }
 
 
-class Sampler(threading.Thread):
+class Sampler(Rounds):
     """The thread of a worker that measures."""
 
-    INTERVAL_S = 5.0
+    NAME = "sampler"
+    EVERY_S = 5.0
+    FAILED = "the worker could not be looked at, and is again"
 
     def __init__(self) -> None:
-        super().__init__(name="pullwake-sampler", daemon=True)
-        self._stopped = threading.Event()
+        super().__init__()
         self._process = ProcessCollector(registry=None)
         self._seen: dict[str, float] = {}
 
-    def stop(self) -> None:
-        """Begin no further round."""
-        self._stopped.set()
-
-    def run(self) -> None:
-        """Work until stopped."""
-        while not self._stopped.is_set():
-            try:
-                self.sample()
-            except Exception:
-                logger.exception("the worker could not be looked at, and is again")
-            self._stopped.wait(self.INTERVAL_S)
-
-    def sample(self) -> None:
-        """Measure once."""
+    def _round(self) -> None:
         for metric in self._process.collect():
             for sample in metric.samples:
                 if sample.name in _OF_PROCESS:
