@@ -34,7 +34,7 @@ from core import tracing
 from core.bodies import Body, JsonObject, answer, parameter, read
 from core.clock import epoch_ms
 from core.errors import BadFields, DuplicateUrl, Forbidden, InvalidRequest, NotFound
-from core.identifiers import is_entity_url, is_id
+from core.identifiers import is_entity_url, is_id, is_number
 from core.principals import Principal
 from dispatch import entities, inbox, signals, types
 from dispatch.messages import Message
@@ -333,7 +333,7 @@ def _key(own: EntityQuerySet, before: str) -> int:
 
     Raises InvalidRequest.
     """
-    if before.isascii() and before.isdecimal() and len(before) < 19:
+    if is_number(before, 18):
         return int(before)
     key: int | None = own.filter(url=before).values_list("pk", flat=True).first()
     if key is None:

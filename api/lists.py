@@ -12,6 +12,7 @@ from django.http import HttpRequest, HttpResponse
 
 from core.bodies import parameter
 from core.errors import InvalidRequest
+from core.identifiers import is_number
 
 Row = TypeVar("Row", bound=Model)
 
@@ -30,9 +31,7 @@ def limit_of(request: HttpRequest) -> int:
     text = parameter(request, "limit")
     if text is None:
         return MAX_LIMIT
-    if not (text.isascii() and text.isdecimal() and 1 <= len(text) <= 4):
-        raise InvalidRequest.field("/limit", f"expected 1 to {MAX_LIMIT}")
-    if not 1 <= int(text) <= MAX_LIMIT:
+    if not (is_number(text, 4) and 1 <= int(text) <= MAX_LIMIT):
         raise InvalidRequest.field("/limit", f"expected 1 to {MAX_LIMIT}")
     return int(text)
 

@@ -18,7 +18,7 @@ from claims import endings, reports
 from core.bodies import Body, Check, Id, JsonObject, answer, parameter, raw_body, read
 from core.clock import iso, iso_or_none
 from core.errors import BadFields, Forbidden, InvalidRequest
-from core.identifiers import OFFSET_PATTERN
+from core.identifiers import OFFSET_PATTERN, is_number
 from core.principals import Principal
 from dispatch import arrivals
 from runners import diagnostics, registry
@@ -330,7 +330,7 @@ def _place(runners: RunnerQuerySet, before: str) -> tuple[datetime, str]:
     Raises InvalidRequest.
     """
     made, slash, runner_id = before.partition("/")
-    if slash and made.isascii() and made.isdecimal() and len(made) <= 16:
+    if slash and is_number(made, 16):
         return _EPOCH + timedelta(microseconds=int(made)), runner_id
     last = runners.filter(pk=before).first()
     if last is None:

@@ -36,7 +36,7 @@ from core.errors import (
     ServiceUnavailable,
     Unauthenticated,
 )
-from core.identifiers import hash_secret, require_id
+from core.identifiers import hash_secret, is_number, require_id
 from dispatch import entities
 from dispatch.models import Entity
 from dispatch.streams import offsets, producers, reads, waiters
@@ -391,7 +391,7 @@ def _next_cursor(given: str | None) -> str:
     """The current interval, or one past the reader's own if that is not smaller."""
     since = datetime.now(UTC) - _CURSOR_EPOCH
     interval = int(since.total_seconds()) // _CURSOR_INTERVAL_S
-    if given is not None and given.isdecimal() and len(given) <= _CURSOR_DIGITS:
+    if given is not None and is_number(given, _CURSOR_DIGITS):
         interval = max(interval, int(given) + 1)
     return str(interval)
 

@@ -21,6 +21,7 @@ from claims.models import ConsumerClaim
 from core.bodies import JsonObject
 from core.database import note_trouble
 from core.errors import InvalidRequest
+from core.identifiers import is_number
 from core.principals import Principal
 from dispatch import types
 from dispatch.models import Entity, EntityType
@@ -250,9 +251,7 @@ class Feed:
         if text in (offsets.START, offsets.encode(0)):
             return 0
         parts = text.split("_")
-        if len(parts) != 3 or not all(
-            len(each) == 16 and each.isascii() and each.isdecimal() for each in parts
-        ):
+        if len(parts) != 3 or not all(len(each) == 16 and is_number(each, 16) for each in parts):
             raise InvalidRequest.field("/offset", "expected -1, now, or an offset that it gave")
         return _pack(Place(*map(int, parts)))
 

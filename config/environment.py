@@ -12,6 +12,8 @@ from urllib.parse import SplitResult, urlsplit
 import environ
 from django.core.exceptions import ImproperlyConfigured
 
+from core.identifiers import is_number
+
 PREFIX = "PULLWAKE_"
 
 OF_RUNNERS = frozenset(
@@ -66,8 +68,7 @@ class Environment(environ.Env):  # type: ignore[misc]  # it ships no types
         """A whole number within bounds; raises ImproperlyConfigured for anything else."""
         text = self.str(name, str(default))
         # The longest bound has ten digits: more are out of bounds, and not worth parsing.
-        is_number = text.isascii() and text.isdecimal() and len(text) < 20
-        if not is_number or not low <= int(text) <= high:
+        if not (is_number(text, 19) and low <= int(text) <= high):
             raise ImproperlyConfigured(f"{name} is {text!r}; it must be a number, {low} to {high}.")
         return int(text)
 

@@ -26,6 +26,11 @@ def is_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None
 
 
+def is_number(text: str, digits: int) -> bool:
+    """Whether this is a whole number of that many decimal digits at the most."""
+    return text.isascii() and text.isdecimal() and len(text) <= digits
+
+
 def is_entity_url(text: str) -> bool:
     """Whether this is a valid entity URL, ``/type/id``."""
     root, *ids = text.split("/")

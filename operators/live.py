@@ -18,6 +18,7 @@ from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.http import require_GET
 
 from core.database import hand_back
+from core.identifiers import is_number
 from dispatch.models import DispatchState, Entity
 from dispatch.streams import waiters
 from runners import changes
@@ -63,9 +64,7 @@ class Seen:
     def parse(cls, text: str) -> "Seen | None":
         """The mark of an address; None for one that was not given here."""
         parts = text.split(".")
-        if len(parts) != 5 or not all(
-            each.isascii() and each.isdecimal() and len(each) <= 2 * _DIGITS for each in parts
-        ):
+        if len(parts) != 5 or not all(is_number(each, 2 * _DIGITS) for each in parts):
             return None
         numbers = [int(each) for each in parts]
         if any(each >= 10**_DIGITS for each in (numbers[0], numbers[2])):
@@ -136,7 +135,7 @@ def _view(request: HttpRequest) -> View:
     key = request.GET.get("entity", "")
     if not key:
         return View()
-    if not (key.isascii() and key.isdecimal() and len(key) <= _DIGITS):
+    if not is_number(key, _DIGITS):
         raise Http404
     entity = Entity.objects.filter(pk=int(key)).only("pk", "url").first()
     if entity is None:

@@ -9,6 +9,7 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 
 from core.clock import with_now
+from core.identifiers import is_number
 from dispatch.models import DispatchState, Entity
 from operators import conversation, timeline
 from operators.kit.markup import list_of
@@ -108,6 +109,6 @@ def _offset(request: HttpRequest, name: str) -> int | None:
     text = request.GET.get(name)
     if text is None:
         return None
-    if not (text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS):
+    if not is_number(text, _MOST_DIGITS):
         raise Http404
     return int(text)

@@ -12,6 +12,7 @@ from django.conf import settings
 
 from core import quotas
 from core.errors import BadFields, InvalidRequest, ProducerFenced, ProducerGap
+from core.identifiers import is_number
 from dispatch.models import Entity, SharedState
 
 _MAX = 2**53 - 1
@@ -83,6 +84,6 @@ def advance(stream: Entity | SharedState, append: Sequence) -> bool:
 
 
 def _number(name: str, text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) <= 16 and int(text) <= _MAX):
+    if not (is_number(text, 16) and int(text) <= _MAX):
         raise InvalidRequest.field(f"/{name}", f"expected an integer from 0 to {_MAX}")
     return int(text)

@@ -18,6 +18,8 @@ from django.contrib.admin.options import IncorrectLookupParameters
 from django.core.exceptions import ValidationError
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 
+from core.identifiers import is_number
+
 BATCH = 50
 """Rows of a request."""
 LONGEST_S = 2.0
@@ -26,7 +28,7 @@ MOST_COUNTED = 10_000
 """Rows that are counted beforehand; more are done all the same."""
 
 _PLACE = ("from", "run", "done", "refused", "total")
-_DIGITS = 10
+_DIGITS = 9
 _RUN = re.compile(r"[0-9a-f]{16}")
 
 
@@ -109,7 +111,7 @@ def show_progress(
 def take_total(request: HttpRequest) -> int:
     """How much there was to do when an order that is done in steps began; 0 if it begins here."""
     total = request.GET.get("total", "")
-    return int(total) if total.isdecimal() and len(total) < _DIGITS else 0
+    return int(total) if is_number(total, _DIGITS) else 0
 
 
 def _act(
@@ -137,7 +139,7 @@ def _take_place(request: HttpRequest) -> Place:
     query = request.GET.copy()
     last, run, *counts = (query.pop(name, [""])[-1] for name in _PLACE)
     request.GET = query  # type: ignore[assignment]
-    if not all(each.isdecimal() and len(each) < _DIGITS for each in counts if each):
+    if not all(is_number(each, _DIGITS) for each in counts if each):
         raise Http404
     if run and not _RUN.fullmatch(run):
         raise Http404

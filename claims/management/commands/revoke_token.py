@@ -8,7 +8,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from claims import endings
 from core import audit
-from core.identifiers import hash_secret
+from core.identifiers import hash_secret, is_number
 from core.principals import Principal
 from runners import tokens
 from runners.models import AccessToken
@@ -60,7 +60,7 @@ def _claims(number: int) -> str:
 def _find(said: str) -> AccessToken:
     if said == STDIN:
         found = AccessToken.objects.filter(token_hash=hash_secret(sys.stdin.readline().strip()))
-    elif said.isascii() and said.isdecimal() and len(said) <= _MOST_DIGITS:
+    elif is_number(said, _MOST_DIGITS):
         found = AccessToken.objects.filter(pk=int(said))
     else:
         raise CommandError("Name it by its number, or give the token itself on standard input (-).")
