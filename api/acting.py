@@ -7,7 +7,7 @@ claim's entity.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 from django.http import HttpRequest
 
@@ -83,6 +83,17 @@ class Actor:
         """Raise Forbidden for an entity that the claim's write token does not reach."""
         if self.claim is not None and not acting.reaches(self.claim, entity):
             raise Forbidden("The write token does not reach that far.")
+
+
+class ForActor:
+    """A view whose callers are authenticated by one of these."""
+
+    request: Any
+
+    @property
+    def actor(self) -> Actor:
+        """Who acts."""
+        return cast(Actor, self.request.user)
 
 
 class ActingAuthentication(Authentication):

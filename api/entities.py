@@ -1,7 +1,7 @@
 """The REST API of entities: made, read, changed and deleted; sent to, signalled and tagged."""
 
 from datetime import timedelta
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import msgspec
 from django.contrib.admin.models import CHANGE
@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 from api.acting import (
     ActingAuthentication,
     ActingHandlerAuthentication,
-    Actor,
+    ForActor,
     HandlerAuthentication,
 )
 from api.fields import (
@@ -374,15 +374,10 @@ def _narrow(request: HttpRequest, found: EntityQuerySet, caller: Principal) -> E
     return found
 
 
-class EntityView(EntityResource):
+class EntityView(ForActor, EntityResource):
     """/_electric/entities/:type/:id"""
 
     authentication_classes = (ActingAuthentication,)
-
-    @property
-    def actor(self) -> Actor:
-        """Who acts."""
-        return cast(Actor, self.request.user)
 
     @property
     def caller(self) -> Principal:
@@ -495,13 +490,8 @@ def _runner_id(policy: DispatchPolicy | UnsetType) -> str | None:
     return None if policy is UNSET else policy.runner_id
 
 
-class ActorView(EntityResource):
+class ActorView(ForActor, EntityResource):
     """Calls in the name of an entity's creator: by a handler, or by its runner's owner."""
-
-    @property
-    def actor(self) -> Actor:
-        """Who acts."""
-        return cast(Actor, self.request.user)
 
     @property
     def caller(self) -> Principal:

@@ -1,11 +1,11 @@
 """The REST API of schedules: an entity's own, and the streams that stand for cron expressions."""
 
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from django.http import HttpRequest, HttpResponse
 from msgspec import UNSET, Meta, UnsetType, field
 
-from api.acting import ActingAuthentication, Actor
+from api.acting import ActingAuthentication, ForActor
 from api.entities import ActorView, Sent, require_key
 from api.fields import EntityUrl, Key
 from api.openapi import documented
@@ -125,7 +125,7 @@ class ScheduleView(ActorView):
         raise InvalidRequest.field("/from", "neither the caller nor the entity")
 
 
-class CronStreamView(ApiView):
+class CronStreamView(ForActor, ApiView):
     """/_electric/observations/cron/ensure-stream"""
 
     authentication_classes = (ActingAuthentication,)
@@ -134,7 +134,7 @@ class CronStreamView(ApiView):
     def post(self, request: HttpRequest) -> HttpResponse:
         """The path to register at: nothing is created, the expression is all of it."""
         body = read(request, CronStream)
-        cast(Actor, request.user).prove(None, within=False)
+        self.actor.prove(None, within=False)
         return answer(CronStreamBody(streamUrl=_cron(body.expression, body.timezone).path))
 
 

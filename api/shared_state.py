@@ -1,11 +1,11 @@
 """The REST API of shared states: streams of JSON that several entities write to."""
 
-from typing import Any, cast
+from typing import Any
 
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 
-from api.acting import ActingAuthentication, Actor
+from api.acting import ActingAuthentication, ForActor
 from api.fields import is_utf8
 from api.openapi import documented
 from api.streams import (
@@ -34,15 +34,10 @@ _NOT_DONE = ("Stream-TTL", "Stream-Expires-At", "Stream-Closed", "Stream-Forked-
 """What a client may ask of other servers' streams as it makes one."""
 
 
-class SharedStateView(ApiView):
+class SharedStateView(ForActor, ApiView):
     """/_electric/shared-state/:id"""
 
     authentication_classes = (ActingAuthentication,)
-
-    @property
-    def actor(self) -> Actor:
-        """Who acts."""
-        return cast(Actor, self.request.user)
 
     @documented(
         "Make a shared state",

@@ -1,11 +1,11 @@
 """The REST API of wakes between entities: what a subscriber is woken for, and where."""
 
-from typing import Annotated, cast
+from typing import Annotated
 
 from django.http import HttpRequest, HttpResponse
 from msgspec import UNSET, Meta, UnsetType
 
-from api.acting import ActingAuthentication, Actor
+from api.acting import ActingAuthentication, ForActor
 from api.fields import EntityUrl, ManifestKey
 from api.openapi import documented
 from api.views import ApiView
@@ -48,15 +48,14 @@ class WakeUnregistration(Body, frozen=True, kw_only=True):
     """The registration's name; required without `sourceUrl`."""
 
 
-class SubscriberView(ApiView):
+class SubscriberView(ForActor, ApiView):
     """Calls made for a subscriber, by a caller with rights in it."""
 
     authentication_classes = (ActingAuthentication,)
 
     def subscriber(self, url: str) -> Entity:
         """The subscriber. Raises NotFound, Forbidden."""
-        actor = cast(Actor, self.request.user)
-        return entities.find_own(actor.prove(url, within=False), url, "subscriber")
+        return entities.find_own(self.actor.prove(url, within=False), url, "subscriber")
 
 
 class WakeView(SubscriberView):
@@ -79,8 +78,7 @@ class WakeView(SubscriberView):
         )
         source = sources.require_served(body.sourceUrl, "/sourceUrl")
         subscriber = self.subscriber(body.subscriberUrl)
-        actor = cast(Actor, self.request.user)
-        near_only = actor.owner not in (None, actor.principal)
+        near_only = self.actor.owner not in (None, self.actor.principal)
         key = body.manifestKey or ""
         order = registrations.Order(source, wish, key, near_only=near_only)
         registering.register(subscriber, order)
