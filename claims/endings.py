@@ -78,7 +78,7 @@ def kill(entity: Entity, signal: signals.Signal) -> signals.Signalled:
             raise InvalidSignal
         signals.touch(state)
         before = state.status
-        holder = _fence(state)
+        holder = fence_holder(state)
         wakes.end(state, DispatchState.End.KILLED)
         signalled = signals.record(state, signal, before=before, changed=True)
         registrations.close(state, state.ended)
@@ -98,7 +98,7 @@ def delete_entity(entity: Entity) -> None:
         # What others make for it, a registration or a timer, is there by now, or never will be.
         entities.lock_row(state)
         gone = shared_states.leave(entity)
-        holder = _fence(state)
+        holder = fence_holder(state)
         # Its claims lose their reference to it, and come before registrations in the lock order.
         list(entity.claims.order_by("pk").select_for_update().values_list("pk"))
         timers.let_go(entity.pk)
@@ -146,7 +146,7 @@ def _lock_concerned(runner: Runner) -> dict[int | None, DispatchState]:
     return {state.entity_id: state for state in states}
 
 
-def _fence(state: DispatchState) -> Runner | None:
+def fence_holder(state: DispatchState) -> Runner | None:
     """Fence the claim of a locked entity, if it has one: its runner."""
     if not state.claimed:
         return None

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 from django.db import transaction
 
-from claims import lifecycle
-from claims.models import ConsumerClaim
+from claims import endings
 from core.database import take_as_long_as_needed
 from dispatch import wakes
 from dispatch.models import DispatchState
@@ -32,7 +31,6 @@ def recover() -> Recovery:
         changes.start_over()
         held = wakes.lock(DispatchState.objects.exclude(active_epoch=None))
         for state in held:
-            claim = state.entity.claims.active().get()
-            lifecycle.end(claim, state, ConsumerClaim.Status.FENCED)
+            endings.fence_holder(state)
             wakes.save(state)
         return Recovery(fenced=len(held), woken=wakes.wake_all_due())

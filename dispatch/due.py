@@ -16,14 +16,12 @@ from dispatch.streams import registrations
 
 logger = logging.getLogger(__name__)
 
-BATCH = 100
-"""Rows of a kind in one round, at the most: what comes due meanwhile waits for the next."""
 EVERY_S = 0.5
 """Seconds between looks: nothing is later than that for having been waited for."""
 
 
-def run(*, limit: int = BATCH) -> int:
-    """Do what is due, at most ``limit`` rows of each kind: how many."""
+def run(*, limit: int = firing.BATCH) -> int:
+    """Do what is due, at most ``limit`` rows of each kind: how many. More waits for the next."""
     return deliveries.deliver_due(limit=limit) + firing.fire_due(limit=limit)
 
 

@@ -20,6 +20,9 @@ QUEUED_MODES = ("queued", "paused")
 """Of messages that wait in the queue until a handler takes them."""
 _FOR_THE_HANDLER = [("unhandled", name) for name in ("SIGINT", "SIGHUP", "SIGUSR", "SIGCONT")]
 
+_PLACE = ("position", "offset", "held", "created_at")
+"""The columns that say where a message waits, or did."""
+
 MAX_POSITION = 1024
 """Bytes of a position that count."""
 
@@ -105,22 +108,19 @@ def _follow_message(
 def _take(state: DispatchState, queued: QueuedMessage) -> None:
     if state.active_epoch is None:  # it was taken on another server, long ago
         return
-    taken = TakenMessage(
-        entity_id=state.entity_id,
-        key=queued.key,
-        position=queued.position,
-        offset=queued.offset,
-        held=queued.held,
-        created_at=queued.created_at,
-        epoch=state.active_epoch,
-    )
+    taken = TakenMessage(**_facts(queued), epoch=state.active_epoch)
     # A server of the previous version leaves rows of claims that it has ended.
     TakenMessage.objects.bulk_create(
         [taken],
         update_conflicts=True,
         unique_fields=["entity", "key"],
-        update_fields=["position", "offset", "held", "created_at", "epoch"],
+        update_fields=[*_PLACE, "epoch"],
     )
+
+
+def _facts(message: QueuedMessage | TakenMessage) -> dict[str, Any]:
+    """What stays the same of a message when it is taken, and when it is put back."""
+    return {name: getattr(message, name) for name in ("entity_id", "key", *_PLACE)}
 
 
 def finish(state: DispatchState, *, up_to: int | None = None) -> None:
@@ -137,17 +137,7 @@ def untake(state: DispatchState, epoch: int) -> list[str]:
     The caller says so in the stream.
     """
     taken = TakenMessage.objects.filter(entity=state.entity_id, epoch=epoch).order_by("offset")
-    back = [
-        QueuedMessage(
-            entity_id=state.entity_id,
-            key=each.key,
-            position=each.position,
-            offset=each.offset,
-            held=each.held,
-            created_at=each.created_at,
-        )
-        for each in taken
-    ]
+    back = [QueuedMessage(**_facts(each)) for each in taken]
     QueuedMessage.objects.bulk_create(back)
     finish(state)
     return [each.key for each in back]
