@@ -6,7 +6,6 @@ from typing import Any
 from django.conf import settings
 from django.core.exceptions import SuspiciousOperation
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import render
 
 from api.http_errors import error_response, translate
 from core import audit
@@ -19,6 +18,7 @@ from core.errors import (
     PullwakeError,
     RateLimited,
 )
+from operators.admission import page_of
 from operators.kit.verbs import acting_as
 
 
@@ -30,16 +30,8 @@ def _answer(request: HttpRequest, error: PullwakeError, *, again: bool = False) 
     browser = "text/html" in request.headers.get("Accept", "")
     if browser and request.path_info.startswith("/admin/"):
         response = error_response(error)
-        page = render(
-            request,
-            "operators/error.html",
-            {
-                "error": error,
-                "status": response.status_code,
-                "again": request.get_full_path() if again else "",
-            },
-            status=response.status_code,
-        )
+        where = request.get_full_path() if again else ""
+        page = page_of(request, error, response.status_code, where)
         if "Retry-After" in response.headers:
             page.headers["Retry-After"] = response.headers["Retry-After"]
         return page

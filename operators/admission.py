@@ -62,9 +62,11 @@ def refuse(request: HttpRequest, name: str) -> None:
     audit.note(request, principal=key, verb="log in", answer="refused", refused=True)
 
 
-def page_of(request: HttpRequest, error: PullwakeError, status: int) -> HttpResponse:
-    """The page of an error."""
-    context = {"error": error, "status": status}
+def page_of(
+    request: HttpRequest, error: PullwakeError, status: int, again: str = ""
+) -> HttpResponse:
+    """The page of an error; ``again`` is the address at which to try once more."""
+    context = {"error": error, "status": status, "again": again}
     return render(request, "operators/error.html", context, status=status)
 
 
