@@ -513,5 +513,5 @@ class EntityAdmin(TalkingAdmin):
             return None
         tries = None
         if state.retry_at is not None:
-            tries = format_html("next try {}", moment(state.retry_at, entity.now))
+            tries = format_html("next try due {}", moment(state.retry_at, entity.now))
         return lines(badge(f"{state.failures} in a row", "bad" if state.failing else "warn"), tries)

@@ -140,6 +140,18 @@ def test_a_click_on_a_time_shows_all_of_them_exactly(page: Page, alice):
 
 
 @pytest.mark.once
+def test_a_dead_letters_reason_has_its_lines(page: Page, alice):
+    alice.register("r1")
+    alice.make_entity("/agent/e1")
+    alice.send("/agent/e1")
+    reason = "Traceback:\n  line 12, in handle"
+    assert alice.claim().call({"failed": True, "give_up": True, "error": reason}).status == 200
+    page.goto("/admin/claims/deadletter/")
+    page.get_by_role("row").filter(has_text="Traceback").get_by_role("link").first.click()
+    shown = page.get_by_role("definition").filter(has_text="Traceback")
+    assert shown.inner_text() == reason
+
+
 def test_ids_of_the_usual_length_are_in_one_piece(page: Page, alice):
     """Beside what is long and takes all the room that it gets."""
     runner_id, url = "of-a-long-name-" * 8, f"/agent/{'of-a-long-name-' * 8}"
