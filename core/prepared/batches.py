@@ -80,20 +80,26 @@ class Batches(Generic[Q, A]):
 
     def _answer(self, batch: _Batch[Q, A]) -> None:
         """Wait until the batch before is answered, while others join this one, and answer it."""
-        with self._turn:
-            time.sleep(0)  # whose request is there already joins
-            with self._lock:
-                self._next = _Batch()
-            try:
+        try:
+            with self._turn:
+                time.sleep(0)  # whose request is there already joins
+                self._close(batch)
                 # Who is alone asks when nobody's turn is held: a row's lock may be waited for.
                 if len(batch.questions) > 1:
                     batch.answers = self._many(batch.questions)
-            except Exception as exc:  # noqa: BLE001  who asked raises it, or asks alone
-                note_trouble(logger, "a batch of statements failed", exc)
-                if is_passing(exc):
-                    batch.error = exc
-            finally:
-                batch.over.set()
+        except Exception as exc:  # noqa: BLE001  who asked raises it, or asks alone
+            note_trouble(logger, "a batch of statements failed", exc)
+            if is_passing(exc):
+                batch.error = exc
+        finally:  # also where this thread is ended
+            self._close(batch)
+            batch.over.set()
+
+    def _close(self, batch: _Batch[Q, A]) -> None:
+        """Let nobody join any more."""
+        with self._lock:
+            if self._next is batch:
+                self._next = _Batch()
 
 
 class OneOf(Func):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from threading import Event, current_thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -119,6 +120,27 @@ def test_nobody_tries_again_while_the_database_is_away():
         with pytest.raises(OperationalError, match="lost"):
             each.result()
     assert crowd.alone == []
+
+
+def test_nobody_waits_for_one_that_is_ended_before_it_asks_for_them(monkeypatch):
+    """As a greenlet is that is killed."""
+
+    def end(seconds: float) -> None:
+        raise SystemExit
+
+    batches: Batches[None, str] = Batches(lambda key, _: f"{key} alone", lambda asked: {})
+    with ThreadPoolExecutor(2) as threads:
+        with batches._turn:
+            answers = []
+            for key in "ab":
+                answers.append(threads.submit(batches.ask, key, None))
+                wait_until(lambda key=key: key in batches._next.questions)
+            monkeypatch.setattr("core.prepared.batches.time", SimpleNamespace(sleep=end))
+        with pytest.raises(SystemExit):
+            answers[0].result(10)
+        assert answers[1].result(10) == "b alone"
+        monkeypatch.undo()
+        assert batches.ask("c", None) == "c alone"
 
 
 def test_two_that_ask_of_one_row_have_an_answer_each():
