@@ -81,9 +81,12 @@ _ENTITIES = """
 
     INSERT INTO dispatch_dispatchstate
         (entity_id, runner_id, generation, tail, cursor, last_work_offset, outstanding_wake_id,
-         paused, stop_requested, ended, failures)
+         active_epoch, given_offset, claimed_tail, paused, stop_requested, ended, failures)
     SELECT seeded.entity_id, seeded.runner_id, %(past)s + (%(stage)s <> 'idle')::int, %(events)s,
-           %(events)s - (%(stage)s <> 'idle')::int, %(events)s, wake.id, false, false, '', 0
+           %(events)s - (%(stage)s <> 'idle')::int, %(events)s, wake.id,
+           CASE WHEN %(stage)s = 'claimed' THEN %(past)s + 1 END,
+           CASE WHEN %(stage)s = 'claimed' THEN %(events)s END,
+           CASE WHEN %(stage)s = 'claimed' THEN %(events)s ELSE 0 END, false, false, '', 0
     FROM seeded LEFT JOIN dispatch_wake wake
         ON wake.entity_id = seeded.entity_id AND wake.status = 'outstanding'
     ORDER BY n;

@@ -53,12 +53,12 @@ def register(owner: Principal, runner_id: str, facts: JsonObject) -> Runner:
         return _tell(find_seen(runner_id))
 
 
-_RUNNER = ByKey(Runner.objects.all)
+_RUNNER = Select(lambda: Runner.objects.filter(pk=Param("id")))
 
 
 def find(runner_id: str) -> Runner:
     """A runner. Raises NotFound."""
-    return found(_RUNNER.first(runner_id), runner_id)
+    return found(_RUNNER.first(id=runner_id), runner_id)
 
 
 def seen() -> RunnerQuerySet:
