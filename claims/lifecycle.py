@@ -71,7 +71,7 @@ from core.errors import (
 )
 from core.identifiers import derived_secret, hash_secret, new_secret
 from core.metrics import runner_name, type_name
-from core.prepared import Insert, Param, Select, Update, relate
+from core.prepared import Insert, Param, Select, Update, UpdateByKey, relate
 from core.tracing import TraceContext
 from dispatch import inbox, signals, wakes
 from dispatch.models import DispatchState, Entity, Wake
@@ -373,7 +373,8 @@ def authenticate(consumer_id: str, token: str) -> ConsumerClaim:
 
 
 def _identified(claims: ClaimQuerySet) -> ClaimQuerySet:
-    return claims.filter(consumer_id=Param("consumer_id"), epoch=Param("epoch"))
+    epoch = Param("epoch", ConsumerClaim._meta.get_field("epoch"))
+    return claims.filter(consumer_id=Param("consumer_id"), epoch=epoch)
 
 
 def _proven(claims: ClaimQuerySet) -> ClaimQuerySet:
@@ -410,8 +411,9 @@ def mint(credentials: Credentials) -> str:
     return token
 
 
-_RENEW = Update(
+_RENEW = UpdateByKey(
     lambda: _proven(ConsumerClaim.objects.active()),
+    "consumer_id",
     returning=["lease_expires_at", "entity_url"],
     last_heartbeat_at=Now(),
     lease_expires_at=Now() + F("lease"),

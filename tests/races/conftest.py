@@ -24,6 +24,7 @@ HOLD = {
     "liveness of r1": "SELECT FROM runners_runnerliveness WHERE runner_id = 'r1' FOR UPDATE",
     "state": "SELECT FROM dispatch_dispatchstate FOR UPDATE",
     "claim": "SELECT FROM claims_consumerclaim FOR UPDATE",
+    "claim of e1": "SELECT FROM claims_consumerclaim WHERE entity_url = '/agent/e1' FOR UPDATE",
     "tail": "SELECT FROM runners_wakestream FOR UPDATE",
     "shared state": "SELECT FROM dispatch_sharedstate FOR UPDATE",
     # Not the row itself, which is yet to be made, but its name.

@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 from django.db import connection
 
+from claims import lifecycle
 from claims.models import ConsumerClaim
 from runners import registry
 from tests.races.conftest import Line
@@ -47,3 +48,21 @@ def test_a_heartbeat_waits_for_no_other_runner_that_reports_with_it(alice: Api, 
     wait_until(lambda: line.waiting() == 1)
     line.let_go("liveness of r1")
     assert waits.result(timeout=30).status == 200
+
+
+def test_nor_does_that_of_a_claim_wait_for_another_claim(alice: Api, line: Line):
+    alice.register()
+    alice.make_entity("/agent/e1", initialMessage="hi")
+    alice.make_entity("/agent/e2", initialMessage="hi")
+    held, free = alice.claim(), alice.claim()
+    line.hold("claim of e1")
+    batches = lifecycle._RENEW._batches
+    with batches._turn:
+        waits = line.threads.submit(held.heartbeat)
+        goes_on = line.threads.submit(free.heartbeat)
+        wait_until(lambda: len(batches._next.questions) == 2)
+    assert goes_on.result(timeout=30).status == 200
+    wait_until(lambda: line.waiting() == 1)
+    line.let_go("claim of e1")
+    assert waits.result(timeout=30).status == 200
+    assert ConsumerClaim.objects.filter(last_heartbeat_at=None).count() == 0
