@@ -83,5 +83,5 @@ def post_worker_init(worker: Any) -> None:
     if worker.age <= workers:
         _ready[worker.age - 1] = 1
         deadline = time.monotonic() + _TOGETHER_S
-        while 0 in _ready[:] and time.monotonic() < deadline:
+        while 0 in _ready[:] and worker.alive and time.monotonic() < deadline:
             time.sleep(0.01)
