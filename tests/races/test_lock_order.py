@@ -430,8 +430,8 @@ def reemit_stale(api: Api):
 
 @verb
 def retry_due(api: Api):
-    api.claims[1].fail()  # type: ignore[attr-defined]
-    end_delay("/agent/e2")
+    held(api).fail()
+    end_delay()
     return lambda: wakes.retry_due(limit=10)
 
 
