@@ -22,6 +22,12 @@ _RUNNERS = """
     SELECT %(prefix)s || n FROM generate_series(0, %(count)s - 1) n;
     INSERT INTO runners_wakestream (runner_id, tail)
     SELECT %(prefix)s || n, 0 FROM generate_series(0, %(count)s - 1) n;
+    INSERT INTO runners_change
+        (kind, key, transaction, owner, other_owner, type, registration, told, retagged, gone,
+         departed)
+    SELECT 'runner', %(prefix)s || n, pg_current_xact_id()::text::bigint, %(owner)s, '', '', '',
+           'offline degraded', 0, false, false
+    FROM generate_series(0, %(count)s - 1) n;
 """
 
 # An entity's generations are its past claims, each released, and then the wake that is at stage.

@@ -141,7 +141,7 @@ class Housekeeper(Rounds):
                 pulse()
                 reap()
                 tallies.catch_up()
-                planner.analyze_new_tables()
+                planner.analyze_grown_tables()
             self._prune(self.EVERY_S / 2)
         except Exception:
             REAPER_ROUNDS.labels("failed").inc()
