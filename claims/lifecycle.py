@@ -395,7 +395,7 @@ def _proof(credentials: Credentials) -> dict[str, Any]:
 
 
 _MINT = Update(
-    lambda: _proven(ConsumerClaim.objects.active()),
+    lambda: _proven(ConsumerClaim.objects.unended()),
     returning=["entity_url"],
     write_token_hash=Param("write_token_hash"),
 )
@@ -412,7 +412,7 @@ def mint(credentials: Credentials) -> str:
 
 
 _RENEW = UpdateByKey(
-    lambda: _proven(ConsumerClaim.objects.active()),
+    lambda: _proven(ConsumerClaim.objects.unended()),
     "consumer_id",
     returning=["lease_expires_at", "entity_url"],
     last_heartbeat_at=Now(),
@@ -588,7 +588,7 @@ def _ending(claims: Callable[[], ClaimQuerySet]) -> Update:
     )
 
 
-_END = _ending(ConsumerClaim.objects.active)
+_END = _ending(ConsumerClaim.objects.unended)
 _END_LAPSED = _ending(ConsumerClaim.objects.lapsed)
 
 

@@ -1,0 +1,29 @@
+"""Which indexes serve the calls of a claim."""
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+
+from tests.support import Claim
+
+pytestmark = pytest.mark.postgres
+
+
+def test_a_claim_is_found_by_its_identity_where_few_are_active(claim: Claim):
+    """An index of active claims is small when nothing runs, and read whole when a fleet does."""
+    with CaptureQueriesContext(connection) as asked:
+        claim.mint()
+        claim.heartbeat()
+        claim.done()
+    updates = [
+        each["sql"]
+        for each in asked.captured_queries
+        if each["sql"].startswith('UPDATE "claims_consumerclaim"')
+    ]
+    assert len(updates) == 3
+    with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL enable_seqscan = off")  # the table is as small here
+        cursor.execute("SET LOCAL enable_bitmapscan = off")
+        for update in updates:
+            cursor.execute(f"EXPLAIN (GENERIC_PLAN) {update}")
+            assert "claim_identity" in str(cursor.fetchall()), update
