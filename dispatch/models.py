@@ -244,7 +244,8 @@ class DispatchStateQuerySet(models.QuerySet["DispatchState"]):
         And with ``first_trace``, the ``trace`` of its message; where no work lies past the cursor,
         that of the message that is next in the queue.
         """
-        queue = QueuedMessage.objects.filter(entity_id=OuterRef("entity_id"))
+        # Of the state, not of each event: or the whole stream would be read for the one event.
+        queue = QueuedMessage.objects.filter(entity_id=OuterRef(OuterRef("pk")))
         head = Subquery(queue.order_by("position", "offset").values("offset")[:1])
         queued = StreamEvent.objects.filter(entity_id=OuterRef("pk"), offset=head)
         past_cursor = When(last_work_offset__gt=F("cursor"), then=_oldest_work("trace"))
