@@ -48,11 +48,7 @@ class ClaimQuerySet(models.QuerySet["ConsumerClaim"]):
         return self.filter(status=ConsumerClaim.Status.ACTIVE)
 
     def unended(self) -> "ClaimQuerySet":
-        """The same, where a statement names the claim: by a column that no index is for.
-
-        By its status PostgreSQL reads an index of active claims whole, until it knows how many
-        there are, for it costs as much as the claim's own where they are few.
-        """
+        """The same, where a statement names the claim; see `dispatch.models.WakeQuerySet`."""
         return self.filter(ended_at=None)
 
     def ended(self) -> "ClaimQuerySet":
@@ -224,10 +220,17 @@ class ConsumerClaim(models.Model):
         default_permissions = ("view",)
         permissions = [("expire_consumerclaim", "Can take claims back")]
         indexes = [
-            # Small however many claims exist; no index on what a heartbeat writes.
-            models.Index(fields=["runner"], name="claim_active", condition=Q(status="active")),
+            # Small however many claims exist; no index on what a heartbeat writes. No two of these
+            # and `claim_one_active` serve one lookup, or PostgreSQL might read the other one whole.
             models.Index(
-                fields=["write_token_hash"], name="claim_write_token", condition=Q(status="active")
+                fields=["runner"],
+                name="claim_held",
+                condition=Q(status="active", runner__isnull=False),
+            ),
+            models.Index(
+                fields=["write_token_hash"],
+                name="claim_writer",
+                condition=Q(write_token_hash__gt=""),
             ),
             models.Index(fields=["runner", "-id"], name="claim_runner_newest"),
             models.Index(fields=["status", "ended_at"], name="claim_ended"),

@@ -20,9 +20,10 @@ NOT_THE_HOLDER = "The token is not one of the entity's active claim."
 
 
 def _by_write_token(*related: str) -> Select[ConsumerClaim]:
+    # One that ended has none: its status need not be asked.
     return Select(
         lambda: (
-            ConsumerClaim.objects.active()
+            ConsumerClaim.objects.filter(write_token_hash__gt="")
             .filter(write_token_hash=Param("token_hash"))
             .select_related(*related)
         )

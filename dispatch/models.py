@@ -452,6 +452,14 @@ class WakeQuerySet(models.QuerySet["Wake"]):
         """Emitted, and neither claimed nor withdrawn."""
         return self.filter(status=Wake.Status.OUTSTANDING)
 
+    def unended(self) -> "WakeQuerySet":
+        """The same, where a statement names the wake, in words that fit none of their indexes.
+
+        PostgreSQL reads such an index whole, until it knows how many there are, for that costs as
+        much as finding the one where they are few.
+        """
+        return self.exclude(status__in=[Wake.Status.CLAIMED, Wake.Status.WITHDRAWN])
+
 
 class Wake(models.Model):
     """One wake of an entity; its runner's wake stream is a view of those outstanding."""

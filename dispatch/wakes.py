@@ -139,14 +139,14 @@ def lock_subscribed(runner_id: str, subscription_key: str) -> DispatchState | No
 
 _STATE_OLDEST = Select(
     lambda: _locking(
+        # Its runner is its wake's.
         DispatchState.objects.with_first_work().filter(
-            runner=Param("runner"),
             outstanding_wake=Subquery(
                 Wake.objects.outstanding()
                 .filter(runner=Param("runner"))
                 .order_by("pk")
                 .values("pk")[:1]
-            ),
+            )
         )
     )
 )
@@ -300,7 +300,7 @@ def end(state: DispatchState, how: DispatchState.End) -> None:
 def withdraw(state: DispatchState) -> None:
     """Remove the outstanding wake, if there is one, from its runner's stream."""
     if state.outstanding_wake_id is not None:
-        Wake.objects.outstanding().filter(pk=state.outstanding_wake_id).update(
+        Wake.objects.unended().filter(pk=state.outstanding_wake_id).update(
             status=Wake.Status.WITHDRAWN
         )
         state.outstanding_wake = None
@@ -323,7 +323,7 @@ def delay(first: timedelta, failures: int) -> timedelta:
 
 
 _TAKE = Update(
-    lambda: Wake.objects.outstanding().filter(pk=Param("wake")),
+    lambda: Wake.objects.unended().filter(pk=Param("wake")),
     returning=["wake_id", "generation"],
     status=Wake.Status.CLAIMED,
 )
