@@ -38,7 +38,8 @@ def take_back(claim: ConsumerClaim, to: str | None = None) -> Expiry | None:
         if not lifecycle.end(claim, state, Status.EXPIRED, error=TAKEN_BACK):
             return None
         if runner is not None:
-            entities.redirect(state, runner)
+            entities.touch(state)
+            wakes.redirect(state, runner)
         next_wake = lifecycle.wake_next(claim, state)
     return Expiry(next_wake)
 
@@ -76,7 +77,7 @@ def kill(entity: Entity, signal: signals.Signal) -> signals.Signalled:
         state = entities.lock(entity)
         if state.ended:
             raise InvalidSignal
-        signals.touch(state)
+        entities.touch(state)
         before = state.status
         holder = fence_holder(state)
         wakes.end(state, DispatchState.End.KILLED)

@@ -313,8 +313,7 @@ def update(
         runner = registry.lock_own(caller, runner_id) if runner_id is not None else None
         state = lock(entity)
         if tags is None:
-            Entity.objects.filter(pk=entity.pk).update(updated_at=Now())
-            state.before = None  # the feed shows it
+            touch(state)
         else:
             known = Entity.objects.values_list("tags", flat=True).get(pk=entity.pk)
             _replace_tags(state, known, dict(tags), new_txid())
@@ -335,16 +334,16 @@ def move(entity: Entity, runner_id: str) -> bool:
         if state.ended:
             raise NotRunning(f"The entity is {state.ended}.")
         moved = state.runner_id != runner.pk
-        redirect(state, runner)
+        touch(state)
+        wakes.redirect(state, runner)
         wakes.settle(state)
     return moved
 
 
-def redirect(state: DispatchState, runner: Runner) -> None:
-    """Dispatch the entity of a locked state to this locked runner; the caller settles it."""
+def touch(state: DispatchState) -> None:
+    """Note that a locked entity changes; before anything that is locked after its row."""
     Entity.objects.filter(pk=state.entity_id).update(updated_at=Now())
     state.before = None  # the feed shows it
-    wakes.redirect(state, runner)
 
 
 def wake_now(entity: Entity) -> Wake:

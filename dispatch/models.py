@@ -349,7 +349,7 @@ class DispatchState(models.Model):
     kept: "dict[str, object]"
     """How it was in the database when it was locked, or saved since."""
     before: "tuple[object, ...] | None" = None
-    """What was `seen` of it when it was locked; None of one that is new."""
+    """Its `seen` when it was locked; None where the feed is to be told in any case."""
 
     class Meta:
         default_permissions = ("view",)

@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 from django.db import transaction
-from django.db.models.functions import Now
 
 from core.bodies import JsonObject
 from core.clock import iso
@@ -60,7 +59,7 @@ def send(entity: Entity, signal: Signal) -> Signalled:
         state = entities.lock(entity)
         if state.ended:
             raise InvalidSignal
-        touch(state)
+        entities.touch(state)
         before = state.status
         resumes = before == "paused" and signal.name == "SIGCONT"
         changed = signal.name not in HANDLERS and _change(state, signal.name)
@@ -86,12 +85,6 @@ def _change(state: DispatchState, name: str) -> bool:
     changed = state.paused != pause
     state.paused = pause
     return changed
-
-
-def touch(state: DispatchState) -> None:
-    """Note that a locked entity changes; before anything that is locked after its row."""
-    Entity.objects.filter(pk=state.entity_id).update(updated_at=Now())
-    state.before = None  # the feed shows it
 
 
 def record(
