@@ -63,10 +63,7 @@ def redrive(letter: DeadLetter) -> str:
     InvalidRequest if it was redriven before.
     """
     with transaction.atomic():
-        state = entities.lock(letter.entity)
-        closed = entities.why_not_sent(state)
-        if closed is not None:
-            raise closed
+        state = entities.lock_open(letter.entity)
         unsent = DeadLetter.objects.filter(pk=letter.pk, redriven_at=None)
         if not unsent.update(redriven_at=Now()):
             raise InvalidRequest(REDRIVEN_BEFORE)

@@ -571,6 +571,15 @@ def lock(entity: Entity) -> DispatchState:
     return state
 
 
+def lock_open(entity: Entity) -> DispatchState:
+    """`lock` for an entity that takes messages. Raises NotFound, or NotRunning for another."""
+    state = lock(entity)
+    closed = why_not_sent(state)
+    if closed is not None:
+        raise closed
+    return state
+
+
 def lock_row(state: DispatchState) -> None:
     """Lock the row of an entity whose locked state this is."""
     # Not the whole row: what others write about it is checked at their commit, and must not wait.

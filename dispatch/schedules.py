@@ -48,7 +48,7 @@ def set_future_send(
     }
     value = {**_named(name, "future_send"), **said, "status": "pending"}
     with transaction.atomic():
-        state = _lock(entity)
+        state = entities.lock_open(entity)
         timer = Timer(
             owner=entity,
             schedule=name,
@@ -82,13 +82,13 @@ def set_cron(
         "wake": {field: each for field, each in wake.items() if each},
     }
     with transaction.atomic():
-        return _append(_lock(entity), name, "upsert", value)
+        return _append(entities.lock_open(entity), name, "upsert", value)
 
 
 def cancel(entity: Entity, name: str) -> str:
     """Cancel a schedule, if it exists: the txid. Raises NotRunning for an entity that has ended."""
     with transaction.atomic():
-        return _append(_lock(entity), name, "delete", None)
+        return _append(entities.lock_open(entity), name, "delete", None)
 
 
 def objections(owner: Entity, events: Sequence[Any]) -> dict[int, str]:
@@ -148,14 +148,6 @@ def note(state: DispatchState, timer: Timer, error: str | None) -> None:
 
 def _named(name: str, kind: str) -> JsonObject:
     return {"key": PREFIX + name, "kind": "schedule", "id": name, "scheduleType": kind}
-
-
-def _lock(entity: Entity) -> DispatchState:
-    state = entities.lock(entity)
-    closed = entities.why_not_sent(state)
-    if closed is not None:
-        raise closed
-    return state
 
 
 def _append(state: DispatchState, name: str, operation: str, value: JsonObject | None) -> str:
