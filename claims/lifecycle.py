@@ -48,7 +48,7 @@ from functools import partial
 from typing import Any
 
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import transaction
 from django.db.models import BigIntegerField, DateTimeField, ExpressionWrapper, F
 from django.db.models.functions import Greatest, Now
 
@@ -57,6 +57,7 @@ from claims.metrics import CLAIM_REQUESTS, CLAIM_WAIT, CLAIM_WORK, RUNNER_CLAIM_
 from claims.models import ClaimQuerySet, ConsumerClaim
 from core import log_facts
 from core.clock import ClockNow, with_now
+from core.database import can_skip_locked
 from core.errors import (
     AlreadyClaimed,
     ClaimLimitReached,
@@ -536,9 +537,8 @@ def redate(*, limit: int) -> int:
 
     Those whose holder lives are renewed anyway; a dead one's would last for as long as that took.
     """
-    can_skip = connection.features.has_select_for_update_skip_locked
     ahead = ConsumerClaim.objects.dated_ahead()
-    some = ahead.select_for_update(skip_locked=can_skip).values("pk")[:limit]
+    some = ahead.select_for_update(skip_locked=can_skip_locked()).values("pk")[:limit]
     with transaction.atomic():
         return ahead.filter(pk__in=some).update(
             lease_expires_at=ExpressionWrapper(Now() + F("lease"), DateTimeField())

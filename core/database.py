@@ -149,6 +149,11 @@ def is_lock_refused(exc: BaseException) -> bool:
     return isinstance(_cause(exc), LockNotAvailable)
 
 
+def can_skip_locked() -> bool:
+    """Whether rows that another transaction holds can be passed over; SQLite locks no rows."""
+    return connection.features.has_select_for_update_skip_locked
+
+
 def lock_name(*names: str) -> None:
     """Make others that lock one of these names wait until this transaction ends.
 

@@ -19,11 +19,11 @@ from typing import Any
 
 import msgspec
 from django.conf import settings
-from django.db import connection
 from django.db.models import Q
 from django.db.models.functions import Now
 
 from core import quotas
+from core.database import can_skip_locked
 from dispatch.messages import Message
 from dispatch.models import Entity, Timer, TimerQuerySet
 
@@ -110,8 +110,7 @@ def lock_due(limit: int, **which: Any) -> list[Timer]:
 
 
 def _unused(timers: TimerQuerySet) -> TimerQuerySet:
-    skip = connection.features.has_select_for_update_skip_locked
-    return timers.select_for_update(skip_locked=skip)
+    return timers.select_for_update(skip_locked=can_skip_locked())
 
 
 def end(fired: Iterable[int], failed: Mapping[int, str]) -> None:

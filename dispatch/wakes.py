@@ -31,7 +31,7 @@ from django.db.models import DateTimeField, ExpressionWrapper, F, Q, QuerySet, S
 from django.db.models.functions import Greatest, Now
 
 from core.clock import Milliseconds, epoch_ms, now_sql, with_now
-from core.database import HeldBriefly, in_turns, is_lock_refused, lock_name
+from core.database import HeldBriefly, can_skip_locked, in_turns, is_lock_refused, lock_name
 from core.identifiers import new_id
 from core.metrics import type_name
 from core.prepared import Insert, Param, SaveChanged, Select, Update, Values, relate
@@ -58,8 +58,8 @@ def lock(states: DispatchStateQuerySet, *, skip_locked: bool = False) -> list[Di
 
     Each gets ``now``, the database's time. ``skip_locked`` leaves out those that another holds.
     """
-    locked = list(_locking(states, skip_locked=skip_locked and _can_skip_locked()))
-    return [remember(state) for state in locked]
+    locking = _locking(states, skip_locked=skip_locked and can_skip_locked())
+    return [remember(state) for state in locking]
 
 
 def try_lock(states: DispatchStateQuerySet) -> DispatchState | None:
@@ -158,10 +158,6 @@ def lock_oldest(runner_id: str) -> DispatchState | None:
     It has ``first_work``, which `take` needs.
     """
     return remember(_STATE_OLDEST.first(runner=runner_id))
-
-
-def _can_skip_locked() -> bool:
-    return connection.features.has_select_for_update_skip_locked
 
 
 _BEGIN = Insert(DispatchState, watched=registrations.watched_from_birth(Param("url")))
@@ -419,7 +415,7 @@ def reemit(wakes: WakeQuerySet) -> int:
 
 
 def _lock_unused(wakes: WakeQuerySet) -> WakeQuerySet:
-    return wakes.select_for_update(of=("self",), skip_locked=_can_skip_locked())
+    return wakes.select_for_update(of=("self",), skip_locked=can_skip_locked())
 
 
 _MANY = 10_000

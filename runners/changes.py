@@ -18,6 +18,7 @@ from django.db.models import BigIntegerField, F, Func, Q, Sum
 from django.db.models.functions import Now
 
 from core.clock import epoch_ms, with_now
+from core.database import can_skip_locked
 from core.prepared import Param, Select, Update
 from runners.models import Change
 
@@ -114,10 +115,10 @@ def tell(told: str, runner_ids: Collection[str]) -> int:
     tell at once each tell a part, and none waits.
     """
     rows = Change.objects.filter(kind=Kind.RUNNER, departed=False, gone=False).exclude(told=told)
-    skip = connection.features.has_select_for_update_skip_locked
+    locking = rows.select_for_update(no_key=True, skip_locked=can_skip_locked())
     with transaction.atomic():
-        free = rows.filter(key__in=runner_ids).select_for_update(no_key=True, skip_locked=skip)
-        return Change.objects.filter(pk__in=list(free.values_list("pk", flat=True))).update(
+        free = locking.filter(key__in=runner_ids).values_list("pk", flat=True)
+        return Change.objects.filter(pk__in=list(free)).update(
             told=told, transaction=Transaction(Kind.RUNNER), changed_at=Now()
         )
 
