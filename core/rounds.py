@@ -15,6 +15,8 @@ class Rounds(threading.Thread):
     NAME: str
     EVERY_S: float
     FAILED = "a round failed, and is tried again"
+    REST_S = 0.0
+    """What it waits besides after a round that failed."""
 
     def __init__(self) -> None:
         super().__init__(name=f"pullwake-{self.NAME}", daemon=True)
@@ -31,9 +33,13 @@ class Rounds(threading.Thread):
                 self._round()
             except Exception as exc:  # noqa: BLE001  the next round may do better
                 note_trouble(logging.getLogger(type(self).__module__), self.FAILED, exc)
+                self._stopped.wait(self.REST_S)
             connection.close()
-            # Servers that started together need not work together.
-            self._stopped.wait(self.EVERY_S * random.uniform(0.8, 1.0))  # noqa: S311
+            self._pause()
 
     def _round(self) -> None:
         raise NotImplementedError
+
+    def _pause(self) -> None:
+        """Wait for the next round: servers that started together need not work together."""
+        self._stopped.wait(self.EVERY_S * random.uniform(0.8, 1.0))  # noqa: S311

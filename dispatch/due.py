@@ -4,20 +4,12 @@ Every process of a server runs a `Timekeeper`. Rows say when they are due, in an
 process locks a row first does it, and the others skip it.
 """
 
-import logging
-
 from django.conf import settings
-from django.db import connection
 
-from core.database import in_turns, note_trouble
+from core.database import in_turns
 from core.rounds import Rounds
 from dispatch import deliveries, firing
 from dispatch.streams import registrations
-
-logger = logging.getLogger(__name__)
-
-EVERY_S = 0.5
-"""Seconds between looks: nothing is later than that for having been waited for."""
 
 
 def run(*, limit: int = firing.BATCH) -> int:
@@ -29,22 +21,23 @@ class Timekeeper(Rounds):
     """The thread of a server that does what is due: soon, where something says that it is."""
 
     NAME = "timekeeper"
+    EVERY_S = 0.5
+    FAILED = "what is due could not be done, and is tried again"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.REST_S = settings.PULLWAKE_REAPER_INTERVAL_MS / 1000
 
     def stop(self) -> None:
         """Begin no further round."""
         super().stop()
         registrations.nudged.set()
 
-    def run(self) -> None:
-        """Work until stopped; trouble with the database is logged, and tried again."""
-        while not self._stopped.is_set():
-            registrations.nudged.clear()
-            try:
-                for _ in in_turns(iter(run, 0)):
-                    if self._stopped.is_set():
-                        break
-            except Exception as exc:  # noqa: BLE001  the next round may do better
-                note_trouble(logger, "what is due could not be done, and is tried again", exc)
-                self._stopped.wait(settings.PULLWAKE_REAPER_INTERVAL_MS / 1000)
-            connection.close()
-            registrations.nudged.wait(EVERY_S)
+    def _round(self) -> None:
+        registrations.nudged.clear()
+        for _ in in_turns(iter(run, 0)):
+            if self._stopped.is_set():
+                break
+
+    def _pause(self) -> None:
+        registrations.nudged.wait(self.EVERY_S)

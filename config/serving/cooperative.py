@@ -158,16 +158,14 @@ class Watchdog(Rounds):
         super().__init__()
         self._patience_s = statement_s + self.MARGIN_S if statement_s else math.inf
 
-    def run(self) -> None:
-        """Work until stopped."""
-        while not self._stopped.wait(self.EVERY_S):
-            long_ago = time.monotonic() - self._patience_s
-            for silent in [each for each in _waiting if each.waiting_since < long_ago]:
-                logger.warning("a connection is given up: the database does not answer on it")
-                _waiting.discard(silent)
-                cut(silent)
-            if _lost.is_set():
-                _lost.clear()
-                logger.warning("a connection was lost, and all that wait in the pool are replaced")
-                database: Any = connections[DEFAULT_DB_ALIAS]
-                database.pool.drain()
+    def _round(self) -> None:
+        long_ago = time.monotonic() - self._patience_s
+        for silent in [each for each in _waiting if each.waiting_since < long_ago]:
+            logger.warning("a connection is given up: the database does not answer on it")
+            _waiting.discard(silent)
+            cut(silent)
+        if _lost.is_set():
+            _lost.clear()
+            logger.warning("a connection was lost, and all that wait in the pool are replaced")
+            database: Any = connections[DEFAULT_DB_ALIAS]
+            database.pool.drain()

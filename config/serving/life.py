@@ -33,15 +33,10 @@ class SelfCheck(Rounds):
 
     def __init__(self) -> None:
         super().__init__()
-        self._looked_at = time.monotonic()
+        self._looked_at = 0.0  # so that the first look finds an answer, and asks nobody
         self._unanswered_since: float | None = None
 
-    def run(self) -> None:
-        """Work until stopped."""
-        while not self._stopped.wait(self.EVERY_S):
-            self._look()
-
-    def _look(self) -> None:
+    def _round(self) -> None:
         answered = cooperative.answered_at() > self._looked_at
         self._looked_at = time.monotonic()
         if answered or not _is_reachable():

@@ -11,6 +11,7 @@ from config.serving.collector import Collector
 from config.serving.cooperative import Watchdog
 from config.serving.sampler import Sampler
 from core import sqlite, tracing
+from core.rounds import Rounds
 from dispatch.due import Timekeeper
 from dispatch.streams.waiters import announcer, hub
 from runners.tokens import Watch
@@ -25,16 +26,14 @@ class Process:
     """The threads of one worker, from its start to its stop."""
 
     def __init__(self) -> None:
-        self._housekeeper = Housekeeper()
-        self._timekeeper = Timekeeper()
-        self._watch = Watch()
-        self._sampler = Sampler()
-        self._collector = Collector()
-        self._watchdog = Watchdog(settings.PULLWAKE_STATEMENT_TIMEOUT_MS / 1000)
+        self._needed: list[Rounds] = [Housekeeper(), Timekeeper(), Watch()]
+        if not settings.SQLITE:
+            watchdog = Watchdog(settings.PULLWAKE_STATEMENT_TIMEOUT_MS / 1000)
+            self._needed += [life.self_check, watchdog]
+        self._threads = [Collector(), Sampler(), *self._needed]
 
     def start(self) -> None:
         """Begin; Django is set up and all that is needed is imported."""
-        self._collector.start()
         if settings.SQLITE:
             # When the last connection closes, SQLite syncs the disk four times (a heartbeat: 2.0 ms
             # rather than 0.95 ms, seconds on a busy disk): one stays open.
@@ -42,11 +41,8 @@ class Process:
             sqlite.serve(settings.DATABASES["default"]["NAME"])
         if settings.PULLWAKE_TRACES:
             tracing.tracer = self._spans = Spans()
-        self._sampler.start()
-        life.needed += [self._housekeeper, self._timekeeper, self._watch]
-        if not settings.SQLITE:
-            life.needed += [life.self_check, self._watchdog]
-        for thread in life.needed:
+        life.needed += self._needed
+        for thread in self._threads:
             thread.start()
 
     def answer(self, exc: BaseException) -> HttpResponse:
@@ -68,13 +64,8 @@ class Process:
     def stop(self) -> None:
         """Begin no further round, answer held requests, and send the last announcements."""
         life.needed.clear()
-        life.self_check.stop()
-        self._housekeeper.stop()
-        self._timekeeper.stop()
-        self._watch.stop()
-        self._sampler.stop()
-        self._collector.stop()
-        self._watchdog.stop()
+        for thread in self._threads:
+            thread.stop()
         hub.close()
         announcer.close()
 
