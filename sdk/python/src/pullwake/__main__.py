@@ -16,6 +16,7 @@ from . import completion, people
 from .command import CommandHandler
 from .errors import RegistrationRefused
 from .logs import configure
+from .people import EX_FAILURE, EX_REFUSED, EX_REJECTED
 from .profiles import add_options, connection
 from .runner import DEFAULT_CLAIMS, PullWakeRunner
 from .timing import Timing
@@ -23,11 +24,8 @@ from .timing import Timing
 log = logging.getLogger("pullwake.runner")
 
 EX_OK = 0
-EX_FAILURE = 1
 EX_USAGE = 2
 EX_CANCELLED = 75
-EX_REFUSED = 77
-EX_REJECTED = 78
 
 EPILOG = """\
 The command gets {"wake": ..., "messages": [...], "events": [...]} on its standard input, and

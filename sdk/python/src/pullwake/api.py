@@ -90,11 +90,6 @@ class RunnerRecord:
             started_at=_text(reported, "started_at") if isinstance(reported, dict) else None,
         )
 
-    def of_heartbeat(self, answer: Answer) -> RunnerRecord:
-        """With what only the answer to a heartbeat says."""
-        other = answer.headers.get("pullwake-other-process") == "true"
-        return replace(self, other_process=other)
-
 
 @dataclass(frozen=True, slots=True)
 class Grant:
@@ -185,14 +180,9 @@ class Api:
         }
         if offset is not None:
             body["wake_stream_offset"] = offset
-        answer = await self.transport.call(
-            "POST",
-            self.transport.url(f"{self._runner}/heartbeat"),
-            json_body=body,
-            deadline=deadline,
-        )
+        answer = await self._call("POST", f"{self._runner}/heartbeat", body, deadline=deadline)
         record = RunnerRecord.parse(answer.object(), self.registration.runner_id)
-        return record.of_heartbeat(answer)
+        return replace(record, other_process=answer.says("pullwake-other-process"))
 
     async def claim(self, event: Mapping[str, Any], nonce: str) -> Grant | NoWork:
         """Claim the work that `event` woke this runner for.
@@ -200,13 +190,8 @@ class Api:
         With the `nonce` of a claim whose answer was lost, the server answers that one again.
         """
         try:
-            answer = await self.transport.call(
-                "POST",
-                self.transport.url(f"{self._runner}/claim"),
-                json_body=dict(event),
-                extra={"Pullwake-Claim-Nonce": nonce},
-                deadline=self.timing.request_timeout,
-            )
+            extra = {"Pullwake-Claim-Nonce": nonce}
+            answer = await self._call("POST", f"{self._runner}/claim", dict(event), extra=extra)
         except ServerRefused as error:
             if error.code in NO_WORK:
                 return NoWork(error.code)
@@ -291,13 +276,8 @@ class Api:
     async def watch(self, body: Mapping[str, Any], creator: str | None) -> None:
         """Register an entity to be woken for what happens elsewhere."""
         try:
-            await self.transport.call(
-                "POST",
-                self.transport.url("/_electric/wake"),
-                json_body=dict(body),
-                extra=_in_the_name_of(creator),
-                deadline=self.timing.request_timeout,
-            )
+            extra = _in_the_name_of(creator)
+            await self._call("POST", "/_electric/wake", dict(body), extra=extra)
         except ServerRefused as error:
             error.about_claim = False
             raise
@@ -315,14 +295,8 @@ class Api:
         url = "/".join(quote(part, safe="") for part in entity_url.strip("/").split("/"))
         async with self._work:
             try:
-                return await self.transport.call(
-                    method,
-                    self.transport.url(f"/_electric/entities/{url}{path}"),
-                    json_body=body,
-                    token=token,
-                    extra=extra,
-                    deadline=self.timing.request_timeout,
-                )
+                path = f"/_electric/entities/{url}{path}"
+                return await self._call(method, path, body, token=token, extra=extra)
             except ServerRefused as error:
                 # Only a write token that is dead says something of the claim.
                 error.about_claim = token is not None and error.status == HTTPStatus.UNAUTHORIZED
@@ -347,12 +321,21 @@ class Api:
             )
 
     async def _call(
-        self, method: str, path: str, body: object = None, deadline: float | None = None
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        token: str | None = None,
+        extra: Mapping[str, str] | None = None,
+        deadline: float | None = None,
     ) -> Answer:
         return await self.transport.call(
             method,
             self.transport.url(path),
             json_body=body,
+            token=token,
+            extra=extra,
             deadline=self.timing.request_timeout if deadline is None else deadline,
         )
 

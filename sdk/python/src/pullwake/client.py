@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 from .api import START
 from .backoff import Backoff
 from .clock import Clock
-from .errors import BadAnswer, RunnerError, ServerRefused
+from .errors import RunnerError, ServerRefused
 from .profiles import Connection
 from .timing import Timing
 from .transport import Answer, Transport
@@ -57,7 +57,7 @@ class Client:
         page: Mapping[str, str] | None = {**query, "limit": str(PAGE)}
         while page is not None:
             answer = await self.call("GET", path, query=page)
-            for row in _list(answer):
+            for row in answer.array():
                 if isinstance(row, dict):
                     yield row
             page = _next(answer)
@@ -82,12 +82,12 @@ class Client:
         while True:
             place = {"offset": after, **({"live": "long-poll"} if waits else {})}
             answer = await self._read(path, {**query, **place}, insists=waits)
-            for event in _list(answer) if answer.status != 204 else []:
+            for event in answer.array() if answer.status != 204 else []:
                 if isinstance(event, dict):
                     yield event
             end = answer.headers.get("stream-next-offset", after)
-            at_end = answer.headers.get("stream-up-to-date", "").lower() == "true" or end == after
-            if answer.headers.get("stream-closed", "").lower() == "true":
+            at_end = answer.says("stream-up-to-date") or end == after
+            if answer.says("stream-closed"):
                 return
             if at_end and not live:
                 return
@@ -133,13 +133,6 @@ def entity_path(name: str) -> str:
     if len(parts) != 2 or not all(parts):
         raise ValueError(f"not an entity, TYPE/ID such as agent/hello: {name!r}")
     return "/" + "/".join(quote(part, safe="") for part in parts)
-
-
-def _list(answer: Answer) -> list[Any]:
-    rows = answer.json()
-    if not isinstance(rows, list):
-        raise BadAnswer("an answer is not a JSON array")
-    return rows
 
 
 def _next(answer: Answer) -> dict[str, str] | None:

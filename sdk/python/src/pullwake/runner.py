@@ -11,6 +11,7 @@ import inspect
 import logging
 import signal
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, get_args
 
@@ -48,38 +49,23 @@ DEFAULT_CLAIMS = 10
 OnError = Callable[[RunnerError], object]
 
 
+@dataclass(slots=True)
 class _Settings:
     """What a runner was made with; the same for each of its runs."""
 
-    def __init__(
-        self,
-        base_url: str,
-        registration: Registration,
-        handler: Handlers,
-        headers: HeaderSource | None,
-        live: Live,
-        on_error: OnError | None,
-        work_timeout: float | None,
-        local_limit: int | None,
-        out_of_touch: OutOfTouch,
-        retry_refused: bool,
-        health: tuple[str | None, int] | None,
-        timing: Timing,
-        clock: Clock,
-    ) -> None:
-        self.base_url = base_url
-        self.registration = registration
-        self.handler = handler
-        self.headers = headers
-        self.live = live
-        self.on_error = on_error
-        self.work_timeout = work_timeout
-        self.local_limit = local_limit
-        self.out_of_touch = out_of_touch
-        self.retry_refused = retry_refused
-        self.health = health
-        self.timing = timing
-        self.clock = clock
+    base_url: str
+    registration: Registration
+    handler: Handlers
+    headers: HeaderSource | None
+    live: Live
+    on_error: OnError | None
+    work_timeout: float | None
+    local_limit: int | None
+    out_of_touch: OutOfTouch
+    retry_refused: bool
+    health: tuple[str | None, int] | None
+    timing: Timing
+    clock: Clock
 
 
 class _Run:
@@ -123,9 +109,7 @@ class _Run:
         self._stop_at: float | None = None
         self._hurry: asyncio.Event | None = None
         self.connected = asyncio.Event()
-        self.stopped: asyncio.Future[Drained | Exception] = (
-            asyncio.get_running_loop().create_future()
-        )
+        self.stopped: asyncio.Future[Drained | Exception] = self.loop.create_future()
         self._background: list[asyncio.Task[None]] = []
         self._unwatch: Callable[[], None] = lambda: None
         self._reports: set[asyncio.Task[None]] = set()

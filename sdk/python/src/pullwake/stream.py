@@ -145,7 +145,7 @@ class WakeStream:
         return Batch(
             wakes=wakes,
             offset=offset,
-            up_to_date=answer.headers.get("stream-up-to-date", "").lower() == "true",
+            up_to_date=answer.says("stream-up-to-date"),
         )
 
     def _control(self, control: object) -> Batch:

@@ -57,6 +57,10 @@ class Answer:
     body: bytes
     sent_at: float
 
+    def says(self, header: str) -> bool:
+        """Whether this header of it is `true`."""
+        return self.headers.get(header, "").lower() == "true"
+
     def json(self) -> Any:
         """The body. Raises BadAnswer."""
         try:
@@ -69,6 +73,13 @@ class Answer:
         body = self.json()
         if not isinstance(body, dict):
             raise BadAnswer(f"an answer is not a JSON object: {_excerpt(self.body)!r}")
+        return body
+
+    def array(self) -> list[Any]:
+        """The body as a JSON array. Raises BadAnswer."""
+        body = self.json()
+        if not isinstance(body, list):
+            raise BadAnswer(f"an answer is not a JSON array: {_excerpt(self.body)!r}")
         return body
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, TypeVar, overload
 
 from . import tracing
 from .api import START, Api, Grant, dump_events
-from .errors import BadAnswer, ServerRefused
+from .errors import ServerRefused
 from .inbox import (
     INTERRUPTS,
     Inbox,
@@ -189,11 +189,11 @@ class Wake:
             answer = await self._page(after)
             if from_start:
                 self.removed_to, from_start = answer.headers.get("stream-earliest-offset"), False
-            for event in _events(answer):
+            for event in answer.array():
                 if isinstance(event, dict):
                     yield event
             end = answer.headers.get("stream-next-offset", after)
-            if end == after or _is_up_to_date(answer):
+            if end == after or answer.says("stream-up-to-date"):
                 return
             after = end
 
@@ -334,7 +334,7 @@ class Wake:
                 self.stream_path, self._read_to, self.write_token, live=True
             )
             arrived = self._notice(answer)
-            if _is_closed(answer):
+            if answer.says("stream-closed"):
                 raise ServerRefused(409, "FENCED", "the entity was killed")
             if not arrived:
                 # Woken by its own writes, most likely: they must not make a busy loop of it.
@@ -375,10 +375,10 @@ class Wake:
             offset, tail = self._grant.cursor, self._grant.tail
             while True:
                 answer = await self._page(offset)
-                self._inbox.take(_events(answer))
+                self._inbox.take(answer.array())
                 end = answer.headers.get("stream-next-offset", offset)
                 reached = tail is not None and end >= tail
-                if end == offset or _is_up_to_date(answer) or reached:
+                if end == offset or answer.says("stream-up-to-date") or reached:
                     break
                 offset = end
             if tail is None:
@@ -420,7 +420,7 @@ class Wake:
 
     def _notice(self, answer: Answer) -> bool:
         """Take in what a live read brought: whether anything arrived."""
-        arrived = self._inbox.take(_events(answer)) if answer.status != 204 else []
+        arrived = self._inbox.take(answer.array()) if answer.status != 204 else []
         self._read_to = answer.headers.get("stream-next-offset", self._read_to)
         for item in arrived:
             self._announce(item)
@@ -486,21 +486,6 @@ def _name(item: Item) -> tuple[object, ...]:
 def _update(kind: str, key: str, value: Mapping[str, Any]) -> dict[str, Any]:
     headers = {"operation": "update"}
     return {"type": kind, "key": key, "value": dict(value), "headers": headers}
-
-
-def _events(answer: Answer) -> list[Any]:
-    events = answer.json()
-    if not isinstance(events, list):
-        raise BadAnswer("a read of the main stream is not a JSON array")
-    return events
-
-
-def _is_up_to_date(answer: Answer) -> bool:
-    return answer.headers.get("stream-up-to-date", "").lower() == "true"
-
-
-def _is_closed(answer: Answer) -> bool:
-    return answer.headers.get("stream-closed", "").lower() == "true"
 
 
 def _seconds(span: float | timedelta) -> float:
