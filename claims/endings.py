@@ -1,4 +1,4 @@
-"""What ends an entity or a runner, and so a claim, whatever its lease: kill, delete, take back.
+"""What ends a claim whatever its lease: an operator, or the end of its entity, runner or token.
 
 Each goes through `lifecycle.end`, the one gate out of a claim, under the entity's lock.
 """
@@ -57,7 +57,7 @@ def held_with(token: AccessToken) -> ClaimQuerySet:
     return ConsumerClaim.objects.active().filter(runner__in=holders(token)).order_by("pk")
 
 
-def fence(token: AccessToken) -> int | None:
+def revoke_and_take_back(token: AccessToken) -> int | None:
     """Revoke a token, and take back what its bearer may hold: how many; None if it was revoked.
 
     It waits until no server accepts the token any more: before that the bearer could claim again.

@@ -15,9 +15,10 @@ fenced     Fenced      Fenced        Fenced       Fenced       Fenced       —
 =========  ==========  ============  ===========  ===========  ===========  =================
 
 `acquire` makes an active claim. `end` is the one gate out of it: for `release`, `fail` and
-`give_up`, for `expire` (its lease lapsed), and for `claims.endings` (an operator or a deletion
-takes it back, a kill fences it). "Fenced" raises `core.errors.Fenced` and "—" finds nothing to do;
-both change nothing. Another epoch than the claim's is Fenced in every state.
+`give_up`, for `expire` (its lease lapsed), and for `claims.endings` (an operator or the deletion of
+its runner takes it back, the kill or deletion of its entity fences it). "Fenced" raises
+`core.errors.Fenced` and "—" finds nothing to do; both change nothing. Another epoch than the
+claim's is Fenced in every state.
 
 ¹ The retry of a done whose answer was lost: nothing changes, ``entity_cleared`` is False.
 
@@ -514,7 +515,7 @@ def give_up(credentials: Credentials, reason: str = "", acks: Sequence[Ack] | No
         _acknowledge(state, claim, acks)
         dead_letters.keep(claim, state, after=before, attempts=attempts, reason=reason)
         if state.watched:
-            registrations.released(state, claim.delivered_offset, given_up=reason)
+            registrations.tell_of_errors(state, claim.delivered_offset, given_up=reason)
         wake_next(claim, state)
 
 
@@ -626,7 +627,7 @@ def end(
     if state.signals_open and status != Status.FENCED:  # a fence ends the entity
         signals.complete(state, claim.delivered_offset)
     if status == Status.RELEASED and state.watched:
-        registrations.released(state, claim.delivered_offset)
+        registrations.tell_of_errors(state, claim.delivered_offset)
     if blamed:
         state.failures += 1
         delay = _next_delay(status, state.failures)

@@ -18,7 +18,7 @@ from core.errors import (
     PullwakeError,
     RateLimited,
 )
-from operators.admission import page_of
+from operators.admission import error_page
 from operators.kit.verbs import acting_as
 
 
@@ -31,7 +31,7 @@ def _answer(request: HttpRequest, error: PullwakeError, *, again: bool = False) 
     if browser and request.path_info.startswith("/admin/"):
         response = error_response(error)
         where = request.get_full_path() if again else ""
-        page = page_of(request, error, response.status_code, where)
+        page = error_page(request, error, response.status_code, where)
         if "Retry-After" in response.headers:
             page.headers["Retry-After"] = response.headers["Retry-After"]
         return page

@@ -88,7 +88,7 @@ def _wakes_of(row: Registration, state: DispatchState) -> list[tuple[JsonObject,
     if row.timeout_at is not None and row.timeout_at <= state.now:
         found.append((_timeout(row, state), None))
         row.timeout_at = None
-    registrations.told(row, up_to, more=more)
+    registrations.mark_told(row, up_to, more=more)
     return found
 
 

@@ -129,7 +129,7 @@ def delete(name: str, caller: Principal | None = None) -> None:
     """
     with transaction.atomic():
         entity_type = _require_manager(name, _lock(name), caller)
-        _have_looked_anew(_managers(entity_type))
+        _reset_feeds(_managers(entity_type))
         entity_type.delete()
 
 
@@ -230,7 +230,7 @@ def _change(entity_type: EntityType, facts: JsonObject) -> EntityType:
         revision=F("revision") + 1, updated_at=Now(), **facts
     )
     changed = EntityType.objects.get(pk=entity_type.pk)
-    _have_looked_anew(_managers(entity_type) ^ _managers(changed))
+    _reset_feeds(_managers(entity_type) ^ _managers(changed))
     return changed
 
 
@@ -243,7 +243,7 @@ def _managers(entity_type: EntityType) -> set[str]:
     }
 
 
-def _have_looked_anew(subjects: set[str]) -> None:
+def _reset_feeds(subjects: set[str]) -> None:
     """Make these, whose rights have changed, read the feed of entities from the start."""
     for subject in sorted(subjects):
         changes.depart(changes.Kind.ENTITY, subject)

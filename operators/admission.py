@@ -62,7 +62,7 @@ def refuse(request: HttpRequest, name: str) -> None:
     audit.note(request, principal=key, verb="log in", answer="refused", refused=True)
 
 
-def page_of(
+def error_page(
     request: HttpRequest, error: PullwakeError, status: int, again: str = ""
 ) -> HttpResponse:
     """The page of an error; ``again`` is the address at which to try once more."""

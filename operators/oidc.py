@@ -57,7 +57,7 @@ def begin(request: HttpRequest) -> HttpResponse:
     except (requests.RequestException, ValueError, KeyError, RuntimeError):
         logger.exception("the OpenID Connect provider cannot be asked")
         problem = ServiceUnavailable("The login provider does not answer. Try again later.")
-        return admission.page_of(request, problem, 503)
+        return admission.error_page(request, problem, 503)
     return found
 
 
@@ -71,11 +71,11 @@ def callback(request: HttpRequest) -> HttpResponse:
         logger.warning("a login at the OpenID Connect provider failed", exc_info=True)
         admission.refuse(request, "unknown")
         problem = Unauthenticated("The login provider did not confirm who you are. Try again.")
-        return admission.page_of(request, problem, 401)
+        return admission.error_page(request, problem, 401)
     try:
         admission.admit(request, _person(claims))
     except Forbidden as problem:
-        return admission.page_of(request, problem, 403)
+        return admission.error_page(request, problem, 403)
     request.session[_ID_TOKEN] = id_token
     return HttpResponseRedirect(wanted)
 

@@ -41,7 +41,7 @@ def with_remote_user(
             try:
                 admission.admit(request, Person(said[0], admission.groups_of(said[1])))
             except Forbidden as problem:
-                return admission.page_of(request, problem, 403)
+                return admission.error_page(request, problem, 403)
             request.session[_SAID] = said
         return get_response(request)
 

@@ -147,7 +147,7 @@ def _fence_effect(token: Any) -> str:
 
 
 def _fence(token: Any, order: Order) -> str:
-    taken = endings.fence(token)
+    taken = endings.revoke_and_take_back(token)
     if taken is None:
         raise NotRunning("It has already been revoked.")
     return f"revoked, and {counted(taken, 'claim')} taken back"

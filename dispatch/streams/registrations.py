@@ -601,7 +601,7 @@ def tick(row: Registration, now: datetime) -> None:
 # --- What does not happen any more ------------------------------------------------------------
 
 
-def released(state: DispatchState, since: int, given_up: str | None = None) -> None:
+def tell_of_errors(state: DispatchState, since: int, given_up: str | None = None) -> None:
     """A claim on a watched entity that was given the events up to ``since`` was released.
 
     If it left an error and finished no run, subscribers that wait for a run are told of the error.
@@ -729,7 +729,7 @@ def due_of(subscriber_id: int) -> list[Registration]:
     return _lock(Q(pk__in=longest[:DUE_TOGETHER], due_at__lte=Now()))
 
 
-def told(row: Registration, up_to: int | None, *, more: bool) -> None:
+def mark_told(row: Registration, up_to: int | None, *, more: bool) -> None:
     """Record that a locked registration's deliveries ``up_to`` an offset were made.
 
     ``more``: others remain. Its other times are as the caller has changed them.

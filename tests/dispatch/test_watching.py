@@ -967,7 +967,7 @@ def test_who_may_not_read_the_source_costs_it_no_row(api, bob):
     say("/agent/bobs", event("error", message="lost"))
     with transaction.atomic():
         (state,) = wakes.lock(DispatchState.objects.filter(entity__url="/agent/bobs"))
-        registrations.released(state, state.tail - 1)
+        registrations.tell_of_errors(state, state.tail - 1)
     assert not Delivery.objects.exists()
     assert not Registration.objects.filter(last_offset__isnull=False).exists()
     # Nor do they find out, by a wait that ends, that something happened.

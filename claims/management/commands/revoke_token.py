@@ -45,7 +45,7 @@ class Command(BaseCommand):
             fenced = f", and {_claims(held)} taken back" if fence else ""
             self.stdout.write(f"The {named} would be revoked{fenced}.")
             return
-        taken = endings.fence(token) if fence else tokens.revoke(token) or None
+        taken = endings.revoke_and_take_back(token) if fence else tokens.revoke(token) or None
         if taken is None:
             raise CommandError(f"The {named} was revoked before.")
         fenced = f", and {_claims(taken)} taken back" if fence else ""
