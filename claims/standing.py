@@ -152,19 +152,25 @@ def outlook(state: Any, *, held: int, now: datetime) -> str:
     return f"its work waits, because {trouble.says}"
 
 
+def of_runner(runner: str, **when: Any) -> dict[str, Any]:
+    """Columns to annotate rows with: what the claims of the runner at this path say of it.
+
+    ``held``, how many it holds; ``runner_failed`` and ``runner_ended``, as `failures_of` has them.
+    """
+    failed, ended = failures_of(runner, **when)
+    return {"held": held_by(OuterRef(runner)), "runner_failed": failed, "runner_ended": ended}
+
+
 def with_standing(states: DispatchStateQuerySet) -> DispatchStateQuerySet:
     """With the columns that `of` reads."""
     letters = DeadLetter.objects.filter(entity=OuterRef("pk"), redriven_at=None)
     given_up = letters.order_by().values("entity").annotate(n=Count("pk")).values("n")
-    # Counted only for what failed itself.
-    failed, ended = failures_of("runner", failures__gt=0)
     return (
         with_now(states.with_pending_since())
         .select_related("entity", "runner__liveness", "outstanding_wake")
         .annotate(
-            held=held_by(OuterRef("runner")),
-            runner_failed=failed,
-            runner_ended=ended,
+            # Failures are counted only for what failed itself.
+            **of_runner("runner", failures__gt=0),
             given_up=Coalesce(Subquery(given_up, output_field=IntegerField()), 0),
         )
     )

@@ -16,8 +16,7 @@ from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
 
 from claims import endings
 from claims.models import ConsumerClaim
-from claims.reports import failures_of, held_by
-from claims.standing import DEAD, Trouble, outlook, says_failing, trouble_of
+from claims.standing import DEAD, Trouble, of_runner, outlook, says_failing, trouble_of
 from core.bodies import decode
 from core.errors import InvalidRequest, InvalidSignal, NotRunning
 from core.principals import Principal
@@ -428,14 +427,9 @@ class EntityAdmin(TalkingAdmin):
         return told.select_related("dispatch_state__outstanding_wake")
 
     def with_prospects(self, rows: "QuerySet[Any]") -> "QuerySet[Any]":
-        failed, ended = failures_of("dispatch_state__runner")
         told: QuerySet[Any] = rows.select_related(
             "dispatch_state__outstanding_wake", "dispatch_state__runner__liveness"
-        ).annotate(
-            held=held_by(OuterRef("dispatch_state__runner")),
-            runner_failed=failed,
-            runner_ended=ended,
-        )
+        ).annotate(**of_runner("dispatch_state__runner"))
         return told
 
     def get_search_results(

@@ -5,12 +5,12 @@ from datetime import timedelta
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import F, OuterRef, QuerySet
+from django.db.models import F, QuerySet
 from django.db.models.functions import Now
 from django.http import HttpRequest
 
 from claims.models import ConsumerClaim
-from claims.reports import failures_of, held_by
+from claims.standing import of_runner
 from core.errors import NoPendingWork
 from dispatch.models import Wake
 from operators.entity import MOVE, WAKE
@@ -107,14 +107,9 @@ class WakeAdmin(OperatorAdmin):
         return rows
 
     def with_prospects(self, rows: "QuerySet[Any]") -> "QuerySet[Any]":
-        failed, ended = failures_of("entity__dispatch_state__runner")
         told: QuerySet[Any] = rows.select_related(
             "entity__dispatch_state__outstanding_wake", "entity__dispatch_state__runner__liveness"
-        ).annotate(
-            held=held_by(OuterRef("entity__dispatch_state__runner")),
-            runner_failed=failed,
-            runner_ended=ended,
-        )
+        ).annotate(**of_runner("entity__dispatch_state__runner"))
         return told
 
     def story(self, request: HttpRequest, row: Any) -> dict[str, Any]:
