@@ -223,11 +223,6 @@ def _unpack(offset: int) -> Place:
     return Place(*divmod(place, _DIGITS), since)
 
 
-def _encode(offset: int) -> str:
-    place = _unpack(offset)
-    return f"{place.transaction:016d}_{place.pk:016d}_{place.since:016d}"
-
-
 class Feed:
     """A feed as a stream that can be read: a `dispatch.streams.reads.Source`."""
 
@@ -244,7 +239,8 @@ class Feed:
 
     def encode(self, offset: int) -> str:
         """Three numbers: transaction, row, and the transaction since which it has been read."""
-        return _encode(offset)
+        place = _unpack(offset)
+        return f"{place.transaction:016d}_{place.pk:016d}_{place.since:016d}"
 
     def decode(self, text: str) -> int:
         """Parse an offset. Raises InvalidRequest for another form."""

@@ -53,7 +53,7 @@ def prunable() -> dict[str, "QuerySet[Any]"]:
     }
 
 
-def batches(rows: "QuerySet[Any]", size: int = BATCH) -> Iterator[int]:
+def batches(rows: "QuerySet[Any]", size: int) -> Iterator[int]:
     """Delete rows a batch at a time, oldest first; yields how many were deleted."""
     while True:
         oldest = list(rows.order_by("pk").values_list("pk", flat=True)[:size])

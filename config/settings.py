@@ -270,11 +270,7 @@ if PULLWAKE_REMOTE_USER_HEADER and not PULLWAKE_REMOTE_USER_PROXIES:
         "addresses of the proxy that sends it, and that lets nobody else send it."
     )
 
-PULLWAKE_TOTP = env.str("PULLWAKE_TOTP", "off")
-if PULLWAKE_TOTP not in ("off", "optional", "required"):
-    raise ImproperlyConfigured(
-        f"PULLWAKE_TOTP is {PULLWAKE_TOTP!r}; it must be 'off', 'optional' or 'required'."
-    )
+PULLWAKE_TOTP = env.choice("PULLWAKE_TOTP", "off", ("off", "optional", "required"))
 if PULLWAKE_TOTP != "off" and not all(map(find_spec, ("django_otp", "segno"))):
     raise ImproperlyConfigured(
         "PULLWAKE_TOTP needs django-otp, which is not installed: "

@@ -436,6 +436,11 @@ class DispatchState(models.Model):
         return self.active_epoch is not None
 
     @property
+    def near_only(self) -> bool:
+        """Whether its handler is kept to what is near: its runner is not its creator's own."""
+        return self.runner is None or self.runner.owner_principal != self.entity.created_by
+
+    @property
     def status(self) -> str:
         """killed, stopped, stopping, running, paused or idle."""
         if self.ended:

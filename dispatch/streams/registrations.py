@@ -324,9 +324,7 @@ def _within_reach(order: Order, state: DispatchState) -> Order:
     """What a handler orders: on another's runner it is not to hear of all that its creator may."""
     if order.wish is None or sources.is_cron(order.source_url):
         return order
-    runner = state.runner
-    near_only = runner is None or runner.owner_principal != state.entity.created_by
-    return replace(order, near_only=near_only)
+    return replace(order, near_only=state.near_only)
 
 
 def _hearing(rows: Iterable[Registration], reads: Callable[[str], bool]) -> list[Registration]:

@@ -111,13 +111,13 @@ def _follow(state: DispatchState, key: str, event: JsonObject, objection: str | 
 
 def _asked_for(state: DispatchState, name: str, entry: JsonObject) -> Timer | None:
     """The timer that a handler's entry asks for, or None."""
-    owner, runner = state.entity, state.runner
+    owner = state.entity
     timer = Timer(
         owner=owner,
         schedule=name,
         entry=msgspec.json.encode(entry).decode(),
         principal=owner.created_by,
-        near_only=runner is None or runner.owner_principal != owner.created_by,
+        near_only=state.near_only,
         due_at=state.now,
         created_at=state.now,
     )
