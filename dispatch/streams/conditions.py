@@ -12,6 +12,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from core.bodies import Body, JsonObject
 from dispatch.models import Registration
+from dispatch.streams.events import operation_of
 
 DebounceMs = Annotated[int, Meta(ge=0, le=3_600_000)]
 TimeoutMs = Annotated[int, Meta(ge=0, le=30 * 24 * 3_600_000)]
@@ -201,6 +202,5 @@ def change(registration: Registration, event: JsonObject) -> JsonObject:
 
 
 def _kind(event: JsonObject) -> str:
-    headers = event.get("headers")
-    operation = headers.get("operation") if isinstance(headers, dict) else None
-    return operation if operation in ("update", "delete") else "insert"
+    operation = operation_of(event)
+    return str(operation) if operation in ("update", "delete") else "insert"

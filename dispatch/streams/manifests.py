@@ -25,6 +25,7 @@ from core.errors import InvalidRequest
 from core.identifiers import SHARED_STATE_PREFIX, shared_state_name
 from dispatch.cron import Cron
 from dispatch.streams import conditions, schedules, sources
+from dispatch.streams.events import operation_of
 from dispatch.streams.registrations import Order
 
 _CONDITION: Any = conditions.Condition
@@ -79,8 +80,7 @@ def observed(events: Sequence[Any]) -> dict[str, str | None]:
 
 
 def _order(key: str, event: JsonObject) -> Order | None:
-    headers, value = event.get("headers"), event.get("value")
-    operation = headers.get("operation") if isinstance(headers, dict) else None
+    operation, value = operation_of(event), event.get("value")
     if operation == "delete":
         return Order("", None, key)
     if not isinstance(value, dict):

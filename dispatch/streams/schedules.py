@@ -22,6 +22,7 @@ from dispatch import timers
 from dispatch.cron import Cron
 from dispatch.messages import Message
 from dispatch.models import DispatchState, Entity, Timer
+from dispatch.streams.events import operation_of, value_of
 
 PREFIX = "schedule:"
 """Of the keys of schedules in a manifest."""
@@ -87,12 +88,9 @@ def follow(state: DispatchState, event: Any, objection: str | None = None) -> No
 
 
 def _follow(state: DispatchState, key: str, event: JsonObject, objection: str | None) -> None:
-    headers = event.get("headers")
-    operation = headers.get("operation") if isinstance(headers, dict) else None
-    name = _name(key)
+    operation, name = operation_of(event), _name(key)
     known = _pending(state.entity_id, key)
-    said = event.get("value")
-    entry: JsonObject = {**(said if isinstance(said, dict) else {}), "key": key}
+    entry: JsonObject = {**value_of(event), "key": key}
     if known is not None:
         former = msgspec.json.decode(known.entry)
         if operation == "update":

@@ -14,6 +14,7 @@ import msgspec
 
 from core.bodies import JsonObject
 from dispatch.models import DispatchState, QueuedMessage, StreamEvent, TakenMessage
+from dispatch.streams.events import operation_of, value_of
 from dispatch.streams.scan import scan
 
 QUEUED_MODES = ("queued", "paused")
@@ -34,9 +35,9 @@ def is_work(event: Event, *, by_handler: bool) -> bool:
     """Whether this event wakes the entity. ``by_handler``: its own handler wrote it."""
     if by_handler or not isinstance(event, dict):
         return False
-    kind, value = event.get("type"), _value(event)
+    kind, value = event.get("type"), value_of(event)
     if kind == "wake":
-        return _operation(event) != "delete"
+        return operation_of(event) != "delete"
     if kind == "signal":
         return (value.get("status"), value.get("signal")) in _FOR_THE_HANDLER
     if kind == "inbox":
@@ -50,18 +51,18 @@ def follow(state: DispatchState, event: Event, offset: int, *, by_handler: bool)
     """Record what an event, just appended, says about earlier ones; the caller saves."""
     if not isinstance(event, dict) or not isinstance(event.get("key"), str):
         return
-    kind, is_insert = event.get("type"), _operation(event) == "insert" and not by_handler
+    kind, is_insert = event.get("type"), operation_of(event) == "insert" and not by_handler
     if kind == "inbox":
         if is_insert:
             _enqueue(state, event, offset)
         else:
             _follow_message(state, event, offset, by_handler=by_handler)
-    elif kind == "signal" and not is_insert and _value(event).get("status") == "handled":
+    elif kind == "signal" and not is_insert and value_of(event).get("status") == "handled":
         _retract(state, "signal", event["key"])
 
 
 def _enqueue(state: DispatchState, event: JsonObject, offset: int) -> None:
-    value = _value(event)
+    value = value_of(event)
     if value.get("status") != "pending" or value.get("mode") not in QUEUED_MODES:
         return
     QueuedMessage.objects.create(
@@ -79,7 +80,7 @@ def _follow_message(
     state: DispatchState, event: JsonObject, offset: int, *, by_handler: bool
 ) -> None:
     """An update of a message holds only the fields that change."""
-    key, value = event["key"], _value(event)
+    key, value = event["key"], value_of(event)
     mode, status = value.get("mode"), value.get("status")
     queue = QueuedMessage.objects.filter(entity_id=state.entity_id)
     queued = queue.filter(key=key).first()
@@ -172,15 +173,5 @@ def _position(value: JsonObject) -> bytes:
     return str(value.get("position", "")).encode()[:MAX_POSITION]
 
 
-def _value(event: JsonObject) -> JsonObject:
-    value = event.get("value")
-    return value if isinstance(value, dict) else {}
-
-
-def _operation(event: JsonObject) -> object:
-    headers = event.get("headers")
-    return headers.get("operation") if isinstance(headers, dict) else None
-
-
 def _is_withdrawn(event: JsonObject) -> bool:
-    return _operation(event) == "delete" or _value(event).get("status") == "cancelled"
+    return operation_of(event) == "delete" or value_of(event).get("status") == "cancelled"
