@@ -67,8 +67,8 @@ class MetricsAuthentication(Authentication):
 
 def _scraper(request: HttpRequest, secret: str) -> Principal:
     address = client_address(request)
-    # Whom this process let in before is not asked for: while the database is away that would take
-    # as long as Prometheus waits.
+    # A token that this process let in before is not looked up: while the database is away that
+    # would take as long as Prometheus waits.
     token = tokens.last_known(secret, address) or tokens.verify(secret, address)
     if token is None:
         raise Unauthenticated(NOT_VALID)

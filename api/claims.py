@@ -107,7 +107,7 @@ class ClaimBody(Body, frozen=True, kw_only=True):
     triggerEvent: Literal["message_received"]  # noqa: N815
     """Why the entity was woken."""
     attempt: int
-    """The how-many-eth claim it is since one was released: 1, unless others before it failed or
+    """Which claim of the entity it is since one was released: 1, unless earlier ones failed or
     lapsed.
     """
     entity: ClaimedEntity

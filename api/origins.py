@@ -8,7 +8,7 @@ from rest_framework.permissions import SAFE_METHODS
 from core.errors import Forbidden, InvalidRequest
 
 PROBES = ("/livez", "/readyz")
-"""Whoever asks these names the server as it likes, by its address for instance."""
+"""Who asks for these may name the server in any way, for instance by its address."""
 
 
 def require_own(request: HttpRequest) -> None:

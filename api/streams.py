@@ -320,7 +320,7 @@ def _sse(
                 else:
                     page = source.read(page.next_offset)
             except (NotFound, OffsetGone):
-                return  # who comes again is told: it was deleted, or so slow a reader missed some
+                return  # a reader that comes back is told: it was deleted, or they were too slow
 
     said = Released(stream(), place)
     response = StreamingHttpResponse(said, content_type="text/event-stream")

@@ -19,11 +19,11 @@ from api.metrics import HELD_READS, HELD_READS_ENDED
 from core.errors import RateLimited
 
 BURST_S = 10
-"""For so many seconds' worth of calls one may call as fast as one can."""
+"""This many seconds' worth of calls may be made as fast as the caller can."""
 
 _MOST_KNOWN = 10_000
 _LONGEST_KEY = 64
-"""Characters: of a token all of them."""
+"""Characters: no token is longer."""
 
 _buckets: dict[str, tuple[float, float]] = {}
 """By caller: the calls that were left, and when that was."""

@@ -95,11 +95,11 @@ class ApiView(APIView):
     def handle_exception(self, exc: Exception) -> Any:
         """Answer with an error, or carry the call out once more.
 
-        That is where its transaction was lost before the commit, as where this process stood still
-        for a moment while the garbage collector ran among thousands of held requests: the database
-        has undone all of it. Not after another commit of the call's; and not long after it began,
-        or else its caller may have left, and asked somewhere else. What a call writes before its
-        transaction, and outside of one, is as good written twice.
+        It is repeated where its transaction was lost before the commit, so that the database has
+        undone all of it: this process may have stood still for a moment while the garbage collector
+        ran among thousands of held requests. It is not repeated after another commit of the same
+        call, nor long after it began, when its caller may have left and asked somewhere else. What
+        a call writes outside of its transaction may be written twice.
         """
         began, self.let_in_at = self.let_in_at, None
         within_s = settings.PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS / 1000

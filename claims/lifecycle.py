@@ -29,8 +29,7 @@ Failures in a row delay an entity's next wake, unless the last `fail` says itsel
 `fail` counts, and so does an expiry while the runner lived and could be heard. The death of a
 runner, of all servers or of the database is not the entity's failure (`ClaimQuerySet.blameless`):
 it is woken at once, and the count stays. Should the death show only later, it is counted no more
-(`pardon`). A `give_up` acks the work, keeps it as dead letters, and
-ends the row.
+(`pardon`). A `give_up` acks the work, keeps it as dead letters, and ends the row.
 
 A runner may name its request to claim by a nonce. Should the answer be lost, the same request
 again gets the same claim with the same token and a full lease, as long as the claim has not been
@@ -607,9 +606,9 @@ def end(
 
     The caller has locked ``state``, the entity's, and saves it afterwards. ``lapsed`` ends the
     claim only if its lease is over. After a failure or an expiry, what it took from the queue waits
-    there again. What the entity's handler is ``blamed`` for is one more failure in a row, and
-    delays the next wake, but for a first expiry. A done that acks none of its work is blamed; one
-    that is not, and a failure that is not, for its handler gave up, end the row.
+    there again. An end that the entity's handler is ``blamed`` for is one more failure in a row and
+    delays the next wake, except after a first expiry; a done that acks none of its work is such an
+    end. Any other done ends the row, and so does a failure without blame: its handler gave up.
     """
     ending = _END_LAPSED if lapsed else _END
     facts = {"status": status, "acked_streams": list(acks), "error": error}

@@ -24,7 +24,7 @@ PARDONED_WITHIN = timedelta(minutes=10)
 """How long after an expiry it may still show that the runner had died; longer than most leases."""
 
 QUIET = timedelta(minutes=10)
-"""A claim that was renewed for so long, and has written nothing, is worth a look."""
+"""A claim that has been renewed for this long, and has written nothing, is worth a look."""
 
 
 class OrphanReason(models.TextChoices):

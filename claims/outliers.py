@@ -20,9 +20,9 @@ SAMPLE = 2000
 """Claims that are looked at, the newest."""
 SPAN = timedelta(hours=1)
 FEW = 3
-"""Failures of one kind that are no pattern yet are fewer."""
+"""Fewer failures of one kind are no pattern yet."""
 TALKING = 30.0
-"""Claims an hour from which on an entity is one that talks."""
+"""From this many claims an hour on, an entity is one that talks."""
 _LINE = 200
 
 

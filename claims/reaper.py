@@ -54,7 +54,7 @@ def absence() -> timedelta:
 def pulse() -> None:
     """Record that a server lives, and, if none did for `absence`, that one came back.
 
-    A return that is yet to come is by a clock that was set back since: it is taken to be now.
+    A return in the future was dated by a clock that has been set back since: it counts as now.
     """
     came_back = Q(seen_at__lt=Now() - absence()) | Q(resumed_at__gt=Now())
     seen = ServerPulse.objects.filter(pk=1).update(

@@ -57,11 +57,11 @@ CANNOT_WORK = (
     Reason.RUNNER_NEVER_SEEN,
     Reason.RUNNER_EXPIRED,
 )
-"""Reasons that no time and no wake helps against."""
+"""Reasons that neither time nor a wake helps against."""
 
 
 DEAD = (Reason.RUNNER_NEVER_SEEN, Reason.RUNNER_EXPIRED)
-"""Reasons that say of a runner that it is not there."""
+"""Reasons that mean that the runner is not there."""
 
 
 @dataclass(frozen=True, slots=True)

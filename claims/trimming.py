@@ -1,9 +1,9 @@
 """What a living entity keeps of its stream: by its type's retention, its oldest acked events go.
 
 A type says how many acked events are kept (``retain_events``), for how many days
-(``retain_days``), or both: then an event goes as soon as either lets it. By itself a type keeps
-all, for a living entity's stream is its memory. As with all that a type asks, the entities that
-were made under its registration are meant, and no others.
+(``retain_days``), or both: then an event goes as soon as either lets it. Without either a type
+keeps all, for a living entity's stream is its memory. As with all that a type asks, this holds for
+the entities that were made under its registration, and no others.
 
 What goes is always the beginning of a stream, a batch in a transaction that holds its dispatch
 state, and never
@@ -12,7 +12,7 @@ state, and never
 - a queued message that nobody has taken, or what came after it;
 - a dead letter that can be redriven, for that sends the event anew;
 - the message whose key a pending timer has, which keeps that from being sent a second time;
-- what came since the last finished run that somebody was told of who waits for runs here: the next
+- what came since the last finished run that those who wait for runs here were told of: the next
   one's response, or that there will be none, is read from that.
 """
 

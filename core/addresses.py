@@ -27,8 +27,8 @@ def is_trusted_proxy(address: str) -> bool:
 def client_address(request: HttpRequest) -> str:
     """The IP address of the caller, "" where there is none (a Unix socket's peer).
 
-    Of ``X-Forwarded-For`` it is the last one that no trusted proxy has: those before it are the
-    caller's own to make up. Without such proxies the header says nothing.
+    In ``X-Forwarded-For`` it is the last one that is not a trusted proxy's: a caller can make up
+    those before it. Without trusted proxies the header counts for nothing.
     """
     address: str = request.META.get("REMOTE_ADDR", "")
     if settings.PULLWAKE_TRUSTED_PROXIES:
@@ -39,5 +39,5 @@ def client_address(request: HttpRequest) -> str:
                 address = str(ipaddress.ip_address(named))
             except ValueError:
                 break
-    # What follows it is the name of an interface, or whatever a caller wrote: no database takes it.
+    # After a % comes an interface's name, or whatever a caller wrote: no database takes it.
     return address.partition("%")[0]

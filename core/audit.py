@@ -16,7 +16,7 @@ from core.addresses import client_address
 logger = logging.getLogger("pullwake.audit")
 
 NO_OPERATOR = "(no operator)"
-"""The user whose entries of the audit log are of what no operator did."""
+"""The user of the audit log's entries about what no operator did."""
 
 _THROUGH_API = ", through the API."
 _MAX_TARGET = 512
@@ -66,7 +66,7 @@ def record_call(row: Model, what: str, *, flag: int) -> None:
 
 
 def calls() -> "QuerySet[LogEntry]":
-    """The entries of what callers of the API did: as many as they like to make."""
+    """The entries about callers of the API, who can make as many as they like."""
     return LogEntry.objects.filter(
         user__username=NO_OPERATOR, change_message__endswith=_THROUGH_API
     )

@@ -26,7 +26,7 @@ JsonObject = dict[str, Any]
 T = TypeVar("T")
 
 MAX_DEPTH = 200
-"""Arrays and objects within each other: more, and what handles a body would run out of stack."""
+"""How deep arrays and objects may nest: deeper, and what reads a body would run out of stack."""
 
 MOST_NAMED = 100
 """Bad fields that an error names: of a body that has hundreds of thousands, naming all would stop

@@ -43,7 +43,7 @@ _OUTAGES = (
 )
 
 _PASSING = (FeatureNotSupported, IdleInTransactionSessionTimeout, ReadOnlySqlTransaction)
-"""Of other errors those of a session or a server that will not do.
+"""Other errors that pass: they are this session's or this server's, not the statement's.
 
 A standby refuses writes until it is promoted; a session that was idle in a transaction for too
 long, of a process that was frozen meanwhile, has been ended; and what a session had prepared before
@@ -112,7 +112,7 @@ commits = _Commits()
 
 
 REPEATED_S = 10.0
-"""How long what `note_trouble` has logged is counted only, where it happens again."""
+"""For how long `note_trouble` only counts what it has already logged."""
 
 _noted: dict[tuple[str, str, str], tuple[float, int]] = {}
 """When each kind of trouble was last logged, and how often it has happened since."""

@@ -1,4 +1,4 @@
-"""What is known of the request that is being answered, which each of its log lines says, too.
+"""What is known of the request that is being answered: each of its log lines says it.
 
 structlog's contextvars do the same with a variable for each fact, and look through all variables
 for each line; this is one, for a fifth of the CPU (docs/performance.md).

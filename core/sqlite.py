@@ -22,7 +22,7 @@ from django.db.backends.sqlite3.base import SQLiteCursorWrapper
 T = TypeVar("T")
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.001, 0.025
-"""The pauses double. SQLite's own grow longer: beside a busy server, who asks rarely waits long."""
+"""The pauses double. SQLite's own grow longer: beside a busy server a rare caller waits long."""
 
 
 class FileGone(sqlite3.OperationalError):

@@ -2,8 +2,8 @@
 
 A message keeps the context that it was sent in, a wake event that of the append which it tells of,
 and the claim of its wake hands that to the runner, so that everything done for it is one trace,
-whoever makes spans. The server makes some where
-PULLWAKE_TRACES is on: `config.serving.spans`. Without that, nothing of OpenTelemetry is imported.
+whoever makes spans. The server makes some where PULLWAKE_TRACES is on (`config.serving.spans`);
+without that, nothing of OpenTelemetry is imported.
 """
 
 import re

@@ -1,6 +1,6 @@
 """How much of their answers this process holds for readers that have not taken them yet.
 
-Who does not read has a while for each part of an answer. A few may; many would fill the memory.
+A reader has a while to take each part of an answer. A few may be slow; many would fill the memory.
 """
 
 from collections.abc import Iterator

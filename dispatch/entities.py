@@ -562,8 +562,7 @@ def created_events(
 def lock(entity: Entity) -> DispatchState:
     """The entity's dispatch state, locked until the transaction ends. Raises NotFound.
 
-    Its entity is the one that was found before: what that says may have changed since, but for what
-    never does.
+    Its entity is the one given here: of what that says, anything that can change may have changed.
     """
     state = wakes.lock_alone(entity)
     if state is None:

@@ -26,7 +26,7 @@ def subscription_key(url: str) -> str:
 
 
 MANAGE = "manage"
-"""What gives whom it is granted the rights of an entity's creator."""
+"""The permission that gives its holder the rights of an entity's creator."""
 
 
 class EntityType(models.Model):
@@ -174,7 +174,7 @@ class Entity(models.Model):
 
 
 FAILING = 2
-"""Claims in a row without a release, from which on an entity counts as one that keeps failing."""
+"""An entity keeps failing once this many claims in a row have ended without a release."""
 
 
 _PENDING = Q(last_work_offset__gt=F("cursor")) | Q(queue_waiting=True)

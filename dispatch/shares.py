@@ -1,4 +1,4 @@
-"""Whose turn it is among what is due: nobody's waits until all that another piled up is done."""
+"""Whose turn it is among what is due: nobody waits until all that another has piled up is done."""
 
 from itertools import chain
 from typing import Any

@@ -8,8 +8,8 @@ gone        its message was sent, in the same transaction; or it was cancelled
 failed      its message could not be sent; it stays, for operators to see, until it is pruned
 ==========  ================================================================================
 
-A schedule's is added and cancelled under its owner's lock. Who fires timers locks them first, and
-waits for nobody: it goes round those whose owner or target somebody else has locked.
+A schedule's is added and cancelled under its owner's lock. Whatever fires timers locks them first,
+and waits for nobody: it passes over those whose owner or target somebody else has locked.
 """
 
 from collections.abc import Iterable, Mapping

@@ -109,7 +109,7 @@ def write_all(kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def tell(told: str, runner_ids: Collection[str]) -> int:
-    """Say this of runners that the feed has: of how many.
+    """Tell the feed this about runners that it has: about how many.
 
     It leaves out what is said already, and rows that another transaction holds: two servers that
     tell at once each tell a part, and none waits.
@@ -246,8 +246,8 @@ def past(kind: str, place: Place, settled: Settled) -> Any:
 def over(before: Any) -> Any:
     """What may be pruned: rows that left a feed before this time, except the newest one.
 
-    The newest marks how far back readers may have missed something (`claims.feeds`). What comes
-    to be older only while this is pruned is past that mark, and left.
+    The newest marks how far back readers may have missed something (`claims.feeds`). A row that
+    grows old only while this is pruned is past that mark, and stays.
     """
     left = Change.objects.filter(Q(gone=True) | Q(departed=True), changed_at__lt=before)
     passed = Q(pk__in=[])

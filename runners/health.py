@@ -16,7 +16,7 @@ Status = Literal["healthy", "degraded", "unhealthy"]
 
 MANY_RECONNECTS = 5
 MANY_FAILURES = 3
-"""Failed claims of late, from which on their share is looked at: half of them is too many."""
+"""From this many recent failures on, their share counts: half of the claims is too many."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ REMEMBERED = timedelta(seconds=5)
 """How long a verified token is believed without asking; a revoked one is refused after that."""
 
 USE_WRITTEN = timedelta(minutes=1)
-"""A token's last use is written down at most once in so long."""
+"""A token's last use is written down at most this often."""
 
 _CACHE_SIZE = 50_000
 _VALID = Select(
@@ -206,7 +206,7 @@ class Watch(Rounds):
     EVERY_S = 2.0
     FAILED = "the tokens' watch failed, and tries again"
     MARGIN = timedelta(seconds=30)
-    """How long before a round the revocations began that it may not have seen yet."""
+    """How much further back a round looks: a revocation may be committed long after it began."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -268,7 +268,7 @@ def schedule(row: Registration) -> None:
 
 
 def hold_names(orders: Iterable[Order]) -> None:
-    """Have those wait who make the sources of these orders, until the transaction ends."""
+    """Make whoever creates a source of these orders wait until the transaction ends."""
     for url in sorted({each.source_url for each in orders if each.wish is not None}):
         if not sources.is_cron(url):  # which always exists
             lock_name(url)
