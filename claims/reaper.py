@@ -10,12 +10,11 @@ until a server has been back for that claim's lease.
 import logging
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from django.conf import settings
-from django.db import OperationalError
 from django.db.models import Case, F, Q, When
 from django.db.models.functions import Now
 
@@ -24,7 +23,7 @@ from claims.metrics import ENTITIES_RETRIED, REAPER_ROUND, REAPER_ROUNDS, WAKES_
 from claims.models import ClaimQuerySet, ConsumerClaim, ServerPulse
 from core import planner
 from core.clock import with_now
-from core.database import in_turns, is_lock_refused
+from core.database import in_turns, leave
 from core.rounds import Rounds
 from dispatch import wakes
 
@@ -88,10 +87,10 @@ def reap(*, limit: int = BATCH) -> Round:
     """One round over at most ``limit`` rows of each kind."""
     lifecycle.redate(limit=limit)
     done = Round(
-        expired=sum(map(_expire, in_turns(expirable()[:limit]))),
+        expired=_each(lifecycle.expire, expirable()[:limit]),
         reemitted=wakes.reemit_stale(limit=limit),
         retried=wakes.retry_due(limit=limit),
-        pardoned=sum(map(lifecycle.pardon, in_turns(ConsumerClaim.objects.pardonable()[:limit]))),
+        pardoned=_each(lifecycle.pardon, ConsumerClaim.objects.pardonable()[:limit]),
     )
     reports.tell_health(limit=limit)
     ServerPulse.objects.filter(pk=1).update(
@@ -109,18 +108,15 @@ def reap(*, limit: int = BATCH) -> Round:
     return done
 
 
-def _expire(claim: ConsumerClaim) -> bool:
-    try:
-        return lifecycle.expire(claim) is not None
-    except OperationalError as exc:
-        if not is_lock_refused(exc):
-            raise  # the database is away, for this claim and for all others
-        logger.warning("claim %s is left to the next round: %s", claim, exc)
-        return False
-    except Exception:
-        # A claim that cannot be expired must not keep the others from it.
-        logger.exception("claim %s could not be expired", claim)
-        return False
+def _each(act: Callable[[ConsumerClaim], object], claims: ClaimQuerySet) -> int:
+    """Do this to each of these claims: how many it was done to."""
+    count = 0
+    for claim in in_turns(claims):
+        try:
+            count += bool(act(claim))
+        except Exception as exc:  # noqa: BLE001  one that cannot be done must not stop the others
+            leave(logger, f"claim {claim}", exc)
+    return count
 
 
 class Housekeeper(Rounds):

@@ -154,6 +154,19 @@ def can_skip_locked() -> bool:
     return connection.features.has_select_for_update_skip_locked
 
 
+def leave(logger: logging.Logger, what: str, exc: Exception) -> None:
+    """Leave ``what`` has failed to the next round, in the log: it keeps no other from its turn.
+
+    Raises ``exc`` where the database is away, for this one and for all others.
+    """
+    if is_lock_refused(exc):
+        logger.warning("%s is left to the next round: %s", what, exc)
+    elif is_passing(exc):
+        raise exc
+    else:
+        logger.error("%s is left to the next round", what, exc_info=exc)
+
+
 def lock_name(*names: str) -> None:
     """Make others that lock one of these names wait until this transaction ends.
 

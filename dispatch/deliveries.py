@@ -14,7 +14,7 @@ from django.db import transaction
 
 from core.bodies import JsonObject
 from core.clock import epoch_ms, iso
-from core.database import in_turns, is_lock_refused, is_passing
+from core.database import in_turns, leave
 from core.principals import Principal
 from dispatch import entities, shared_states, wakes
 from dispatch.models import DispatchState, Entity, Registration
@@ -37,16 +37,8 @@ def deliver_due(*, limit: int) -> int:
 def _deliver_or_leave(subscriber_id: int) -> int:
     try:
         return deliver(subscriber_id)
-    except Exception as exc:
-        if is_passing(exc) and not is_lock_refused(exc):
-            raise  # the database is away, for this one and for all others
-        # One that fails must not keep the others waiting.
-        logger.warning(
-            "wakes for entity %d are left to the next round: %s",
-            subscriber_id,
-            exc,
-            exc_info=not is_passing(exc),
-        )
+    except Exception as exc:  # noqa: BLE001  one that fails must not keep the others waiting
+        leave(logger, f"what entity {subscriber_id} waits for", exc)
     return 0
 
 

@@ -19,6 +19,7 @@ Lock order: dispatch state, claim, wake, then the tail of the runner's wake stre
 must not be deleted is locked before all.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
@@ -26,12 +27,19 @@ from functools import partial
 from typing import TypeVar
 
 from django.conf import settings
-from django.db import OperationalError, connection, transaction
+from django.db import connection, transaction
 from django.db.models import DateTimeField, ExpressionWrapper, F, Q, QuerySet, Subquery
 from django.db.models.functions import Greatest, Now
 
 from core.clock import Milliseconds, epoch_ms, now_sql, with_now
-from core.database import HeldBriefly, can_skip_locked, in_turns, is_lock_refused, lock_name
+from core.database import (
+    HeldBriefly,
+    can_skip_locked,
+    in_turns,
+    is_lock_refused,
+    leave,
+    lock_name,
+)
 from core.identifiers import new_id
 from core.metrics import type_name
 from core.prepared import Insert, Param, SaveChanged, Select, Update, Values, relate
@@ -48,6 +56,8 @@ from dispatch.models import (
 from dispatch.streams import registrations, waiters
 from runners import changes
 from runners.models import Runner, WakeStream
+
+logger = logging.getLogger(__name__)
 
 MAX_DELAY = timedelta(hours=1)
 """The longest that an entity waits after a failure."""
@@ -506,31 +516,42 @@ def _unclaimed_for_long() -> Q:
 
 
 def _reemit_or_leave(wakes: WakeQuerySet) -> int:
-    """`reemit`; none if another process holds the runner's tail for long, until the next round."""
+    """`reemit`; none if that fails, as where another holds the runner's tail for long."""
     try:
         return reemit(wakes)
-    except OperationalError as exc:
-        if not is_lock_refused(exc):
-            raise
+    except Exception as exc:  # noqa: BLE001  one runner's must not keep the others waiting
+        leave(logger, "what is to be emitted again", exc)
         return 0
 
 
 def retry_due(*, limit: int) -> int:
     """Wake entities whose delay after a failure is over: how many of at most ``limit``."""
     overdue = DispatchState.objects.retry_due()
-    woken = 0
-    oldest = overdue.order_by("retry_at").values_list("pk", flat=True)
-    for entity_id in in_turns(oldest[:limit]):
-        with transaction.atomic():
-            state = try_lock(overdue.filter(pk=entity_id))
-            if state is None:
-                continue
-            wake = settle(state)
-            if wake is not None or not state.due:
-                state.retry_at = None
-                save(state)
-            woken += wake is not None
+    woken, held = 0, set[str | None]()
+    oldest = overdue.order_by("retry_at").values_list("pk", "runner_id")[:limit]
+    for entity_id, runner_id in in_turns(oldest):
+        if runner_id in held:  # each would wait in vain, and meanwhile the server leaves no pulse
+            continue
+        try:
+            woken += _retry(overdue.filter(pk=entity_id))
+        except Exception as exc:  # noqa: BLE001  one entity must not keep the others waiting
+            leave(logger, f"the retry of entity {entity_id}", exc)
+            if is_lock_refused(exc):
+                held.add(runner_id)
     return woken
+
+
+def _retry(overdue: DispatchStateQuerySet) -> bool:
+    """Wake the one entity of these, unless another has locked it: whether this did."""
+    with transaction.atomic():
+        state = try_lock(overdue)
+        if state is None:
+            return False
+        wake = settle(state)
+        if wake is not None or not state.due:
+            state.retry_at = None
+            save(state)
+    return wake is not None
 
 
 def _tail() -> QuerySet[WakeStream]:

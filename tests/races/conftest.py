@@ -26,6 +26,7 @@ HOLD = {
     "claim": "SELECT FROM claims_consumerclaim FOR UPDATE",
     "claim of e1": "SELECT FROM claims_consumerclaim WHERE entity_url = '/agent/e1' FOR UPDATE",
     "tail": "SELECT FROM runners_wakestream FOR UPDATE",
+    "tail of r1": "SELECT FROM runners_wakestream WHERE runner_id = 'r1' FOR UPDATE",
     "shared state": "SELECT FROM dispatch_sharedstate FOR UPDATE",
     # Not the row itself, which is yet to be made, but its name.
     "shared name": "INSERT INTO dispatch_sharedstate (name, tail, created_by)"
