@@ -26,7 +26,8 @@ TAIL_HEADER = "Pullwake-Tail"
 """Ours: on a claim's answer, the tail of the entity's stream, which a done without acks acks."""
 
 NONCE_HEADER = "Pullwake-Claim-Nonce"
-"""Ours: on a claim, what the runner names its request by; sent again, it gets the same claim."""
+"""Ours: on a claim or a mint, what the runner names its request by; sent again, it gets the same
+claim, or the same write token."""
 
 MAX_NONCE = 128
 """Characters."""
@@ -146,7 +147,7 @@ class Callback(Body, frozen=True, kw_only=True):
     generation: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
     """The same as `epoch`."""
     wakeId: str | UnsetType = UNSET  # noqa: N815
-    """The wake's id; with it and without `acks`, a write token is minted, and the one before it
+    """The wake's id; with it and without `acks`, a write token is minted, and another before it
     is void.
     """
     wake_id: str | UnsetType = UNSET
@@ -202,10 +203,7 @@ class ClaimView(RunnerResource):
         body = read(request, WakeEvent, empty=True)
         runner = self.runner(runner_id)
         subscription = None if body.subscription_id is UNSET else body.subscription_id
-        nonce = request.META.get("HTTP_PULLWAKE_CLAIM_NONCE", "")
-        if len(nonce) > MAX_NONCE:
-            raise InvalidRequest(f"{NONCE_HEADER} is longer than {MAX_NONCE} characters.")
-        verdict = lifecycle.acquire(runner, subscription, nonce)
+        verdict = lifecycle.acquire(runner, subscription, _nonce(request))
         match verdict:
             case None:
                 return HttpResponse(status=204)
@@ -217,6 +215,13 @@ class ClaimView(RunnerResource):
         }
         log_facts.note(**_facts(verdict))
         return answer(claim_body(verdict, base_url(request), _place(verdict)), headers=places)
+
+
+def _nonce(request: HttpRequest) -> str:
+    nonce: str = request.META.get("HTTP_PULLWAKE_CLAIM_NONCE", "")
+    if len(nonce) > MAX_NONCE:
+        raise InvalidRequest(f"{NONCE_HEADER} is longer than {MAX_NONCE} characters.")
+    return nonce
 
 
 def _facts(made: lifecycle.Acquisition) -> dict[str, Any]:
@@ -274,7 +279,7 @@ class CallbackView(ApiView):
         body=Callback,
         answers={200: CallbackAnswer},
         errors=[409],
-        headers=["Electric-Claim-Token"],
+        headers=["Electric-Claim-Token", NONCE_HEADER],
         operation="callBack",
     )
     def post(self, request: HttpRequest, consumer_id: str) -> HttpResponse:
@@ -291,11 +296,12 @@ class CallbackView(ApiView):
             with bad:
                 acks = _acks(body)
             bad.refuse()
+            nonce = _nonce(request)
         except InvalidRequest:
             # A caller without the claim gets 401, not a hint about the body.
             lifecycle.authenticate(consumer_id, token)
             raise
-        done = _carry_out(body, credentials, acks)
+        done = _carry_out(body, credentials, acks, nonce)
         self.verb, self.reports = _verb(body, done)
         return answer(done)
 
@@ -324,7 +330,10 @@ def _error(reported: Any) -> str:
 
 
 def _carry_out(
-    body: Callback, credentials: lifecycle.Credentials, acks: list[lifecycle.Ack] | None
+    body: Callback,
+    credentials: lifecycle.Credentials,
+    acks: list[lifecycle.Ack] | None,
+    nonce: str,
 ) -> CallbackAnswer:
     if body.done:
         release = lifecycle.release(credentials, acks)
@@ -345,7 +354,7 @@ def _carry_out(
             retry_at=UNSET if failure.retry_at is None else iso(failure.retry_at),
         )
     if credentials.wake_id is not None and acks is None:
-        return CallbackAnswer(ok=True, writeToken=lifecycle.mint(credentials))
+        return CallbackAnswer(ok=True, writeToken=lifecycle.mint(credentials, nonce))
     expires_at = lifecycle.renew(credentials, acks or ())
     return CallbackAnswer(ok=True, next_wake=False, lease_expires_at=iso(expires_at))
 

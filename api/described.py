@@ -75,8 +75,8 @@ PARAMETERS: dict[str, tuple[str, Any]] = {
     "Producer-Seq": ("Of its appends in this epoch, counted from 0.", "0"),
     "Pullwake-Claim-Nonce": (
         (
-            "A name of this request, of at most 128 characters: sent again, it is answered with "
-            "the claim that it made."
+            "A name of this request to claim or to mint, of at most 128 characters: sent again, it "
+            "is answered with the claim, or the write token, that it made."
         ),
         "5f1c2a",
     ),

@@ -34,7 +34,7 @@ it is woken at once, and the count stays. Should the death show only later, it i
 A runner may name its request to claim by a nonce. Should the answer be lost, the same request
 again gets the same claim with the same token and a full lease, as long as the claim has not been
 used. The token is the same because the lost request may yet arrive, as where a server was frozen:
-it must not take the claim from whoever was answered meanwhile.
+it must not take the claim from whoever was answered meanwhile. So it is with a request to mint.
 
 Each transition is one UPDATE that names consumer_id, epoch and ``status = 'active'``; its row
 count is the verdict. Lock order: dispatch state, claim, wake, tails of wake streams by runner id.
@@ -293,7 +293,7 @@ _ADD = Insert(
 def _create(
     runner: Runner, state: DispatchState, wake_id: str, generation: int, nonce_hash: str
 ) -> Acquisition:
-    token = _claim_token(wake_id, generation, nonce_hash)
+    token = _token("pwc", wake_id, generation, nonce_hash)
     claim = ConsumerClaim(
         consumer_id=wake_id,
         epoch=generation,
@@ -320,11 +320,11 @@ def _told_of(
     return Acquisition(claim, state.entity, token, state.cursor, just_past, attempt, waited, sent)
 
 
-def _claim_token(consumer_id: str, epoch: int, nonce_hash: str) -> str:
-    """A new one, or that of the request with this nonce."""
+def _token(prefix: str, consumer_id: str, epoch: int, nonce_hash: str) -> str:
+    """A new one for this claim, or that of the request with this nonce."""
     if not nonce_hash:
-        return new_secret("pwc")
-    return derived_secret(settings.SECRET_KEY, "pwc", consumer_id, str(epoch), nonce_hash)
+        return new_secret(prefix)
+    return derived_secret(settings.SECRET_KEY, prefix, consumer_id, str(epoch), nonce_hash)
 
 
 def _made_before(runner: Runner, nonce_hash: str) -> ClaimQuerySet:
@@ -338,7 +338,7 @@ def _answer_again(runner: Runner, state: DispatchState, nonce_hash: str) -> Acqu
     claim = made.first()
     if claim is None:
         return None
-    token = _claim_token(claim.consumer_id, claim.epoch, nonce_hash)
+    token = _token("pwc", claim.consumer_id, claim.epoch, nonce_hash)
     # Another's hash stands where SECRET_KEY has changed since.
     again = made.update(
         claim_token_hash=hash_secret(token), lease_expires_at=ClockNow() + F("lease")
@@ -402,9 +402,13 @@ _MINT = Update(
 )
 
 
-def mint(credentials: Credentials) -> str:
-    """A new write token for an active claim; the former one opens nothing. Raises as `_refusal`."""
-    token = new_secret("pww")
+def mint(credentials: Credentials, nonce: str = "") -> str:
+    """A write token for an active claim; a former one that differs opens nothing.
+
+    It is a new one, or the same again for the same nonce. Raises as `_refusal`.
+    """
+    nonce_hash = hash_secret(nonce) if nonce else ""
+    token = _token("pww", credentials.consumer_id, credentials.epoch, nonce_hash)
     rows = _MINT.returned(**_proof(credentials), write_token_hash=hash_secret(token))
     if not rows:
         raise _refusal(credentials)

@@ -1,10 +1,11 @@
-"""A claim whose answer was lost is answered again to the runner that asks again."""
+"""A claim whose answer was lost is answered again to the runner that asks again; so is a mint."""
 
 import pytest
 from django.db.models import F
 from django.db.models.functions import Now
 
 from claims.models import ConsumerClaim
+from core.identifiers import hash_secret
 from tests.support import Claim, lapse
 
 
@@ -103,3 +104,46 @@ def test_a_nonce_that_is_too_long_is_refused(runner, event):
 def test_only_its_hash_is_stored(runner, event):
     ask(runner, event, "a-nonce")
     assert len(ConsumerClaim.objects.get().nonce_hash) == 64
+
+
+# --- The write token --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mint(claim):
+    """Mints a write token for a claim by this nonce."""
+    body = {"epoch": claim.epoch, "wakeId": claim.body["wakeId"]}
+    path = f"/_electric/wake-callbacks/{claim.body['consumerId']}"
+    return lambda nonce: claim.api.post(
+        path,
+        body,
+        Electric_Claim_Token=claim.body["claimToken"],
+        Pullwake_Claim_Nonce=nonce,
+    )
+
+
+def test_a_mint_that_arrives_late_voids_no_token(claim, mint):
+    answered = mint("n1").body["writeToken"]
+    assert mint("n1").body["writeToken"] == answered
+    assert claim.append({"n": 1}, token=answered).status == 204
+    assert ConsumerClaim.objects.filter(write_token_hash=hash_secret(answered)).count() == 1
+
+
+def test_another_nonce_mints_another_token(claim, mint):
+    former, newer = mint("n1").body["writeToken"], mint("n2").body["writeToken"]
+    assert claim.append({"n": 1}, token=former).status == 401
+    assert claim.append({"n": 1}, token=newer).status == 204
+
+
+def test_a_write_token_is_no_claim_token_and_none_of_another_claim(claim, mint):
+    former = mint("n1").body["writeToken"]
+    claim.fail()
+    assert mint("n1").error == "FENCED"
+    claim.api.send()
+    newer = ask(claim.api, {}, "n1")
+    assert former not in (newer.body["claimToken"], Claim(claim.api, newer.body).mint())
+    assert claim.append({"n": 1}, token=former).status == 401
+
+
+def test_a_nonce_to_mint_by_is_not_too_long_either(mint):
+    assert mint("n" * 129).error == "INVALID_REQUEST"

@@ -90,7 +90,7 @@ class FakeApi:
             sent_at=sent_at,
         )
 
-    async def mint(self, grant: Grant) -> str:
+    async def mint(self, grant: Grant, nonce: str) -> str:
         await self._call("mint", grant.entity_url)
         return "wt"
 

@@ -629,6 +629,25 @@ async def test_after_trouble_anywhere_the_message_is_done_exactly_once(
         await runner.stop()
 
 
+async def test_a_mint_that_arrives_late_takes_the_claim_from_nobody() -> None:
+    late = []
+
+    async def delay(request: Request, answer: Any) -> Any:
+        late.append(answer)
+        raise Cut
+
+    async def handler(wake: Wake) -> None:
+        await late.pop()()
+        await wake.append({"type": "reply", "value": "written"})
+
+    async with FakeServer() as server:
+        server.fault("mint", delay)
+        async with running(server, handler):
+            await server.send("chat/1", "hi")
+            await worked(server, "chat/1")
+        assert [event["value"] for event in server.entity("chat/1").appended()] == ["written"]
+
+
 async def test_a_runner_deleted_on_the_server_registers_again() -> None:
     async with FakeServer() as server, running(server, timing=fast(heartbeat_interval=0.1)):
         await server.seen("heartbeat")

@@ -203,9 +203,10 @@ class Api:
             return NoWork("the entity is not to run")
         return _grant(body, answer)
 
-    async def mint(self, grant: Grant) -> str:
-        """A new write token for the claim; it replaces one minted before."""
-        answer = await self._callback(grant, {"wakeId": grant.wake_id, "epoch": grant.epoch})
+    async def mint(self, grant: Grant, nonce: str) -> str:
+        """The write token of this `nonce` for the claim; it replaces one of another."""
+        body = {"wakeId": grant.wake_id, "epoch": grant.epoch}
+        answer = await self._callback(grant, body, extra={"Pullwake-Claim-Nonce": nonce})
         token = _text(answer.object(), "writeToken")
         if not token:
             raise BadAnswer("a claim was answered without a write token")
@@ -340,13 +341,18 @@ class Api:
         )
 
     async def _callback(
-        self, grant: Grant, body: dict[str, Any], deadline: float | None = None
+        self,
+        grant: Grant,
+        body: dict[str, Any],
+        deadline: float | None = None,
+        extra: Mapping[str, str] | None = None,
     ) -> Answer:
         return await self.transport.call(
             "POST",
             grant.callback,
             json_body=body,
             token=grant.claim_token,
+            extra=extra,
             deadline=self.timing.request_timeout if deadline is None else deadline,
         )
 

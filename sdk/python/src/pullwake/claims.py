@@ -521,7 +521,9 @@ class Claims:
         how: GiveUp | RetryAfter | None = None
         try:
             async with asyncio.timeout(self._work_timeout) as limit:
-                write_token = await retry(lambda: self._api.mint(grant))
+                # One for all tries: a request that arrives late voids no token.
+                nonce = secrets.token_urlsafe(16)
+                write_token = await retry(lambda: self._api.mint(grant, nonce))
                 held.wake = wake = Wake(self._api, grant, write_token, retry)
                 self._accompany(held, wake)
                 try:

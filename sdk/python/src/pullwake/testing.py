@@ -555,7 +555,8 @@ class FakeServer:
         match request.route:
             case "mint":
                 claim.mints += 1
-                claim.write_token = f"wt-{claim.consumer_id}-{claim.mints}"
+                name = request.headers.get("pullwake-claim-nonce", claim.mints)
+                claim.write_token = f"wt-{claim.consumer_id}-{name}"
                 return Response(200, {"ok": True, "writeToken": claim.write_token})
             case "renew":
                 claim.renewals += 1
