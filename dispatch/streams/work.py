@@ -5,7 +5,8 @@ decides that for each event as it is appended. `follow` records what later event
 ones: a message that is cancelled, deleted or held back is no longer work, nor is a signal that a
 handler has handled. A queued message stays work, wherever the cursor is, until it is taken: a
 handler takes one at a time, and acks the others with it. What a claim took is its own until the
-claim acks it or ends: then it is done with (`finish`), or waits in its old place again (`untake`).
+claim acks it or ends: then it is done with (`finish`), or waits in its old place again (`untake`);
+or until its handler says that it waits.
 """
 
 from typing import Any
@@ -84,6 +85,8 @@ def _follow_message(
     mode, status = value.get("mode"), value.get("status")
     queue = QueuedMessage.objects.filter(entity_id=state.entity_id)
     queued = queue.filter(key=key).first()
+    if queued is None and by_handler and status == "pending":
+        queued = _put_back(state, key)
     held = mode == "paused" if "mode" in value else queued is not None and queued.held
     if held or _is_withdrawn(event):
         _retract(state, "inbox", key)
@@ -109,7 +112,7 @@ def _follow_message(
 def _take(state: DispatchState, queued: QueuedMessage) -> None:
     if state.active_epoch is None:  # it was taken on another server, long ago
         return
-    taken = TakenMessage(**_facts(queued), epoch=state.active_epoch)
+    taken = TakenMessage(**_facts(queued), epoch=state.active_epoch or 0)
     # A server of the previous version leaves rows of claims that it has ended.
     TakenMessage.objects.bulk_create(
         [taken],
@@ -117,6 +120,20 @@ def _take(state: DispatchState, queued: QueuedMessage) -> None:
         unique_fields=["entity", "key"],
         update_fields=[*_PLACE, "epoch"],
     )
+
+
+def _put_back(state: DispatchState, key: str) -> QueuedMessage | None:
+    """A handler lets a message that its claim took wait again, if it did take it."""
+    taken = TakenMessage.objects.filter(entity=state.entity_id, epoch=state.active_epoch or 0)
+    message = taken.filter(key=key).first()
+    if message is None:
+        return None
+    message.delete()
+    if not taken.exists():  # as if it had taken none, so that it is not given it for ever at once
+        unacked = StreamEvent.objects.filter(entity_id=state.entity_id, work=True)
+        given = unacked.filter(offset__gt=state.cursor, offset__lte=state.claimed_tail)
+        state.given_offset = given.order_by("offset").values_list("offset", flat=True).first() or 0
+    return QueuedMessage.objects.create(**_facts(message))
 
 
 def _facts(message: QueuedMessage | TakenMessage) -> dict[str, Any]:

@@ -180,6 +180,39 @@ def test_it_is_what_its_sender_made_of_it_meanwhile(claim, edit):
     assert said(claim, "m2")[-1] == "processed"
 
 
+@pytest.mark.parametrize("end", ["done", "fail"])
+def test_its_handler_may_let_it_wait_again(claim, end):
+    assert update(claim, "m2", {"status": "pending"}).status == 204
+    assert (queue(), TakenMessage.objects.count()) == (["m2", "m3"], 0)
+    getattr(claim, end)()
+    assert queue() == ["m2", "m3"]
+    end_delay()  # which a done has, too: it achieved nothing
+    assert wakes.retry_due(limit=1) == 1
+    again = claim.api.claim()
+    taken(again, "m2")
+    taken(again, "m3")
+    assert not again.done(again.tail).body["next_wake"]
+    assert said(claim, "m2") == ["pending", "processed", "pending", "processed"]
+
+
+def test_its_handler_may_let_it_wait_elsewhere(claim):
+    change = {"status": "pending", "mode": "queued", "position": "9"}
+    assert update(claim, "m2", change).status == 204
+    assert queue() == ["m3", "m2"]
+
+
+def test_one_of_two_that_it_took_wakes_it_at_once(claim):
+    taken(claim, "m3")
+    assert update(claim, "m3", {"status": "pending"}).status == 204
+    assert claim.done(claim.tail).body["next_wake"]
+    assert (queue(), TakenMessage.objects.count()) == (["m3"], 0)
+
+
+def test_what_an_earlier_claim_took_is_not_the_handlers_to_put_back(claim):
+    assert update(claim, "m1", {"status": "pending"}).status == 204
+    assert queue() == ["m3"]
+
+
 def test_it_is_held_back_again_if_it_was_when_the_handler_took_it(claim):
     # The handler had read the queue before its sender held the message back.
     path = f"/_electric/entities{URL}/inbox/m3"
