@@ -1,10 +1,11 @@
 """The undocumented parts of gunicorn and gevent that `config.serving.worker` uses.
 
 Of `GeventWorker`: the overridden init_process, handle_exit, handle_quit, handle, handle_request,
-handle_error and run; the attributes alive, cfg, sockets and worker_connections; and notify. Of the
-socket that `handle` is given, gunicorn uses recv, sendall and what a plain socket does alike. Of
-gevent's `StreamServer`: wrap_socket_and_handle, do_read, do_handle, start_accepting and
-stop_accepting. Each has a test in tests/serving/test_gunicorn_parts.py.
+handle_error and run; the attributes alive, cfg, sockets and worker_connections; and notify. Of its
+requests: version and headers. Of the socket that `handle` is given, gunicorn uses recv, sendall and
+what a plain socket does alike. Of gevent's `StreamServer`: wrap_socket_and_handle, do_read,
+do_handle, start_accepting and stop_accepting. Each has a test in
+tests/serving/test_gunicorn_parts.py.
 """
 
 import os
@@ -22,10 +23,29 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from config.serving.peers import keep_little, turn_away
 
-__all__ = ["GeventWorker", "ParseException", "close_servers", "ssl_context", "start_servers"]
+__all__ = [
+    "GeventWorker",
+    "ParseException",
+    "close_servers",
+    "require_plain",
+    "ssl_context",
+    "start_servers",
+]
 
 HANDSHAKE_S = 0.05
 """Seconds that a peer which began to connect may take to have done so."""
+
+
+def require_plain(req: Any) -> None:
+    """Raise ParseException for a request that gunicorn takes, and RFC 9112 does not.
+
+    It reads a body as it is in its chunks, whatever else was done to it before.
+    """
+    if req.version >= (1, 1) and not any(name == "HOST" for name, _ in req.headers):
+        raise ParseException("it names no Host")
+    for name, value in req.headers:
+        if name == "TRANSFER-ENCODING" and value.lower() != "chunked":
+            raise ParseException(f"no Transfer-Encoding but chunked is taken, not {value!r}")
 
 
 class Server(StreamServer):  # type: ignore[misc]

@@ -18,6 +18,7 @@ from config.serving.gunicorn_parts import (
     GeventWorker,
     ParseException,
     close_servers,
+    require_plain,
     start_servers,
 )
 from config.serving.peers import Peer, let_in
@@ -88,6 +89,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Any:
         """One request, counted while it is in flight."""
         self.expected.discard(sock)
+        require_plain(req)
         sock.begin()
         self.in_flight[req] = sock
         try:

@@ -87,6 +87,8 @@ def test_handle_answers_a_request_by_handle_request(worker, listener):
     listener_name, request, _, _ = args
     assert listener_name == listener.getsockname()
     assert getattr(request, "path", None) == "/livez"
+    assert getattr(request, "version", None) == (1, 1)
+    assert getattr(request, "headers", None) == [("HOST", "x")]
 
 
 def test_handle_answers_what_is_no_request_by_handle_error(worker, listener):
