@@ -353,7 +353,7 @@ class RunnerView(RunnerResource):
         """Its claims expire and its entities are freed."""
         runner = self.runner(runner_id)
         with self.recorded(runner, "Deleted"):
-            endings.delete_runner(runner.pk)
+            endings.delete_runner(runner)
         return HttpResponse(status=204)
 
 
@@ -425,7 +425,7 @@ class AdminStatusView(RunnerResource):
         raw_body(request)  # nobody reads it, but it has to be JSON like any other
         runner = self.runner(runner_id)
         with self.recorded(runner, str(self.status).capitalize(), flag=CHANGE):
-            runner = arrivals.set_admin_status(runner.pk, self.status)
+            runner = arrivals.set_admin_status(runner, self.status)
         return answer(runner_body(runner))
 
 

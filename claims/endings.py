@@ -110,14 +110,14 @@ def delete_entity(entity: Entity) -> None:
         _reemit_refused(holder)
 
 
-def delete_runner(runner_id: str) -> None:
+def delete_runner(found: Runner) -> None:
     """Delete a runner: its claims are taken back and their entities freed. Raises NotFound.
 
     Its entities keep their pending work, and have no runner until they are given one; an entity
     that was meanwhile dispatched to another runner is woken there.
     """
     with transaction.atomic():
-        runner = registry.lock(runner_id)
+        runner = registry.lock_again(found)
         states = _lock_concerned(runner)
         # Those that ended lose their reference to it, too, and come before registrations.
         list(runner.claims.order_by("pk").select_for_update().values_list("pk"))
@@ -132,7 +132,7 @@ def delete_runner(runner_id: str) -> None:
         for state in sorted(states.values(), key=lambda each: each.runner_id or ""):
             wakes.settle(state)
         runner.delete()
-        changes.remove(changes.Kind.RUNNER, runner_id)
+        changes.remove(changes.Kind.RUNNER, found.pk)
         waiters.announce(waiters.RUNNER_FEED)
 
 

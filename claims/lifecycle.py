@@ -207,9 +207,8 @@ def _acquire_asked(
         made = _made_before(runner, nonce_hash).first()
         if made is not None:
             oldest = partial(wakes.lock_claimed, made.entity_id or 0)
-    while (found := _acquire(runner, oldest, nonce_hash)) is None and (
-        runner.wakes.outstanding().exists()
-    ):
+    own = runner.wakes.outstanding().filter(runner__owner_principal=runner.owner_principal)
+    while (found := _acquire(runner, oldest, nonce_hash)) is None and own.exists():
         # Another claimer took the oldest first: now the next oldest is the oldest.
         oldest = partial(wakes.lock_oldest, runner.pk)
     return found
@@ -250,6 +249,10 @@ def _try_acquire(
         again = _answer_again(runner, state, nonce_hash)
         if again is not None:
             return again
+    if (state.runner_id, state.runner_owner) != (runner.pk, runner.owner_principal):
+        # Since its claim was found, that ended, and it was dispatched elsewhere; or the runner is
+        # deleted, and its id another principal's.
+        return None
     if state.closed or (state.paused and not state.claimed):
         return NotAwake()
     if state.outstanding_wake_id is None:

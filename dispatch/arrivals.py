@@ -22,10 +22,10 @@ def register(owner: Principal, runner_id: str, facts: JsonObject) -> Runner:
     return runner
 
 
-def set_admin_status(runner_id: str, status: Runner.AdminStatus) -> Runner:
+def set_admin_status(runner: Runner, status: Runner.AdminStatus) -> Runner:
     """`registry.set_admin_status`; enabling emits unclaimed wakes again. Raises NotFound."""
     with transaction.atomic():
-        runner = registry.set_admin_status(runner_id, status)
+        runner = registry.set_admin_status(runner, status)
         waiters.announce(waiters.RUNNER_FEED)
         if status == Runner.AdminStatus.ENABLED:
             wakes.reemit(runner.wakes.all())

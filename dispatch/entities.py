@@ -150,14 +150,14 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """The runner of a new entity, and the principals (URLs) that may own it; None for any."""
+    """The runner of a new entity, and the principals (URLs) that may own it."""
 
     runner_id: str
-    owners: tuple[str, ...] | None
+    owners: tuple[str, ...]
 
     def check(self, runner: Runner) -> Runner:
         """The runner. Raises Forbidden."""
-        return runner if self.owners is None else registry.require_owner(runner, *self.owners)
+        return registry.require_owner(runner, *self.owners)
 
 
 _ADD = Insert(Entity, created_at=Now(), updated_at=Now())
@@ -270,8 +270,9 @@ def _target(
     """
     if runner_id is not None:
         return _Target(runner_id, (caller.url,))
-    if parent is not None and parent.dispatch_state.runner_id is not None:
-        return _Target(parent.dispatch_state.runner_id, None)
+    above = None if parent is None else parent.dispatch_state.runner
+    if above is not None:
+        return _Target(above.pk, (above.owner_principal,))
     if entity_type is not None and entity_type.default_runner is not None:
         return _Target(entity_type.default_runner, (entity_type.registered_by, caller.url))
     return None

@@ -24,11 +24,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from django.conf import settings
 from django.db import connection, transaction
-from django.db.models import DateTimeField, ExpressionWrapper, F, Q, QuerySet, Subquery
+from django.db.models import DateTimeField, ExpressionWrapper, F, OuterRef, Q, QuerySet, Subquery
 from django.db.models.functions import Greatest, Now
 
 from core.clock import Milliseconds, epoch_ms, now_sql, with_now
@@ -119,54 +119,51 @@ def lock_of(entity_id: int) -> DispatchState | None:
     return remember(_STATE_OF.first(entity=entity_id))
 
 
-_STATE_CLAIMED = Select(
-    lambda: _locking(DispatchState.objects.with_first_work().filter(entity=Param("entity")))
-)
+def _takable(**which: Any) -> DispatchStateQuerySet:
+    """Which states are locked to be taken: with ``first_work``, which `take` needs.
+
+    And with ``runner_owner``: by the time of a claim, another may have registered its runner's id.
+    It is no condition, by which PostgreSQL might look through all states of a runner.
+    """
+    owner = Runner.objects.filter(pk=OuterRef("runner")).values("owner_principal")
+    known = {"runner_owner": Subquery(owner)}
+    return _locking(DispatchState.objects.with_first_work().annotate(**known).filter(**which))
+
+
+_STATE_CLAIMED = Select(lambda: _takable(entity=Param("entity")))
 
 
 def lock_claimed(entity_id: int) -> DispatchState | None:
-    """`lock_of` for a state to be taken; it has ``first_work``, which `take` needs."""
+    """`lock_of` for a state to be taken."""
     return remember(_STATE_CLAIMED.first(entity=entity_id))
 
 
 _STATE_SUBSCRIBED = Select(
-    lambda: _locking(
-        DispatchState.objects.with_first_work().filter(
-            runner=Param("runner"), entity__subscription_key=Param("subscription_key")
-        )
-    )
+    lambda: _takable(runner=Param("runner"), entity__subscription_key=Param("subscription_key"))
 )
 
 
 def lock_subscribed(runner_id: str, subscription_key: str) -> DispatchState | None:
-    """`lock` for the runner's state with this subscription; None if there is none.
-
-    It has ``first_work``, which `take` needs.
-    """
+    """`lock` for the runner's state with this subscription, to be taken; None if there is none."""
     found = _STATE_SUBSCRIBED.first(runner=runner_id, subscription_key=subscription_key)
     return remember(found)
 
 
 _STATE_OLDEST = Select(
-    lambda: _locking(
-        # Its runner is its wake's.
-        DispatchState.objects.with_first_work().filter(
-            outstanding_wake=Subquery(
-                Wake.objects.outstanding()
-                .filter(runner=Param("runner"))
-                .order_by("pk")
-                .values("pk")[:1]
-            )
+    # Its runner is its wake's.
+    lambda: _takable(
+        outstanding_wake=Subquery(
+            Wake.objects.outstanding()
+            .filter(runner=Param("runner"))
+            .order_by("pk")
+            .values("pk")[:1]
         )
     )
 )
 
 
 def lock_oldest(runner_id: str) -> DispatchState | None:
-    """`lock` for the state with the runner's oldest wake; None if there is none to take.
-
-    It has ``first_work``, which `take` needs.
-    """
+    """`lock` for the state with the runner's oldest wake, to be taken; None if there is none."""
     return remember(_STATE_OLDEST.first(runner=runner_id))
 
 

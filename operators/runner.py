@@ -74,9 +74,9 @@ def _disable_effect(runner: Any) -> str:
 
 
 def _set_status(runner: Any, status: Runner.AdminStatus) -> str:
-    if registry.lock(runner.pk).admin_status == status:
+    if registry.lock_again(runner).admin_status == status:
         raise InvalidRequest(f"It is already {status}.")
-    arrivals.set_admin_status(runner.pk, status)
+    arrivals.set_admin_status(runner, status)
     return str(status.value)
 
 
@@ -252,7 +252,7 @@ def _delete_effect(runner: Any) -> str:
 
 
 def _delete(runner: Any, order: Order) -> str:
-    endings.delete_runner(runner.pk)
+    endings.delete_runner(runner)
     return "deleted"
 
 

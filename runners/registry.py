@@ -86,6 +86,17 @@ def lock(runner_id: str) -> Runner:
     return found(_lock(runner_id), runner_id)
 
 
+def lock_again(runner: Runner) -> Runner:
+    """`lock` for a runner that was found before.
+
+    Raises NotFound where it was deleted since, also if another principal has registered its id.
+    """
+    locked = lock(runner.pk)
+    if locked.owner_principal != runner.owner_principal:
+        return found(None, runner.pk)
+    return locked
+
+
 def lock_own(caller: Principal, runner_id: str) -> Runner:
     """The caller's runner, locked against deletion until the transaction ends.
 
@@ -108,12 +119,12 @@ def _lock(runner_id: str) -> Runner | None:
     return _LOCKED.first(id=runner_id)
 
 
-def set_admin_status(runner_id: str, status: Runner.AdminStatus) -> Runner:
+def set_admin_status(runner: Runner, status: Runner.AdminStatus) -> Runner:
     """Enable or disable a runner. Raises NotFound."""
     with transaction.atomic():
-        lock(runner_id)
-        Runner.objects.filter(pk=runner_id).update(admin_status=status, updated_at=Now())
-        return _tell(find_seen(runner_id))
+        lock_again(runner)
+        Runner.objects.filter(pk=runner.pk).update(admin_status=status, updated_at=Now())
+        return _tell(find_seen(runner.pk))
 
 
 def _tell(runner: Runner) -> Runner:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from claims import endings
 from claims.models import ConsumerClaim
 from tests.races.conftest import Line, assert_every_wake_is_right, both_orders
 from tests.support import Api
@@ -115,6 +116,25 @@ def test_it_claims_for_the_runner_that_the_entity_has(
         assert answers["claim"].status == 204
         assert woken.claim("r2").epoch == 2
     assert woken.wakes("r1") == []
+    assert_every_wake_is_right()
+
+
+def test_a_claim_that_is_asked_for_again_stays_within_its_runner(woken: Api, line: Line):
+    """It was taken back to another runner while its lock was waited for."""
+    bob = Api("user:bob")
+    bob.register("r2")
+    ask = {"Pullwake_Claim_Nonce": "n1"}
+    path = "/_electric/runners/r1/claim"
+    assert woken.post(path, {}, **ask).status == 200
+    claim = ConsumerClaim.objects.get()
+    answers = line.meet(
+        "state",
+        ("taken", "again"),
+        taken=lambda: endings.take_back(claim, "r2"),
+        again=lambda: woken.post(path, {}, **ask),
+    )
+    assert answers["again"].status == 204
+    assert bob.claim("r2").epoch == 2
     assert_every_wake_is_right()
 
 
