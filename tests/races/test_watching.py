@@ -141,6 +141,18 @@ def test_what_comes_after_a_manifest_event_is_told(order: tuple[str, ...], api: 
     assert changes(api, E1)[-1:] == ["m2"]
 
 
+def test_whoever_may_not_read_a_source_keeps_nobody_from_it(api: Api, line: Line):
+    bob = Api("user:bob")
+    bob.register("r2")
+    bob.make_entity("/agent/bobs", "r2")
+    line.hold("entity e1")
+    watched = line.join(lambda: watch(api, E1, "/agent/bobs"))
+    assert not watched.done()
+    assert line.join(lambda: bob.send("/agent/bobs")).done()
+    line.let_go("entity e1")
+    watched.result(timeout=30)
+
+
 def test_a_subscriber_that_is_deleted_meanwhile_is_registered_for_nothing(api: Api, line: Line):
     line.hold("state of e2")
     watched = line.join(
