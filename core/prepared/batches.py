@@ -67,10 +67,10 @@ class Batches(Generic[Q, A]):
                 batch.questions[key] = question
         if not joins:  # of two that ask of one row, each has an answer of its own
             return self._one(key, question)
-        hand_back()  # those that wait could hold all connections, and who asks for them needs one
         if leads:
             self._answer(batch)
         else:
+            hand_back()  # those that wait could hold all, and who asks for them needs one
             batch.over.wait()
         if batch.error is not None:
             raise batch.error
@@ -81,6 +81,7 @@ class Batches(Generic[Q, A]):
     def _answer(self, batch: _Batch[Q, A]) -> None:
         """Wait until the batch before is answered, while others join this one, and answer it."""
         try:
+            hand_back()
             with self._turn:
                 time.sleep(0)  # whose request is there already joins
                 self._close(batch)
