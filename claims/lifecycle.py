@@ -36,7 +36,7 @@ again gets the same claim with the same token and a full lease, as long as the c
 used. The token is the same because the lost request may yet arrive, as where a server was frozen:
 it must not take the claim from whoever was answered meanwhile. So it is with a request to mint.
 
-Each transition is one UPDATE that names consumer_id, epoch and ``status = 'active'``; its row
+Each transition is one UPDATE that names consumer_id, epoch and that it has not ended; its row
 count is the verdict. Lock order: dispatch state, claim, wake, tails of wake streams by runner id.
 """
 

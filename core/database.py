@@ -155,7 +155,7 @@ def can_skip_locked() -> bool:
 
 
 def leave(logger: logging.Logger, what: str, exc: Exception) -> None:
-    """Leave ``what`` has failed to the next round, in the log: it keeps no other from its turn.
+    """Log that ``what`` failed and is left to the next round, so that the others have their turn.
 
     Raises ``exc`` where the database is away, for this one and for all others.
     """

@@ -14,7 +14,7 @@ MANY = 1_000
 """Rows from which on a table is analyzed. A smaller one PostgreSQL would plan to read whole."""
 
 GROWN = 1.5
-"""How many times the rows that it had then a table has when it is analyzed again."""
+"""A table is analyzed again when it has this many times the rows that it had then."""
 
 _UNKNOWN = """
 SELECT stats.relid::regclass::text

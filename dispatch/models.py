@@ -346,7 +346,7 @@ class DispatchState(models.Model):
     now: datetime  # of `core.clock.with_now`
     first_work: int | None = None  # of `with_first_work`
     first_trace: str | None = None
-    runner_owner: str | None = None
+    runner_owner: str | None = None  # of a state that `dispatch.wakes` locked to be taken
     kept: "dict[str, object]"
     """How it was in the database when it was locked, or saved since."""
     before: "tuple[object, ...] | None" = None

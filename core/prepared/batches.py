@@ -67,10 +67,11 @@ class Batches(Generic[Q, A]):
                 batch.questions[key] = question
         if not joins:  # of two that ask of one row, each has an answer of its own
             return self._one(key, question)
+        # Those that wait could hold all connections, and who asks for them needs one.
         if leads:
             self._answer(batch)
         else:
-            hand_back()  # those that wait could hold all, and who asks for them needs one
+            hand_back()
             batch.over.wait()
         if batch.error is not None:
             raise batch.error

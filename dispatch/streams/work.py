@@ -112,7 +112,7 @@ def _follow_message(
 def _take(state: DispatchState, queued: QueuedMessage) -> None:
     if state.active_epoch is None:  # it was taken on another server, long ago
         return
-    taken = TakenMessage(**_facts(queued), epoch=state.active_epoch or 0)
+    taken = TakenMessage(**_facts(queued), epoch=state.active_epoch)
     # A server of the previous version leaves rows of claims that it has ended.
     TakenMessage.objects.bulk_create(
         [taken],

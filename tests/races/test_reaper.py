@@ -9,21 +9,19 @@ from claims.models import ConsumerClaim
 from dispatch.models import DispatchState
 from runners.models import RunnerLiveness
 from tests.races.conftest import Line, assert_every_wake_is_right
-from tests.support import PAST, Api, end_delay, lapse
+from tests.support import PAST, Api, Claim, end_delay, lapse
 
 pytestmark = pytest.mark.postgres
 
 
 @pytest.fixture
-def three(alice: Api) -> Api:
-    """Entities e1 and e2 of r1, and e3 of r2, each with a claim."""
-    for number, runner_id in ((1, "r1"), (2, "r1"), (3, "r2")):
+def claims(alice: Api) -> list[Claim]:
+    """Of entities e1 and e2 of r1, and e3 of r2, all alice's."""
+    runners = ("r1", "r1", "r2")
+    for number, runner_id in enumerate(runners, start=1):
         alice.register(runner_id)
         alice.make_entity(f"/agent/e{number}", runner_id, initialMessage="hi")
-    alice.claims = [  # type: ignore[attr-defined]
-        alice.claim(runner_id) for runner_id in ("r1", "r1", "r2")
-    ]
-    return alice
+    return [alice.claim(runner_id) for runner_id in runners]
 
 
 def reap() -> reaper.Round:
@@ -35,16 +33,14 @@ def reap() -> reaper.Round:
     return done
 
 
-def claims(api: Api) -> list:
-    return api.claims  # type: ignore[attr-defined, no-any-return]
-
-
 def woken(api: Api) -> list[int]:
     return [len(api.wakes(runner_id)) for runner_id in ("r1", "r2")]
 
 
-def test_a_retry_behind_a_stream_that_is_held_keeps_no_other_waiting(three: Api, line: Line):
-    for number, claim in enumerate(claims(three), start=1):
+def test_a_retry_behind_a_stream_that_is_held_keeps_no_other_waiting(
+    alice: Api, claims: list[Claim], line: Line
+):
+    for number, claim in enumerate(claims, start=1):
         claim.fail()
         end_delay(f"/agent/e{number}")
     line.hold("tail of r1")
@@ -53,24 +49,24 @@ def test_a_retry_behind_a_stream_that_is_held_keeps_no_other_waiting(three: Api,
     # Not for e2, too: a round that waits for each of many is a long one.
     tried = [each for each in captured if 'UPDATE "runners_wakestream"' in each["sql"]]
     assert len(tried) == 2
-    assert woken(three) == [0, 1]
+    assert woken(alice) == [0, 1]
     line.let_go("tail of r1")
     assert reap().retried == 2
     assert_every_wake_is_right()
 
 
-def test_nor_does_one_whose_expiry_is_counted_no_more(three: Api, line: Line):
+def test_nor_does_one_whose_expiry_is_counted_no_more(alice: Api, claims: list[Claim], line: Line):
     for runner_id in ("r1", "r2"):
-        three.post(f"/_electric/runners/{runner_id}/heartbeat")
+        alice.post(f"/_electric/runners/{runner_id}/heartbeat")
     DispatchState.objects.update(failures=1)
-    for claim in claims(three):
+    for claim in claims:
         lapse(claim)
     assert reap().expired == 3
     RunnerLiveness.objects.update(lease_expires_at=PAST)
     assert ConsumerClaim.objects.pardonable().count() == 3
     line.hold("tail of r1")
     assert reap().pardoned == 1
-    assert woken(three) == [0, 1]
+    assert woken(alice) == [0, 1]
     line.let_go("tail of r1")
     assert reap().pardoned == 2
     assert_every_wake_is_right()
