@@ -201,7 +201,7 @@ class ConsumerClaimAdmin(OperatorAdmin):
         ENTITY,
         column("runner", lambda row: runner_link(row.runner_id, row.runner_name)),
         moment_column("claimed_at", "claimed"),
-        moment_column("last_heartbeat_at", "last heartbeat"),
+        moment_column("last_heartbeat_at", "heartbeat"),
         "ends",
     )
     list_filter = (

@@ -310,6 +310,30 @@ def test_it_says_live_only_of_what_it_is_told(context: BrowserContext, alice: An
     expect(says(page)).to_have_text("Looks every 5 s")
 
 
+COVERED = """() => {
+    const boxOf = (each) => each.getBoundingClientRect();
+    const said = boxOf(document.querySelector(".pw-live"));
+    const meets = (box) =>
+        box.left < said.right && box.right > said.left &&
+        box.top < said.bottom && box.bottom > said.top;
+    const units = ".pw-card, #result_list, h1, #header-inner :is(a, span)";
+    const shown = document.querySelectorAll(units);
+    return [...shown].filter((each) => meets(boxOf(each))).map((each) => each.outerHTML);
+}"""
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("width", [1280, 390])
+def test_saying_that_it_is_live_covers_nothing(page: Page, alice: Any, width: int):
+    page.set_viewport_size({"width": width, "height": 600})
+    for path in ("/admin/", "/admin/runners/runner/r1/change/", "/admin/runners/runner/"):
+        page.goto(path)
+        expect(says(page)).to_have_attribute("data-tone", "good")
+        for share in (0, 0.5, 1):
+            page.evaluate("share => scrollTo(0, share * document.body.scrollHeight)", share)
+            assert page.evaluate(COVERED) == []
+
+
 @pytest.mark.once
 def test_it_says_when_it_is_behind_and_recovers(context: BrowserContext, alice: Any):
     page = context.new_page()  # where scripts may complain
