@@ -471,6 +471,7 @@ class EntityView(ForActor, EntityResource):
     def delete(self, request: HttpRequest, type_name: str, name: str) -> HttpResponse:
         """Its stream goes with it, and an active claim is fenced."""
         entity = self.entity(type_name, name)
+        endings.forget_past_of_entity(entity)
         with self.recorded(entity, "Deleted"):
             endings.delete_entity(entity)
         return HttpResponse(status=204)

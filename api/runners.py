@@ -352,6 +352,7 @@ class RunnerView(RunnerResource):
     def delete(self, request: HttpRequest, runner_id: str) -> HttpResponse:
         """Its claims expire and its entities are freed."""
         runner = self.runner(runner_id)
+        endings.forget_past_of_runner(runner)
         with self.recorded(runner, "Deleted"):
             endings.delete_runner(runner)
         return HttpResponse(status=204)

@@ -3,15 +3,19 @@
 Each goes through `lifecycle.end`, the one gate out of a claim, under the entity's lock.
 """
 
-from django.db import transaction
-from django.db.models import Q
+from collections.abc import Iterator
+from typing import Any
 
-from claims import lifecycle
+from django.db import transaction
+from django.db.models import Q, QuerySet
+
+from claims import lifecycle, retention
 from claims.lifecycle import Expiry
 from claims.models import ClaimQuerySet, ConsumerClaim
+from core.database import in_turns
 from core.errors import InvalidSignal
 from dispatch import deliveries, entities, shared_states, signals, timers, wakes
-from dispatch.models import DispatchState, Entity
+from dispatch.models import DispatchState, Entity, Wake, WakeQuerySet
 from dispatch.streams import registrations, waiters
 from runners import changes, registry, tokens
 from runners.models import AccessToken, Runner, RunnerQuerySet
@@ -89,10 +93,27 @@ def kill(entity: Entity, signal: signals.Signal) -> signals.Signalled:
     return signalled
 
 
+KEPT = 1_000
+"""Of what a runner or an entity has behind it, the newest: that stays until it is deleted."""
+
+
+def forget_past_of_entity(entity: Entity) -> None:
+    """Before `delete_entity`: let go of claims and wakes that ended before the newest of them.
+
+    See `forget_past_of_runner`. Its stream is its memory, and goes with it.
+    """
+    for batch in _past(entity.claims.ended()):
+        with transaction.atomic():
+            _locked(batch).update(entity=None)
+    for batch in _past(_over(entity.wakes.all())):
+        with transaction.atomic():
+            _locked(batch).delete()
+
+
 def delete_entity(entity: Entity) -> None:
     """Delete an entity, its stream, and the shared states that only it has; fence an active claim.
 
-    Raises NotFound.
+    After `forget_past_of_entity`, or it may take too long. Raises NotFound.
     """
     with transaction.atomic():
         state = entities.lock(entity)
@@ -101,7 +122,7 @@ def delete_entity(entity: Entity) -> None:
         gone = shared_states.leave(entity)
         holder = fence_holder(state)
         # Its claims lose their reference to it, and come before registrations in the lock order.
-        list(entity.claims.order_by("pk").select_for_update().values_list("pk"))
+        _locked(entity.claims.all())
         timers.let_go(entity.pk)
         registrations.forget(state, lambda row: deliveries.may_tell(row, entity), gone)
         entity.delete()
@@ -110,17 +131,32 @@ def delete_entity(entity: Entity) -> None:
         _reemit_refused(holder)
 
 
+def forget_past_of_runner(runner: Runner) -> None:
+    """Before `delete_runner`: let go of claims and wakes that ended before the newest of them.
+
+    A batch in a transaction: all at once would pass the statement timeout where there are many, and
+    then it could never be deleted. Should it not be deleted after all, it keeps the newest, which
+    its health is told from. Raises NotFound.
+    """
+    for rows in (runner.claims.ended(), _over(runner.wakes.all())):
+        for batch in _past(rows):
+            with transaction.atomic():
+                registry.lock_again(runner)
+                _locked(batch).update(runner=None)
+
+
 def delete_runner(found: Runner) -> None:
     """Delete a runner: its claims are taken back and their entities freed. Raises NotFound.
 
-    Its entities keep their pending work, and have no runner until they are given one; an entity
-    that was meanwhile dispatched to another runner is woken there.
+    After `forget_past_of_runner`, or it may take too long. Its entities keep their pending work,
+    and have no runner until they are given one; an entity that was meanwhile dispatched to another
+    runner is woken there.
     """
     with transaction.atomic():
         runner = registry.lock_again(found)
         states = _lock_concerned(runner)
         # Those that ended lose their reference to it, too, and come before registrations.
-        list(runner.claims.order_by("pk").select_for_update().values_list("pk"))
+        _locked(runner.claims.all())
         claims = list(runner.claims.active().order_by("pk"))
         registrations.lock_at(states.values())
         for claim in claims:
@@ -145,6 +181,23 @@ def _lock_concerned(runner: Runner) -> dict[int | None, DispatchState]:
         # An entity was claimed and dispatched elsewhere while its lock was waited for.
         states = wakes.lock(concerned)
     return {state.entity_id: state for state in states}
+
+
+def _past(rows: "QuerySet[Any]") -> "Iterator[QuerySet[Any]]":
+    """These rows without the newest `KEPT`, a batch at a time, oldest first."""
+    for newest in rows.order_by("-pk").values_list("pk", flat=True)[KEPT : KEPT + 1]:
+        for batch in in_turns(retention.in_batches(rows.filter(pk__lte=newest), retention.BATCH)):
+            yield rows.filter(pk__in=batch)
+
+
+def _over(wakes: WakeQuerySet) -> WakeQuerySet:
+    return wakes.exclude(status=Wake.Status.OUTSTANDING)
+
+
+def _locked(rows: "QuerySet[Any]") -> "QuerySet[Any]":
+    """These rows, locked in the order of their keys."""
+    list(rows.order_by("pk").select_for_update().values_list("pk"))
+    return rows
 
 
 def fence_holder(state: DispatchState) -> Runner | None:

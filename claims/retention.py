@@ -53,12 +53,17 @@ def prunable() -> dict[str, "QuerySet[Any]"]:
     }
 
 
+def in_batches(rows: "QuerySet[Any]", size: int) -> Iterator[list[Any]]:
+    """The keys of these rows a batch at a time, oldest first."""
+    left = rows.order_by("pk").values_list("pk", flat=True)
+    while batch := list(left[:size]):
+        yield batch
+        left = left.filter(pk__gt=batch[-1])
+
+
 def batches(rows: "QuerySet[Any]", size: int) -> Iterator[int]:
     """Delete rows a batch at a time, oldest first; yields how many were deleted."""
-    while True:
-        oldest = list(rows.order_by("pk").values_list("pk", flat=True)[:size])
-        if not oldest:
-            return
+    for oldest in in_batches(rows, size):
         rows.model._default_manager.filter(pk__in=oldest).delete()
         yield len(oldest)
 

@@ -332,6 +332,7 @@ VERBS = (
         "Delete these runners?",
         _delete_effect,
         _delete,
+        prepare=endings.forget_past_of_runner,
         form=NeededReasonForm,
         danger=True,
         deletes=True,

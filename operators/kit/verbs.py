@@ -87,6 +87,8 @@ class Verb:
     """A second permission that it needs."""
     danger: bool = False
     deletes: bool = False
+    prepare: Callable[[Any], object] = lambda row: None
+    """What is done to the row before ``act``, in many transactions."""
     one_transaction: bool = True
     """Otherwise ``act`` is many transactions: their locks must not pile up."""
     left: Callable[[Any], int] = lambda row: 0
@@ -373,6 +375,7 @@ class OperatorAdmin(ReadOnlyAdmin):
         user: Any = request.user
         order = Order(user, asked.pop("reason", ""), asked, run, total)
         try:
+            verb.prepare(row)
             with transaction.atomic() if verb.one_transaction else nullcontext():
                 said = verb.act(row, order)
                 flag = DELETION if verb.deletes else CHANGE
