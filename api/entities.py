@@ -429,8 +429,8 @@ class EntityView(ForActor, EntityResource):
                 watch=None if watch is None else _watch(watch),
             )
         except DuplicateUrl as duplicate:
-            existing = entities.find(type_name, name)
-            if entities.may_read(existing, caller):
+            existing = entities.at(f"/{type_name}/{name}")
+            if existing is not None and entities.may_read(existing, caller):
                 duplicate.details = {"entity": self._shown(existing)}
             raise
         return answer(entity_body(entity, txid), 201)
@@ -465,7 +465,7 @@ class EntityView(ForActor, EntityResource):
             tags=None if body.tags is UNSET else body.tags,
             runner_id=_runner_id(body.dispatch_policy),
         )
-        return answer(entity_body(entities.find(type_name, name)))
+        return answer(entity_body(entities.find_again(entity)))
 
     @documented("Delete an entity", answers={204: None})
     def delete(self, request: HttpRequest, type_name: str, name: str) -> HttpResponse:
@@ -501,8 +501,9 @@ class ActorView(ForActor, EntityResource):
 
     def entity(self, type_name: str, name: str) -> Entity:
         """The entity that the call is about. Raises NotFound, Forbidden."""
-        self.actor.prove(f"/{type_name}/{name}", within=True)
         entity = super().entity(type_name, name)
+        # Once it is found: should another be at its URL by now, the proof is about that one.
+        self.actor.prove(entity.url, within=True)
         self.actor.require_reach(entity)
         return entity
 
@@ -635,7 +636,7 @@ class TagView(ActorView):
         require_key(self.request, key, "/key")
         entity = self.entity(type_name, name)
         txid = entities.set_tag(entity, key, value)
-        return answer(entity_body(entities.find(type_name, name), txid))
+        return answer(entity_body(entities.find_again(entity), txid))
 
 
 def require_key(request: HttpRequest, key: str, path: str) -> None:

@@ -58,8 +58,9 @@ class SharedStateView(ForActor, ApiView):
                 raise InvalidRequest.field(f"/{name}", "no shared state is made with this")
         if raw_body(request):
             raise InvalidRequest("A shared state is made empty: its events are sent by POST.")
+        entity = entities.find_at(owner)
         caller = self.actor.prove(owner, within=False)
-        put = shared_states.put(caller, shared_id, entities.find_at(owner))
+        put = shared_states.put(caller, shared_id, entity)
         response = HttpResponse(status=201 if put.is_new else 200)
         response.headers["Stream-Next-Offset"] = offsets.encode(put.state.tail)
         return response

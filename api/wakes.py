@@ -55,7 +55,9 @@ class SubscriberView(ForActor, ApiView):
 
     def subscriber(self, url: str) -> Entity:
         """The subscriber. Raises NotFound, Forbidden."""
-        return entities.find_own(self.actor.prove(url, within=False), url, "subscriber")
+        subscriber = entities.find_own(self.actor.principal, url, "subscriber")
+        self.actor.prove(url, within=False)
+        return subscriber
 
 
 class WakeView(SubscriberView):

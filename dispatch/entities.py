@@ -18,6 +18,7 @@ from django.db.models.functions import Now
 from core import quotas
 from core.bodies import JsonObject
 from core.clock import epoch_ms, iso
+from core.database import lock_name
 from core.errors import (
     AlreadyClaimed,
     BadFields,
@@ -54,10 +55,14 @@ from runners.models import Runner
 MAX_TAGS_BYTES = 64 * 1024
 """All tags of an entity, as JSON."""
 
+_DELETED = "The entity was deleted."
 
-_ENTITY = Select(
-    lambda: Entity.objects.select_related("dispatch_state__runner").filter(url=Param("url"))
-)
+
+def _with_state() -> EntityQuerySet:
+    return Entity.objects.select_related("dispatch_state__runner")
+
+
+_ENTITY = Select(lambda: _with_state().filter(url=Param("url")))
 
 
 def find(type_name: str, name: str) -> Entity:
@@ -85,6 +90,20 @@ def find_at(url: str) -> Entity:
     """`find` by an entity's URL. Raises NotFound."""
     _, type_name, name = url.split("/")
     return find(type_name, name)
+
+
+_ENTITY_AGAIN = Select(lambda: _with_state().filter(pk=Param("entity")))
+
+
+def find_again(entity: Entity) -> Entity:
+    """An entity that was found before, as it is now.
+
+    Raises NotFound where it was deleted since, also if another was made at its URL.
+    """
+    now = _ENTITY_AGAIN.first(entity=entity.pk)
+    if now is None:
+        raise NotFound(_DELETED)
+    return now
 
 
 def at(url: str) -> Entity | None:
@@ -181,8 +200,9 @@ def create(
     Everything happens, or nothing. Raises, in this order: Forbidden where the type is registered
     and not open to the caller; NotFound for a parent, Forbidden for a parent in which the caller
     lacks the rights; the same for the subscriber in ``watch``, and for the runner; InvalidRequest
-    for invalid args, message or sandbox; DuplicateUrl; RateLimited past PULLWAKE_MAX_ENTITIES;
-    NotRunning for a subscriber that has ended.
+    for invalid args, message or sandbox; NotFound for a parent that was deleted meanwhile;
+    DuplicateUrl; RateLimited past PULLWAKE_MAX_ENTITIES; NotRunning for a subscriber that has
+    ended.
     """
     url = f"/{type_name}/{name}"
     entity_type = types.find(type_name)
@@ -211,6 +231,9 @@ def create(
     with transaction.atomic():
         if target is not None:  # again, since it may have changed hands before it was locked
             runner = target.check(registry.lock(target.runner_id))
+        lock_name(url)
+        if above is not None:
+            _hold(above, subscriber)
         try:
             with transaction.atomic():
                 entity = Entity(
@@ -257,6 +280,17 @@ def find_own(caller: Principal, url: str, role: str) -> Entity:
     if not may_act(entity, caller):
         raise Forbidden(f"The {role} {url} is not the caller's to act on.")
     return entity
+
+
+def _hold(parent: Entity, subscriber: Entity | None) -> None:
+    """Hold a parent against deletion until its child, which names it by its URL, is made.
+
+    Another that is made at that URL is then younger, and no parent of the child's. Raises NotFound.
+    """
+    rows = {each.pk for each in (parent, subscriber) if each is not None}
+    locking = Entity.objects.select_for_update(no_key=True).filter(pk__in=rows).order_by("pk")
+    if parent not in list(locking.only("pk")):
+        raise NotFound(f"The parent {parent.url} was deleted.")
 
 
 def _target(
@@ -567,7 +601,7 @@ def lock(entity: Entity) -> DispatchState:
     """
     state = wakes.lock_alone(entity)
     if state is None:
-        raise NotFound("The entity was deleted.")
+        raise NotFound(_DELETED)
     return state
 
 

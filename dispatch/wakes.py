@@ -38,7 +38,6 @@ from core.database import (
     in_turns,
     is_lock_refused,
     leave,
-    lock_name,
 )
 from core.identifiers import new_id
 from core.metrics import type_name
@@ -171,8 +170,10 @@ _BEGIN = Insert(DispatchState, watched=registrations.watched_from_birth(Param("u
 
 
 def begin(entity: Entity, runner: Runner | None) -> DispatchState:
-    """The locked dispatch state of an entity that has just been made; with the entity as stored."""
-    lock_name(entity.url)
+    """The locked dispatch state of an entity that has just been made; with the entity as stored.
+
+    The caller has locked the name of its URL.
+    """
     _BEGIN.add(DispatchState(entity=entity, runner=runner), url=entity.url)
     state = lock_of(entity.pk)
     assert state is not None  # noqa: S101  it was made just now

@@ -9,6 +9,7 @@ from functools import cache
 
 from django.conf import settings
 from django.db import transaction
+from django.db.models import Exists
 from django.db.models.functions import Now
 
 from core import quotas
@@ -149,8 +150,10 @@ def told(alive: str, status: str) -> str:
 def _note(*names: str) -> UpdateByKey:
     facts: JsonObject = {name: Param(name, RunnerLiveness._meta.get_field(name)) for name in names}
     own = RunnerLiveness.objects.filter
+    # Another principal may have registered the id since its owner was looked up.
+    same = Exists(Runner.objects.filter(pk=Param("runner"), owner_principal=Param("owner")))
     # A heartbeat that a crash of the database loses is repeated.
-    return UpdateByKey(lambda: own(Unflushed(), runner=Param("runner")), "runner", **facts)
+    return UpdateByKey(lambda: own(Unflushed(), same, runner=Param("runner")), "runner", **facts)
 
 
 def heartbeat(
@@ -173,7 +176,7 @@ def heartbeat(
         facts["diagnostics"] = diagnostics
     is_news = runner.enabled and liveness(runner, now) != "online"
     with transaction.atomic() if is_news else nullcontext():
-        if not _note(*facts).count(runner=runner.pk, **facts):
+        if not _note(*facts).count(runner=runner.pk, owner=runner.owner_principal, **facts):
             raise NotFound(f"There is no runner {runner.pk}.")
         for name, value in facts.items():
             setattr(runner.liveness, name, value)

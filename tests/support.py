@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,6 +28,7 @@ import msgspec
 import psycopg
 from django.apps import apps
 from django.conf import settings
+from django.db import connection
 from django.db.models.functions import Now
 from django.test import Client
 from django.test.client import ClientHandler
@@ -217,6 +218,33 @@ class Claim:
         return self.api.post(
             self.body["streamPath"], list(events), Electric_Claim_Token=token, **headers
         )
+
+
+# --- Others' calls, in the midst of one ---------------------------------------------------------
+
+
+@contextmanager
+def interrupted(act: Callable[[], object], by: str, *, since: str = "") -> Iterator[None]:
+    """Acts once, just after the first statement of the block that names ``by``.
+
+    With ``since``: just before the first that does so once one has named that.
+    """
+    waits, seen = [act], not since
+
+    def watch(execute: Callable[..., Any], sql: str, *args: Any) -> Any:
+        nonlocal seen
+        is_it = bool(waits) and seen and by in sql
+        seen = seen or since in sql
+        if is_it and since:
+            waits.pop()()
+        answer = execute(sql, *args)
+        if is_it and not since:
+            waits.pop()()
+        return answer
+
+    with connection.execute_wrapper(watch):
+        yield
+    assert not waits, f"no statement named {by}"
 
 
 # --- Time that has passed, in process: seeded in the rows, for nothing here waits ---------------

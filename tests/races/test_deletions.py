@@ -77,6 +77,27 @@ def test_a_child_is_made_for_a_parent_that_waited_for_it(
     assert not Registration.objects.exists()
 
 
+@both_orders("made", "deleted")
+def test_a_child_has_a_parent_or_is_not_made(order: tuple[str, ...], api: Api, line: Line):
+    answers = line.meet("entity e1", order, made=makes(api, parent=E1), deleted=deletes(api, E1))
+    assert answers["deleted"].status == 204
+    assert answers["made"].status == (201 if order[0] == "made" else 404)
+
+
+@both_orders("made", "watched")
+def test_a_child_is_made_as_its_parent_registers_for_it(
+    order: tuple[str, ...], api: Api, line: Line
+):
+    answers = line.meet(
+        "entity e1",
+        order,
+        made=makes(api, parent=E1, wake={"subscriberUrl": E2, "condition": "runFinished"}),
+        watched=lambda: watch(api, E1, NEW),
+    )
+    assert (answers["made"].status, answers["watched"].status) == (201, 204)
+    assert Registration.objects.count() == 2
+
+
 def test_a_watcher_that_is_told_twice_at_once_is_deleted(api: Api, line: Line):
     # What is written twice in a transaction has its references checked at the commit.
     assert watch(api, E1, NEW).status == 204

@@ -1,29 +1,10 @@
 """A runner that is deleted, and registered by another, while a call of its owner's is under way."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import pytest
-from django.db import connection
 
-R1 = "/_electric/runners/r1"
+from tests.support import interrupted
 
-
-@contextmanager
-def once_found(act: Callable[[], object]) -> Iterator[None]:
-    """Acts once, just after a call of the block has found its runner."""
-    waits = [act]
-
-    def watch(execute: Callable[..., Any], sql: str, *args: Any) -> Any:
-        answer = execute(sql, *args)
-        if waits and '"runners_runner"' in sql:
-            waits.pop()()
-        return answer
-
-    with connection.execute_wrapper(watch):
-        yield
-    assert not waits, "nobody looked for a runner"
+R1, FOUND = "/_electric/runners/r1", '"runners_runner"'
 
 
 @pytest.fixture
@@ -50,7 +31,7 @@ def remake(alice, bob):
 def test_a_call_of_its_former_owner_does_nothing_to_anothers(
     alice, bob, remake, method, path, expected
 ):
-    with once_found(remake):
+    with interrupted(remake, by=FOUND):
         answer = alice(method, f"{R1}{path}")
     assert answer.status == expected, answer
     assert bob.get(R1).body["admin_status"] == "enabled"
@@ -66,15 +47,24 @@ def test_its_former_owner_claims_no_entity_of_anothers_by_its_wake(alice, bob, r
         assert alice("DELETE", "/_electric/entities/agent/bobs").status == 204
         remake()
 
-    with once_found(act):
+    with interrupted(act, by=FOUND):
         assert alice.try_claim(event=event).status == 204
     assert bob.status("/agent/bobs") == "idle"
 
 
 def test_a_child_is_not_given_to_anothers(alice, bob, remake):
     alice.make_entity("/agent/parent")
-    with once_found(remake):
+    with interrupted(remake, by=FOUND):
         answer = alice("PUT", "/_electric/entities/agent/child", {"parent": "/agent/parent"})
     assert answer.error == "UNAUTHORIZED"
     assert bob.get("/_electric/entities/agent/child").status == 404
     assert [each["stream"] for each in bob.wakes()] == ["agent/bobs/main"]
+
+
+def test_a_heartbeat_says_nothing_of_anothers(alice, bob, remake):
+    told = {"diagnostics": {"status": "streaming", "last_error": "a secret"}}
+    with interrupted(remake, by=FOUND):
+        answer = alice.post(f"{R1}/heartbeat", told)
+    assert answer.status == 404, answer
+    assert not bob.get(R1).body.keys() & {"last_seen_at", "diagnostics"}
+    assert bob.post(f"{R1}/heartbeat", told).status == 200
