@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from django.conf import settings
 from django.db.models import Case, F, Q, When
@@ -23,7 +24,7 @@ from claims.metrics import ENTITIES_RETRIED, REAPER_ROUND, REAPER_ROUNDS, WAKES_
 from claims.models import ClaimQuerySet, ConsumerClaim, ServerPulse
 from core import planner
 from core.clock import with_now
-from core.database import in_turns, leave
+from core.database import in_turns, is_lock_refused, leave
 from core.rounds import Rounds
 from dispatch import wakes
 
@@ -87,10 +88,10 @@ def reap(*, limit: int = BATCH) -> Round:
     """One round over at most ``limit`` rows of each kind."""
     lifecycle.redate(limit=limit)
     done = Round(
-        expired=_each(lifecycle.expire, expirable()[:limit]),
+        expired=_each(lifecycle.expire, expirable(), limit),
         reemitted=wakes.reemit_stale(limit=limit),
         retried=wakes.retry_due(limit=limit),
-        pardoned=_each(lifecycle.pardon, ConsumerClaim.objects.pardonable()[:limit]),
+        pardoned=_each(lifecycle.pardon, ConsumerClaim.objects.pardonable(), limit),
     )
     reports.tell_health(limit=limit)
     ServerPulse.objects.filter(pk=1).update(
@@ -108,14 +109,20 @@ def reap(*, limit: int = BATCH) -> Round:
     return done
 
 
-def _each(act: Callable[[ConsumerClaim], object], claims: ClaimQuerySet) -> int:
-    """Do this to each of these claims: how many it was done to."""
-    count = 0
-    for claim in in_turns(claims):
+def _each(act: Callable[[ConsumerClaim], object], claims: ClaimQuerySet, limit: int) -> int:
+    """Do this to each of the first ``limit`` of these claims: how many it was done to."""
+    count, held = 0, set[tuple[str | None, str | None]]()
+    first: Any = claims.annotate(wakes_at=F("entity__dispatch_state__runner"))[:limit]
+    for claim in in_turns(first):
+        tails = claim.runner_id, claim.wakes_at  # both may be waited for
+        if tails in held:  # each would wait in vain, and meanwhile the server leaves no pulse
+            continue
         try:
             count += bool(act(claim))
         except Exception as exc:  # noqa: BLE001  one that cannot be done must not stop the others
             leave(logger, f"claim {claim}", exc)
+            if is_lock_refused(exc):
+                held.add(tails)
     return count
 
 

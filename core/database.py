@@ -237,7 +237,30 @@ class Unflushed(Func):
 
 
 BRIEFLY = 6
-"""By what `HeldBriefly` divides PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS: half a second by default."""
+"""By what `HeldBriefly` divides PULLWAKE_IDLE_TRANSACTION_TIMEOUT_MS, half a second by default, and
+`WaitsBriefly` PULLWAKE_LOCK_TIMEOUT_MS.
+"""
+
+
+class WaitsBriefly(Func):
+    """A condition that always holds: from then on its transaction waits for each lock only briefly.
+
+    For a round over many rows, which leaves what is held to the next one. That is a little longer
+    than an idle session may hold what it locked by `HeldBriefly`.
+    """
+
+    output_field = BooleanField()
+
+    def as_postgresql(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        """The setting lasts as long as the transaction."""
+        if not settings.PULLWAKE_LOCK_TIMEOUT_MS:
+            return "TRUE", []  # what holds is the role's own limit, if it has one
+        wait_ms = max(settings.PULLWAKE_LOCK_TIMEOUT_MS // BRIEFLY, 1)
+        return f"SET_CONFIG('lock_timeout', '{wait_ms}', TRUE) IS NOT NULL", []
+
+    def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        """SQLite locks no rows."""
+        return "1", []
 
 
 class HeldBriefly(Func):

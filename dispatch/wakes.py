@@ -34,6 +34,7 @@ from django.db.models.functions import Greatest, Now
 from core.clock import Milliseconds, epoch_ms, now_sql, with_now
 from core.database import (
     HeldBriefly,
+    WaitsBriefly,
     can_skip_locked,
     in_turns,
     is_lock_refused,
@@ -72,8 +73,11 @@ def lock(states: DispatchStateQuerySet, *, skip_locked: bool = False) -> list[Di
 
 
 def try_lock(states: DispatchStateQuerySet) -> DispatchState | None:
-    """`lock` for the one state of these; None if it is gone, or another holds it."""
-    return next(iter(lock(states, skip_locked=True)), None)
+    """`lock` for the one state of these; None if it is gone, or another holds it.
+
+    Its transaction waits for no other lock for long, either.
+    """
+    return next(iter(lock(states.filter(WaitsBriefly()), skip_locked=True)), None)
 
 
 State = TypeVar("State", DispatchState, DispatchState | None)
@@ -503,7 +507,7 @@ def reemit_stale(*, limit: int) -> int:
         by_runner.setdefault(runner_id or "", []).append(pk)
     # One transaction for each runner: two tails are never locked at once.
     each = in_turns(by_runner.values())
-    return sum(_reemit_or_leave(stale.filter(pk__in=wakes)) for wakes in each)
+    return sum(_reemit_or_leave(stale.filter(WaitsBriefly(), pk__in=wakes)) for wakes in each)
 
 
 def _unclaimed_for_long() -> Q:

@@ -1,6 +1,9 @@
 """The reaper, and a wake stream that another holds for long: it goes on to the others."""
 
+import time
+
 import pytest
+from django.conf import settings
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
@@ -69,4 +72,19 @@ def test_nor_does_one_whose_expiry_is_counted_no_more(alice: Api, claims: list[C
     assert woken(alice) == [0, 1]
     line.let_go("tail of r1")
     assert reap().pardoned == 2
+    assert_every_wake_is_right()
+
+
+def test_nor_do_expiries_which_wait_for_it_once_and_not_for_long(
+    alice: Api, claims: list[Claim], line: Line
+):
+    for claim in claims:
+        lapse(claim)
+    line.hold("tail of r1")
+    began = time.monotonic()
+    assert reaper.reap().expired == 1
+    assert time.monotonic() - began < settings.PULLWAKE_LOCK_TIMEOUT_MS / 1000
+    assert woken(alice) == [0, 1]
+    line.let_go("tail of r1")
+    assert reaper.reap().expired == 2
     assert_every_wake_is_right()
