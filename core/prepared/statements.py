@@ -49,6 +49,7 @@ class _Statement:
         compiler: Any,
         columns: list[Any],
         take: Take | None = None,
+        replanned: bool = False,
     ) -> None:
         bound = [each for each in params if not isinstance(each, str | int)]
         self._names = [each.name for each in bound if isinstance(each, Param)]
@@ -65,6 +66,7 @@ class _Statement:
         self._converters = compiler.get_converters(columns)
         self._answers = bool(columns)
         self._take = take
+        self._replanned = replanned
 
     def run(self, values: dict[str, Any]) -> tuple[int, list[Row]]:
         """Run it: how many rows it concerned, and the rows that it returned."""
@@ -76,7 +78,14 @@ class _Statement:
         for place, store in self._stored:
             if params[place] is not None:
                 params[place] = store(params[place])
-        count, rows = execute(database, self._sql, params, answers=self._answers, take=self._take)
+        count, rows = execute(
+            database,
+            self._sql,
+            params,
+            answers=self._answers,
+            take=self._take,
+            replanned=self._replanned,
+        )
         if self._converters:
             rows = [tuple(r) for r in self._compiler.apply_converters(rows, self._converters)]
         return count, rows
@@ -89,13 +98,15 @@ def execute(
     *,
     answers: bool,
     take: Take | None = None,
+    replanned: bool = False,
 ) -> tuple[int, list[Row]]:
     """Run a statement: how many rows it concerned, and those that it ``answers`` with.
 
     SQLite reads a row when it is fetched: there ``take`` may leave those that it has no use for.
 
-    PostgreSQL prepares it, because its parameters are bound on the server. Where nobody looks on,
-    it needs nothing of Django's cursor but its errors, and that a broken transaction runs nothing.
+    PostgreSQL prepares it, because its parameters are bound on the server, unless it is to be
+    ``replanned``. Where nobody looks on, it needs nothing of Django's cursor but its errors, and
+    that a broken transaction runs nothing.
     """
     if database.vendor == "postgresql":
         if database.connection is None:
@@ -103,7 +114,7 @@ def execute(
         if not (database.queries_logged or database.execute_wrappers):
             database.validate_no_broken_transaction()
             with database.wrap_database_errors, ServerCursor(database.connection) as cursor:
-                cursor.execute(sql, params)
+                cursor.execute(sql, params, prepare=False if replanned else None)
                 return cursor.rowcount, cursor.fetchall() if answers else []
         kind = LoggedCursor if database.queries_logged else ServerCursor
         looked_at = parts.wrap_cursor(database, kind(database.connection))
@@ -154,12 +165,20 @@ class _Prepared(ABC):
 class Values(_Prepared):
     """A prepared ``SELECT`` of what a queryset's ``values_list`` names.
 
-    ``take`` is what fetches its rows on SQLite; see `execute`.
+    ``take`` is what fetches its rows on SQLite; see `execute`. ``replanned``: PostgreSQL plans it
+    each time that it runs, by how large the tables are then.
     """
 
-    def __init__(self, build: "Callable[[], QuerySet[Any, Any]]", take: Take | None = None) -> None:
+    def __init__(
+        self,
+        build: "Callable[[], QuerySet[Any, Any]]",
+        take: Take | None = None,
+        *,
+        replanned: bool = False,
+    ) -> None:
         self._build = build
         self._take = take
+        self._replanned = replanned
 
     def all(self, **values: Any) -> list[Row]:
         """The rows for these values of its params."""
@@ -175,7 +194,7 @@ class Values(_Prepared):
         sql, params = compiler.as_sql()
         columns = [each[0] for each in compiler.select]
         self._note(rows, compiler)
-        return _Statement(sql, params, compiler, columns, self._take)
+        return _Statement(sql, params, compiler, columns, self._take, self._replanned)
 
     def _note(self, rows: "QuerySet[Any, Any]", compiler: Any) -> None:
         """Keep what is needed of a compiled query: each thread that compiles it notes the same."""

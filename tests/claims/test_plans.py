@@ -6,6 +6,7 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
+from claims import reports
 from dispatch.models import DispatchState
 from tests.support import Api
 
@@ -58,3 +59,37 @@ def test_no_index_of_the_active_stands_in_for_a_rows_own(alice: Api):
                 cursor.execute(f"EXPLAIN (GENERIC_PLAN) {sql}")
                 plan = "\n".join(line for (line,) in cursor.fetchall())
                 assert not of_active.intersection(re.findall(r"using (\w+)", plan)), sql
+
+
+@pytest.mark.postgres
+def test_what_health_changed_is_looked_for_by_how_many_runners_there_are_now(alice: Api):
+    """Kept, the plan for one runner would read every row of a table for each row of another."""
+    tables = ("runners_runner", "runners_runnerliveness", "runners_change")
+    alice.register()
+    with connection.cursor() as cursor:
+        cursor.execute(f"ANALYZE {', '.join(tables)}")
+        reports.tell_health(limit=99)  # no other test asks for so many
+        cursor.execute(
+            "INSERT INTO runners_runner (id, owner_principal, label, kind, admin_status,"
+            " sandbox_profiles, claim_lease_ms) SELECT 'new' || n, owner_principal, label, kind,"
+            " admin_status, '[]', 30000 FROM runners_runner, generate_series(1, 500) AS n"
+        )
+        cursor.execute(
+            "INSERT INTO runners_runnerliveness (runner_id) SELECT id FROM runners_runner"
+            " WHERE id LIKE 'new%'"
+        )
+        cursor.execute(
+            "INSERT INTO runners_change (kind, key, transaction, owner, told, other_owner, type,"
+            " registration, retagged, gone, departed) SELECT 'runner', id, 0, owner_principal,"
+            " 'offline degraded', '', '', '', 0, FALSE, FALSE FROM runners_runner"
+            " WHERE id LIKE 'new%'"
+        )
+        read = (
+            "SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) FROM pg_stat_xact_user_tables"
+            " WHERE relname = ANY (%s)"
+        )
+        cursor.execute(read, [list(tables)])
+        (before,) = cursor.fetchone()
+        assert reports.tell_health(limit=99) == 0
+        cursor.execute(read, [list(tables)])
+        assert cursor.fetchone()[0] - before < 10 * 500
