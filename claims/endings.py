@@ -161,11 +161,14 @@ def delete_runner(found: Runner) -> None:
         registrations.lock_at(states.values())
         for claim in claims:
             lifecycle.end(claim, states[claim.entity_id], Status.EXPIRED)
-        for state in states.values():
+        freed = [states.pop(claim.entity_id) for claim in claims]
+        # Another's may be among them: it was claimed as its lock was waited for, and no longer is.
+        wakes.strand([each for each in states.values() if each.runner_id == runner.pk])
+        for state in freed:
             if state.runner_id == runner.pk:
                 wakes.redirect(state, None)
         # Tails are locked in the order of their runners.
-        for state in sorted(states.values(), key=lambda each: each.runner_id or ""):
+        for state in sorted(freed, key=lambda each: each.runner_id or ""):
             wakes.settle(state)
         runner.delete()
         changes.remove(changes.Kind.RUNNER, found.pk)

@@ -325,6 +325,22 @@ def redirect(state: DispatchState, runner: Runner | None) -> None:
         _show(state.entity, runner)
 
 
+def strand(states: Sequence[DispatchState]) -> None:
+    """`redirect` these locked states to no runner, and save them, in few statements for many.
+
+    Nothing else of them has changed.
+    """
+    for first in range(0, len(states), _MANY):
+        some = states[first : first + _MANY]
+        woken = [state.outstanding_wake_id for state in some if state.outstanding_wake_id]
+        Wake.objects.outstanding().filter(pk__in=woken).update(status=Wake.Status.WITHDRAWN)
+        rows = DispatchState.objects.filter(pk__in=[state.pk for state in some])
+        rows.update(runner=None, outstanding_wake=None)
+        changes.end_sight([state.entity.url for state in some])
+    if states:
+        waiters.announce(waiters.ENTITY_FEED)
+
+
 def delay(first: timedelta, failures: int) -> timedelta:
     """How long an entity waits after this many failures in a row: ``first``, doubled with each."""
     return min(first * 2 ** min(failures - 1, 30), MAX_DELAY) if failures > 0 else timedelta()

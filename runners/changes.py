@@ -108,6 +108,30 @@ def write_all(kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
             write(kind, **facts)
 
 
+def end_sight(keys: Collection[str]) -> None:
+    """Note that entities have no runner any more: its owner, where another's, sees them no longer.
+
+    The caller holds a lock of each that whoever else notes or writes it waits for.
+    """
+    kind = Kind.ENTITY
+    rows = Change.objects.filter(kind=kind, key__in=keys, departed=False)
+    here: dict[str, Any] = {"transaction": Transaction(kind), "changed_at": Now()}
+    seen = rows.exclude(other_owner="").values_list("key", "other_owner", "type", "registration")
+    Change.objects.bulk_create(
+        Change(
+            kind=kind,
+            key=key,
+            owner=owner,
+            type=of_type,
+            registration=registration,
+            departed=True,
+            **here,
+        )
+        for key, owner, of_type, registration in seen
+    )
+    rows.update(other_owner="", gone=False, **here)
+
+
 def tell(told: str, runner_ids: Collection[str]) -> int:
     """Tell the feed this about runners that it has: about how many.
 

@@ -1,6 +1,8 @@
 """DELETE /_electric/runners/:id."""
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 
 from claims.models import ConsumerClaim
 from dispatch.models import DispatchState, Wake
@@ -147,3 +149,24 @@ def test_a_type_that_names_it_makes_nothing_until_it_is_there_again(alice):
     assert alice("PUT", "/_electric/entities/agent/e1", {}).status == 404
     alice.register()
     assert alice.make_entity("/agent/e1", None)["dispatch_policy"] == policy
+
+
+def test_many_entities_lose_it_in_as_few_statements_as_two(alice):
+    asked = {}
+    for number in (1, 2, 12):  # the first makes the audit log's author
+        alice.register()
+        for name in range(number):
+            alice.make_entity(f"/agent/of-{number}-{name}", initialMessage="hi")
+        with CaptureQueriesContext(connection) as captured:
+            assert alice("DELETE", PATH).status == 204
+        asked[number] = len(captured)
+    assert asked[2] == asked[12]
+    assert not Wake.objects.outstanding().exists()
+    states = DispatchState.objects.all()
+    assert states.filter(runner=None, outstanding_wake=None).count() == states.count() == 15
+    alice.register("r2")
+    policy = {"targets": [{"type": "runner", "runnerId": "r2"}]}
+    for state in states.select_related("entity"):
+        path = f"/_electric/entities{state.entity.url}"
+        assert alice("PATCH", path, {"dispatch_policy": policy}).status == 200
+    assert len(alice.wakes("r2")) == 15
