@@ -119,7 +119,7 @@ def ask_for_much(server: Server, peer: socket.socket) -> None:
 
 
 def test_a_reader_that_does_not_read_is_cut(servers):
-    server = servers.lend(**PATIENCE, PULLWAKE_MAX_STREAMS=1)
+    server = servers.lend(**PATIENCE, PULLWAKE_MAX_STREAMS=1, PULLWAKE_LONG_POLL_MS=100)
     with connected(server) as peer:
         ask_for_much(server, peer)
         api = server.client()
