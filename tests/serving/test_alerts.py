@@ -23,6 +23,7 @@ from api.runners import RunnerView
 from claims.metrics import CLAIM_WORK
 from claims.models import ServerPulse
 from claims.reaper import reap
+from config.serving import requests
 from dispatch.metrics import LISTENER_UP
 from dispatch.models import Wake
 from dispatch.streams import waiters
@@ -43,6 +44,17 @@ DASHBOARD = ROOT / "deploy" / "grafana" / "pullwake.json"
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], tuple[float, bool]]
 """By name and labels a value, and whether it only grows."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_counted() -> None:
+    """Other tests of this process have left thousands of series, for promtool to read through."""
+    for metric, children in (
+        (requests.REQUESTS, requests._requests),
+        (requests.DURATION, requests._duration),
+    ):
+        metric.clear()
+        children.cache_clear()
 
 
 def scrape(api: Api) -> str:
