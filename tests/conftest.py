@@ -207,11 +207,18 @@ def start_server(
 
 
 @pytest.fixture(scope="session")
-def servers(template: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    """Server processes that tests share: ``servers.lend(PULLWAKE_LONG_POLL_MS=500)``."""
+def all_servers(template: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """Those of `servers`, of which one outlives its module."""
     shared = Servers(template, tmp_path_factory.mktemp("servers"))
     yield shared
     shared.close()
+
+
+@pytest.fixture(scope="module")
+def servers(all_servers: Servers) -> Iterator[Servers]:
+    """Server processes that tests share: ``servers.lend(PULLWAKE_LONG_POLL_MS=500)``."""
+    yield all_servers
+    all_servers.close_rare()
 
 
 @pytest.fixture

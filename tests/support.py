@@ -548,7 +548,7 @@ class Servers:
         self._template = template
         self._folder = folder
         self._running: dict[tuple[tuple[str, object], ...], list[Server]] = defaultdict(list)
-        self._open = ExitStack()
+        self._open: dict[tuple[tuple[str, object], ...], ExitStack] = defaultdict(ExitStack)
 
     def lend(self, **env: object) -> Server:
         """A server with this environment, whose database is empty, and which is not to be ended."""
@@ -557,9 +557,11 @@ class Servers:
 
     def lend_some(self, count: int, **env: object) -> list[Server]:
         """Several on one database."""
-        running = self._running[tuple(sorted(env.items()))]
+        which = tuple(sorted(env.items()))
+        running = self._running[which]
         while len(running) < count:
-            running.append(self._start(env, running[0].database if running else None))
+            database = running[0].database if running else None
+            running.append(self._start(env, database, self._open[which]))
         for server in running:
             assert server.process is not None
             assert server.process.poll() is None, "a test ended it: that takes a `mortal` one"
@@ -567,20 +569,34 @@ class Servers:
         running[0].database.empty()
         return running[:count]
 
-    def _start(self, env: dict[str, object], database: Database | None) -> Server:
+    def _start(self, env: dict[str, object], database: Database | None, open_: ExitStack) -> Server:
         folder = self._folder / secrets.token_hex(4)
         folder.mkdir()
         if database is None:
-            database = self._open.enter_context(self._template.copy(folder))
+            database = open_.enter_context(self._template.copy(folder))
         settings = {name: str(value) for name, value in env.items()}
         server = Server(database.url, folder / "server.log", settings, forked=True)
-        self._open.callback(server.close)
+        open_.callback(server.close)
         server.start()
         return server
 
+    def close_rare(self) -> None:
+        """Kill all but the one that most tests use: even idle, each takes some of the CPU."""
+        for which, running in [*self._running.items()]:
+            if which:
+                self._close(which)
+                continue
+            while len(running) > 1:
+                running.pop().close()
+
     def close(self) -> None:
         """Kill them."""
-        self._open.close()
+        for which in [*self._running]:
+            self._close(which)
+
+    def _close(self, which: tuple[tuple[str, object], ...]) -> None:
+        self._open.pop(which).close()
+        del self._running[which]
 
 
 class HttpApi(Api):
