@@ -358,7 +358,8 @@ def test_whoever_was_logged_out_is_told(page: Page, alice: Any):
 
 @pytest.mark.once
 def test_a_hidden_tab_asks_nobody(page: Page, alice: Any):
-    page.goto("/admin/")
+    with page.expect_request(re.compile(r"since=\d")):  # the one that is held until there is news
+        page.goto("/admin/")
     asked = []
     page.on("request", lambda request: asked.append(request.url))
     page.evaluate("Object.defineProperty(document, 'hidden', {get: () => true})")
