@@ -64,17 +64,22 @@ class Actor:
         return self.principal
 
     def shared_state(self, name: str) -> SharedState:
-        """The shared state of this name, which it may read and write. Raises NotFound, Forbidden.
+        """One that it may read and write, by its name. Raises NotFound, Forbidden."""
+        if self.owner not in (None, self.principal):
+            raise self._refusal()
+        state = shared_states.find(name)
+        self.require_use(state)
+        return state
+
+    def require_use(self, state: SharedState) -> None:
+        """Raise Forbidden for a shared state that it may no longer read and write.
 
         With a token that is limited to one runner it may for an entity that this runner holds.
         """
         if self.runner_id is None:
-            return shared_states.find_usable(name, self.require_itself())
-        if self.owner == self.principal:
-            state = shared_states.find(name)
-            if acting.may_use(self.principal, state, self.runner_id):
-                return state
-        raise self._refusal()
+            shared_states.require_use(state, self.principal)
+        elif not acting.may_use(self.principal, state, self.runner_id):
+            raise self._refusal()
 
     def _refusal(self) -> Forbidden:
         return Forbidden(NAMES_ANOTHER if self.runner_id is None else FOR_ONE_RUNNER)

@@ -1,5 +1,6 @@
 """The REST API of shared states: streams of JSON that several entities write to."""
 
+from functools import partial
 from typing import Any
 
 from django.http import HttpRequest, HttpResponse
@@ -75,7 +76,9 @@ class SharedStateView(ForActor, ApiView):
     )
     def get(self, request: HttpRequest, shared_id: str) -> HttpResponseBase:
         """For whoever may act on an entity that has it, and the owner of that one's runner."""
-        return serve(request, reads.SharedEventsOf(self._find(shared_id).pk))
+        state = self._find(shared_id)
+        require_right = partial(self.actor.require_use, state)
+        return serve(request, reads.SharedEventsOf(state.pk, require_right))
 
     @documented("Find the tail of a shared state", answers={200: None})
     def head(self, request: HttpRequest, shared_id: str) -> HttpResponseBase:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -36,9 +37,9 @@ from core.errors import (
     ServiceUnavailable,
     Unauthenticated,
 )
-from core.identifiers import hash_secret, is_number, require_id
+from core.identifiers import is_number, require_id
+from core.principals import Principal
 from dispatch import entities
-from dispatch.models import Entity
 from dispatch.streams import offsets, producers, reads, waiters
 from dispatch.streams.reads import Page, Source
 from runners import tokens
@@ -111,7 +112,10 @@ class MainStreamView(ApiView):
         From the start that is what is left of it; where what follows another offset was removed,
         410.
         """
-        return serve(request, reads.EventsOf(self._find_to_read(type_name, name).pk))
+        runner_id = cast(str | None, self.request.auth)
+        who = (self.caller, runner_id, claim_token(request))
+        find = partial(_find_to_read, type_name, name, *who)
+        return serve(request, reads.EventsOf(find(), find))
 
     @documented("Find the tail of an entity's stream", answers={200: None})
     def head(self, request: HttpRequest, type_name: str, name: str) -> HttpResponseBase:
@@ -142,37 +146,26 @@ class MainStreamView(ApiView):
             next_offset = offsets.encode_just_past(appended.unseen_work - 1)
         return answer_append(next_offset, sequence, is_new=appended.is_new)
 
-    def _find_to_read(self, type_name: str, name: str) -> Entity:
-        """The entity, whose stream the caller or a handler may read.
 
-        Raises Unauthenticated, NotFound, Forbidden. NotFound is for principals; see
-        `_find_for_holder`.
-        """
-        token = claim_token(self.request)
-        if token is None:
-            runner_id = cast(str | None, self.request.auth)
-            entity = entities.find(type_name, name)
-            own = runner_id is None and entities.may_read(entity, self.caller)
-            if not own and not acting.may_read(self.caller, entity, runner_id):
-                raise Forbidden(MayReadOrAct.message)
-            return entity
-        entity = _find_for_holder(type_name, name)
-        if not entity.claims.opened_by(hash_secret(token)).exists():
-            raise Unauthenticated(writes.NOT_THE_HOLDER)
-        return entity
+def _find_to_read(
+    type_name: str, name: str, caller: Principal, runner_id: str | None, token: str | None
+) -> int:
+    """The key of the entity, whose stream the caller, or a handler by its token, may read.
 
-
-def _find_for_holder(type_name: str, name: str) -> Entity:
-    """The entity, for a token that is not verified yet.
-
-    Raises NotFound if no such entity can exist, and Unauthenticated if none does exist: a caller
-    that holds no token of an entity's is not told whether it exists.
+    Raises Unauthenticated, NotFound, Forbidden. NotFound is for principals: a caller that holds no
+    token of an entity's is not told whether it exists, unless no such entity can exist.
     """
-    require_id(type_name, name)
-    try:
-        return entities.find(type_name, name)
-    except NotFound:
-        raise Unauthenticated(writes.NOT_THE_HOLDER) from None
+    if token is not None:
+        require_id(type_name, name)
+        entity_id = acting.opened_by(token, f"/{type_name}/{name}")
+        if entity_id is None:
+            raise Unauthenticated(writes.NOT_THE_HOLDER)
+        return entity_id
+    entity = entities.find(type_name, name)
+    own = runner_id is None and entities.may_read(entity, caller)
+    if not own and not acting.may_read(caller, entity, runner_id):
+        raise Forbidden(MayReadOrAct.message)
+    return entity.pk
 
 
 # --- Appending ---------------------------------------------------------------------------------
@@ -318,9 +311,9 @@ def _sse(
                     if not page.events:
                         yield ":\n\n"  # fails when the reader is gone
                 else:
-                    page = source.read(page.next_offset)
-            except (NotFound, OffsetGone):
-                return  # a reader that comes back is told: it was deleted, or they were too slow
+                    page = source.follow(page.next_offset)
+            except (Unauthenticated, Forbidden, NotFound, OffsetGone):
+                return  # a reader that comes back is told why
 
     said = Released(stream(), place)
     response = StreamingHttpResponse(said, content_type="text/event-stream")

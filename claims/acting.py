@@ -5,9 +5,16 @@ claim opens what the task is about, and not everything that the creator has.
 """
 
 from claims.models import ClaimQuerySet, ConsumerClaim
+from core.identifiers import hash_secret
 from core.principals import Principal
 from dispatch import entities, shared_states
 from dispatch.models import Entity, SharedState
+
+
+def opened_by(token: str, url: str) -> int | None:
+    """The key of the entity at a URL, if this is the claim or write token of its active claim."""
+    claims = ConsumerClaim.objects.opened_by(hash_secret(token)).filter(entity__url=url)
+    return claims.values_list("entity_id", flat=True).first()
 
 
 def reaches(claim: ConsumerClaim, entity: Entity) -> bool:

@@ -49,13 +49,6 @@ def at(url: str) -> SharedState | None:
     return None if name is None else _STATE.first(name=name)
 
 
-def find_usable(name: str, principal: Principal) -> SharedState:
-    """One that the principal may read and write. Raises NotFound, Forbidden."""
-    state = find(name)
-    require_use(state, principal)
-    return state
-
-
 # --- Who may ----------------------------------------------------------------------------------
 
 

@@ -1,6 +1,6 @@
 """Reading a stream page by page: a runner's wakes, an entity's events, a shared state."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -59,7 +59,10 @@ class Source(Protocol):
         """
 
     def follow(self, after: int) -> Page:
-        """`read`, for a reader that waits for more; it may lag a moment behind."""
+        """`read`, for a reader that waits for more; it may lag a moment behind.
+
+        It also raises Unauthenticated, Forbidden or NotFound for who may no longer read.
+        """
 
     def end(self) -> "End":
         """Where it ends. Raises NotFound when the stream is gone."""
@@ -74,12 +77,18 @@ class Source(Protocol):
 class Counted:
     """A stream whose offsets count its events; each reader reads the database."""
 
+    require_right: Callable[[], object]
+    """Raises what a new request of the reader's would be refused with."""
+
     passes_over = False
     encode = staticmethod(offsets.encode)
     decode = staticmethod(offsets.decode)
 
     def follow(self, after: int) -> Page:
-        return self.read(after)
+        page = self.read(after)
+        if page.events or page.closed:
+            self.require_right()  # afterwards: none of them came after the right had ended
+        return page
 
     def read(self, after: int) -> Page:
         # The tail first: all below it is committed by now, so nothing can appear there later.
@@ -137,6 +146,9 @@ class WakesOf(Counted):
     runner_id: str
     owner: str
 
+    def require_right(self) -> None:
+        """It is looked for with the stream."""
+
     @property
     def key(self) -> str:
         return waiters.wake_stream_key(self.runner_id)
@@ -167,6 +179,7 @@ class EventsOf(Counted):
     """An entity's main stream."""
 
     entity_id: int
+    require_right: Callable[[], object]
 
     @property
     def key(self) -> str:
@@ -187,6 +200,7 @@ class SharedEventsOf(Counted):
     """A shared state, which ends only when it is deleted."""
 
     state_id: int
+    require_right: Callable[[], object]
 
     @property
     def key(self) -> str:

@@ -251,6 +251,17 @@ def test_a_read_of_the_main_stream_costs(runner):
     assert cost(lambda: runner.get("/agent/e1/main?offset=now")) == 3
 
 
+def test_what_a_held_read_delivers_costs_one_for_the_right_to_it(runner):
+    held = "?offset=-1&live=long-poll"
+    assert cost(lambda: runner.get(f"/agent/e1/main{held}")) == 3 + 1
+    path = runner.share()
+    runner.post(path, {"n": 1})
+    assert cost(lambda: runner.get(f"{path}{held}")) == cost(lambda: runner.get(path)) + 1
+    assert cost(lambda: runner.get(f"/runners/r1/wake{held}")) == 3
+    token = runner.claim().body["claimToken"]
+    assert cost(lambda: runner.get(f"/agent/e1/main{held}", Electric_Claim_Token=token)) == 3 + 1
+
+
 @pytest.mark.parametrize("stream", ["/runners/r1/wake", "/agent/e1/main"])
 def test_a_wait_in_vain_costs_one_look_at_the_tail(runner, settings, stream, monkeypatch):
     deaf = waiters.Hub()  # a listener that begins has all that wait look once more

@@ -19,7 +19,7 @@ def of_entity(texts, begin=1):
         StreamEvent(entity=entity, offset=offset, data=text)
         for offset, text in enumerate(texts, start=begin)
     )
-    return EventsOf(entity.pk)
+    return EventsOf(entity.pk, bool)
 
 
 def of_shared_state(texts, begin=1):
@@ -28,7 +28,7 @@ def of_shared_state(texts, begin=1):
         SharedStateEvent(state=state, offset=offset, data=text)
         for offset, text in enumerate(texts, start=begin)
     )
-    return SharedEventsOf(state.pk)
+    return SharedEventsOf(state.pk, bool)
 
 
 stream = pytest.mark.parametrize("stream", [of_entity, of_shared_state])

@@ -148,7 +148,7 @@ def test_a_reader_that_does_not_read_holds_one_copy_of_a_page(alice: Api):
     alice.make_entity()
     length = 900_000
     alice.send(payload="x" * length)
-    source = EventsOf(Entity.objects.get().pk)
+    source = EventsOf(Entity.objects.get().pk, bool)
     source.read(0)  # compiled, and connected
     tracemalloc.start()
     answer = streams._sse(source, 0, None, Hold("alice", "sse"), None)
