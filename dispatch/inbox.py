@@ -18,7 +18,7 @@ from core.errors import InvalidRequest, NotFound, NotRunning
 from dispatch import entities, types, wakes
 from dispatch.models import DispatchState, Entity, QueuedMessage, StreamEvent
 from dispatch.streams import log, work
-from dispatch.streams.scan import scan
+from dispatch.streams.scan import naming, scan
 
 
 def edit(entity: Entity, key: str, change: JsonObject) -> str:
@@ -163,8 +163,7 @@ def _read(entity: Entity, key: str) -> _Message:
 
 def _events(entity: Entity, key: str, after: int, *, up_to: int | None = None) -> list[JsonObject]:
     """The inbox events of this key past an offset."""
-    quoted = msgspec.json.encode(key).decode()
-    found = StreamEvent.objects.filter(entity=entity, offset__gt=after, data__contains=quoted)
+    found = naming(StreamEvent.objects.filter(entity=entity, offset__gt=after), key)
     if up_to is not None:
         found = found.filter(offset__lte=up_to)
     return [

@@ -43,7 +43,7 @@ from dispatch.models import (
 )
 from dispatch.streams import conditions, sources
 from dispatch.streams.conditions import Wish
-from dispatch.streams.scan import scan
+from dispatch.streams.scan import naming, scan
 from runners.models import Runner
 
 MOST_DEBOUNCES = 10
@@ -533,8 +533,7 @@ def _said_in(source: DispatchState, run: str) -> JsonObject:
     Most runs began in the claim that ends them; only for one that did not is the whole stream
     searched.
     """
-    quoted = msgspec.json.encode(run).decode()
-    events = StreamEvent.objects.filter(entity=source.entity_id, data__contains=quoted)
+    events = naming(StreamEvent.objects.filter(entity=source.entity_id), run)
     claimed = source.claimed_tail or 0
     began, found = _said_by(run, events.filter(offset__gt=claimed))
     if claimed and not began:

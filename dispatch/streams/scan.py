@@ -6,6 +6,7 @@ A stream may hold thousands of events of 1 MiB each; every reader of their texts
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import msgspec
 from django.db import connection
 from django.db.models import Case, F, Func, IntegerField, QuerySet, RowRange, Sum, When, Window
 from django.db.models.functions import Coalesce
@@ -15,6 +16,9 @@ PAGE_EVENTS = 1000
 """Events in one page at the most."""
 PAGE_BYTES = 1024 * 1024
 """Bytes after which a page is cut; one event is always given whole."""
+
+_LOOKED_FOR = 1024
+"""Characters of a key: SQLite takes no pattern of more than 50 000 bytes."""
 
 
 class Bytes(Func):
@@ -70,3 +74,8 @@ def scan(events: "QuerySet[Any]") -> Iterator[tuple[int, str]]:
         if len(told) == len(found) < PAGE_EVENTS:
             return
         after = told[-1][0]
+
+
+def naming(events: "QuerySet[Any]", key: str) -> "QuerySet[Any]":
+    """Those of these events that may name this key, wherever they do."""
+    return events.filter(data__contains=msgspec.json.encode(key).decode()[:_LOOKED_FOR])

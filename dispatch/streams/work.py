@@ -16,7 +16,7 @@ import msgspec
 from core.bodies import JsonObject
 from dispatch.models import DispatchState, QueuedMessage, StreamEvent, TakenMessage
 from dispatch.streams.events import operation_of, value_of
-from dispatch.streams.scan import scan
+from dispatch.streams.scan import naming, scan
 
 QUEUED_MODES = ("queued", "paused")
 """Of messages that wait in the queue until a handler takes them."""
@@ -173,8 +173,7 @@ def _retract(state: DispatchState, kind: str, key: str) -> None:
     if state.last_work_offset <= state.cursor:
         return
     work = StreamEvent.objects.filter(entity_id=state.entity_id, work=True)
-    quoted = msgspec.json.encode(key).decode()
-    unacked = work.filter(offset__gt=state.cursor, data__contains=quoted)
+    unacked = naming(work.filter(offset__gt=state.cursor), key)
     retracted = []
     for offset, data in scan(unacked):
         said = msgspec.json.decode(data)

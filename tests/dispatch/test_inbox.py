@@ -48,6 +48,14 @@ def test_an_edit_is_an_update_that_bears_its_txid(woken):
     }
 
 
+def test_a_handler_may_decide_of_a_key_of_any_length(woken):
+    woken.send()
+    claim = woken.claim()
+    change = {"type": "inbox", "key": "k" * 60_000, "value": {"status": "cancelled"}}
+    change["headers"] = {"operation": "update"}
+    assert claim.append(change, token=claim.mint()).status == 204
+
+
 def test_a_deletion_is_a_delete_that_bears_its_txid(woken):
     woken.send(key="k", mode="queued")
     txid = unsend(woken)

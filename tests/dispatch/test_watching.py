@@ -97,6 +97,14 @@ def api(alice):
 # --- Finished runs ----------------------------------------------------------------------------
 
 
+def test_a_run_may_have_a_key_of_any_length(api):
+    watch(api)
+    run = "r" * 60_000
+    delta = event("text_delta", run_id=run, delta="Hi!")
+    handled(api, CHILD, event("run", run), delta, finished(run))
+    assert [child["response"] for child in children(api)] == ["Hi!"]
+
+
 def test_a_parent_hears_of_its_childs_run_with_the_response(api):
     watch(api)
     deltas = [event("text_delta", f"d{n}", run_id="run-1", delta=t) for n, t in enumerate("Hi!")]
