@@ -691,9 +691,9 @@ class SharedState(models.Model):
 
     @property
     def urls(self) -> list[str]:
-        """The URLs that may name it as a source: with its characters as they are, or encoded."""
-        encoded = quote(self.name, safe=UNENCODED)
-        return sorted({self.stream_path, f"{SHARED_STATE_PREFIX}{encoded}"})
+        """The URLs that may name it as a source: as it is, or encoded, with or without slashes."""
+        encoded = {quote(self.name, safe=UNENCODED + kept) for kept in ("", "/")}
+        return sorted({self.stream_path, *(f"{SHARED_STATE_PREFIX}{each}" for each in encoded)})
 
 
 class SharedStateEvent(models.Model):

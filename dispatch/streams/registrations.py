@@ -13,6 +13,7 @@ import hashlib
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from functools import cache
@@ -31,7 +32,7 @@ from core.database import lock_name
 from core.errors import InvalidRequest, NotFound, NotRunning, PayloadTooLarge
 from core.prepared import Param
 from core.principals import Principal
-from dispatch.cron import Cron
+from dispatch.cron import PREFIX, Cron
 from dispatch.models import (
     MANAGE,
     Delivery,
@@ -115,7 +116,10 @@ class Order:
 
 def _place(url: str) -> str:
     """A source by one canonical URL: each ICU has its own names for a cron stream's zone."""
-    return Cron.of(url).path if sources.is_cron(url) else url
+    if sources.is_cron(url):
+        with suppress(ValueError):  # nothing was registered there
+            return Cron.of(url).path
+    return url
 
 
 def hold(subscriber: Entity) -> datetime:
@@ -145,12 +149,16 @@ def register(subscriber: Entity, order: Order, now: datetime) -> None:
 def unregister(subscriber: Entity, *, source_url: str = "", manifest_key: str = "") -> None:
     """Remove the subscriber's registrations at this source, under this key, or both."""
     which = Q(subscriber=subscriber)
-    if source_url:
-        which &= Q(source_url=source_url)
     if manifest_key:
         which &= Q(manifest_key=manifest_key)
+    if sources.is_cron(source_url):
+        which &= Q(source_url__startswith=PREFIX)
+    elif source_url:
+        which &= Q(source_url=source_url)
     with transaction.atomic():
-        _delete(_lock(which))
+        rows = _lock(which)
+        place = _place(source_url)
+        _delete(each for each in rows if not source_url or _place(each.source_url) == place)
 
 
 def watched_from_birth(url: Param) -> Case:

@@ -438,12 +438,14 @@ def test_a_retry_is_told_once(shared):
     assert [each["key"] for each in value["changes"]] == ["0", "1"]
 
 
-@pytest.mark.parametrize("source", ["debate-/moderator/x", "debate-%2Fmoderator%2Fx"])
-def test_it_is_waited_for_by_either_form_of_its_url_and_before_it_is_made(shared, source):
+@pytest.mark.parametrize(
+    "source", ["debate /mod/é", "debate%20%2Fmod%2F%C3%A9", "debate%20/mod/%C3%A9"]
+)
+def test_it_is_waited_for_by_each_form_of_its_url_and_before_it_is_made(shared, source):
     shared.make_entity("/agent/e2")
     source = f"/_electric/shared-state/{source}"
     watch(shared, source)
-    path = shared.share("debate-/moderator/x")
+    path = shared.share("debate%20/mod/%C3%A9")
     shared.post(path, event())
     assert [each["source"] for each in told(shared)] == [source]
 

@@ -204,6 +204,16 @@ def test_one_zone_by_two_names_is_registered_once(woken):
     assert "payload" not in wake["value"]["changes"][0]
 
 
+def test_it_is_unregistered_by_each_name_of_its_zone(woken):
+    for zone in ("Asia/Calcutta", "Asia/Kolkata"):
+        assert register(woken, path_of("0 9 * * *", zone)).status == 204
+    assert register(woken, HOURLY.path).status == 204
+    for source in (f"{PREFIX}none", path_of("0 9 * * *", "Asia/Calcutta")):
+        body = {"subscriberUrl": "/agent/e1", "sourceUrl": source}
+        assert woken.post("/_electric/wake/unregister", body).status == 204
+    assert Registration.objects.get().source_url == HOURLY.path
+
+
 def test_an_observed_cron_of_a_manifest_ticks(woken):
     woken.send()
     claim = woken.claim()
