@@ -91,7 +91,9 @@ def write(kind: str, key: str, **facts: Any) -> None:
             facts.get("owner", before.owner),
             facts.get("other_owner", before.other_owner),
         ):
-            depart(kind, owner, key, type=before.type, registration=before.registration)
+            # Not as the former row had it: who manages its type still sees the new one.
+            registration = facts.get("registration", before.registration)
+            depart(kind, owner, key, type=before.type, registration=registration)
     Change.objects.filter(pk=before.pk).update(gone=False, **here, **facts)
 
 

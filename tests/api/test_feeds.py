@@ -300,6 +300,19 @@ def test_an_id_that_another_takes_over_is_gone_for_its_former_owner(alice: Api, 
     assert his.look() == [("upsert", "r1")]
 
 
+def test_what_another_made_anew_stays_with_who_manages_its_type(
+    feed: Follower, alice: Api, bob: Api
+):
+    alice.make_entity()
+    alice("DELETE", "/_electric/entities/agent/e1")
+    grant = {"subject_kind": "principal", "subject_value": "user:bob", "permission": "spawn"}
+    body = {"name": "agent", "description": "", "permission_grants": [grant]}
+    assert alice.post("/_electric/entity-types", body).status == 201
+    feed.look()
+    bob.make_entity(runner_id=None)
+    assert feed.look() == [("upsert", "/agent/e1")]
+
+
 def test_what_comes_of_age_while_it_is_pruned_is_left(alice: Api):
     """Nobody is told to read anew for it: that is decided as it begins."""
     for name in ("e1", "e2"):
