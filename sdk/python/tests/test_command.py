@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -236,6 +238,38 @@ async def test_a_cancelled_command_is_ended_with_its_whole_group(tmp_path: Path,
             await server.expire("chat/1")
             await until(lambda: not any(map(alive, pids)), "the group's end")
         assert server.of("done") == server.of("failed") == []
+
+
+async def test_one_cancelled_at_any_moment_of_its_start_leaves_nothing(tmp_path: Path) -> None:
+    said = tmp_path / "children"
+    said.touch()
+
+    async def handle(wake: pullwake.Wake) -> None:
+        await wake.items()  # all of it is read, so that what comes next is the start
+        handler = CommandHandler(f"sleep 600 & echo $! >> {said}; wait", server.url)
+        for turns in range(40):
+            before = said.read_text()
+            starting = asyncio.create_task(handler(wake))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            while has_child() and said.read_text() == before:
+                pass  # the loop has other things to do meanwhile
+            starting.cancel()
+            with suppress(asyncio.CancelledError):
+                await starting
+            gc.collect()  # says what was left open
+
+    async with FakeServer() as server, running(server, handle):
+        await server.send("chat/1", 1)
+        assert (await ended(server)).status == "released"
+    children = said.read_text().split()
+    assert children
+    await until(lambda: not any(alive(int(pid)) for pid in children), "the groups' ends")
+
+
+def has_child() -> bool:
+    thread = threading.get_native_id()
+    return bool(Path(f"/proc/self/task/{thread}/children").read_text())
 
 
 async def test_a_stopped_group_is_ended_too(tmp_path: Path) -> None:

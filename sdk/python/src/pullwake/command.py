@@ -80,18 +80,15 @@ class CommandHandler:
         try:
             async with _Pipe() as out, _Pipe() as err:
                 with _spooled(json.dumps(request) + "\n") as stdin:
-                    process = await asyncio.create_subprocess_exec(
-                        "/bin/sh",
-                        "-c",
-                        self._command,
+                    process = await _start(
+                        started,
+                        *("/bin/sh", "-c", self._command),
                         stdin=stdin,
                         stdout=out.write_end,
                         stderr=err.write_end,
                         env=environment(wake, self._base_url),
-                        start_new_session=True,
                     )
-                started.append(process)
-                started.append(await self._guard(process.pid))
+                await self._guard(started, process.pid)
                 # Ours must be closed, or the end of the output is never seen.
                 out.write_end.close()
                 err.write_end.close()
@@ -108,13 +105,13 @@ class CommandHandler:
         if status != 0:
             raise CommandFailed(_describe_exit(status, errors))
 
-    async def _guard(self, group: int) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
+    async def _guard(self, started: list[asyncio.subprocess.Process], group: int) -> None:
+        await _start(
+            started,
             *("/bin/sh", "-c", _GUARD, "sh", str(group), f"{self._kill_after:g}"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
-            start_new_session=True,
         )
 
     async def _end(self, started: Sequence[asyncio.subprocess.Process]) -> None:
@@ -167,6 +164,24 @@ class CommandHandler:
             "value": {"text": line, "runner": wake.runner_id, "epoch": wake.epoch},
             "headers": {"operation": "insert"},
         }
+
+
+async def _start(
+    started: list[asyncio.subprocess.Process], *args: str, **options: Any
+) -> asyncio.subprocess.Process:
+    """A process in a group of its own, which is among those `started` however this ends.
+
+    If a start is cancelled, asyncio ends that process, but not its group, and leaves a pipe open.
+    """
+    starting = asyncio.create_task(
+        asyncio.create_subprocess_exec(*args, start_new_session=True, **options)
+    )
+    try:
+        await asyncio.shield(starting)
+    finally:
+        process = await starting
+        started.append(process)
+    return process
 
 
 def describe(wake: Wake) -> dict[str, Any]:
@@ -235,9 +250,13 @@ class _Pipe:
 
     async def __aenter__(self) -> _Pipe:
         loop = asyncio.get_running_loop()
-        self._transport, _ = await loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(self._reader), self._read_end
-        )
+        try:
+            self._transport, _ = await loop.connect_read_pipe(
+                lambda: asyncio.StreamReaderProtocol(self._reader), self._read_end
+            )
+        except BaseException:  # cancelled: asyncio closes its end, and nobody else ours
+            self.write_end.close()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
