@@ -171,7 +171,8 @@ async def _start(
 ) -> asyncio.subprocess.Process:
     """A process in a group of its own, which is among those `started` however this ends.
 
-    If a start is cancelled, asyncio ends that process, but not its group, and leaves a pipe open.
+    Where a start is cancelled, asyncio ends that process, but not its group. Raises OSError where
+    it cannot be started.
     """
     starting = asyncio.create_task(
         asyncio.create_subprocess_exec(*args, start_new_session=True, **options)
